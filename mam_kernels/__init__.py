@@ -1,0 +1,43 @@
+"""Multinomial Attention Masking for single-cell pretraining: from a cell's genes to its mask in one call.
+
+``MultinomialAttentionMasking`` is the masking step, ``ContextInjection`` gives its context to a model, and the functions are the operations
+they are made of. ``backends()`` says what this machine runs, ``explain()`` why, and ``testing.check()`` proves it against ``reference``.
+"""
+
+import importlib
+
+from .checks import check_values
+from .dispatch import Available, BackendUnavailableError, Unavailable, backends, explain, use_backend
+from .latent_attention.ops import attention_importance, latent_attention
+from .masking import ContextInjection, MaskingOutput, MultinomialAttentionMasking
+from .selection.ops import sample_without_replacement
+from .value_attention.ops import ValueMoments, value_attention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Available",
+    "BackendUnavailableError",
+    "ContextInjection",
+    "MaskingOutput",
+    "MultinomialAttentionMasking",
+    "Unavailable",
+    "ValueMoments",
+    "attention_importance",
+    "backends",
+    "check_values",
+    "explain",
+    "latent_attention",
+    "reference",
+    "sample_without_replacement",
+    "testing",
+    "use_backend",
+    "value_attention",
+]
+
+
+def __getattr__(name: str) -> object:
+    # The specification and the validation are loaded when they are asked for: a training run needs neither.
+    if name in ("reference", "testing"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,401 @@
+"""Multinomial Attention Masking as PyTorch modules: the masking step, and the injection of its context.
+
+Method: Naziri, Asgari, An, Sachlos and Seyyed-Kalantari, "Multinomial Attention Masking", PMLR 333:295-311, 2026.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import checks
+from .dispatch import requested
+from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
+from .selection.ops import draw_latents
+from .value_attention.ops import ValueMoments, Values, take_apart, value_mask, value_moments
+
+CONTEXTS = ("all", "visible")
+SCHEMES = ("encoder", "decoder", "both", "separate")
+
+
+class MaskingOutput(NamedTuple):
+    """What one masking step returns."""
+
+    mask: Tensor  # (B, L) bool, True = hidden
+    importance: Tensor  # (B, L) float32: attention summed over heads and the drawn latents; no gradient
+    context: Tensor  # (B, Dz): mean over the latents of the attended output; differentiable
+    penalty: Tensor  # scalar: mean over cells of the squared norm of the attended output; differentiable
+
+
+class _TokenProjection(torch.autograd.Function):
+    """``tokens @ weight.T`` whose gradient ignores what stands in the padding.
+
+    The products of padded rows are never used, so the gradient that arrives for them is 0; but 0 * NaN is NaN, and the padding may hold
+    NaN. Zeroing the padding here, in the backward pass alone, spares the forward pass a copy of its input.
+    """
+
+    @staticmethod
+    def forward(tokens: Tensor, weight: Tensor, valid: Tensor | None) -> Tensor:
+        return F.linear(tokens, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:
+        tokens, weight, valid = ctx.saved_tensors
+        grad_tokens = gradient @ weight if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            kept = tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0)
+            grad_weight = gradient.flatten(0, 1).T @ kept.flatten(0, 1)
+        return grad_tokens, grad_weight, None
+
+
+class MultinomialAttentionMasking(nn.Module):
+    """Learn which genes to hide: trainable latents attend over a cell's tokens, and attention is the probability of being hidden.
+
+    For a cell with tokens projected to ``Dz``, multi-head attention of the latents gives weights ``A (H, N, L)`` and outputs ``O (N, Dz)``.
+    A random subset ``R`` of the latents is drawn once a call; the importance of a position is ``s_l = sum_{n in R, h} A[h, n, l]``; ``k``
+    positions are drawn without replacement in proportion to ``(s_l + eps) ** (1 / temperature)`` and hidden. The context is the mean of
+    ``O`` over the latents. The mask carries no gradient: what trains the latents is the context, injected by ``ContextInjection``, and
+    the penalty.
+
+    Neither ``A`` nor, for scalar values, the projected tokens or ``O`` are ever stored (see ``value_attention/README.md``). The parameters
+    are those of ``torch.nn.Linear`` and ``torch.nn.MultiheadAttention``, by the same names and shapes.
+
+    Args:
+        input_dim: None for scalar values (B, L) or sparse CSR (B, G); ``D`` for embeddings (B, L, D).
+        latent_dim: ``Dz``, the width of the latents.
+        num_latents: ``N``.
+        num_heads: ``H``; divides ``latent_dim``.
+        mask_ratio: in [0, 1]: ``k = floor(mask_ratio * n)`` of a cell's ``n`` maskable positions.
+        latent_fraction: in [0, 1]: ``|R| = max(1, floor(N * latent_fraction))``. None: ``mask_ratio``, as published.
+        temperature: > 0; 1 is the published method, smaller is sharper.
+        context_from: "all", as published: the context is computed before the masking and carries something of the hidden values;
+            "visible": it is computed from what is left, so nothing leaks.
+        eps: > 0, added to the importance.
+        backend: one of ``mam_kernels.backends()``; None chooses.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+
+    def __init__(
+        self,
+        input_dim: int | None = None,
+        latent_dim: int = 256,
+        num_latents: int = 128,
+        num_heads: int = 8,
+        mask_ratio: float = 0.3,
+        latent_fraction: float | None = None,
+        temperature: float = 1.0,
+        context_from: str = "all",
+        eps: float = 1e-8,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_dim = None if input_dim is None else checks.require_count("input_dim", input_dim)
+        self.latent_dim = checks.require_count("latent_dim", latent_dim)
+        self.num_latents = checks.require_count("num_latents", num_latents)
+        self.num_heads = checks.require_count("num_heads", num_heads)
+        if latent_dim % num_heads:
+            raise ValueError(f"num_heads: expected a divisor of latent_dim = {latent_dim}; got {num_heads}")
+        self.mask_ratio = checks.require_number("mask_ratio", mask_ratio, 0.0, 1.0)
+        fraction = mask_ratio if latent_fraction is None else latent_fraction
+        self.latent_fraction = checks.require_number("latent_fraction", fraction, 0.0, 1.0)
+        self.temperature = checks.require_number("temperature", temperature, 0.0, 1e6, open_low=True)
+        self.eps = checks.require_number("eps", eps, 0.0, 1e6, open_low=True)
+        if context_from not in CONTEXTS:
+            raise ValueError(f"context_from: expected one of {', '.join(CONTEXTS)}; got {context_from!r}")
+        self.context_from = context_from
+        requested(backend)
+        self.backend = backend
+
+        self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
+        self.input_proj = nn.Linear(1 if input_dim is None else input_dim, latent_dim)
+        # Holds the parameters by the names of the published code; its own forward, which would store the attention, is never called.
+        self.cross_attention = nn.MultiheadAttention(latent_dim, num_heads, batch_first=True)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew: standard normal latents, and torch's own initialisation of the rest."""
+        nn.init.normal_(self.latents)
+        self.input_proj.reset_parameters()
+        self.cross_attention._reset_parameters()
+        nn.init.zeros_(self.cross_attention.out_proj.bias)
+
+    @property
+    def num_drawn_latents(self) -> int:
+        """``|R|``, how many of the latents decide a mask."""
+        return min(self.num_latents, max(1, math.floor(self.num_latents * self.latent_fraction)))
+
+    @property
+    def head_dim(self) -> int:
+        """``d = Dz / H``."""
+        return self.latent_dim // self.num_heads
+
+    def extra_repr(self) -> str:
+        return (
+            f"input_dim={self.input_dim}, latent_dim={self.latent_dim}, num_latents={self.num_latents}, num_heads={self.num_heads}, "
+            f"mask_ratio={self.mask_ratio}, latent_fraction={self.latent_fraction}, temperature={self.temperature}, "
+            f"context_from={self.context_from!r}, eps={self.eps}, backend={self.backend!r}"
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        valid: Tensor | None = None,
+        maskable: Tensor | None = None,
+        num_masked: int | Tensor | None = None,
+        seed: int | Tensor | None = None,
+        step: int | Tensor = 0,
+        sample_ids: Tensor | None = None,
+        latents: Tensor | None = None,
+    ) -> MaskingOutput:
+        """One masking step, from tokens to mask.
+
+        Args:
+            tokens: (B, L) values or sparse CSR (B, G), whose missing entries are zeros that take part; with ``input_dim`` (B, L, D)
+                embeddings. Floating point. Embeddings may require a gradient, values may not.
+            valid: (B, L) bool, True where there is a real token: those are attended to. None: everywhere.
+            maskable: (B, L) bool, True where a token may be hidden; only valid ones ever are. None: ``valid``.
+            num_masked: ``k``, an int or integers (B,), in place of ``floor(mask_ratio * n)``.
+            seed: an int, an integer tensor of one element, or None for one from torch's generator of the device.
+            step: an int in [0, 2**32) or an integer tensor of one element. The mask is a function of (seed, step, sample id).
+            sample_ids: (B,) integers, 32 bits, a stable id of each cell. None: the index of the row.
+            latents: int64 (|R|,), to fix the subset ``R``; None draws it.
+
+        Returns:
+            ``MaskingOutput(mask, importance, context, penalty)``. A cell without valid tokens: nothing hidden, importance 0, and the
+            context of an attended output that is 0 before the output projection.
+
+        Raises:
+            TypeError, ValueError: an argument is not as above; ``BackendUnavailableError`` if the named backend cannot run.
+        """
+        if self.input_dim is None:
+            return self._mask_values(tokens, valid, maskable, num_masked, seed, step, sample_ids, latents)
+        return self._mask_tokens(tokens, valid, maskable, num_masked, seed, step, sample_ids, latents)
+
+    def _prepare(
+        self,
+        data: Tensor,
+        rows: int,
+        positions: int,
+        valid,
+        maskable,
+        num_masked,
+        seed,
+        step,
+        sample_ids,
+        latents,
+        backend: str,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, checks.Draw, Tensor]:
+        """Checked (valid, maskable, k, draw, R)."""
+        device = data.device
+        checks.require_device("tokens", data, self.latents.device, "the module")
+        valid = checks.require_flags("valid", valid, rows, positions, device)
+        maskable = checks.require_flags("maskable", maskable, rows, positions, device)
+        if maskable is None:
+            maskable = valid
+        elif valid is not None:
+            maskable = maskable & valid
+        if num_masked is None:
+            counts = checks.count_masked(self.mask_ratio, maskable, rows, positions, device)
+        else:
+            counts = checks.row_counts("num_masked", num_masked, rows, positions, device)
+        draw = checks.draw_source(seed, step, sample_ids, rows, device)
+        if latents is None:
+            chosen = draw_latents(data, self.num_latents, self.num_drawn_latents, draw.seed, draw.step, backend)
+        else:
+            chosen = checks.indices("latents", latents, self.num_latents, device)
+        return valid, maskable, counts, draw, chosen
+
+    def _projections(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """(W_q, W_k, W_v), each (Dz, Dz), and (b_q, b_k, b_v), each (Dz,)."""
+        attention = self.cross_attention
+        return attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+
+    # Scalar values
+
+    def _mask_values(self, tokens, valid, maskable, num_masked, seed, step, sample_ids, latents) -> MaskingOutput:
+        values = take_apart("tokens", tokens)
+        backend = requested(self.backend)
+        valid, maskable, counts, draw, chosen = self._prepare(
+            values.data,
+            values.rows,
+            values.positions,
+            valid,
+            maskable,
+            num_masked,
+            seed,
+            step,
+            sample_ids,
+            latents,
+            backend,
+        )
+        if values.crow is None:
+            checks.require_finite("tokens", tokens, valid)
+        weighting = (self.eps, 1.0 / self.temperature)
+        with torch.autocast(device_type=values.device.type, enabled=False):
+            slope = self._slope(torch.promote_types(values.data.dtype, torch.float32))
+            if self.context_from == "all":
+                mask, importance, moments = value_mask(
+                    values, slope, valid, maskable, counts, chosen, draw, *weighting, backend
+                )
+            else:
+                mask, importance, _ = value_mask(
+                    values, slope.detach()[chosen], valid, maskable, counts, torch.arange(chosen.shape[0], device=chosen.device),
+                    draw, *weighting, backend,
+                )  # fmt: skip
+                moments = value_moments(values, slope, _visible(mask, valid), backend)
+            context, penalty = self._value_context(values, moments)
+        return MaskingOutput(mask, importance, context, penalty)
+
+    def _slope(self, dtype: torch.dtype) -> Tensor:
+        """``a[n, h] = q . u / sqrt(d)``, with ``u = W_k w`` what a unit of expression adds to a key; (N, H)."""
+        (query_weight, key_weight, _), (query_bias, _, _) = self._projections()
+        exact = torch.promote_types(dtype, self.latents.dtype)
+        query = F.linear(self.latents.to(exact), query_weight.to(exact), query_bias.to(exact))
+        direction = key_weight.to(exact) @ self.input_proj.weight.to(exact)[:, 0]
+        slope = (query * direction).unflatten(-1, (self.num_heads, self.head_dim)).sum(dim=-1) * self.head_dim**-0.5
+        return slope.to(dtype).contiguous()
+
+    def _value_context(self, values: Values, moments: ValueMoments) -> tuple[Tensor, Tensor]:
+        """Context and penalty from the means alone.
+
+        ``O_n = sum_h m[n, h] P_h + r`` with ``P_h = W_o[:, h] (W_v w)_h`` and ``r = W_o (W_v b + b_v) + b_o`` (``b_o`` alone for an empty
+        cell), so ``|O_n|^2`` is a quadratic form in ``m[n]``, and no (B, N, Dz) tensor is needed.
+        """
+        (_, _, value_weight), (_, _, value_bias) = self._projections()
+        dtype = moments.mean.dtype
+        out_weight, out_bias = (
+            self.cross_attention.out_proj.weight.to(dtype),
+            self.cross_attention.out_proj.bias.to(dtype),
+        )
+        unit = (value_weight.to(dtype) @ self.input_proj.weight.to(dtype)[:, 0]).unflatten(
+            0, (self.num_heads, self.head_dim)
+        )
+        constant = out_weight @ (value_weight.to(dtype) @ self.input_proj.bias.to(dtype) + value_bias.to(dtype))
+        directions = torch.einsum("ohd,hd->ho", out_weight.unflatten(1, (self.num_heads, self.head_dim)), unit)
+        occupied = torch.isfinite(moments.log_partition[:, :1, 0]).to(dtype)  # (B, 1)
+        offset = occupied * constant + out_bias  # (B, Dz)
+        context = moments.mean.mean(dim=1) @ directions + offset
+        linear = 2.0 * moments.mean.sum(dim=1) * (offset @ directions.T)  # (B, H)
+        quadratic = (moments.mean @ (directions @ directions.T)) * moments.mean  # (B, N, H)
+        squared_norm = quadratic.sum(dim=(1, 2)) + linear.sum(dim=-1) + self.num_latents * offset.square().sum(dim=-1)
+        return context, squared_norm.sum() / max(values.rows, 1)
+
+    # Embeddings
+
+    def _mask_tokens(self, tokens, valid, maskable, num_masked, seed, step, sample_ids, latents) -> MaskingOutput:
+        checks.require_floating("tokens", tokens, f"(B, L, {self.input_dim})", 3)
+        checks.require_shape("tokens", tokens, (None, None, self.input_dim), "(B, L, input_dim)")
+        rows, positions, _ = tokens.shape
+        backend = requested(self.backend)
+        valid, maskable, counts, draw, chosen = self._prepare(
+            tokens, rows, positions, valid, maskable, num_masked, seed, step, sample_ids, latents, backend
+        )
+        checks.require_finite("tokens", tokens, valid)
+        scale = self.head_dim**-0.5
+        weighting = (self.eps, 1.0 / self.temperature, scale)
+        query, key, value, value_bias = self._project_tokens(tokens, valid)
+        with torch.autocast(device_type=tokens.device.type, enabled=False):
+            if self.context_from == "all":
+                output, logsumexp = latent_attention(query, key, value, valid=valid, scale=scale, backend=self.backend)
+                mask, importance = token_mask(
+                    query, key, logsumexp, chosen, valid, maskable, counts, draw, *weighting, backend
+                )
+                attended = valid
+            else:
+                drawn = query.detach()[chosen]
+                logsumexp = attention_logsumexp(drawn, key, valid, scale, backend)
+                every = torch.arange(chosen.shape[0], device=chosen.device)
+                mask, importance = token_mask(
+                    drawn, key, logsumexp, every, valid, maskable, counts, draw, *weighting, backend
+                )
+                attended = _visible(mask, valid)
+                output, _ = latent_attention(query, key, value, valid=attended, scale=scale, backend=self.backend)
+            context, penalty = self._token_context(output, value_bias, attended, positions)
+        return MaskingOutput(mask, importance, context, penalty)
+
+    def _project_tokens(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """query (N, H, d), key and value (B, L, H, d), and the bias of the values (Dz,).
+
+        The two projections of a token are one: ``K = X (W_k W_p)^T``. The bias of the keys adds the same to every score of a query, so it
+        cancels in the softmax; that of the values is added to the attended output, since attention sums to 1.
+        """
+        device = tokens.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+        exact = torch.promote_types(compute, torch.float32)
+        with torch.autocast(device_type=device, enabled=False):
+            (query_weight, *token_weights), (query_bias, _, value_bias) = self._projections()
+            query = F.linear(self.latents.to(exact), query_weight.to(exact), query_bias.to(exact)).to(compute)
+            input_weight = self.input_proj.weight.to(exact)
+            folded = torch.cat([weight.to(exact) @ input_weight for weight in token_weights]).to(compute)  # (2 Dz, D)
+            both = _TokenProjection.apply(tokens.to(compute), folded, valid)
+            key, value = both.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(dim=2)
+            bias = token_weights[1].to(exact) @ self.input_proj.bias.to(exact) + value_bias.to(exact)
+        return query.unflatten(-1, (self.num_heads, self.head_dim)), key, value, bias
+
+    def _token_context(
+        self, output: Tensor, value_bias: Tensor, attended: Tensor | None, positions: int
+    ) -> tuple[Tensor, Tensor]:
+        """``O = (output + b_v) W_o^T + b_o``, the bias of the values only where a cell has tokens; its mean and mean squared norm."""
+        concatenated = output.flatten(2).to(value_bias.dtype)  # (B, N, Dz)
+        if attended is None:
+            concatenated = concatenated + value_bias * float(positions > 0)
+        else:
+            concatenated = concatenated + value_bias * attended.any(dim=1)[:, None, None]
+        projection = self.cross_attention.out_proj
+        projected = F.linear(concatenated, projection.weight.to(value_bias.dtype), projection.bias.to(value_bias.dtype))
+        return projected.mean(dim=1), projected.square().sum() / max(projected.shape[0], 1)
+
+
+def _visible(mask: Tensor, valid: Tensor | None) -> Tensor:
+    return ~mask if valid is None else valid & ~mask
+
+
+class ContextInjection(nn.Module):
+    """Inject the context into a model: a linear adapter ``Dz -> De`` makes a vector that is added to every token embedding.
+
+    Args:
+        latent_dim: ``Dz``, the width of ``MaskingOutput.context``.
+        embed_dim: ``De``, the width of the model's token embeddings.
+        scheme: where it is added: "encoder"; "decoder", the published best; "both", by one adapter; "separate", both, an adapter each.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+
+    def __init__(self, latent_dim: int, embed_dim: int, scheme: str = "decoder") -> None:
+        super().__init__()
+        self.latent_dim = checks.require_count("latent_dim", latent_dim)
+        self.embed_dim = checks.require_count("embed_dim", embed_dim)
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}; got {scheme!r}")
+        self.scheme = scheme
+        if scheme == "separate":
+            self.encoder_adapter = nn.Linear(latent_dim, embed_dim)
+            self.decoder_adapter = nn.Linear(latent_dim, embed_dim)
+        else:
+            self.adapter = nn.Linear(latent_dim, embed_dim)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.latent_dim}, embed_dim={self.embed_dim}, scheme={self.scheme!r}"
+
+    def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """From the context (B, Dz) to (encoder_shift, decoder_shift), each (B, 1, De), or None where the scheme adds nothing.
+
+        Raises:
+            TypeError, ValueError: the context is not a floating-point tensor (B, Dz).
+        """
+        checks.require_floating("context", context, f"(B, {self.latent_dim})", 2)
+        checks.require_shape("context", context, (None, self.latent_dim), "(B, latent_dim)")
+        if self.scheme == "separate":
+            return self.encoder_adapter(context)[:, None], self.decoder_adapter(context)[:, None]
+        shift = self.adapter(context)[:, None]
+        return (shift if self.scheme != "decoder" else None), (shift if self.scheme != "encoder" else None)

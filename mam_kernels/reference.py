@@ -1,0 +1,70 @@
+"""The specification: every operation in plain PyTorch, one equation a line, in the precision of its arguments.
+
+These functions take the arguments of their namesakes in ``mam_kernels`` and nothing else stands behind them: no dispatch, no kernel, no
+hand-written gradient, so torch differentiates the equations themselves. The equations are in ``<operation>/reference.py``.
+"""
+
+from torch import Tensor
+
+from . import checks
+from .latent_attention import reference as latent
+from .philox import philox4x32, random_bits, uniforms
+from .selection import reference as selection
+from .selection.reference import draw_latents, race_keys, relative_weights, smallest
+from .value_attention import reference as value
+from .value_attention.ops import ValueMoments, take_apart
+
+__all__ = [
+    "attention_importance",
+    "draw_latents",
+    "latent_attention",
+    "philox4x32",
+    "race_keys",
+    "random_bits",
+    "relative_weights",
+    "sample_without_replacement",
+    "smallest",
+    "uniforms",
+    "value_attention",
+]
+
+
+def value_attention(values: Tensor, slope: Tensor, *, valid: Tensor | None = None) -> ValueMoments:
+    """``log M``, ``M'/M`` and ``M''/M - (M'/M)**2`` with ``M(a) = sum_l exp(a x_l)``; each (B, N, H)."""
+    parts = take_apart("values", values)
+    return ValueMoments(*value.moments(parts.data, parts.crow, parts.col, slope, valid, parts.positions))
+
+
+def latent_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, valid: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """``softmax(scale Q K^T) V`` and the log-sum-exp of the scores; (B, N, H, d) and (B, N, H)."""
+    return latent.forward(query, key, value, valid, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def attention_importance(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    latents: Tensor,
+    *,
+    valid: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """``s_l = sum_{n in R, h} exp(scale q.k - logsumexp)``; (B, L)."""
+    return latent.importance(query, key, logsumexp, latents, valid, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def sample_without_replacement(
+    weights: Tensor,
+    num_samples: int | Tensor,
+    *,
+    valid: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    sample_ids: Tensor | None = None,
+) -> Tensor:
+    """The ``k`` smallest of ``E_l / w_l``; (B, L) bool."""
+    counts = checks.row_counts("num_samples", num_samples, *weights.shape, weights.device)
+    draw = checks.draw_source(seed, step, sample_ids, weights.shape[0], weights.device)
+    return selection.select(weights, counts, valid, draw.sample_ids, draw.seed, draw.step, 0.0, 1.0)

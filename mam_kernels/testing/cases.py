@@ -1,0 +1,214 @@
+"""Inputs on which backends are held against the reference: shapes, paddings, layouts, and cells that look like cells."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ValueCase:
+    """Arguments of the value path."""
+
+    name: str
+    values: Tensor  # (B, L) dense, or CSR
+    slope: Tensor  # (N, H)
+    valid: Tensor | None
+    maskable: Tensor | None
+    num_masked: Tensor  # (B,)
+    latents: Tensor  # (R,)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "ValueCase":
+        """On another device, with values of another type. Slopes stay float32, or become float64 with the values."""
+        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved["values"] = moved["values"].to(dtype)
+        moved["slope"] = moved["slope"].to(torch.promote_types(dtype, torch.float32))
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class TokenCase:
+    """Arguments of the token path."""
+
+    name: str
+    query: Tensor  # (N, H, d)
+    key: Tensor  # (B, L, H, d)
+    value: Tensor  # (B, L, H, d)
+    valid: Tensor | None
+    maskable: Tensor | None
+    num_masked: Tensor  # (B,)
+    latents: Tensor  # (R,)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "TokenCase":
+        """On another device, in another type."""
+        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        for name in ("query", "key", "value"):
+            moved[name] = moved[name].to(dtype)
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class SelectionCase:
+    """Arguments of a draw."""
+
+    name: str
+    weights: Tensor  # (B, L)
+    num_samples: Tensor  # (B,)
+    valid: Tensor | None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "SelectionCase":
+        """On another device, in another type."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, weights=self.weights.to(device, dtype), num_samples=self.num_samples.to(device), valid=valid)
+
+
+def expression(rows: int, positions: int, density: float, generator: torch.Generator, *, largest: float = 6.0) -> Tensor:
+    """Values (B, L) like log-normalised counts: mostly zeros, the rest skewed towards the small; float32."""
+    present = torch.rand(rows, positions, generator=generator) < density
+    size = -torch.log1p(-torch.rand(rows, positions, generator=generator))
+    return torch.where(present, (0.3 + size).clamp(max=largest), 0.0)
+
+
+def ragged(rows: int, positions: int, generator: torch.Generator) -> Tensor:
+    """Padding (B, L): rows of different lengths with holes; the last of several rows has no valid position at all."""
+    lengths = torch.randint(1, positions + 1, (rows, 1), generator=generator)
+    valid = (torch.arange(positions) < lengths) & (torch.rand(rows, positions, generator=generator) < 0.9)
+    valid[:, 0] = True
+    if rows > 1:
+        valid[-1] = False
+    return valid
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same numbers (B, L, ...) at other addresses: every other column of a larger, column-major storage."""
+    storage = torch.full((x.shape[1] * 2, x.shape[0], *x.shape[2:]), 7.0, dtype=x.dtype).transpose(0, 1)
+    storage[:, ::2] = x
+    return storage[:, ::2]
+
+
+def _counts(rows: int, positions: int, ratio: float) -> Tensor:
+    return torch.full((rows,), int(ratio * positions), dtype=torch.int32)
+
+
+def value_cases() -> Iterator[ValueCase]:
+    """Dense, padded, strided and CSR; one position, no zeros, no values, large slopes, no cell at all."""
+    generator = torch.Generator().manual_seed(1)
+
+    def slopes(latents: int, heads: int, scale: float = 0.5) -> Tensor:
+        return scale * torch.randn(latents, heads, generator=generator)
+
+    def drawn(latents: int) -> Tensor:
+        return torch.randperm(latents, generator=generator)[: max(1, latents // 3)].sort().values
+
+    def case(name: str, values: Tensor, slope: Tensor, ratio: float = 0.3, valid=None, maskable=None) -> ValueCase:
+        rows, positions = values.shape
+        counts = _counts(rows, positions, ratio)
+        return ValueCase(name, values, slope, valid, maskable, counts, drawn(slope.shape[0]))
+
+    yield case("cells", expression(4, 300, 0.1, generator), slopes(16, 4))
+    yield case("one position", expression(2, 1, 1.0, generator), slopes(3, 1), ratio=1.0)
+    yield case("odd sizes", expression(3, 67, 0.4, generator), slopes(5, 3))
+    yield case("no zeros", expression(2, 130, 1.0, generator) - 3.0, slopes(7, 2))
+    yield case("nothing but zeros", torch.zeros(2, 40), slopes(4, 2))
+    yield case("everything hidden", expression(2, 50, 0.2, generator), slopes(4, 2), ratio=1.0)
+    yield case("nothing hidden", expression(2, 50, 0.2, generator), slopes(4, 2), ratio=0.0)
+    yield case("large slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=40.0))
+    yield case("far from zero", 30.0 + expression(2, 90, 0.5, generator), slopes(4, 2, scale=1.0))
+    yield case("strided", strided(expression(3, 77, 0.3, generator)), slopes(4, 2))
+
+    valid = ragged(4, 200, generator)
+    values = expression(4, 200, 0.2, generator).masked_fill(~valid, torch.nan)
+    yield case("padded, NaN in the padding", values, slopes(8, 2), ratio=0.2, valid=valid, maskable=valid)
+    maskable = valid & (torch.rand(4, 200, generator=generator) < 0.5)
+    yield case("some may not be hidden", values, slopes(8, 2), ratio=0.4, valid=valid, maskable=maskable)
+
+    sparse = expression(5, 150, 0.1, generator)
+    sparse[1] = 0.0
+    csr = sparse.to_sparse_csr()
+    yield case("CSR", csr, slopes(8, 4))
+    narrow = torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape)
+    yield case("CSR, 32-bit indices", narrow, slopes(8, 4))
+    valid = ragged(5, 150, generator)
+    yield case("CSR, padded", csr, slopes(8, 4), ratio=0.2, valid=valid, maskable=valid)
+
+
+def large_value_case() -> ValueCase:
+    """Cells of the size that the method was published with."""
+    generator = torch.Generator().manual_seed(2)
+    slope = 0.3 * torch.randn(128, 8, generator=generator)
+    latents = torch.randperm(128, generator=generator)[:38].sort().values
+    return ValueCase("19264 genes", expression(2, 19264, 0.08, generator), slope, None, None, _counts(2, 19264, 0.024), latents)
+
+
+def token_cases() -> Iterator[TokenCase]:
+    """Head widths that are and are not powers of two, padding, strides, one token, one latent."""
+    generator = torch.Generator().manual_seed(3)
+
+    def case(name: str, rows: int, positions: int, latents: int, heads: int, width: int, **options) -> TokenCase:
+        query, key, value = (
+            torch.randn(*shape, generator=generator)
+            for shape in ((latents, heads, width), (rows, positions, heads, width), (rows, positions, heads, width))
+        )
+        drawn = torch.randperm(latents, generator=generator)[: max(1, latents // 3)].sort().values
+        counts = _counts(rows, positions, options.pop("ratio", 0.3))
+        return TokenCase(name, query, key, value, options.get("valid"), options.get("maskable"), counts, drawn)
+
+    yield case("tokens", 2, 150, 16, 4, 32)
+    yield case("odd sizes", 3, 67, 5, 3, 20)
+    yield case("one token, one latent", 2, 1, 1, 1, 8, ratio=1.0)
+    yield case("wide heads", 1, 40, 4, 1, 96)
+    yield case("narrow heads", 2, 33, 3, 2, 3)
+    yield case("everything hidden", 2, 30, 4, 2, 16, ratio=1.0)
+
+    both = case("one buffer for keys and values", 2, 90, 6, 2, 16)
+    buffer = torch.stack([both.key, both.value], dim=2)
+    yield replace(both, key=buffer[:, :, 0], value=buffer[:, :, 1])
+    columns = case("strided", 2, 50, 4, 2, 8)
+    yield replace(columns, key=strided(columns.key), value=strided(columns.value))
+
+    sharp = case("large scores", 2, 60, 4, 2, 16)
+    yield replace(sharp, query=30.0 * sharp.query)
+
+    valid = ragged(4, 120, generator)
+    padded = case("padded, NaN in the padding", 4, 120, 8, 2, 16, ratio=0.2, valid=valid, maskable=valid)
+    hole = ~valid[:, :, None, None]
+    padded = replace(padded, key=padded.key.masked_fill(hole, torch.nan), value=padded.value.masked_fill(hole, torch.nan))
+    yield padded
+    maskable = valid & (torch.rand(4, 120, generator=generator) < 0.5)
+    yield replace(padded, name="some may not be hidden", maskable=maskable)
+
+
+def selection_cases() -> Iterator[SelectionCase]:
+    """Near-uniform, skewed, sparse and degenerate weights; every number of samples that is an edge."""
+    generator = torch.Generator().manual_seed(4)
+
+    def case(name: str, weights: Tensor, ratio: float = 0.3, valid: Tensor | None = None, counts: Tensor | None = None) -> SelectionCase:
+        return SelectionCase(name, weights, _counts(*weights.shape, ratio) if counts is None else counts, valid)
+
+    yield case("near-uniform", 1.0 + 0.1 * torch.rand(4, 700, generator=generator))
+    yield case("skewed", torch.rand(3, 400, generator=generator) ** 8)
+    yield case("one position", torch.ones(2, 1), ratio=1.0)
+    yield case("odd sizes", torch.rand(5, 67, generator=generator))
+    yield case("all drawn", torch.rand(2, 90, generator=generator), ratio=1.0)
+    yield case("none drawn", torch.rand(2, 90, generator=generator), ratio=0.0)
+    yield case("all but one", torch.rand(2, 90, generator=generator), counts=torch.tensor([89, 1], dtype=torch.int32))
+    yield case("a count for each row", torch.rand(4, 100, generator=generator), counts=torch.tensor([0, 1, 50, 100], dtype=torch.int32))
+    few = torch.where(torch.rand(3, 200, generator=generator) < 0.1, 1.0, 0.0)
+    yield case("more samples than weights", few, ratio=0.5)
+    yield case("no weight at all", torch.zeros(2, 64))
+    odd = torch.rand(3, 120, generator=generator)
+    odd[:, ::3] = torch.tensor([torch.nan, -1.0, torch.inf])[:, None]
+    yield case("NaN, negative and infinite weights", odd)
+    yield case("strided", strided(torch.rand(3, 88, generator=generator)))
+    valid = ragged(4, 150, generator)
+    weights = torch.rand(4, 150, generator=generator).masked_fill(~valid, torch.nan)
+    yield case("padded, NaN in the padding", weights, ratio=0.2, valid=valid)
+
+
+def extreme_selection_case() -> SelectionCase:
+    """Weights over the whole range of float32; only their ratios may matter."""
+    generator = torch.Generator().manual_seed(5)
+    exponents = torch.tensor([-120.0, -40.0, 0.0, 40.0, 110.0])[:, None]
+    weights = (1.0 + torch.rand(5, 300, generator=generator)) * 2.0**exponents
+    return SelectionCase("scaled by powers of two", weights, _counts(5, 300, 0.3), None)
