@@ -58,9 +58,7 @@ def require_floating(name: str, x: object, shape: str, rank: int) -> Tensor:
 
 def require_shape(name: str, x: Tensor, shape: Sequence[int | None], spelled: str) -> None:
     """Sizes as given; None stands for any."""
-    if x.dim() != len(shape) or any(
-        want is not None and have != want for have, want in zip(x.shape, shape, strict=True)
-    ):
+    if x.dim() != len(shape) or any(want is not None and have != want for have, want in zip(x.shape, shape, strict=True)):
         wanted = tuple("any" if size is None else size for size in shape)
         raise ValueError(f"{name}: expected shape {spelled} = {wanted}; got {describe(x)}")
 
@@ -76,9 +74,7 @@ def require_flags(name: str, x: object, rows: int, positions: int, device: torch
     if x is None:
         return None
     if not isinstance(x, Tensor) or x.dtype != torch.bool:
-        raise TypeError(
-            f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; got {describe(x)}"
-        )
+        raise TypeError(f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; got {describe(x)}")
     require_shape(name, x, (rows, positions), "(B, L)")
     require_device(name, x, device, "the data")
     return x
@@ -93,9 +89,7 @@ def require_finite(name: str, x: Tensor, valid: Tensor | None = None) -> None:
         bad &= valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim()))
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name}: expected finite values; got {x[where].item()} at index {where} ({int(bad.sum())} in all)"
-        )
+        raise ValueError(f"{name}: expected finite values; got {x[where].item()} at index {where} ({int(bad.sum())} in all)")
 
 
 def require_weights(weights: Tensor, valid: Tensor | None) -> None:

@@ -91,9 +91,12 @@ def _read_environment() -> str:
     return _environment_backend()
 
 
-@torch.compiler.assume_constant_result
 def _process_backend() -> str:
     return _read_environment()
+
+
+# What torch.compiler.assume_constant_result does; calling that imports the compiler, which takes longer than everything else here.
+_process_backend._dynamo_marked_constant = True
 
 
 @contextlib.contextmanager
@@ -245,9 +248,7 @@ def explain(op: Callable | str, *args: object, **kwargs: object) -> Explanation:
     if isinstance(op, torch.nn.Module):
         name = "value_mask" if getattr(op, "input_dim", None) is None else "token_mask"
     if name not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"op: expected one of {', '.join(IMPLEMENTATIONS)}, their function or a masking module; got {op!r}"
-        )
+        raise ValueError(f"op: expected one of {', '.join(IMPLEMENTATIONS)}, their function or a masking module; got {op!r}")
     backend = requested(kwargs.get("backend", getattr(op, "backend", None)))
     device, dtype = data.device.type, data.dtype
     obstacles = {candidate: obstacle(candidate, name, device, dtype) for candidate in BACKENDS}

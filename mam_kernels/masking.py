@@ -243,9 +243,7 @@ class MultinomialAttentionMasking(nn.Module):
         with torch.autocast(device_type=values.device.type, enabled=False):
             slope = self._slope(torch.promote_types(values.data.dtype, torch.float32))
             if self.context_from == "all":
-                mask, importance, moments = value_mask(
-                    values, slope, valid, maskable, counts, chosen, draw, *weighting, backend
-                )
+                mask, importance, moments = value_mask(values, slope, valid, maskable, counts, chosen, draw, *weighting, backend)
             else:
                 mask, importance, _ = value_mask(
                     values, slope.detach()[chosen], valid, maskable, counts, torch.arange(chosen.shape[0], device=chosen.device),
@@ -276,9 +274,7 @@ class MultinomialAttentionMasking(nn.Module):
             self.cross_attention.out_proj.weight.to(dtype),
             self.cross_attention.out_proj.bias.to(dtype),
         )
-        unit = (value_weight.to(dtype) @ self.input_proj.weight.to(dtype)[:, 0]).unflatten(
-            0, (self.num_heads, self.head_dim)
-        )
+        unit = (value_weight.to(dtype) @ self.input_proj.weight.to(dtype)[:, 0]).unflatten(0, (self.num_heads, self.head_dim))
         constant = out_weight @ (value_weight.to(dtype) @ self.input_proj.bias.to(dtype) + value_bias.to(dtype))
         directions = torch.einsum("ohd,hd->ho", out_weight.unflatten(1, (self.num_heads, self.head_dim)), unit)
         occupied = torch.isfinite(moments.log_partition[:, :1, 0]).to(dtype)  # (B, 1)
@@ -306,17 +302,13 @@ class MultinomialAttentionMasking(nn.Module):
         with torch.autocast(device_type=tokens.device.type, enabled=False):
             if self.context_from == "all":
                 output, logsumexp = latent_attention(query, key, value, valid=valid, scale=scale, backend=self.backend)
-                mask, importance = token_mask(
-                    query, key, logsumexp, chosen, valid, maskable, counts, draw, *weighting, backend
-                )
+                mask, importance = token_mask(query, key, logsumexp, chosen, valid, maskable, counts, draw, *weighting, backend)
                 attended = valid
             else:
                 drawn = query.detach()[chosen]
                 logsumexp = attention_logsumexp(drawn, key, valid, scale, backend)
                 every = torch.arange(chosen.shape[0], device=chosen.device)
-                mask, importance = token_mask(
-                    drawn, key, logsumexp, every, valid, maskable, counts, draw, *weighting, backend
-                )
+                mask, importance = token_mask(drawn, key, logsumexp, every, valid, maskable, counts, draw, *weighting, backend)
                 attended = _visible(mask, valid)
                 output, _ = latent_attention(query, key, value, valid=attended, scale=scale, backend=self.backend)
             context, penalty = self._token_context(output, value_bias, attended, positions)
@@ -341,9 +333,7 @@ class MultinomialAttentionMasking(nn.Module):
             bias = token_weights[1].to(exact) @ self.input_proj.bias.to(exact) + value_bias.to(exact)
         return query.unflatten(-1, (self.num_heads, self.head_dim)), key, value, bias
 
-    def _token_context(
-        self, output: Tensor, value_bias: Tensor, attended: Tensor | None, positions: int
-    ) -> tuple[Tensor, Tensor]:
+    def _token_context(self, output: Tensor, value_bias: Tensor, attended: Tensor | None, positions: int) -> tuple[Tensor, Tensor]:
         """``O = (output + b_v) W_o^T + b_o``, the bias of the values only where a cell has tokens; its mean and mean squared norm."""
         concatenated = output.flatten(2).to(value_bias.dtype)  # (B, N, Dz)
         if attended is None:

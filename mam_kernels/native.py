@@ -93,9 +93,7 @@ def values(lib: ModuleType, data: Tensor, crow: Tensor | None, col: Tensor | Non
         return lib.Values(data.data_ptr(), dtype(lib, data), rows, positions, data.stride(0), data.stride(1), 0, 0, False)
     index64 = crow.dtype == torch.int64
     rows = crow.shape[0] - 1
-    return lib.Values(
-        data.data_ptr(), dtype(lib, data), rows, num_positions, 0, 0, crow.data_ptr(), address(col), index64
-    )
+    return lib.Values(data.data_ptr(), dtype(lib, data), rows, num_positions, 0, 0, crow.data_ptr(), address(col), index64)
 
 
 def flags(lib: ModuleType, x: Tensor | None) -> object:

@@ -12,9 +12,7 @@ NAMESPACE = "mam_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def define(
-    schema: str, run: Callable, fake: Callable, backward: Callable | None = None, setup_context: Callable | None = None
-) -> None:
+def define(schema: str, run: Callable, fake: Callable, backward: Callable | None = None, setup_context: Callable | None = None) -> None:
     """Define ``mam_kernels::<schema>``: ``run`` for real tensors, ``fake`` for shapes, and optionally its gradient."""
     name = f"{NAMESPACE}::{schema.split('(', 1)[0]}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))

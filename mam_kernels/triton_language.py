@@ -36,9 +36,7 @@ def positional_bits(first, seed, sample_id, step, STREAM: tl.constexpr, BLOCK: t
     """
     group = ((first >> 2) + tl.arange(0, BLOCK // 4)).to(tl.uint32)  # [BLOCK // 4]
     zero = group * 0
-    word0, word1, word2, word3 = tl.philox(
-        seed, group, sample_id.to(tl.uint32) + zero, step.to(tl.uint32) + zero, zero + STREAM
-    )
+    word0, word1, word2, word3 = tl.philox(seed, group, sample_id.to(tl.uint32) + zero, step.to(tl.uint32) + zero, zero + STREAM)
     return tl.interleave(tl.interleave(word0, word2), tl.interleave(word1, word3))  # [BLOCK]
 
 
@@ -88,9 +86,7 @@ def relative_weight(weight, largest, eps, inverse_temperature, SHARPEN: tl.const
 
 
 @triton.jit
-def load_weights(
-    weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps, HAS_ELIGIBLE: tl.constexpr
-):
+def load_weights(weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps, HAS_ELIGIBLE: tl.constexpr):
     """Weights of one row's positions, -1 where they cannot be drawn."""
     in_row = position < length
     offset = position.to(tl.int64)
@@ -153,9 +149,7 @@ def draw_row(
     drawable = tl.zeros([BLOCK], dtype=tl.int32)
     for start in range(0, length, BLOCK):
         position = start + tl.arange(0, BLOCK)
-        weight = load_weights(
-            weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps, HAS_ELIGIBLE
-        )
+        weight = load_weights(weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps, HAS_ELIGIBLE)
         largest = tl.maximum(largest, weight)
         drawable += (weight >= 0.0).to(tl.int32)
     # A row without drawable positions divides by eps or by 1, not by zero: its keys are all infinite.
@@ -165,9 +159,7 @@ def draw_row(
 
     for start in range(0, length, BLOCK):
         position = start + tl.arange(0, BLOCK)
-        weight = load_weights(
-            weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps, HAS_ELIGIBLE
-        )
+        weight = load_weights(weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps, HAS_ELIGIBLE)
         bits = positional_bits(start, seed, sample_id, step, STREAM_POSITIONS, BLOCK)
         key = exponential(uniform(bits)) / relative_weight(weight, top, eps, inverse_temperature, SHARPEN)
         # Keys may overwrite the weights they come from, and several threads may load the same one.

@@ -19,9 +19,7 @@ def _is_empty(query: Tensor, key: Tensor) -> bool:
     return query.numel() == 0 or key.numel() == 0
 
 
-def _run_attention(
-    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
+def _run_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     run = implementation("latent_attention", backend, key)
     if _is_empty(query, key):
         logsumexp = _fake_logsumexp(query, key, valid, scale, backend).fill_(-torch.inf)
@@ -29,9 +27,7 @@ def _run_attention(
     return run(query, key, value, valid, scale)
 
 
-def _fake_attention(
-    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str
-) -> tuple[Tensor, Tensor]:
+def _fake_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     return query.new_empty((key.shape[0], *query.shape)), _fake_logsumexp(query, key, valid, scale, backend)
 
 
@@ -316,6 +312,4 @@ def attention_importance(
     valid = checks.require_flags("valid", valid, key.shape[0], key.shape[1], key.device)
     query, key = _dense_width(query.detach()), _dense_width(key.detach())
     logsumexp = logsumexp.detach().to(_accumulation(key.dtype)).contiguous()
-    return torch.ops.mam_kernels.attention_importance(
-        query, key, logsumexp, latents, valid, _scale(scale, query), requested(backend)
-    )
+    return torch.ops.mam_kernels.attention_importance(query, key, logsumexp, latents, valid, _scale(scale, query), requested(backend))

@@ -90,9 +90,7 @@ def backward(
     return grad_query.to(dtype), torch.stack(grad_keys).to(dtype), torch.stack(grad_values).to(dtype)
 
 
-def importance(
-    query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float
-) -> Tensor:
+def importance(query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float) -> Tensor:
     """``s_l = sum_{n in R} sum_h A[n, h, l]``; (B, L)."""
     query, key = _accumulated(query, key)
     rows = []

@@ -15,9 +15,7 @@ def relative_weights(weights: Tensor, valid: Tensor | None, eps: float, inverse_
     if valid is not None:
         drawable &= valid
     shifted = torch.where(drawable, weights + eps, 0.0)
-    ratio = (
-        shifted / shifted.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(shifted.dtype).tiny)
-    ) ** inverse_temperature
+    ratio = (shifted / shifted.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(shifted.dtype).tiny)) ** inverse_temperature
     return torch.where(drawable, ratio.clamp(min=SMALLEST_RELATIVE_WEIGHT), 0.0)
 
 
@@ -30,9 +28,7 @@ def race_keys(weights: Tensor, bits: Tensor) -> Tensor:
 def smallest(keys: Tensor, count: Tensor) -> Tensor:
     """True at the ``count[b]`` smallest finite keys of each row; equal keys go to the lower index."""
     order = torch.argsort(keys, dim=-1, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
-    )
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(keys.shape[-1], device=keys.device).expand_as(order))
     return (rank < count[:, None]) & torch.isfinite(keys)
 
 

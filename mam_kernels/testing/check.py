@@ -133,9 +133,7 @@ def findings(backend: str, device: torch.device | str) -> Iterator[Finding]:
         yield from _run("token path", backend, dtype, device, cases.token_cases(), check_token_path)
         yield from _run("selection", backend, dtype, device, cases.selection_cases(), check_selection)
     for num_latents, size in ((1, 1), (5, 5), (128, 38)):
-        yield Finding(
-            backend, "latents", torch.int64, f"{size} of {num_latents}", check_latents(num_latents, size, backend, device)
-        )
+        yield Finding(backend, "latents", torch.int64, f"{size} of {num_latents}", check_latents(num_latents, size, backend, device))
 
 
 def _run(op: str, backend: str, dtype: torch.dtype, device, some_cases: Iterator, one: Callable) -> Iterator[Finding]:

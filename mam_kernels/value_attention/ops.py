@@ -225,9 +225,7 @@ def value_mask(
     return mask, importance.detach(), ValueMoments(log_partition, mean, variance.detach())
 
 
-def value_attention(
-    values: Tensor, slope: Tensor, *, valid: Tensor | None = None, backend: str | None = None
-) -> ValueMoments:
+def value_attention(values: Tensor, slope: Tensor, *, valid: Tensor | None = None, backend: str | None = None) -> ValueMoments:
     """Softmax attention over scalar values, ``A_l = exp(a x_l) / M(a)``, as the three numbers that everything else follows from.
 
     With scalar tokens a key is ``u x_l + c``; the constant cancels, so a latent's head is one slope ``a = q.u / sqrt(d)``, its attended

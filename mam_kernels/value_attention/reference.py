@@ -41,19 +41,14 @@ def sparse_cell(values: Tensor, columns: Tensor, valid: Tensor | None, num_posit
     return Cell(values, columns, zeros)
 
 
-def cells(
-    values: Tensor, crow: Tensor | None, col: Tensor | None, valid: Tensor | None, num_positions: int
-) -> list[Cell]:
+def cells(values: Tensor, crow: Tensor | None, col: Tensor | None, valid: Tensor | None, num_positions: int) -> list[Cell]:
     """The rows of a dense (B, L) or CSR (B, L) matrix, in float32 or better."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     if crow is None:
         return [dense_cell(row, None if valid is None else valid[b]) for b, row in enumerate(values)]
     bounds = crow.tolist()
     spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-    return [
-        sparse_cell(values[span], col[span], None if valid is None else valid[b], num_positions)
-        for b, span in enumerate(spans)
-    ]
+    return [sparse_cell(values[span], col[span], None if valid is None else valid[b], num_positions) for b, span in enumerate(spans)]
 
 
 def cell_moments(cell: Cell, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:

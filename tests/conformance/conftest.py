@@ -1,0 +1,62 @@
+"""The backends under test: ``MAM_TEST_BACKENDS`` (default ``reference,cpu``) on ``MAM_TEST_DEVICE`` (default ``cpu``).
+
+``cuda-shim`` is the backend ``cuda`` with its kernels compiled for the host (tests/cuda_shim). ``triton`` on the CPU needs
+``TRITON_INTERPRET=1`` from the start of the process. A backend that is named here and cannot run fails its tests; it is never skipped.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mam_kernels import dispatch, native
+
+BACKENDS = os.environ.get("MAM_TEST_BACKENDS", "reference,cpu").split(",")
+DEVICE = os.environ.get("MAM_TEST_DEVICE", "cpu")
+
+
+def _load_shim() -> None:
+    path = Path(__file__).parents[1] / "cuda_shim" / "build.py"
+    spec = importlib.util.spec_from_file_location("cuda_shim_build", path)
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    native.use_cuda_module(build.load())
+    dispatch.forget()
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of the backend, able to run on ``device``."""
+    if request.param == "cuda-shim":
+        _load_shim()
+        return "cuda"
+    state = dispatch.backends()[request.param]
+    if not state:
+        pytest.fail(f"MAM_TEST_BACKENDS names {request.param}: {state.reason}")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the tests' tensors are."""
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(params=["float32", "float16", "bfloat16"])
+def dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
+    """Every type that kernels take."""
+    return getattr(torch, request.param)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_allocations() -> Iterator[None]:
+    """torch.empty gives NaN: an output that a kernel does not write is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,82 @@
+"""Sampling without replacement on every backend: the race in float64 decides who is right."""
+
+import pytest
+import torch
+
+import mam_kernels as mam
+from mam_kernels.testing import cases
+from mam_kernels.testing.check import check_latents, check_selection
+
+CASES = {case.name: case for case in cases.selection_cases()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matches_the_race_in_float64(name, backend, device, dtype):
+    misses = [str(c) for c in check_selection(CASES[name].to(device, dtype), backend) if not c.holds]
+    assert not misses
+
+
+def test_only_ratios_of_weights_matter(backend, device):
+    case = cases.extreme_selection_case().to(device, torch.float32)
+    assert all(c.holds for c in check_selection(case, backend))
+    ids = torch.zeros(5, dtype=torch.int64, device=device)
+    plain = case.weights / case.weights.amax(dim=1, keepdim=True)
+    scaled = mam.sample_without_replacement(case.weights, 90, seed=1, sample_ids=ids, backend=backend)
+    unscaled = mam.sample_without_replacement(plain, 90, seed=1, sample_ids=ids, backend=backend)
+    assert torch.equal(scaled, unscaled)
+
+
+def test_every_position_is_drawn_by_its_own_word(backend, device):
+    weights = torch.ones(3, 1001, device=device)
+    for step in (0, 1, 2**32 - 1):
+        got = mam.sample_without_replacement(weights, 301, seed=2**63 + 5, step=step, backend=backend)
+        assert torch.equal(got, mam.reference.sample_without_replacement(weights, 301, seed=2**63 + 5, step=step))
+
+
+def test_equal_keys_go_to_the_lower_index(backend, device):
+    # 2**17 uniforms of 24 significant bits near 1 hold equal pairs; equal weights make their keys equal.
+    if device.type == "cpu" and backend in ("triton", "cuda"):
+        positions, counts = 4096, range(3600, 4096, 45)
+    else:
+        positions, counts = 2**17, range(2**17 - 4000, 2**17, 400)
+    weights = torch.ones(1, positions, device=device)
+    for count in counts:
+        got = mam.sample_without_replacement(weights, count, seed=3, backend=backend)
+        assert torch.equal(got, mam.reference.sample_without_replacement(weights, count, seed=3))
+
+
+@pytest.mark.parametrize(("num_latents", "size"), [(1, 1), (2, 1), (7, 3), (128, 38), (128, 128), (300, 90)])
+def test_latents_are_drawn_to_the_bit(num_latents, size, backend, device):
+    assert all(c.holds for c in check_latents(num_latents, size, backend, device))
+
+
+def test_two_runs_give_the_same_bits(backend, device, dtype):
+    case = CASES["skewed"].to(device, dtype)
+    first, second = (mam.sample_without_replacement(case.weights, 100, seed=8, backend=backend) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_empty_batches_give_empty_results(shape, backend, device):
+    got = mam.sample_without_replacement(torch.ones(shape, device=device), 0, backend=backend)
+    assert got.shape == shape
+    assert got.dtype == torch.bool
+
+
+def test_operation_is_registered_right(backend, device):
+    case = CASES["padded, NaN in the padding"].to(device, torch.float32)
+    arguments = (case.weights.nan_to_num(), case.num_samples, case.valid, None, torch.tensor(1), torch.tensor(0), 0.0, 1.0, backend)
+    torch.library.opcheck(torch.ops.mam_kernels.sample_without_replacement.default, arguments)
+    arguments = (case.weights.nan_to_num(), 20, 6, torch.tensor(1), torch.tensor(0), backend)
+    torch.library.opcheck(torch.ops.mam_kernels.draw_latents.default, arguments)
+
+
+def test_compiles_whole(backend, device):
+    weights = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def draw(weights, seed, step):
+        return mam.sample_without_replacement(weights, 20, seed=seed, step=step, backend=backend)
+
+    arguments = (weights, torch.tensor(3), torch.tensor(9))
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments), draw(*arguments))
