@@ -45,12 +45,14 @@ def describe(x: object) -> str:
     return f"{type(x).__name__} {x!r}"
 
 
-def require_floating(name: str, x: object, shape: str, rank: int) -> Tensor:
+def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool = True) -> Tensor:
     """A floating-point tensor of the given rank; ``shape`` is how it is spelled in the message."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a floating-point tensor of shape {shape}; got {describe(x)}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64; got {describe(x)}")
+    if dense and x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor; got layout {x.layout}")
     if x.dim() != rank:
         raise ValueError(f"{name}: expected shape {shape}; got {describe(x)}")
     return x
@@ -151,9 +153,9 @@ def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
     if x.dim() != 1 or x.shape[0] < 1:
         raise ValueError(f"{name}: expected {required}; got {describe(x)}")
     require_device(name, x, device, "the data")
-    if values_are_checked() or (device.type == "cpu" and not torch.compiler.is_compiling()):
-        if int(x.min()) < 0 or int(x.max()) >= size or x.unique().numel() != x.numel():
-            raise ValueError(f"{name}: expected {required}; got {x.tolist()}")
+    looked_at = values_are_checked() or (device.type == "cpu" and not torch.compiler.is_compiling())
+    if looked_at and (int(x.min()) < 0 or int(x.max()) >= size or x.unique().numel() != x.numel()):
+        raise ValueError(f"{name}: expected {required}; got {x.tolist()}")
     return x.contiguous()
 
 
@@ -167,11 +169,6 @@ class Draw(NamedTuple):
 
 def draw_source(seed: object, step: object, sample_ids: object, rows: int, device: torch.device) -> Draw:
     """Validated ``seed``, ``step`` and ``sample_ids``; a missing seed comes from torch's own generator of the device."""
-    if seed is None:
-        limits = torch.iinfo(torch.int64)
-        seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
-    else:
-        seed_word = _word("seed", seed, -(2**63), 2**64, device)
     step_word = _word("step", step, 0, 2**32, device)
     if sample_ids is not None:
         if not isinstance(sample_ids, Tensor) or sample_ids.dtype not in INTEGERS:
@@ -181,6 +178,11 @@ def draw_source(seed: object, step: object, sample_ids: object, rows: int, devic
         if values_are_checked() and rows and (int(sample_ids.min()) < 0 or int(sample_ids.max()) >= 2**32):
             raise ValueError(f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {sample_ids.tolist()}")
         sample_ids = sample_ids.to(torch.int64).contiguous()
+    if seed is None:  # last, so that a call that fails takes nothing from the generator
+        limits = torch.iinfo(torch.int64)
+        seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
+    else:
+        seed_word = _word("seed", seed, -(2**63), 2**64, device)
     return Draw(seed_word, step_word, sample_ids)
 
 

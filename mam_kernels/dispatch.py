@@ -252,10 +252,8 @@ def explain(op: Callable | str, *args: object, **kwargs: object) -> Explanation:
     backend = requested(kwargs.get("backend", getattr(op, "backend", None)))
     device, dtype = data.device.type, data.dtype
     obstacles = {candidate: obstacle(candidate, name, device, dtype) for candidate in BACKENDS}
-    if backend == AUTOMATIC:
-        chosen = resolve(AUTOMATIC, name, device, dtype)
-    else:
-        chosen = None if obstacles[backend] else backend
+    runs = backend == AUTOMATIC or obstacles[backend] is None
+    chosen = resolve(backend, name, device, dtype) if runs else None
     reasons = {candidate: _reason(candidate, chosen, backend, why, device) for candidate, why in obstacles.items()}
     return Explanation(name, device, dtype, chosen, reasons)
 

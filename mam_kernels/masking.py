@@ -207,11 +207,10 @@ class MultinomialAttentionMasking(nn.Module):
             counts = checks.count_masked(self.mask_ratio, maskable, rows, positions, device)
         else:
             counts = checks.row_counts("num_masked", num_masked, rows, positions, device)
+        chosen = None if latents is None else checks.indices("latents", latents, self.num_latents, device)
         draw = checks.draw_source(seed, step, sample_ids, rows, device)
-        if latents is None:
+        if chosen is None:
             chosen = draw_latents(data, self.num_latents, self.num_drawn_latents, draw.seed, draw.step, backend)
-        else:
-            chosen = checks.indices("latents", latents, self.num_latents, device)
         return valid, maskable, counts, draw, chosen
 
     def _projections(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:

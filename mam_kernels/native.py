@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _NO_DEVICE_CHANGE = nullcontext()
+_other_cuda: ModuleType | None = None
 
 
 @functools.cache
@@ -35,7 +36,14 @@ def cuda() -> ModuleType:
     Raises:
         ImportError: they were not built, or do not load.
     """
-    return _load("_cuda", "MAM_CUDA_EXTENSION")
+    return _other_cuda or _load("_cuda", "MAM_CUDA_EXTENSION")
+
+
+def use_cuda_module(module: ModuleType) -> None:
+    """Put another build of the CUDA kernels in the place of the installed one, such as the build for the host that the tests run."""
+    global _other_cuda
+    _other_cuda = module
+    cuda.cache_clear()
 
 
 def build_info() -> dict[str, dict[str, object]]:

@@ -1,6 +1,7 @@
 """The host side that the Triton launchers share."""
 
 import contextlib
+import functools
 
 import torch
 import triton
@@ -11,8 +12,12 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 _NO_DEVICE_CHANGE = contextlib.nullcontext()
 
-LARGEST_ROW_BLOCK = 4096
-SMALLEST_ROW_BLOCK = 256
+ROW_WARPS = 8
+ROW_REGISTERS = 128
+"""A program that works on a row has so many warps, and registers a thread: two of them fit a multiprocessor."""
+
+SMALLEST_ROW_BLOCK, LARGEST_ROW_BLOCK = 256, 2048
+"""Positions that it holds at a time: enough to hide the latency of reading them, few enough to spill no register."""
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
@@ -23,8 +28,18 @@ def on(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def row_block(num_positions: int) -> int:
-    """Positions that a program of 8 warps holds at a time: 16 a thread hide the latency of a row's passes, and more spill."""
+    """Positions that a row's program holds at a time."""
     return min(max(triton.next_power_of_2(num_positions), SMALLEST_ROW_BLOCK), LARGEST_ROW_BLOCK)
+
+
+def is_amd() -> bool:
+    """Whether kernels are compiled for AMD GPUs."""
+    return torch.version.hip is not None
+
+
+def register_limit(registers: int) -> dict[str, int]:
+    """The launch option by which NVIDIA's assembler uses up to so many registers a thread; left alone it spills for more occupancy."""
+    return {} if is_amd() else {"maxnreg": registers}
 
 
 def word(x: Tensor) -> tuple[int, Tensor | None]:
@@ -35,3 +50,9 @@ def word(x: Tensor) -> tuple[int, Tensor | None]:
 def strides(x: Tensor | None, dims: int) -> tuple[int, ...]:
     """The strides of an optional tensor, in elements."""
     return (0,) * dims if x is None else x.stride()
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """How many programs run side by side at least; in the interpreter, a number that lets small tests split rows and large ones not."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16

@@ -98,10 +98,11 @@ def sample_without_replacement(
     rows, positions = weights.shape
     valid = checks.require_flags("valid", valid, rows, positions, weights.device)
     counts = checks.row_counts("num_samples", num_samples, rows, positions, weights.device)
-    draw = checks.draw_source(seed, step, sample_ids, rows, weights.device)
     checks.require_weights(weights, valid)
+    name = requested(backend)
+    draw = checks.draw_source(seed, step, sample_ids, rows, weights.device)
     return torch.ops.mam_kernels.sample_without_replacement(
-        weights.detach(), counts, valid, draw.sample_ids, draw.seed, draw.step, 0.0, 1.0, requested(backend)
+        weights.detach(), counts, valid, draw.sample_ids, draw.seed, draw.step, 0.0, 1.0, name
     )
 
 

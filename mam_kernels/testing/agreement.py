@@ -41,16 +41,21 @@ def forward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def forward_backward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
-    """The masking step and the gradients of its parameters, and of its tokens where they want one: (mask, *gradients)."""
+    """The masking step and its gradients, for the parameters and for tokens that want one: (mask, importance, *gradients)."""
     parameters = list(module.parameters())
-    weight = torch.cos(torch.arange(module.latents.shape[1], device=module.latents.device, dtype=torch.float32))
+    weight = _weight(module.latents)
 
     def run(tokens: Tensor, **options) -> tuple[Tensor, ...]:
         out = module(tokens, **options)
         wanted = [*parameters, tokens] if tokens.requires_grad else parameters
-        return (out.mask, *torch.autograd.grad(_loss(out, weight), wanted, allow_unused=True, materialize_grads=True))
+        gradients = torch.autograd.grad(_loss(out, weight), wanted, allow_unused=True, materialize_grads=True)
+        return (out.mask, out.importance, *gradients)
 
     return run
+
+
+def _weight(latents: Tensor) -> Tensor:
+    return torch.cos(torch.arange(latents.shape[1], device=latents.device, dtype=torch.float64)).to(latents.dtype)
 
 
 def _loss(out, weight: Tensor) -> Tensor:
@@ -99,8 +104,7 @@ def _quantities(module: nn.Module, tokens: Tensor, valid: Tensor | None, latents
         tokens = tokens.detach().requires_grad_()
         names, wanted = (*names, "tokens"), (*wanted, tokens)
     out = module(tokens, valid=valid, latents=latents)
-    weight = torch.cos(torch.arange(out.context.shape[1], device=tokens.device, dtype=torch.float64)).to(out.context.dtype)
-    gradients = torch.autograd.grad(_loss(out, weight), wanted, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(_loss(out, _weight(module.latents)), wanted, allow_unused=True, materialize_grads=True)
     values = {"importance": out.importance, "context": out.context.detach(), "penalty": out.penalty.detach()}
     return values | {f"gradient of {name}": gradient for name, gradient in zip(names, gradients, strict=True)}
 

@@ -136,7 +136,8 @@ def _cuda_sampler(device: torch.device) -> Callable[[Callable, Iterator[tuple], 
 def _repeats(contender: Contender, inputs: Iterator[tuple], device: torch.device) -> int:
     if device.type == "cuda":
         return 1
-    return max(1, round(SMALLEST_SAMPLE_SECONDS / _cpu_sampler(contender.function, inputs, 1)))
+    shortest = min(_cpu_sampler(contender.function, inputs, 1) for _ in range(3))
+    return max(1, round(SMALLEST_SAMPLE_SECONDS / shortest))
 
 
 def as_cuda_graph(contender: Contender) -> Contender:
@@ -223,22 +224,22 @@ def _cuda_peak(function: Callable, inputs: tuple, device: torch.device) -> Peak:
 
 
 def tensor_bytes(result: object) -> int:
-    """Bytes of the storages behind the tensors of a (nested) result; a storage that several of them share counts once."""
-    storages = {storage.data_ptr(): storage.nbytes() for storage in _storages(result)}
-    return sum(storages.values())
+    """Bytes of memory behind the tensors of a (nested) result; what several of them share counts once."""
+    return sum(dict(_pieces(result)).values())
 
 
-def _storages(result: object) -> Iterator[torch.UntypedStorage]:
-    if isinstance(result, torch.Tensor):
-        if result.layout is torch.sparse_csr:
-            yield from _storages((result.crow_indices(), result.col_indices(), result.values()))
-        else:
-            yield result.untyped_storage()
+def _pieces(result: object) -> Iterator[tuple[int, int]]:
+    """Address and bytes of each piece of memory."""
+    if isinstance(result, torch.Tensor) and result.layout is torch.sparse_csr:
+        for part in (result.crow_indices(), result.col_indices(), result.values()):
+            yield part.data_ptr(), part.nbytes
+    elif isinstance(result, torch.Tensor):
+        yield result.untyped_storage().data_ptr(), result.untyped_storage().nbytes()
     elif isinstance(result, Mapping):
-        yield from _storages(tuple(result.values()))
+        yield from _pieces(tuple(result.values()))
     elif isinstance(result, (tuple, list)):
         for item in result:
-            yield from _storages(item)
+            yield from _pieces(item)
 
 
 class _HighWater:

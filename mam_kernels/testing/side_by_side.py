@@ -83,7 +83,7 @@ def side_by_side(
         Disagreement: a variant does not compute what the paper computes; nothing is measured then.
     """
     paper = paper_twin(module)
-    modules = {variant.name: _with_backend(module, variant.backend) for variant in variants}
+    modules = {variant.name: with_backend(module, variant.backend) for variant in variants}
     for variant in variants:
         progress(f"{variant.name}: comparing with the paper computation")
         require_agreement(modules[variant.name], _like(paper_tokens[0], variant.tokens[0]), paper=paper)
@@ -146,7 +146,8 @@ def _like(tokens: Tensor, example: Tensor) -> Tensor:
     return tokens.to_sparse_csr() if example.layout is torch.sparse_csr else tokens
 
 
-def _with_backend(module: nn.Module, backend: str) -> nn.Module:
+def with_backend(module: nn.Module, backend: str) -> nn.Module:
+    """A copy of a masking module that runs on a backend."""
     module = copy.deepcopy(module)
     module.backend = backend
     return module

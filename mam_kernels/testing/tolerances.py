@@ -63,7 +63,7 @@ def row_error(got: Tensor, truth: Tensor) -> float:
 
 
 def element_error(got: Tensor, truth: Tensor) -> float:
-    """Largest relative error of any element; zeros must be zeros. For importance: a rare gene's probability counts as much as a common one's."""
+    """Largest relative error of any element; zeros must be zeros. For importance: a rare gene's counts as much as a common one's."""
     if got.shape != truth.shape or not torch.equal(got == 0, truth == 0):
         return math.inf
     got, truth = got.to(torch.float64).flatten(), truth.to(torch.float64).flatten()

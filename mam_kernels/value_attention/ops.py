@@ -35,7 +35,7 @@ def take_apart(name: str, values: object) -> Values:
     Raises:
         TypeError, ValueError: not floating point, not (B, L), another sparse layout, or values that want a gradient.
     """
-    checks.require_floating(name, values, "(B, L)", 2)
+    checks.require_floating(name, values, "(B, L)", 2, dense=False)
     rows, positions = values.shape
     if torch.is_grad_enabled() and values.requires_grad:
         raise ValueError(

@@ -6,7 +6,7 @@
 #if defined(__CUDACC__) || defined(MAM_CUDA_SHIM)
 #define MAM_HOST_DEVICE __host__ __device__
 #else
-#define MAM_HOST_DEVICE
+#define MAM_HOST_DEVICE static  // a copy for each file: the CPU kernels are compiled for several instruction sets, which must not be merged
 #endif
 
 namespace mam {

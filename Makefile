@@ -1,0 +1,81 @@
+# `make` lists what can be done. Everything is installed into .venv, and nothing outside this folder is touched.
+
+VENV ?= .venv
+TORCH ?= 2.13.0
+REPORT ?= report
+
+# The first of these that runs, is new enough and can make an environment (a pyenv shim may exist without running).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+  $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+export MAM_WITH_CUDA ?= $(if $(GPU),auto,0)
+
+IN = $(VENV)/bin/
+PIP = $(IN)python -m pip install --quiet --disable-pip-version-check
+SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
+CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+LINTED = mam_kernels python tests benchmarks setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test gpu bench lint format clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
+
+demo: $(VENV)/demo.stamp ## the engine on 700 real cells: validated, timed against the paper computation, a report to look at
+	$(IN)python -m scmam.engine_demo --out $(REPORT)
+
+test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time
+	$(IN)python tests/run_groups.py
+
+gpu: ## on a machine with an NVIDIA GPU and its own torch: build in place, test, measure; no network needed
+	bash benchmarks/on_gpu.sh
+
+bench: $(VENV)/dev.stamp ## the side-by-side study and the micro-benchmarks of this machine's CPU
+	$(IN)python -m benchmarks.study
+	$(IN)python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -q
+
+lint: $(VENV)/lint.stamp ## check style and formatting
+	$(IN)ruff check $(LINTED)
+	$(IN)ruff format --check $(LINTED)
+	$(IN)clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/lint.stamp ## bring the code into shape
+	$(IN)ruff check --fix $(LINTED)
+	$(IN)ruff format $(LINTED)
+	$(IN)clang-format -i $(CPP)
+
+clean: ## remove what was built and installed here
+	rm -rf $(VENV) build dist *.egg-info mam_kernels/*.so $(REPORT) .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for.
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch.stamp: | $(VENV)/bin/python
+	@echo "Installing torch $(TORCH) into $(VENV): some minutes the first time"
+	$(PIP) torch==$(TORCH) numpy "setuptools>=77" wheel "pybind11>=2.12" ninja
+	@touch $@
+
+$(VENV)/engine.stamp: $(VENV)/torch.stamp $(SOURCES)
+	@echo "Building mam-kernels"
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+# The package is there already, so these add what its extras name, without building it again.
+$(VENV)/demo.stamp: $(VENV)/engine.stamp
+	$(PIP) "mam-kernels[scmam]"
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/engine.stamp
+	$(PIP) "mam-kernels[dev,triton]"
+	@touch $@
+
+# Other versions format otherwise.
+$(VENV)/lint.stamp: | $(VENV)/bin/python
+	$(PIP) ruff==0.17.6 clang-format==23.1.5
+	@touch $@

@@ -1,0 +1,27 @@
+// The kernels for one instruction set: MAM_ISA is baseline, avx2 or avx512, and the compiler's flags allow it.
+
+#include "cpu/kernels.h"
+
+#include "cpu/chebyshev.h"
+#include "cpu/compaction.h"
+#include "cpu/direct.h"
+#include "cpu/moments.h"
+#include "cpu/order_statistics.h"
+#include "cpu/race.h"
+
+#define MAM_STRING_OF(token) #token
+#define MAM_STRING(token) MAM_STRING_OF(token)
+
+namespace mam {
+namespace cpu {
+namespace MAM_ISA {
+
+extern const Kernels table;
+const Kernels table = {
+    MAM_STRING(MAM_ISA), kTile,          compact,           range, exponentials, partition, node_weights, moments,
+    importance,          direct_moments, direct_importance, race,  uniform_race, adjust,    threshold,    mark,
+};
+
+}  // namespace MAM_ISA
+}  // namespace cpu
+}  // namespace mam

@@ -1,0 +1,110 @@
+// The CPU kernels of one row or one tile, compiled once for each instruction set and reached through a table of pointers.
+//
+// Everything that depends on the instruction set lives in namespace mam::cpu::MAM_ISA and calls no inline function from outside: the linker
+// merges those, and AVX-512 code would run on machines without it. Hence plain structures and raw pointers, and nothing of the standard
+// library that has a body. Parallelism, memory and exceptions belong to the callers (value.cpp, selection.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mam/ops.h"
+
+namespace mam {
+namespace cpu {
+
+// Buffers that kernels fill in whole vectors need this many elements beyond their nominal size.
+constexpr int64_t kPadding = 64;
+
+// Keys of the race are compared as the bits of float32 >= 0, which order as integers do. Positions that cannot be drawn have the last one;
+// those that can are below that of infinity.
+constexpr int32_t kNeverDrawn = 0x7FFFFFFF, kInfiniteKey = 0x7F800000;
+
+// The values of a row that are not zero, and where they stand. The zeros are known by their number.
+struct Entries {
+  const float* value;
+  const int32_t* position;
+  int64_t count, zeros;
+};
+
+// The interval [low, low + panels * width] in equal panels, each with the same number of Chebyshev nodes.
+constexpr int kMaxOrder = 64, kMaxNodes = 512;
+struct Grid {
+  int panels, order, nodes;
+  double low, width, centre;
+  const double* node;       // (nodes,) ascending panels
+  const double* transform;  // (order, order): weight_k = sum_j transform[j][k] moment_j; coefficient_j = sum_k transform[j][k] f_k
+  int zero_panel;           // the panel of 0, or -1 where 0 is outside
+};
+
+// Exponentials exp(slope * (node - centre)) of every slope, in tiles of kernels().tile slopes: [tile][node][slope in tile].
+struct Exponentials {
+  const double* tiles;
+  const double* shift;  // (slopes, padded to whole tiles): slope * centre, which log M gets back
+  int64_t slopes, num_tiles;
+};
+
+// A row's measure on the nodes: [node][3] = sum over its values of the cardinal function, times 1, x - centre, (x - centre)^2.
+using NodeWeights = const double*;
+
+struct RowMoments {
+  float* log_partition;
+  float* mean;
+  float* variance;
+  double* inverse;  // 1 / M without the shift, (slopes, padded)
+};
+
+// The words of the random stream of one row.
+struct RowDraw {
+  uint64_t seed;
+  uint32_t sample_id, step, stream;
+};
+
+struct Kernels {
+  const char* name;
+  int tile;
+
+  // Split a row into its values that are not zero (returned count) and the number of zeros; only where `valid` (null: everywhere).
+  int64_t (*compact)(const float* row, const uint8_t* valid, int64_t positions, float* value, int32_t* position, int64_t* zeros);
+  // Smallest and largest; false where a value is NaN or infinite.
+  bool (*range)(const float* value, int64_t count, float* low, float* high);
+
+  void (*exponentials)(const Grid& grid, const float* slope, int64_t slopes, int64_t first_tile, int64_t last_tile, double* tiles,
+                       double* shift);
+  // Order entries by panel; offsets: (panels + 1,).
+  void (*partition)(const Grid& grid, const Entries& entries, float* value, int32_t* position, int64_t* offsets);
+  void (*node_weights)(const Grid& grid, const float* value, const int64_t* offsets, int64_t zeros, double* weights);
+  // rows is 1 or 2.
+  void (*moments)(const Grid& grid, const Exponentials& exponentials, int rows, const NodeWeights* weights, const RowMoments* out);
+  // f(x) = sum over the chosen slopes of exp(slope x) / M at the entries (ordered by panel) and at 0. `chosen` holds the exponentials of
+  // the chosen slopes: [node][slope, padded to whole tiles]; `inverse`: 1 / M of them, padded with zeros.
+  void (*importance)(const Grid& grid, const double* chosen, int64_t padded, const double* inverse, const float* value,
+                     const int64_t* offsets, float* importance, float* of_zero);
+
+  // The same by exponentials of every value, for rows and slopes beyond the reach of the nodes. log_partition of doubles: (slopes,).
+  void (*direct_moments)(const Entries& entries, const float* slope, int64_t slopes, double* log_partition, const RowMoments& out);
+  void (*direct_importance)(const Entries& entries, const float* slope, const double* log_partition, int64_t slopes, float* importance,
+                            float* of_zero);
+
+  // Keys of the race of a row; positions whose flag is 0 or whose weight cannot be drawn get kNeverDrawn. Returns how many can be drawn.
+  int64_t (*race)(const float* weight, const uint8_t* flags, int64_t positions, const RowDraw& draw, const Weighting& weighting,
+                  int32_t* keys);
+  // The uniforms of a row as keys: those of positions that share one weight.
+  int64_t (*uniform_race)(const uint8_t* flags, int64_t positions, const RowDraw& draw, int32_t* keys);
+  // Replace the uniforms at the entries by the keys of their weights, on the scale of the uniforms. Returns how many became undrawable.
+  int64_t (*adjust)(const float* importance, const int32_t* position, int64_t count, float of_zero, const Weighting& weighting,
+                    int32_t* keys);
+  // The k-th smallest key, 1 <= k <= positions that can be drawn. Keys are padded to whole vectors with kNeverDrawn; scratch holds twice
+  // positions + kPadding.
+  int32_t (*threshold)(const int32_t* keys, int64_t positions, int64_t drawable, int64_t k, int32_t* scratch);
+  // mask = the k smallest keys, given the k-th; equal keys go to the lower position.
+  void (*mark)(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask);
+};
+
+// The table for this machine. MAM_CPU_ISA=baseline|avx2|avx512, read once, lowers it.
+const Kernels& kernels();
+
+bool has_openmp();
+
+}  // namespace cpu
+}  // namespace mam

@@ -1,0 +1,212 @@
+// Random bits to the keys of the exponential race, and the k smallest keys. Exact definitions: mam/keys.h.
+#pragma once
+
+#include "cpu/elementary.h"
+#include "cpu/kernels.h"
+#include "mam/keys.h"
+
+namespace mam {
+namespace cpu {
+namespace MAM_ISA {
+
+// Counters in one LongWord vector; their four words are the bits of kStep positions in a row.
+constexpr int kStep = 4 * kDoubles;
+
+// The random words of a row, kStep positions at a time. What is the same for the whole row is spread over lanes once.
+struct Philox {
+  LongWord key0[kPhiloxRounds], key1[kPhiloxRounds];
+  LongWord sample_id, step, stream, lanes;
+};
+
+MAM_INLINE void start(const RowDraw& draw, Philox* philox) {
+  uint32_t k0 = static_cast<uint32_t>(draw.seed), k1 = static_cast<uint32_t>(draw.seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxWeyl0, k1 += kPhiloxWeyl1) {
+    philox->key0[round] = splat<LongWord>(uint64_t{k0});
+    philox->key1[round] = splat<LongWord>(uint64_t{k1});
+  }
+  philox->sample_id = splat<LongWord>(uint64_t{draw.sample_id});
+  philox->step = splat<LongWord>(uint64_t{draw.step});
+  philox->stream = splat<LongWord>(uint64_t{draw.stream});
+  LongWord lanes{};
+  for (int i = 0; i < kDoubles; ++i) lanes[i] = static_cast<uint64_t>(i);
+  philox->lanes = lanes;
+}
+
+// The words of kDoubles counters, in the order of the positions: each of two vectors holds half of them.
+MAM_INLINE void words_of(const Philox& philox, int64_t position, Word (&words)[2]) {
+  LongWord c0 = philox.lanes + (static_cast<uint64_t>(position) >> 2), c1 = philox.sample_id, c2 = philox.step, c3 = philox.stream;
+  const LongWord multiplier0 = splat<LongWord>(uint64_t{kPhiloxMultiplier0}), multiplier1 = splat<LongWord>(uint64_t{kPhiloxMultiplier1});
+#pragma GCC unroll 10
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    // the high halves of the lanes hold leftovers, which the next product ignores
+    const LongWord product0 = multiply_wide(multiplier0, c0), product1 = multiply_wide(multiplier1, c2);
+    c0 = (product1 >> 32) ^ c1 ^ philox.key0[round];
+    c2 = (product0 >> 32) ^ c3 ^ philox.key1[round];
+    c1 = product1;
+    c3 = product0;
+  }
+  const LongWord low = (c0 & 0xFFFFFFFFull) | (c1 << 32), high = (c2 & 0xFFFFFFFFull) | (c3 << 32);  // words 0 1, and 2 3, of each counter
+#if MAM_VECTOR_BYTES == 64
+  words[0] = bits<Word>(__builtin_shuffle(low, high, LongWord{0, 8, 1, 9, 2, 10, 3, 11}));
+  words[1] = bits<Word>(__builtin_shuffle(low, high, LongWord{4, 12, 5, 13, 6, 14, 7, 15}));
+#elif MAM_VECTOR_BYTES == 32
+  words[0] = bits<Word>(__builtin_shuffle(low, high, LongWord{0, 4, 1, 5}));
+  words[1] = bits<Word>(__builtin_shuffle(low, high, LongWord{2, 6, 3, 7}));
+#else
+  words[0] = bits<Word>(__builtin_shuffle(low, high, LongWord{0, 2}));
+  words[1] = bits<Word>(__builtin_shuffle(low, high, LongWord{1, 3}));
+#endif
+}
+
+// As uniform() of mam/keys.h: scaling by a power of two commutes with rounding.
+MAM_INLINE Float uniform_of(Word random) {
+  const Int v = bits<Int>(to_float(random) * 0x1p-32f + 0x1p-33f);
+  return bits<Float>(v < 0x3F7FFFFF ? v : splat<Int>(0x3F7FFFFF));  // kLargestUniform
+}
+
+// The uniforms of [first, first + count), as bits, in whole steps.
+static void fill_uniforms(const Philox& philox, int64_t first, int64_t count, int32_t* uniforms) {
+  for (int64_t i = 0; i < count; i += kStep) {
+    Word words[2];
+    words_of(philox, first + i, words);
+    store(uniforms + i, bits<Int>(uniform_of(words[0])));
+    store(uniforms + i + kFloats, bits<Int>(uniform_of(words[1])));
+  }
+}
+
+// Rows are worked on in blocks that stay in the first-level cache, one short loop after the other: each has more independent work in flight
+// than one long loop.
+constexpr int64_t kBlockPositions = 1024;
+
+template <bool Value>
+struct Constant {
+  static constexpr bool value = Value;
+};
+
+// Calls body(position, weight, flags, has_flags) for every kFloats positions in [first, last), the end of which is the row's or a whole
+// block. The rest of a row comes as copies, padded with flags of 0; hence has_flags, a Constant, may be true for it alone.
+template <typename Body>
+MAM_INLINE void for_vectors(const float* weight, const uint8_t* flags, int64_t first, int64_t last, const Body& body) {
+  const int64_t whole = first + (last - first) / kFloats * kFloats;
+  if (flags) {
+    for (int64_t l = first; l < whole; l += kFloats) body(l, weight + l, flags + l, Constant<true>());
+  } else {
+    for (int64_t l = first; l < whole; l += kFloats) body(l, weight + l, flags, Constant<false>());
+  }
+  if (whole == last) return;
+  float last_weight[kFloats] = {};
+  uint8_t last_flags[kFloats] = {};
+  for (int64_t l = whole; l < last; ++l) {
+    last_weight[l - whole] = weight[l];
+    last_flags[l - whole] = !flags || flags[l];
+  }
+  body(whole, last_weight, last_flags, Constant<true>());
+}
+
+// All ones where a weight may be drawn; as drawable() of mam/keys.h.
+MAM_INLINE Int drawable_lanes(Float weight, float eps) { return (weight >= 0.0f) & (weight + eps > 0.0f) & (weight <= 0x1.fffffep127f); }
+
+static float largest_drawable(const float* weight, const uint8_t* flags, int64_t positions, float eps) {
+  Int largest{};  // as the bits of a float >= 0
+  for_vectors(weight, flags, 0, positions, [&](int64_t, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
+    const Float x = load<Float>(w);
+    Int counts = drawable_lanes(x, eps);
+    if (has_flags.value) counts &= flag_lanes(f);
+    const Int candidate = bits<Int>(x) & 0x7FFFFFFF & counts;
+    largest = candidate > largest ? candidate : largest;
+  });
+  int32_t result = 0;
+  for (int i = 0; i < kFloats; ++i) result = largest[i] > result ? largest[i] : result;
+  return bits<Float>(splat<Int>(result))[0];
+}
+
+// What turns weights into relative weights: ((w + eps) * prescale) * inverse, raised to the inverse temperature. The prescale keeps the
+// inverse of very small and very large weights a normal number.
+struct Relative {
+  float eps, prescale, inverse, inverse_temperature;
+};
+
+MAM_INLINE Relative relative_to(float largest, const Weighting& weighting) {
+  const float top = largest + weighting.eps;
+  const float prescale = top < 1e-30f ? 0x1p100f : top > 1e30f ? 0x1p-100f : 1.0f;
+  return {weighting.eps, prescale, 1.0f / (top * prescale), weighting.inverse_temperature};
+}
+
+MAM_INLINE Float relative_weight(Float weight, const Relative& relative) {
+  Float ratio = ((weight + relative.eps) * relative.prescale) * relative.inverse;
+  if (relative.inverse_temperature != 1.0f) {
+    ratio = ratio > 0x1p-126f ? ratio : splat<Float>(0x1p-126f);
+    ratio = power_of(ratio, relative.inverse_temperature);
+  }
+  return ratio > kSmallestRelativeWeight ? ratio : splat<Float>(kSmallestRelativeWeight);
+}
+
+static int64_t total_of(Int counts) {
+  int64_t total = 0;
+  for (int i = 0; i < kFloats; ++i) total -= counts[i];
+  return total;
+}
+
+static int64_t race(const float* weight, const uint8_t* flags, int64_t positions, const RowDraw& draw, const Weighting& weighting,
+                    int32_t* keys) {
+  const Relative relative = relative_to(largest_drawable(weight, flags, positions, weighting.eps), weighting);
+  Philox philox;
+  start(draw, &philox);
+  Int drawable{};
+  for (int64_t first = 0; first < positions; first += kBlockPositions) {
+    const int64_t last = positions - first < kBlockPositions ? positions : first + kBlockPositions;
+    fill_uniforms(philox, first, last - first, keys + first);
+    for_vectors(weight, flags, first, last, [&](int64_t l, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
+      const Float x = load<Float>(w);
+      Int can = drawable_lanes(x, relative.eps);
+      if (has_flags.value) can &= flag_lanes(f);
+      const Float key = standard_exponential(bits<Float>(load<Int>(keys + l))) / relative_weight(x, relative);
+      store(keys + l, can ? bits<Int>(key) : splat<Int>(kNeverDrawn));
+      drawable += can;
+    });
+  }
+  return total_of(drawable);
+}
+
+static int64_t uniform_race(const uint8_t* flags, int64_t positions, const RowDraw& draw, int32_t* keys) {
+  Philox philox;
+  start(draw, &philox);
+  fill_uniforms(philox, 0, positions, keys);
+  for (int64_t l = positions; l < positions + kFloats; ++l) keys[l] = kNeverDrawn;
+  if (!flags) return positions;
+  int64_t drawable = 0;
+  for (int64_t l = 0; l < positions; ++l) {
+    keys[l] = flags[l] ? keys[l] : kNeverDrawn;
+    drawable += flags[l] != 0;
+  }
+  return drawable;
+}
+
+static int64_t adjust(const float* importance, const int32_t* position, int64_t count, float of_zero, const Weighting& weighting,
+                      int32_t* keys) {
+  const float eps = weighting.eps;
+  Int lost{};
+  for (int64_t i = 0; i < count; i += kFloats) {
+    const int64_t lanes = count - i < kFloats ? count - i : kFloats;
+    Int key = splat<Int>(kNeverDrawn);
+    Float weight{};
+    for (int64_t j = 0; j < lanes; ++j) key[j] = keys[position[i + j]], weight[j] = importance[i + j];
+    const Int before = key < kInfiniteKey, can = drawable_lanes(weight, eps) & before;
+    Float ratio = (of_zero + eps) / (weight + eps);
+    if (weighting.inverse_temperature != 1.0f) {
+      const Int above = ratio > 1.0f;  // power_of takes at most 1
+      Float small = above ? 1.0f / ratio : ratio;
+      small = power_of(small > 0x1p-126f ? small : splat<Float>(0x1p-126f), weighting.inverse_temperature);
+      ratio = above ? 1.0f / small : small;
+    }
+    const Float raced = one_minus_exp(standard_exponential(bits<Float>(key)) * ratio);
+    key = can ? bits<Int>(raced) : splat<Int>(kNeverDrawn);
+    lost += before & ~can;
+    for (int64_t j = 0; j < lanes; ++j) keys[position[i + j]] = key[j];
+  }
+  return total_of(lost);
+}
+
+}  // namespace MAM_ISA
+}  // namespace cpu
+}  // namespace mam

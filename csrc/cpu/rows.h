@@ -1,0 +1,59 @@
+// Rows of strided matrices in any of the accepted types, as the contiguous float32 and bytes that the kernels take.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "mam/ops.h"
+
+namespace mam {
+namespace cpu {
+
+inline float float_of_bits(uint32_t word) {
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+inline float from_bfloat16(uint16_t word) { return float_of_bits(static_cast<uint32_t>(word) << 16); }
+
+inline float from_float16(uint16_t word) {
+  const uint32_t sign = static_cast<uint32_t>(word & 0x8000u) << 16, magnitude = word & 0x7FFFu;
+  if (magnitude >= 0x7C00u) return float_of_bits(sign | 0x7F800000u | ((magnitude & 0x3FFu) << 13));
+  // the exponent's bias by a product, which also makes denormals normal
+  const float value = float_of_bits(magnitude << 13) * 0x1p112f;
+  return sign ? -value : value;
+}
+
+// Contiguous `count` values at `data`, `stride` apart; `buffer` is used where they are not float32 in a row already.
+inline const float* floats(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t count, float* buffer) {
+  if (dtype == DType::float32) {
+    const float* from = static_cast<const float*>(data) + offset;
+    if (stride == 1) return from;
+    for (int64_t i = 0; i < count; ++i) buffer[i] = from[i * stride];
+    return buffer;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(data) + offset;
+  if (dtype == DType::float16) {
+    for (int64_t i = 0; i < count; ++i) buffer[i] = from_float16(from[i * stride]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) buffer[i] = from_bfloat16(from[i * stride]);
+  }
+  return buffer;
+}
+
+inline const float* dense_row(const Values& values, int64_t row, float* buffer) {
+  return floats(values.data, values.dtype, row * values.stride_row, values.stride_position, values.positions, buffer);
+}
+
+// Null stands for "all true".
+inline const uint8_t* flag_row(const Flags& flags, int64_t row, int64_t positions, uint8_t* buffer) {
+  if (!flags.data) return nullptr;
+  const uint8_t* from = flags.data + row * flags.stride_row;
+  if (flags.stride_position == 1) return from;
+  for (int64_t i = 0; i < positions; ++i) buffer[i] = from[i * flags.stride_position];
+  return buffer;
+}
+
+}  // namespace cpu
+}  // namespace mam

@@ -1,0 +1,144 @@
+// Vectors as wide as the instruction set has, by the compiler's vector extensions; intrinsics only where these fall short.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define MAM_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define MAM_VECTOR_BYTES 32
+#else
+#define MAM_VECTOR_BYTES 16
+#endif
+
+namespace mam {
+namespace cpu {
+namespace MAM_ISA {
+
+#define MAM_ALWAYS __attribute__((always_inline))
+#define MAM_INLINE static inline MAM_ALWAYS
+
+template <typename T, int Bytes = MAM_VECTOR_BYTES>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(Bytes)));
+  typedef T unaligned __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
+};
+
+constexpr int kFloats = MAM_VECTOR_BYTES / 4, kDoubles = MAM_VECTOR_BYTES / 8;
+
+using Float = VectorOf<float>::type;
+using Int = VectorOf<int32_t>::type;
+using Word = VectorOf<uint32_t>::type;
+using Double = VectorOf<double>::type;
+using Long = VectorOf<int64_t>::type;
+using LongWord = VectorOf<uint64_t>::type;
+using HalfFloat = VectorOf<float, MAM_VECTOR_BYTES / 2>::type;  // as many floats as a Double has lanes
+
+template <typename Vector, typename T>
+MAM_INLINE Vector load(const T* from) {
+  return *reinterpret_cast<const typename VectorOf<T, sizeof(Vector)>::unaligned*>(from);
+}
+
+template <typename T, typename Vector>
+MAM_INLINE void store(T* to, Vector vector) {
+  *reinterpret_cast<typename VectorOf<T, sizeof(Vector)>::unaligned*>(to) = vector;
+}
+
+template <typename Vector, typename T>
+MAM_INLINE Vector splat(T value) {
+  return Vector{} + value;
+}
+
+template <typename To, typename From>
+MAM_INLINE To bits(From vector) {
+  static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");
+  return reinterpret_cast<To>(vector);
+}
+
+MAM_INLINE Double to_double(HalfFloat vector) { return __builtin_convertvector(vector, Double); }
+MAM_INLINE HalfFloat to_float(Double vector) { return __builtin_convertvector(vector, HalfFloat); }
+MAM_INLINE Float to_float(Word vector) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Float>(_mm512_cvtepu32_ps(reinterpret_cast<__m512i>(vector)));
+#else
+  // Exact halves, one rounding, as the conversion of a scalar has.
+  const Float high = __builtin_convertvector(bits<Int>(vector >> 16), Float),
+              low = __builtin_convertvector(bits<Int>(vector & 0xFFFFu), Float);
+  return high * 65536.0f + low;
+#endif
+}
+
+MAM_INLINE Int lane_numbers() {
+  Int lanes{};
+  for (int i = 0; i < kFloats; ++i) lanes[i] = i;
+  return lanes;
+}
+
+MAM_INLINE double sum(Double vector) {
+  double total = 0;
+  for (int i = 0; i < kDoubles; ++i) total += vector[i];
+  return total;
+}
+
+// One bit for each lane of a comparison.
+MAM_INLINE uint32_t lane_bits(Int comparison) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(comparison));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(comparison)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(comparison)));
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kFloats; ++i) mask |= (static_cast<uint32_t>(comparison[i]) & 1u) << i;
+  return mask;
+#endif
+}
+
+// Flags of kFloats positions as lanes, all ones where set.
+MAM_INLINE Int flag_lanes(const uint8_t* flags) {
+#if defined(__AVX512F__)
+  const Int lanes = reinterpret_cast<Int>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags))));
+#elif defined(__AVX2__)
+  const Int lanes = reinterpret_cast<Int>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags))));
+#else
+  Int lanes{};
+  for (int i = 0; i < kFloats; ++i) lanes[i] = flags[i];
+#endif
+  return lanes != 0;
+}
+
+// The lanes whose bit is set, one after the other; returns the end. May write a whole vector.
+template <typename T, typename Vector>
+MAM_INLINE T* append(T* to, Vector vector, uint32_t lanes) {
+  static_assert(sizeof(T) == 4, "lanes of 32 bits");
+#if defined(__AVX512F__)
+  const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), reinterpret_cast<__m512i>(vector));
+  _mm512_storeu_si512(to, packed);
+  return to + __builtin_popcount(lanes);
+#else
+  for (; lanes; lanes &= lanes - 1) *to++ = vector[__builtin_ctz(lanes)];
+  return to;
+#endif
+}
+
+// Products of the low 32 bits of each 64-bit lane.
+MAM_INLINE LongWord multiply_wide(LongWord a, LongWord b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<LongWord>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<LongWord>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<LongWord>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  return (a & 0xFFFFFFFFull) * (b & 0xFFFFFFFFull);
+#endif
+}
+
+}  // namespace MAM_ISA
+}  // namespace cpu
+}  // namespace mam

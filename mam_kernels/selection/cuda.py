@@ -1,0 +1,17 @@
+"""Selection by the CUDA C++ kernels (csrc/cuda)."""
+
+import torch
+from torch import Tensor
+
+from .. import native
+from . import native as launcher
+
+
+def select(*args: Tensor | float | None) -> Tensor:
+    """As ``native.select``."""
+    return launcher.select(native.cuda(), *args)
+
+
+def draw_latents(num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device) -> Tensor:
+    """As ``native.draw_latents``."""
+    return launcher.draw_latents(native.cuda(), num_latents, size, seed, step, device)

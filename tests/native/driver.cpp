@@ -1,0 +1,288 @@
+// Runs the CPU kernels over odd shapes, against plain double arithmetic, in buffers of exactly the size they need. Built with the address
+// and undefined-behaviour sanitizers by test_sanitizers.py. Exit status 0: every check held. The instruction set is printed first.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "mam/keys.h"
+#include "mam/ops.h"
+
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+std::mt19937_64 generator(7);
+
+double random_uniform() { return std::uniform_real_distribution<double>(0.0, 1.0)(generator); }
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// Exactly `size` elements on the heap, so that one step beyond them is caught.
+template <typename T>
+using Exact = std::unique_ptr<T[]>;
+
+template <typename T>
+Exact<T> exactly(int64_t size) {
+  return Exact<T>(new T[static_cast<size_t>(std::max<int64_t>(size, 1))]);
+}
+
+enum class Layout { contiguous, strided, transposed, csr32, csr64 };
+
+struct Problem {
+  int64_t rows, positions, latents, heads;
+  Layout layout;
+  bool flags, poison;
+  double density, steepness;
+  std::string name;
+};
+
+// A problem's data in the given layout, and the same as plain rows.
+struct Data {
+  std::vector<float> plain;  // (rows, positions)
+  std::vector<uint8_t> valid, maskable;
+  Exact<float> values;
+  Exact<int32_t> crow32, col32;
+  Exact<int64_t> crow64, col64;
+  Exact<uint8_t> valid_exact, maskable_exact;
+  Exact<float> slope;
+  mam::Values view;
+  mam::Flags valid_view{nullptr, 0, 0}, maskable_view{nullptr, 0, 0};
+};
+
+void fill_plain(const Problem& problem, Data* data) {
+  const int64_t size = problem.rows * problem.positions;
+  data->plain.assign(static_cast<size_t>(size), 0.0f);
+  data->valid.assign(static_cast<size_t>(size), 1);
+  data->maskable.assign(static_cast<size_t>(size), 1);
+  for (int64_t i = 0; i < size; ++i) {
+    const bool empty_row = problem.flags && problem.rows > 1 && i / problem.positions == 1;
+    if (problem.flags) data->valid[i] = !empty_row && random_uniform() < 0.7;
+    if (problem.flags) data->maskable[i] = data->valid[i] && random_uniform() < 0.6;
+    if (random_uniform() < problem.density) data->plain[i] = static_cast<float>(-std::log(1.0 - random_uniform()) + 0.1);
+    if (!data->valid[i]) data->plain[i] = kNaN;
+  }
+  if (problem.poison) data->plain[0] = data->valid[0] ? std::numeric_limits<float>::infinity() : kNaN;
+}
+
+void fill_dense(const Problem& problem, Data* data) {
+  const int64_t rows = problem.rows, positions = problem.positions, step = problem.layout == Layout::strided ? 3 : 1;
+  const bool transposed = problem.layout == Layout::transposed;
+  const int64_t stride_row = transposed ? 1 : positions * step, stride_position = transposed ? rows : step;
+  data->values = exactly<float>((rows - 1) * stride_row + (positions - 1) * stride_position + 1);
+  for (int64_t b = 0; b < rows; ++b)
+    for (int64_t l = 0; l < positions; ++l) data->values[b * stride_row + l * stride_position] = data->plain[b * positions + l];
+  data->view = {data->values.get(), mam::DType::float32, rows, positions, stride_row, stride_position, nullptr, nullptr, false};
+}
+
+void fill_sparse(const Problem& problem, Data* data) {
+  const int64_t rows = problem.rows, positions = problem.positions;
+  std::vector<float> stored;
+  std::vector<int64_t> crow{0}, col;
+  for (int64_t b = 0; b < rows; ++b) {
+    for (int64_t l = positions - 1; l >= 0; --l) {  // descending: columns need not be sorted
+      const float x = data->plain[b * positions + l];
+      if (x != 0.0f || l % 5 == 0) stored.push_back(x), col.push_back(l);  // some zeros are stored
+    }
+    crow.push_back(static_cast<int64_t>(col.size()));
+  }
+  const int64_t size = static_cast<int64_t>(stored.size());
+  data->values = exactly<float>(size);
+  std::copy(stored.begin(), stored.end(), data->values.get());
+  const bool index64 = problem.layout == Layout::csr64;
+  data->crow64 = exactly<int64_t>(rows + 1), data->col64 = exactly<int64_t>(size);
+  data->crow32 = exactly<int32_t>(rows + 1), data->col32 = exactly<int32_t>(size);
+  for (size_t i = 0; i < crow.size(); ++i) data->crow64[i] = crow[i], data->crow32[i] = static_cast<int32_t>(crow[i]);
+  for (size_t i = 0; i < col.size(); ++i) data->col64[i] = col[i], data->col32[i] = static_cast<int32_t>(col[i]);
+  const void* offsets = index64 ? static_cast<const void*>(data->crow64.get()) : data->crow32.get();
+  const void* columns = index64 ? static_cast<const void*>(data->col64.get()) : data->col32.get();
+  data->view = {data->values.get(), mam::DType::float32, rows, positions, 0, 0, offsets, columns, index64};
+}
+
+void fill_flags(const Problem& problem, Data* data) {
+  if (!problem.flags) return;
+  const int64_t rows = problem.rows, positions = problem.positions;
+  const bool transposed = problem.layout == Layout::transposed;
+  const int64_t stride_row = transposed ? 1 : positions, stride_position = transposed ? rows : 1;
+  data->valid_exact = exactly<uint8_t>(rows * positions), data->maskable_exact = exactly<uint8_t>(rows * positions);
+  for (int64_t b = 0; b < rows; ++b)
+    for (int64_t l = 0; l < positions; ++l) {
+      data->valid_exact[b * stride_row + l * stride_position] = data->valid[b * positions + l];
+      data->maskable_exact[b * stride_row + l * stride_position] = data->maskable[b * positions + l];
+    }
+  data->valid_view = {data->valid_exact.get(), stride_row, stride_position};
+  data->maskable_view = {data->maskable_exact.get(), stride_row, stride_position};
+}
+
+Data make(const Problem& problem) {
+  Data data;
+  fill_plain(problem, &data);
+  if (problem.layout == Layout::csr32 || problem.layout == Layout::csr64) {
+    fill_sparse(problem, &data);
+  } else {
+    fill_dense(problem, &data);
+  }
+  fill_flags(problem, &data);
+  const int64_t slopes = problem.latents * problem.heads;
+  data.slope = exactly<float>(slopes);
+  for (int64_t s = 0; s < slopes; ++s) data.slope[s] = static_cast<float>((2 * random_uniform() - 1) * problem.steepness);
+  return data;
+}
+
+bool close(float got, double wanted, double margin) {
+  if (std::isnan(wanted)) return std::isnan(got);
+  if (std::isinf(wanted)) return got == wanted;
+  return std::fabs(got - wanted) <= margin * (1.0 + std::fabs(wanted));
+}
+
+// log M, mean and variance of one row in double, two passes.
+void check_moments(const Problem& problem, const Data& data, int64_t row, int64_t s, float log_partition, float mean, float variance) {
+  const double alpha = data.slope[s];
+  double largest = -kInf, m = 0, m1 = 0, m2 = 0;
+  const auto each = [&](const auto& body) {
+    for (int64_t l = 0; l < problem.positions; ++l)
+      if (data.valid[row * problem.positions + l]) body(static_cast<double>(data.plain[row * problem.positions + l]));
+  };
+  bool finite = true;
+  each([&](double x) { largest = std::max(largest, alpha * x), finite &= std::isfinite(x); });
+  if (!finite) return expect(std::isnan(log_partition) && std::isnan(mean) && std::isnan(variance), problem.name + ": poisoned row");
+  each([&](double x) { m += std::exp(alpha * x - largest), m1 += std::exp(alpha * x - largest) * x; });
+  each([&](double x) { m2 += std::exp(alpha * x - largest) * (x - m1 / m) * (x - m1 / m); });
+  const bool empty = m == 0;
+  expect(close(log_partition, empty ? -kInf : largest + std::log(m), 1e-6), problem.name + ": log-partition");
+  expect(close(mean, empty ? 0 : m1 / m, 1e-6), problem.name + ": mean");
+  expect(close(variance, empty ? 0 : m2 / m, 2e-6), problem.name + ": variance");
+}
+
+// Of one row: the number drawn, only where allowed, and every drawn key before every other.
+void check_draw(const std::string& name, const float* weight, const uint8_t* allowed, int64_t positions, int64_t k, uint64_t seed,
+                uint32_t id, const mam::Weighting& weighting, const uint8_t* mask) {
+  std::vector<double> key(static_cast<size_t>(positions), kInf);
+  double largest = 0, last_drawn = 0, first_left = kInf;
+  int64_t drawable = 0, drawn = 0;
+  const auto can = [&](int64_t l) { return allowed[l] && mam::drawable(weight[l], weighting.eps); };
+  for (int64_t l = 0; l < positions; ++l)
+    if (can(l)) largest = std::max(largest, static_cast<double>(weight[l])), ++drawable;
+  for (int64_t l = 0; l < positions; ++l) {
+    expect(mask[l] <= 1 && (can(l) || !mask[l]), name + ": drew what cannot be drawn");
+    drawn += mask[l];
+    if (!can(l)) continue;
+    const double ratio = (static_cast<double>(weight[l]) + weighting.eps) / (largest + weighting.eps);
+    const uint32_t bits = mam::philox(seed, static_cast<uint32_t>(l >> 2), id, 3, 0).word[l & 3];
+    const double relative = std::max(std::pow(ratio, static_cast<double>(weighting.inverse_temperature)), 1e-37);
+    key[static_cast<size_t>(l)] = -std::log1p(-static_cast<double>(mam::uniform(bits))) / relative;
+    if (mask[l]) last_drawn = std::max(last_drawn, key[static_cast<size_t>(l)]);
+    if (!mask[l]) first_left = std::min(first_left, key[static_cast<size_t>(l)]);
+  }
+  expect(drawn == std::min(std::max<int64_t>(k, 0), drawable), name + ": number drawn");
+  expect(last_drawn <= first_left * (1 + 4e-6), name + ": order of the keys");
+}
+
+void check_value_mask(const Problem& problem, const mam::Weighting& weighting, int threads) {
+  Data data = make(problem);
+  const int64_t rows = problem.rows, positions = problem.positions, slopes = problem.latents * problem.heads;
+  auto log_partition = exactly<float>(rows * slopes), mean = exactly<float>(rows * slopes), variance = exactly<float>(rows * slopes);
+  auto importance = exactly<float>(rows * positions);
+  auto mask = exactly<uint8_t>(rows * positions);
+  auto num_masked = exactly<int32_t>(rows);
+  for (int64_t b = 0; b < rows; ++b) num_masked[b] = static_cast<int32_t>(b % 4 == 3 ? positions + 5 : b % 4 * positions / 4);
+  auto latents = exactly<int64_t>(2);
+  latents[0] = 0, latents[1] = problem.latents - 1;
+  const int64_t num_chosen = problem.latents > 1 ? 2 : 1;
+  const uint64_t seed = 0x123456789abcdefull;
+  const mam::Draw draw{seed, 3, nullptr, nullptr, nullptr, 0};
+  mam::cpu::value_mask(data.view, data.valid_view, data.maskable_view, data.slope.get(), problem.latents, problem.heads, latents.get(),
+                       num_chosen, num_masked.get(), draw, weighting, mask.get(), importance.get(),
+                       {log_partition.get(), mean.get(), variance.get()}, nullptr, {0, threads});
+  for (int64_t b = 0; b < rows; ++b) {
+    for (int64_t s = 0; s < slopes; ++s)
+      check_moments(problem, data, b, s, log_partition[b * slopes + s], mean[b * slopes + s], variance[b * slopes + s]);
+    for (int64_t l = 0; l < positions; ++l) {
+      double wanted = 0;
+      for (int64_t i = 0; i < num_chosen; ++i)
+        for (int64_t h = 0; h < problem.heads; ++h) {
+          const int64_t s = latents[i] * problem.heads + h;
+          wanted += std::exp(static_cast<double>(data.slope[s]) * data.plain[b * positions + l] - log_partition[b * slopes + s]);
+        }
+      if (!data.valid[b * positions + l]) {
+        expect(importance[b * positions + l] == 0, problem.name + ": importance of padding");
+        continue;
+      }
+      // the log-partition above is rounded to float32
+      const double margin = 1e-6 * (2 + std::fabs(log_partition[b * slopes]) + problem.steepness);
+      if (std::isfinite(wanted)) expect(close(importance[b * positions + l], wanted, margin), problem.name + ": importance");
+    }
+    check_draw(problem.name, importance.get() + b * positions, data.maskable.data() + b * positions, positions, num_masked[b], seed,
+               static_cast<uint32_t>(b), weighting, mask.get() + b * positions);
+  }
+}
+
+void check_select(int64_t rows, int64_t positions, int kind, bool flags, const mam::Weighting& weighting) {
+  const std::string name = "select " + std::to_string(rows) + " x " + std::to_string(positions) + ", weights " + std::to_string(kind);
+  auto weight = exactly<float>(rows * positions);
+  auto valid = exactly<uint8_t>(rows * positions), mask = exactly<uint8_t>(rows * positions);
+  auto count = exactly<int32_t>(rows);
+  for (int64_t i = 0; i < rows * positions; ++i) {
+    const double u = random_uniform();
+    const double choices[] = {u,         1.0,      std::exp(30 * (u - 0.5)),          u < 0.9 ? 0.0 : 1.0,
+                              u * 1e-40, u * 3e38, u < 0.1 ? -1.0 : u < 0.2 ? NAN : u};
+    weight[i] = static_cast<float>(choices[kind]);
+    valid[i] = !flags || random_uniform() < 0.5;
+  }
+  for (int64_t b = 0; b < rows; ++b) count[b] = static_cast<int32_t>(b == 0 ? positions / 3 : b == 1 ? 0 : b == 2 ? 1 : positions + 1);
+  const uint64_t seed = ~0ull;
+  const mam::Draw draw{seed, 3, nullptr, nullptr, nullptr, 0};
+  const mam::Values view{weight.get(), mam::DType::float32, rows, positions, positions, 1, nullptr, nullptr, false};
+  const mam::Flags flag_view{flags ? valid.get() : nullptr, positions, 1};
+  mam::cpu::select(view, flag_view, count.get(), draw, weighting, mask.get(), nullptr, {0, 2});
+  for (int64_t b = 0; b < rows; ++b)
+    check_draw(name, weight.get() + b * positions, valid.get() + b * positions, positions, count[b], seed, static_cast<uint32_t>(b),
+               weighting, mask.get() + b * positions);
+}
+
+void check_value_masks() {
+  const Layout layouts[] = {Layout::contiguous, Layout::strided, Layout::transposed, Layout::csr32, Layout::csr64};
+  for (const Layout layout : layouts)
+    for (const bool flags : {false, true})
+      for (const double steepness : {0.0, 0.5, 6.0, 40.0, 3000.0})
+        for (const int64_t positions : {1, 17, 64, 1300}) {
+          const int64_t rows = positions == 1300 ? 3 : 9;
+          Problem problem{rows, positions, 5, 3, layout, flags, positions == 64, positions == 17 ? 0.9 : 0.1, steepness, ""};
+          problem.name = "layout " + std::to_string(static_cast<int>(layout)) + ", positions " + std::to_string(positions) +
+                         ", steepness " + std::to_string(steepness) + (flags ? ", flags" : "");
+          check_value_mask(problem, {1e-8f, steepness > 1 ? 0.5f : 1.0f}, 2);
+        }
+  check_value_mask({1, 2500, 16, 2, Layout::contiguous, false, false, 0.08, 0.7, "one row"}, {1e-8f, 1.0f}, 2);
+  check_value_mask({5, 700, 1, 1, Layout::contiguous, true, false, 1.0, 0.7, "no zeros"}, {0.0f, 2.0f}, 1);
+  check_value_mask({5, 700, 1, 1, Layout::csr64, false, false, 0.0, 0.7, "zeros alone"}, {1e-8f, 1.0f}, 1);
+}
+
+void check_selections() {
+  for (const int64_t positions : {1, 15, 16, 17, 333, 1024, 1025, 5003})
+    for (int kind = 0; kind < 7; ++kind)
+      for (const bool flags : {false, true})
+        for (const mam::Weighting weighting : {mam::Weighting{1e-8f, 1.0f}, mam::Weighting{0.0f, 3.0f}})
+          check_select(4, positions, kind, flags, weighting);
+}
+
+}  // namespace
+
+int main() {
+  std::printf("%s\n", mam::cpu::kernels().name);
+  check_value_masks();
+  check_selections();
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

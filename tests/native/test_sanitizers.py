@@ -1,0 +1,90 @@
+"""The CPU kernels under the address and undefined-behaviour sanitizers, for every instruction set this machine has."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized", "-DMAM_BACKEND=cpu"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def build_script() -> ModuleType:
+    """setup.py as a module, for what it knows of the instruction sets."""
+    spec = importlib.util.spec_from_file_location("mam_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    return build_script()
+
+
+@pytest.fixture(scope="module")
+def cxx() -> str:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    return compiler
+
+
+def compile_all(cxx: str, build: ModuleType, folder: Path, extra: list[str]) -> list[Path]:
+    """Every source of csrc/cpu, the kernels once for each instruction set; compiled side by side."""
+    sets = build.instruction_sets()
+    flags = [*FLAGS, f"-DMAM_X86={int(len(sets) > 1)}", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}", *extra]
+    jobs = {f"kernels_{name}": ("kernels", [f"-DMAM_ISA={name}", *isa]) for name, isa in sets.items()}
+    jobs |= {path.stem: (path.stem, []) for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if path.stem != "kernels"}
+    running = {}
+    for name, (source, isa) in jobs.items():
+        command = [cxx, *flags, *isa, "-c", str(ROOT / "csrc" / "cpu" / f"{source}.cpp"), "-o", str(folder / f"{name}.o")]
+        running[name] = subprocess.Popen(command)
+    assert all(process.wait() == 0 for process in running.values())
+    return [folder / f"{name}.o" for name in running]
+
+
+@pytest.fixture(scope="module")
+def driver(cxx: str, build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sanitizers")
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() {}\n")
+    if subprocess.run([cxx, *SANITIZERS, str(probe), "-o", str(folder / "probe")], capture_output=True).returncode:
+        pytest.skip("this compiler has no sanitizers")
+    objects = compile_all(cxx, build, folder, SANITIZERS)
+    program = folder / "driver"
+    source = str(ROOT / "tests" / "native" / "driver.cpp")
+    include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([cxx, *FLAGS, *SANITIZERS, *include, source, *map(str, objects), "-o", str(program)], check=True)
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+def test_kernels_under_sanitizers(driver: Path, instruction_set: str):
+    environment = os.environ | {"MAM_CPU_ISA": instruction_set, "ASAN_OPTIONS": "detect_leaks=0"}
+    run = subprocess.run([str(driver)], capture_output=True, text=True, env=environment)
+    active = run.stdout.strip()
+    assert run.returncode == 0, run.stderr[-4000:]
+    if active != instruction_set:
+        pytest.skip(f"this machine runs {active}")
+
+
+def test_instruction_sets_share_no_code(cxx: str, build: ModuleType, tmp_path: Path):
+    """Merged inline functions would run AVX-512 code on machines without it: the kernels' objects must define nothing that is merged."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    for name, flags in build.instruction_sets().items():
+        target = tmp_path / f"{name}.o"
+        step = build.NativeBuild.compile(
+            [cxx], ROOT / "csrc" / "cpu" / "kernels.cpp", target, ["-DMAM_BACKEND=cpu", f"-DMAM_ISA={name}", *flags]
+        )
+        subprocess.run(step.command, check=True)
+        symbols = subprocess.run(["nm", "--defined-only", str(target)], capture_output=True, text=True, check=True).stdout
+        merged = [line for line in symbols.splitlines() if line.split()[-2] in "WVuvw"]
+        assert not merged

@@ -1,0 +1,119 @@
+"""Runs the tests that need no GPU: groups that need processes of their own, two at a time, and one summary.
+
+    python tests/run_groups.py [GROUP ...] [--jobs 2]
+
+Triton decides at its import whether to interpret, so its kernels are interpreted in one process and compiled in another; the CUDA kernels,
+compiled for the host, take the place of the real ones in a third.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = ("passed", "failed", "error", "errors", "skipped", "xfailed", "xpassed")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One pytest process: what it runs, and in which environment."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a group ended."""
+
+    group: Group
+    status: int
+    counts: dict[str, int]
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing failed; a group without a single test does not end with 0."""
+        return self.status == 0
+
+
+ELSEWHERE = ("tests/conformance", "tests/test_triton_aot.py", "tests/test_cuda_compile.py")
+GROUPS = (  # the longest first, so that both cores end at about the same time
+    Group("triton, interpreted", ("tests/conformance",), {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"}),
+    Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
+    Group("triton, compiled", ("tests/test_triton_aot.py",)),
+    Group("cuda, compiled", ("tests/test_cuda_compile.py",)),
+    Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
+    Group("the rest", ("tests", *(f"--ignore={path}" for path in ELSEWHERE))),
+)
+
+_printing = threading.Lock()
+
+
+def run(group: Group) -> Outcome:
+    """Run a group, passing on its output line by line under its name."""
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=3", *group.arguments]
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", **os.environ, **group.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    last = ""
+    for line in process.stdout:
+        last = line if line.strip() else last
+        with _printing:
+            print(f"[{group.name}] {line}", end="", flush=True)
+    return Outcome(group, process.wait(), counted(last), time.monotonic() - start)
+
+
+def counted(summary: str) -> dict[str, int]:
+    """The counts in pytest's closing line, such as "3 failed, 40 passed, 2 skipped in 7.1s"."""
+    return {name: int(count) for count, name in re.findall(rf"(\d+) ({'|'.join(COUNTS)})\b", summary)}
+
+
+def report(outcomes: list[Outcome]) -> str:
+    """A line for each group and the sum of all."""
+    lines = []
+    for outcome in outcomes:
+        counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "no test ran"
+        verdict = "ok    " if outcome.good else f"FAILED (exit status {outcome.status})"
+        lines.append(f"{verdict} {outcome.group.name}: {counts} in {outcome.seconds:.0f} s")
+    total = {name: sum(outcome.counts.get(name, 0) for outcome in outcomes) for name in COUNTS}
+    # A group that ended without a failing test, in a crash say, still counts as one failure.
+    silent = sum(not outcome.good and not (set(outcome.counts) & {"failed", "error", "errors"}) for outcome in outcomes)
+    failed = total["failed"] + total["error"] + total["errors"] + silent
+    return "\n".join([*lines, f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped"])
+
+
+def main() -> int:
+    """Run the groups named on the command line, or all; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"any of: {'; '.join(group.name for group in GROUPS)}")
+    parser.add_argument("--jobs", type=int, default=2, help="groups at a time (default: 2)")
+    options = parser.parse_args()
+    unknown = set(options.groups) - {group.name for group in GROUPS}
+    if unknown:
+        parser.error(f"unknown group: {', '.join(sorted(unknown))}")
+    chosen = [group for group in GROUPS if not options.groups or group.name in options.groups]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = list(pool.map(run, chosen))
+    print("\n" + report(outcomes))
+    return 0 if all(outcome.good for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

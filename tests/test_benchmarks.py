@@ -1,0 +1,109 @@
+"""The study runs, and it refuses to report a ratio of computations that disagree."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu, results, study, workloads
+from mam_kernels.testing import agreement, side_by_side
+from mam_kernels.testing.measure import Contender
+
+TINY = [
+    *("--positions=64", "--latents=6", "--heads=2", "--width=8", "--cells=3", "--token-positions=20", "--token-cells=2"),
+    *("--selection-positions=50", "--selection-rows=2", "--samples=3", "--seconds=0"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_fresh_process(monkeypatch):
+    monkeypatch.setattr(study, "import_seconds", lambda: {"torch": 1.0, "mam_kernels_adds": 0.1})
+
+
+def test_the_study_runs(tmp_path, capsys):
+    assert study.main([*TINY, f"--out={tmp_path}"]) == 0
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert len(content["sections"]) == 3
+    for rows in content["sections"].values():
+        baselines = [row for row in rows if row["ratio"] is None]
+        assert baselines
+        assert all(row["contender"] == row["baseline"] for row in baselines)
+        assert len(rows) > len(baselines)
+    assert content["sizes"]["positions"] == 64
+    assert "import mam_kernels adds" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_study_refuses_when_results_disagree(tmp_path, capsys, monkeypatch):
+    right = agreement.paper_twin
+
+    def wrong(module):
+        twin = right(module)
+        with torch.no_grad():
+            twin.latents.mul_(1.01)
+        return twin
+
+    monkeypatch.setattr(side_by_side, "paper_twin", wrong)
+    assert study.main([*TINY, f"--out={tmp_path}"]) == 1
+    assert "no ratios: the results disagree" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_study_refuses_a_wrong_draw(monkeypatch):
+    right = study.mam.sample_without_replacement
+    monkeypatch.setattr(study.mam, "sample_without_replacement", lambda *given, **options: right(*given, **options).roll(1, dims=1))
+    with pytest.raises(agreement.Disagreement, match="positions of its draw"):
+        study.require_right_draw("reference", workloads.near_uniform_weights(2, 40))
+
+
+@pytest.mark.parametrize("select", [workloads.select_by_multinomial, workloads.select_by_exponential_topk])
+def test_rival_selections_draw_the_same_number(select):
+    weights = workloads.near_uniform_weights(3, 40)
+    assert select(weights).sum(dim=1).tolist() == [12, 12, 12]
+
+
+def test_ratios_are_per_cell():
+    contenders = {
+        "one": Contender(lambda cells: time.sleep(0.02), [(torch.ones(1, 20),)]),
+        "ten": Contender(lambda cells: time.sleep(0.02), [(torch.ones(10, 20),)]),
+    }
+    rows = side_by_side.measure_against("one", contenders, what="wait")
+    assert rows[0].ratio is None
+    assert 3 < rows[1].ratio < 30
+
+
+def test_the_table_shows_every_row(tmp_path):
+    rows = side_by_side.measure_against("a", {"a": Contender(torch.sum, [(torch.ones(2, 20),)])}, what="sum")
+    assert "sum: a" in results.table({"A title": rows})
+    results.save(tmp_path, "name", {"A title": rows})
+    assert [path.name for path in tmp_path.iterdir()] == ["name.json"]
+
+
+def test_results_go_where_they_are_asked_to(tmp_path, monkeypatch):
+    monkeypatch.delenv("OUT", raising=False)
+    assert results.folder(None) == results.COMMITTED
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert results.folder(None) == tmp_path
+    assert results.folder(tmp_path / "named") == tmp_path / "named"
+
+
+def test_the_gpu_measurements_run(monkeypatch):
+    def replay(contender):
+        return Contender(lambda: [contender.function(*inputs) for inputs in contender.inputs], calls=len(contender.inputs))
+
+    monkeypatch.setattr(gpu.measure, "as_cuda_graph", replay)
+    sizes = gpu.Sizes(cells=4, positions=64, paper_cells=2, token_cells=2, token_positions=32, width=16, latents=6, heads=2, samples=3)
+    sections, failures = gpu._sections(sizes, "cpu", seconds=0.0)
+    assert not failures
+    assert [{row.what for row in rows} for rows in sections.values()] == [
+        {"forward, as called", "forward, graph replay", "forward + backward, as called", "forward + backward, graph replay"},
+        {"forward, as called", "forward, graph replay", "forward + backward, as called", "forward + backward, graph replay"},
+        {"draw, as called", "draw, graph replay"},
+    ]
+
+
+def test_floors_are_the_larger_of_bytes_and_products():
+    reached = gpu.Ceilings(copy_bytes_a_second=4e12, matmul_flops_a_second=8e14)
+    assert reached.floor_us(4e6, 0.0) == pytest.approx(1.0)
+    assert reached.floor_us(4e6, 8e9) == pytest.approx(10.0)
+    assert gpu.floors(gpu.Sizes(), reached)["value path, dense"] == pytest.approx(9 * 512 * 20000 / 4e6)
