@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 TORCH ?= 2.13.0
+TRITON ?= 3.7.1
 REPORT ?= report
 
 # The first of these that runs, is new enough and can make an environment (a pyenv shim may exist without running).
@@ -50,7 +51,8 @@ clean: ## remove what was built and installed here
 	rm -rf $(VENV) build dist *.egg-info mam_kernels/*.so $(REPORT) .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for.
+# Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for. The Triton is the one that
+# this torch goes with.
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
@@ -72,7 +74,7 @@ $(VENV)/demo.stamp: $(VENV)/engine.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/engine.stamp
-	$(PIP) "mam-kernels[dev,triton]"
+	$(PIP) "mam-kernels[dev]" 'triton==$(TRITON); sys_platform == "linux"'
 	@touch $@
 
 # Other versions format otherwise.

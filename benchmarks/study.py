@@ -150,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"Token path: L = {sizes.token_positions}, D = {sizes.width}": token_path,
         f"Selection: L = {sizes.selection_positions}, k = {workloads.SELECTION_RATIO:.0%}": selection,
     }
+    busy = (measure.load_average() or 0.0) > 1.0
     sections = {}
     try:
         for title, section in titles.items():
@@ -158,8 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Disagreement as error:
         print(f"no ratios: {error}", file=sys.stderr)
         return 1
+    if busy:
+        say("\nother programs were running when this began: the ratios below are not to be trusted")
     host, imports = host_cost(), import_seconds()
-    path = results.save(target, "study", sections, sizes=vars(sizes), environment=measure.environment(), host=host, imports=imports)
+    path = results.save(
+        target, "study", sections, sizes=vars(sizes), environment=measure.environment(), busy=busy, host=host, imports=imports
+    )
     print(f"\nwritten to {path}\n\n{results.table(sections)}\n")
     for name, record in host.items():
         print(f"host cost of a call, {name}: {record['median_us']:.0f} us")

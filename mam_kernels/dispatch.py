@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -71,11 +72,7 @@ def _checked_name(backend: object, source: str) -> str:
     return str(backend)
 
 
-def _environment_backend() -> str:
-    named = os.environ.get("MAM_BACKEND", "")
-    return _checked_name(named, "MAM_BACKEND") if named else AUTOMATIC
-
-
+_environment = os.environ.get("MAM_BACKEND", "")
 _in_use: str | None = None  # what use_backend set; None: not inside one
 
 
@@ -83,20 +80,9 @@ def requested(backend: str | None) -> str:
     """The backend that a call asks for: its own argument, else ``use_backend``, else ``MAM_BACKEND``, else ``AUTOMATIC``."""
     if backend is not None:
         return _checked_name(backend, "backend")
-    return _process_backend() if _in_use is None else _in_use
-
-
-@functools.cache
-def _read_environment() -> str:
-    return _environment_backend()
-
-
-def _process_backend() -> str:
-    return _read_environment()
-
-
-# What torch.compiler.assume_constant_result does; calling that imports the compiler, which takes longer than everything else here.
-_process_backend._dynamo_marked_constant = True
+    if _in_use is not None:
+        return _in_use
+    return _checked_name(_environment, "MAM_BACKEND") if _environment else AUTOMATIC
 
 
 @contextlib.contextmanager
@@ -130,8 +116,19 @@ def _missing(backend: str) -> str | None:
             module = getattr(native, backend)()
         except ImportError as error:
             return str(error)
-        if backend == "cuda" and module.device == "cuda" and not torch.cuda.is_available():
-            return "no NVIDIA GPU that torch can use"
+        if module.device == "cuda":
+            return _missing_gpu(module.build_info["targets"])
+    return None
+
+
+def _missing_gpu(targets: str) -> str | None:
+    """Why no GPU here runs CUDA code built for ``targets``, such as "sm_80 sm_90", or None. Newer GPUs take the newest one's PTX."""
+    if not torch.cuda.is_available() or torch.version.hip:
+        return "no NVIDIA GPU that torch can use"
+    oldest = min(int(arch) for arch in re.findall(r"sm_(\d+)", targets))
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor < oldest:
+        return f"built for {targets} (MAM_CUDA_ARCHS); the GPU is sm_{major}{minor}"
     return None
 
 
@@ -194,7 +191,9 @@ def implementation(op: str, backend: str, data: Tensor) -> Callable:
 
 def forget() -> None:
     """Forget every cached choice: after the environment, the extension modules or the backends' functions were changed."""
-    for cached in (_read_environment, _missing, obstacle, resolve, _implementation):
+    global _environment
+    _environment = os.environ.get("MAM_BACKEND", "")
+    for cached in (_missing, obstacle, resolve, _implementation):
         cached.cache_clear()
 
 

@@ -63,10 +63,10 @@ def _load(name: str, variable: str) -> ModuleType:
     if path:
         return _load_file(f"{__package__}.{name}", path)
     if importlib.util.find_spec(f"{__package__}.{name}") is None:
-        needed = "a C++ compiler" if name == "_cpu" else "nvcc"
+        needed = "C++ compiler" if name == "_cpu" else "nvcc"
         raise ImportError(
-            f"the extension module {__package__}.{name} was not built: the installation found no {needed[needed.find(' ') + 1 :]}"
-            f" or compiling failed (pip install -v shows it)"
+            f"the extension module {__package__}.{name} was not built: the installation found no {needed}, or "
+            "compiling failed (pip install -v shows it)"
         )
     return importlib.import_module(f"{__package__}.{name}")
 

@@ -37,9 +37,9 @@ def is_amd() -> bool:
     return torch.version.hip is not None
 
 
-def register_limit(registers: int) -> dict[str, int]:
-    """The launch option by which NVIDIA's assembler uses up to so many registers a thread; left alone it spills for more occupancy."""
-    return {} if is_amd() else {"maxnreg": registers}
+def register_limit(registers: int | None) -> dict[str, int]:
+    """The launch option that lets NVIDIA's assembler use so many registers a thread: left alone, it spills a few for occupancy."""
+    return {} if is_amd() or registers is None else {"maxnreg": registers}
 
 
 def word(x: Tensor) -> tuple[int, Tensor | None]:

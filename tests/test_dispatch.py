@@ -28,7 +28,7 @@ def _fresh_choices():
 
 def run_python(script: str, **environment: str) -> subprocess.CompletedProcess:
     """A fresh interpreter, without this process's own choice of backend."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MAM_", "TRITON_"))}
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAM_BACKEND", "TRITON_INTERPRET")}
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", script]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**inherited, "PYTHONPATH": paths, **environment})
@@ -113,9 +113,12 @@ def test_the_backend_that_explain_names_is_the_one_that_runs(monkeypatch):
     ran = []
 
     def recording(op: str, backend: str):
-        return lambda *arguments: ran.append((op, backend)) or dispatch.importlib.import_module(
-            f"mam_kernels.{dispatch.IMPLEMENTATIONS[op][0]}.{backend}"
-        ).__dict__[dispatch.IMPLEMENTATIONS[op][1]](*arguments)
+        return lambda *arguments: (
+            ran.append((op, backend))
+            or dispatch.importlib.import_module(f"mam_kernels.{dispatch.IMPLEMENTATIONS[op][0]}.{backend}").__dict__[
+                dispatch.IMPLEMENTATIONS[op][1]
+            ](*arguments)
+        )
 
     recording.cache_clear = lambda: None
     monkeypatch.setattr(dispatch, "_implementation", recording)
@@ -293,9 +296,7 @@ def test_a_named_backend_that_is_missing_raises_its_reason_for_every_operation(n
         lambda: draw(backend=name),
         lambda: mam.value_attention(torch.ones(2, 3), torch.ones(1, 1), backend=name),
         lambda: mam.latent_attention(torch.ones(1, 1, 2), torch.ones(2, 3, 1, 2), torch.ones(2, 3, 1, 2), backend=name),
-        lambda: mam.attention_importance(
-            torch.ones(1, 1, 2), torch.ones(2, 3, 1, 2), torch.ones(2, 1, 1), torch.tensor([0]), backend=name
-        ),
+        lambda: mam.attention_importance(torch.ones(1, 1, 2), torch.ones(2, 3, 1, 2), torch.ones(2, 1, 1), torch.tensor([0]), backend=name),
         lambda: mam.MultinomialAttentionMasking(None, 8, 4, 2, backend=name)(torch.ones(1, 4)),
         lambda: mam.MultinomialAttentionMasking(3, 8, 4, 2, backend=name)(torch.ones(1, 4, 3)),
         lambda: mam.testing.check(name),

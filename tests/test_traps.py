@@ -28,7 +28,7 @@ both_backends = pytest.mark.parametrize("backend", BACKENDS)
 def run_python(script: str, **environment: str) -> str:
     """What a fresh interpreter prints for a script; its failure is ours."""
     paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MAM_", "TRITON_INTERPRET"))}
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAM_BACKEND", "TRITON_INTERPRET")}
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -386,7 +386,14 @@ dist.destroy_process_group()
 def run_both_ranks(script: Path, rendezvous: Path) -> list[str]:
     """What the two ranks print; a hang is killed and fails."""
     paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "MAM_BACKEND": "",
+        "PYTHONPATH": paths,
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(script)]
     ranks = [
         subprocess.Popen([*command, str(r), str(rendezvous)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -47,14 +47,14 @@ MAM_INLINE void words_of(const Philox& philox, int64_t position, Word (&words)[2
   }
   const LongWord low = (c0 & 0xFFFFFFFFull) | (c1 << 32), high = (c2 & 0xFFFFFFFFull) | (c3 << 32);  // words 0 1, and 2 3, of each counter
 #if MAM_VECTOR_BYTES == 64
-  words[0] = bits<Word>(__builtin_shuffle(low, high, LongWord{0, 8, 1, 9, 2, 10, 3, 11}));
-  words[1] = bits<Word>(__builtin_shuffle(low, high, LongWord{4, 12, 5, 13, 6, 14, 7, 15}));
+  words[0] = bits<Word>(MAM_SHUFFLE(low, high, 0, 8, 1, 9, 2, 10, 3, 11));
+  words[1] = bits<Word>(MAM_SHUFFLE(low, high, 4, 12, 5, 13, 6, 14, 7, 15));
 #elif MAM_VECTOR_BYTES == 32
-  words[0] = bits<Word>(__builtin_shuffle(low, high, LongWord{0, 4, 1, 5}));
-  words[1] = bits<Word>(__builtin_shuffle(low, high, LongWord{2, 6, 3, 7}));
+  words[0] = bits<Word>(MAM_SHUFFLE(low, high, 0, 4, 1, 5));
+  words[1] = bits<Word>(MAM_SHUFFLE(low, high, 2, 6, 3, 7));
 #else
-  words[0] = bits<Word>(__builtin_shuffle(low, high, LongWord{0, 2}));
-  words[1] = bits<Word>(__builtin_shuffle(low, high, LongWord{1, 3}));
+  words[0] = bits<Word>(MAM_SHUFFLE(low, high, 0, 2));
+  words[1] = bits<Word>(MAM_SHUFFLE(low, high, 1, 3));
 #endif
 }
 

@@ -22,6 +22,13 @@ namespace MAM_ISA {
 #define MAM_ALWAYS __attribute__((always_inline))
 #define MAM_INLINE static inline MAM_ALWAYS
 
+// Lanes of two LongWord vectors by number.
+#if defined(__clang__)
+#define MAM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MAM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, LongWord{__VA_ARGS__})
+#endif
+
 template <typename T, int Bytes = MAM_VECTOR_BYTES>
 struct VectorOf {
   typedef T type __attribute__((vector_size(Bytes)));

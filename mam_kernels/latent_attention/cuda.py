@@ -12,9 +12,7 @@ def _tokens(lib: ModuleType, x: Tensor) -> object:
     """Queries (N, H, d), which the batch shares, or tokens (B, L, H, d), as ``Tokens``. The innermost stride must be 1."""
     batch, stride = (1, 0) if x.dim() == 3 else (x.shape[0], x.stride(0))
     positions, heads, width = x.shape[-3:]
-    return lib.Tokens(
-        x.data_ptr(), native.dtype(lib, x), batch, positions, heads, width, stride, x.stride(-3), x.stride(-2)
-    )
+    return lib.Tokens(x.data_ptr(), native.dtype(lib, x), batch, positions, heads, width, stride, x.stride(-3), x.stride(-2))
 
 
 def _no_tokens(lib: ModuleType) -> object:
@@ -25,9 +23,7 @@ def _empty_logsumexp(query: Tensor, key: Tensor) -> Tensor:
     return torch.empty((key.shape[0], *query.shape[:2]), dtype=torch.float32, device=key.device)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor | None, valid: Tensor | None, scale: float, output: Tensor | None
-) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor | None, valid: Tensor | None, scale: float, output: Tensor | None) -> Tensor:
     """Runs the attention; writes ``output`` where there is a value, and returns the log-sum-exp."""
     lib, device = native.cuda(), key.device
     logsumexp = _empty_logsumexp(query, key)
@@ -96,9 +92,7 @@ def backward(
     return grad_query, grad_key, grad_value
 
 
-def importance(
-    query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float
-) -> Tensor:
+def importance(query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float) -> Tensor:
     """The attention that the chosen latents pay to each token; (B, L) float32."""
     lib, device = native.cuda(), key.device
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)

@@ -101,9 +101,7 @@ def forward_kernel(
     first = tl.program_id(2) * split_size
     last = tl.minimum(first + split_size, num_positions)
 
-    q = load_rows(
-        query_ptr + head * query_stride_head, latent, query_stride_latent, latent < num_latents, width, BLOCK_D
-    )
+    q = load_rows(query_ptr + head * query_stride_head, latent, query_stride_latent, latent < num_latents, width, BLOCK_D)
     top = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)  # greatest score, in powers of two
     total = tl.zeros([BLOCK_N], dtype=tl.float32)  # sum of 2^(score - top)
     output = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
@@ -312,6 +310,7 @@ def query_gradient_kernel(
         k = load_rows(key_ptr, token, key_stride_position, live, width, BLOCK_D)
         v = load_rows(value_ptr, token, value_stride_position, live, width, BLOCK_D)
         attention = tl.exp(dot(q, tl.trans(k)) * scale - logsumexp[:, None])  # [BLOCK_N, BLOCK_L]
+        attention = tl.where(live[None, :], attention, 0.0)
         grad_score = attention * (dot(grad_output, tl.trans(v)) - delta[:, None])
         grad_query += dot(tl.where(live[None, :], grad_score, 0.0).to(k.dtype), k)
 
@@ -360,9 +359,7 @@ def importance_kernel(
             index = start + tl.arange(0, BLOCK_N)
             exists = index < num_chosen
             latent = tl.load(latents_ptr + index, mask=exists, other=0)
-            q = load_rows(
-                query_ptr + head * query_stride_head, latent, query_stride_latent, exists, width, BLOCK_D
-            )
+            q = load_rows(query_ptr + head * query_stride_head, latent, query_stride_latent, exists, width, BLOCK_D)
             logsumexp = tl.load(logsumexp_ptr + latent * num_heads + head, mask=exists, other=float("inf"))
             share += tl.exp(dot(k, tl.trans(q)) * scale - logsumexp[None, :])  # [BLOCK_L, BLOCK_N]
     importance = tl.where(live, tl.sum(share, 1), 0.0)
@@ -376,7 +373,7 @@ class Tile(NamedTuple):
     positions: int
     width: int
     warps: int
-    registers: int
+    registers: int | None
 
     def arguments(self) -> dict[str, int]:
         return {
@@ -389,16 +386,17 @@ class Tile(NamedTuple):
         }
 
 
-# (latents, positions, warps) by the padded head width; all compile without spills, in the shared memory of the device. Two-byte types go
-# through tensor cores. float32, which must not be rounded, goes through the general units, whose factors lie in registers: small tiles.
-# The importance, whose sums lie in registers too, takes the tiles of the backward pass.
+# (latents, positions, warps) by the padded head width; all compile without spills, in the shared memory of the device. Two-byte
+# types go through tensor cores. float32, which must not be rounded, goes through the general units, whose factors lie in registers:
+# small tiles. The importance, whose sums lie in registers too, takes the tiles of the backward pass.
 HALF_FORWARD = {16: (128, 64, 4), 32: (128, 64, 4), 64: (128, 64, 8), 128: (64, 64, 8), 256: (32, 32, 8)}
 HALF_BACKWARD = {16: (64, 64, 4), 32: (64, 64, 4), 64: (64, 32, 4), 128: (64, 32, 8), 256: (16, 32, 8)}
-FULL = {16: (32, 32, 4), 32: (16, 32, 4), 64: (16, 32, 4), 128: (16, 32, 8), 256: (16, 16, 8)}
+FULL_BACKWARD = {16: (16, 32, 4), 32: (16, 32, 4), 64: (16, 32, 4), 128: (16, 32, 8), 256: (16, 32, 8)}
+FULL_FORWARD = FULL_BACKWARD | {256: (32, 16, 8)}
 # AMD's matrix units take all factors from registers, and 8 of its warps have half as many each.
 HALF_BACKWARD_AMD = HALF_BACKWARD | {64: (32, 64, 4), 128: (32, 32, 4), 256: (16, 16, 8)}
-FULL_AMD = FULL | {256: (16, 16, 4)}
-HALF_REGISTERS, FULL_REGISTERS = 255, 128
+FULL_AMD = FULL_BACKWARD | {256: (16, 16, 4)}
+HALF_REGISTERS = 255
 
 INTERPRETER_LATENTS, INTERPRETER_POSITIONS = 64, 128  # its time is that of its operations, whatever their size
 
@@ -408,15 +406,16 @@ def _tile(query: Tensor, num_latents: int, backward: bool) -> Tile:
     width = max(triton.next_power_of_2(query.shape[-1]), SMALLEST_DOT)
     fitting = max(triton.next_power_of_2(num_latents), SMALLEST_DOT)
     if launch.INTERPRETED:
-        return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1, FULL_REGISTERS)
-    if query.dtype == torch.float32:
-        tiles, registers = FULL_AMD if launch.is_amd() else FULL, FULL_REGISTERS
-    elif backward:
-        tiles, registers = HALF_BACKWARD_AMD if launch.is_amd() else HALF_BACKWARD, HALF_REGISTERS
+        return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1, None)
+    full = query.dtype == torch.float32
+    if launch.is_amd() and (full or backward):
+        tiles = FULL_AMD if full else HALF_BACKWARD_AMD
+    elif full:
+        tiles = FULL_BACKWARD if backward else FULL_FORWARD
     else:
-        tiles, registers = HALF_FORWARD, HALF_REGISTERS
+        tiles = HALF_BACKWARD if backward else HALF_FORWARD
     latents, positions, warps = tiles[width]
-    return Tile(min(fitting, latents), positions, width, warps, registers)
+    return Tile(min(fitting, latents), positions, width, warps, None if full else HALF_REGISTERS)
 
 
 def _held(x: Tensor | None) -> Tensor | None:
@@ -434,9 +433,7 @@ def _split_size(num_positions: int, num_splits: int, tile: Tile) -> int:
     return triton.cdiv(triton.cdiv(num_positions, num_splits), tile.positions) * tile.positions
 
 
-def _run_forward(
-    query: Tensor, key: Tensor, value: Tensor | None, valid: Tensor | None, scale: float
-) -> tuple[Tensor | None, Tensor]:
+def _run_forward(query: Tensor, key: Tensor, value: Tensor | None, valid: Tensor | None, scale: float) -> tuple[Tensor | None, Tensor]:
     """Attention of each split, and the merge where there is more than one; without `value` the log-sum-exp alone."""
     num_latents, num_heads, width = query.shape
     batch, num_positions = key.shape[:2]
@@ -461,9 +458,7 @@ def _run_forward(
     return None if output is None else output[0], logsumexp[0]
 
 
-def _merge(
-    partial_output: Tensor | None, partial_logsumexp: Tensor, dtype: torch.dtype, width: int
-) -> tuple[Tensor | None, Tensor]:
+def _merge(partial_output: Tensor | None, partial_logsumexp: Tensor, dtype: torch.dtype, width: int) -> tuple[Tensor | None, Tensor]:
     num_splits, *shape = partial_logsumexp.shape
     logsumexp = partial_logsumexp.new_empty(shape)
     output = None if partial_output is None else partial_output.new_empty((*shape, width), dtype=dtype)
@@ -537,9 +532,7 @@ def backward(
     return partial.sum(dim=0).to(dtype), grad_key.to(dtype), grad_value.to(dtype)
 
 
-def importance(
-    query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float
-) -> Tensor:
+def importance(query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float) -> Tensor:
     """``s_l = sum_{n in R} sum_h A[n, h, l]``; (B, L)."""
     query, key = _held(query), _held(key)
     num_latents, num_heads, width = query.shape

@@ -1,5 +1,6 @@
 """Inputs on which backends are held against the reference: shapes, paddings, layouts, and cells that look like cells."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ class ValueCase:
     maskable: Tensor | None
     num_masked: Tensor  # (B,)
     latents: Tensor  # (R,)
+    sample_ids: Tensor | None = None  # (B,)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "ValueCase":
         """On another device, with values of another type. Slopes stay float32, or become float64 with the values."""
@@ -39,6 +41,7 @@ class TokenCase:
     maskable: Tensor | None
     num_masked: Tensor  # (B,)
     latents: Tensor  # (R,)
+    sample_ids: Tensor | None = None  # (B,)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "TokenCase":
         """On another device, in another type."""
@@ -56,11 +59,12 @@ class SelectionCase:
     weights: Tensor  # (B, L)
     num_samples: Tensor  # (B,)
     valid: Tensor | None
+    sample_ids: Tensor | None = None  # (B,)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "SelectionCase":
         """On another device, in another type."""
-        valid = None if self.valid is None else self.valid.to(device)
-        return replace(self, weights=self.weights.to(device, dtype), num_samples=self.num_samples.to(device), valid=valid)
+        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        return replace(self, **(moved | {"weights": moved["weights"].to(dtype)}))
 
 
 def expression(rows: int, positions: int, density: float, generator: torch.Generator, *, largest: float = 6.0) -> Tensor:
@@ -87,8 +91,28 @@ def strided(x: Tensor) -> Tensor:
     return storage[:, ::2]
 
 
+def transposed(flags: Tensor) -> Tensor:
+    """The same flags (B, L) in column-major storage."""
+    return flags.t().contiguous().t()
+
+
+def shuffled(csr: Tensor, generator: torch.Generator) -> Tensor:
+    """The same CSR matrix with the entries of each row in another order, which the format allows."""
+    order = torch.cat(
+        [start + torch.randperm(stop - start, generator=generator) for start, stop in itertools.pairwise(csr.crow_indices().tolist())]
+    )
+    return torch.sparse_csr_tensor(csr.crow_indices(), csr.col_indices()[order], csr.values()[order], csr.shape, check_invariants=False)
+
+
+def ids(rows: int) -> Tensor:
+    """Sample ids (B,) that no row has by default: 32-bit words with the top bit set, descending."""
+    return 2**32 - 5 - 3 * torch.arange(rows)
+
+
 def _counts(rows: int, positions: int, ratio: float) -> Tensor:
-    return torch.full((rows,), int(ratio * positions), dtype=torch.int32)
+    """The share of the positions, for each row one fewer than for the row before; all or none where the share is 1 or 0."""
+    fewer = torch.arange(rows, dtype=torch.int32) * (0.0 < ratio < 1.0)
+    return (int(ratio * positions) - fewer).clamp(min=0).to(torch.int32)
 
 
 def value_cases() -> Iterator[ValueCase]:
@@ -119,9 +143,13 @@ def value_cases() -> Iterator[ValueCase]:
 
     valid = ragged(4, 200, generator)
     values = expression(4, 200, 0.2, generator).masked_fill(~valid, torch.nan)
-    yield case("padded, NaN in the padding", values, slopes(8, 2), ratio=0.2, valid=valid, maskable=valid)
+    padded = case("padded, NaN in the padding", values, slopes(8, 2), ratio=0.2, valid=valid, maskable=valid)
+    yield padded
     maskable = valid & (torch.rand(4, 200, generator=generator) < 0.5)
-    yield case("some may not be hidden", values, slopes(8, 2), ratio=0.4, valid=valid, maskable=maskable)
+    partly = case("some may not be hidden", values, slopes(8, 2), ratio=0.4, valid=valid, maskable=maskable)
+    yield partly
+    yield replace(padded, name="sample ids", sample_ids=ids(4))
+    yield replace(partly, name="strided flags", valid=transposed(valid), maskable=transposed(maskable), sample_ids=ids(4))
 
     sparse = expression(5, 150, 0.1, generator)
     sparse[1] = 0.0
@@ -131,6 +159,7 @@ def value_cases() -> Iterator[ValueCase]:
     yield case("CSR, 32-bit indices", narrow, slopes(8, 4))
     valid = ragged(5, 150, generator)
     yield case("CSR, padded", csr, slopes(8, 4), ratio=0.2, valid=valid, maskable=valid)
+    yield replace(case("CSR, any order", shuffled(csr, generator), slopes(8, 4)), sample_ids=ids(5))
 
 
 def large_value_case() -> ValueCase:
@@ -177,6 +206,8 @@ def token_cases() -> Iterator[TokenCase]:
     yield padded
     maskable = valid & (torch.rand(4, 120, generator=generator) < 0.5)
     yield replace(padded, name="some may not be hidden", maskable=maskable)
+    flags = {"valid": transposed(valid), "maskable": transposed(maskable)}
+    yield replace(padded, name="strided flags, sample ids", sample_ids=ids(4), **flags)
 
 
 def selection_cases() -> Iterator[SelectionCase]:
@@ -203,7 +234,9 @@ def selection_cases() -> Iterator[SelectionCase]:
     yield case("strided", strided(torch.rand(3, 88, generator=generator)))
     valid = ragged(4, 150, generator)
     weights = torch.rand(4, 150, generator=generator).masked_fill(~valid, torch.nan)
-    yield case("padded, NaN in the padding", weights, ratio=0.2, valid=valid)
+    padded = case("padded, NaN in the padding", weights, ratio=0.2, valid=valid)
+    yield padded
+    yield replace(padded, name="strided flags, sample ids", weights=weights.nan_to_num(2.0), valid=transposed(valid), sample_ids=ids(4))
 
 
 def extreme_selection_case() -> SelectionCase:
@@ -212,3 +245,21 @@ def extreme_selection_case() -> SelectionCase:
     exponents = torch.tensor([-120.0, -40.0, 0.0, 40.0, 110.0])[:, None]
     weights = (1.0 + torch.rand(5, 300, generator=generator)) * 2.0**exponents
     return SelectionCase("scaled by powers of two", weights, _counts(5, 300, 0.3), None)
+
+
+def race_cases() -> Iterator[SelectionCase]:
+    """Draws that a single wrong bit decides, each row of 64 equal weights; found by a search of the stream of ``check.words()``."""
+
+    def case(name: str, sample_id: int, counts: list[int]) -> SelectionCase:
+        weights = torch.ones(len(counts), 64)
+        return SelectionCase(name, weights, torch.tensor(counts, dtype=torch.int32), None, torch.full((len(counts),), sample_id))
+
+    # Positions 27 and 62 have different bits and the same uniform in float32, the 23rd and 24th smallest; likewise 35 and 57, the 37th.
+    yield case("two equal keys", 2446, [22, 23, 24])
+    yield case("two other equal keys", 9425, [36, 37, 38])
+    # The bits of position 41 are 2**32 - 13: a uniform that rounds to 1 unless it is clamped. It must be drawn, and last.
+    yield case("the largest uniform", 7715133, [63, 64])
+    # The bits of position 60 are 0: the smallest uniform there is, which lets a weight of 1e-7 win.
+    tiny = case("the smallest uniform", 6147997, [1, 2])
+    tiny.weights[:, 60] = 1e-7
+    yield tiny

@@ -2,19 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import dispatch, reference
 from ..latent_attention import reference as latent
+from ..selection import reference as selection
 from ..value_attention import reference as value
 from ..value_attention.ops import take_apart
 from . import cases
 from .tolerances import Comparison, compare, compare_mask, element_error
 
 EPS = 1e-8
-SEED, STEP = 0x1234_5678_9ABC_DEF0, 7
+SEED, STEP = 0x1234_5678_9ABC_DEF0, 0xC0DE_0007
+WEIGHTING = {"temperature": 0.5, "eps": 0.03}
+"""Another weighting than the published one, under which a forgotten ``eps`` or temperature is seen."""
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,11 +47,12 @@ def words() -> tuple[Tensor, Tensor]:
     return torch.tensor(SEED, dtype=torch.int64), torch.tensor(STEP, dtype=torch.int64)
 
 
-def check_value_path(case: cases.ValueCase, backend: str, temperature: float = 1.0) -> tuple[Comparison, ...]:
+def check_value_path(case: cases.ValueCase, backend: str, temperature: float = 1.0, eps: float = EPS) -> tuple[Comparison, ...]:
     """The masking step on values, its moments against the reference and its mask against the race of its own importance."""
     parts, exact = take_apart("values", case.values), take_apart("values", case.values.double())
     seed, step = words()
-    arguments = (case.valid, case.maskable, case.num_masked, case.latents, None, seed, step, EPS, 1.0 / temperature, parts.positions)
+    source = (case.sample_ids, seed, step, eps, 1.0 / temperature)
+    arguments = (case.valid, case.maskable, case.num_masked, case.latents, *source, parts.positions)
     run = dispatch.implementation("value_mask", backend, parts.data)
     mask, importance, *moments = run(parts.data, parts.crow, parts.col, case.slope, *arguments)
     alone = dispatch.implementation("value_attention", backend, parts.data)(
@@ -58,12 +64,12 @@ def check_value_path(case: cases.ValueCase, backend: str, temperature: float = 1
     for name, fused, separate, at_precision, right in zip(("log M", "mean", "variance"), moments, alone, plain[2:], truth[2:], strict=True):
         found.append(compare(f"{name}, fused", fused, at_precision, right, torch.float32))
         found.append(compare(name, separate, at_precision, right, torch.float32))
-    draw = {"valid": case.maskable, "seed": seed, "step": step, "eps": EPS, "temperature": temperature}
+    draw = {"valid": case.maskable, "seed": seed, "step": step, "sample_ids": case.sample_ids, "eps": eps, "temperature": temperature}
     found.append(compare_mask("mask", mask, importance, case.num_masked, **draw))
     return tuple(found)
 
 
-def check_token_path(case: cases.TokenCase, backend: str, temperature: float = 1.0) -> tuple[Comparison, ...]:
+def check_token_path(case: cases.TokenCase, backend: str, temperature: float = 1.0, eps: float = EPS) -> tuple[Comparison, ...]:
     """Attention, its gradients, importance and mask of the token path."""
     dtype, scale = case.key.dtype, case.key.shape[-1] ** -0.5
     seed, step = words()
@@ -99,11 +105,12 @@ def check_token_path(case: cases.TokenCase, backend: str, temperature: float = 1
     right_importance = latent.importance(exact[0], exact[1], right[1], case.latents, case.valid, scale)
     plain_importance = latent.importance(case.query, case.key, plain[1], case.latents, case.valid, scale)
     alone = run("attention_importance", case.query, case.key, logsumexp, case.latents, case.valid, scale)
-    arguments = (case.valid, case.maskable, case.num_masked, None, seed, step, EPS, 1.0 / temperature, scale)
+    source = (case.sample_ids, seed, step, eps, 1.0 / temperature)
+    arguments = (case.valid, case.maskable, case.num_masked, *source, scale)
     mask, fused = run("token_mask", case.query, case.key, logsumexp, case.latents, *arguments)
     found.append(compare("importance", alone, plain_importance, right_importance, torch.float32))
     found.append(compare("importance, fused", fused, plain_importance, right_importance, torch.float32))
-    draw = {"valid": case.maskable, "seed": seed, "step": step, "eps": EPS, "temperature": temperature}
+    draw = {"valid": case.maskable, "seed": seed, "step": step, "sample_ids": case.sample_ids, "eps": eps, "temperature": temperature}
     found.append(compare_mask("mask", mask, fused, case.num_masked, **draw))
     return tuple(found)
 
@@ -112,8 +119,20 @@ def check_selection(case: cases.SelectionCase, backend: str) -> tuple[Comparison
     """A draw against the race in float64."""
     seed, step = words()
     run = dispatch.implementation("sample_without_replacement", backend, case.weights)
-    mask = run(case.weights, case.num_samples, case.valid, None, seed, step, 0.0, 1.0)
-    return (compare_mask("mask", mask, case.weights, case.num_samples, valid=case.valid, seed=seed, step=step),)
+    mask = run(*_draw_arguments(case))
+    draw = {"valid": case.valid, "seed": seed, "step": step, "sample_ids": case.sample_ids}
+    return (compare_mask("mask", mask, case.weights, case.num_samples, **draw),)
+
+
+def check_race(case: cases.SelectionCase, backend: str) -> tuple[Comparison, ...]:
+    """A draw whose keys are equal or far apart, so that every backend must agree with the reference on every position."""
+    run = dispatch.implementation("sample_without_replacement", backend, case.weights)
+    wrong = run(*_draw_arguments(case)) != selection.select(*_draw_arguments(case))
+    return (Comparison("positions", float(wrong.sum()), 0.0),)
+
+
+def _draw_arguments(case: cases.SelectionCase) -> tuple:
+    return (case.weights, case.num_samples, case.valid, case.sample_ids, *words(), 0.0, 1.0)
 
 
 def check_latents(num_latents: int, size: int, backend: str, device: torch.device | str) -> tuple[Comparison, ...]:
@@ -132,6 +151,10 @@ def findings(backend: str, device: torch.device | str) -> Iterator[Finding]:
         yield from _run("value path", backend, dtype, device, cases.value_cases(), check_value_path)
         yield from _run("token path", backend, dtype, device, cases.token_cases(), check_token_path)
         yield from _run("selection", backend, dtype, device, cases.selection_cases(), check_selection)
+    dtype = dtypes[0]
+    yield from _run("selection", backend, dtype, device, cases.race_cases(), check_race)
+    yield from _run("value path", backend, dtype, device, cases.value_cases(), partial(check_value_path, **WEIGHTING))
+    yield from _run("token path", backend, dtype, device, cases.token_cases(), partial(check_token_path, **WEIGHTING))
     for num_latents, size in ((1, 1), (5, 5), (128, 38)):
         yield Finding(backend, "latents", torch.int64, f"{size} of {num_latents}", check_latents(num_latents, size, backend, device))
 

@@ -308,6 +308,7 @@ def environment(device: torch.device | str = "cpu") -> dict:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load_average": load_average(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "system": platform.platform(),
@@ -318,6 +319,11 @@ def environment(device: torch.device | str = "cpu") -> dict:
     if device.type == "cuda":
         report["gpu"] = _gpu(device)
     return report
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core, on average over the last minute; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _cpu_name() -> str:

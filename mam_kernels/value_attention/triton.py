@@ -169,9 +169,7 @@ def write_moments(
 
 
 @triton.jit
-def chosen_slopes(
-    slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S: tl.constexpr
-):
+def chosen_slopes(slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S: tl.constexpr):
     """Slope and log-partition of the chosen latents' heads; past the last, a log-partition of inf, whose share is 0."""
     index = first + tl.arange(0, BLOCK_S)
     live = index < num_chosen * num_heads
@@ -199,9 +197,7 @@ def importance_of_nonzeros(
         x = tl.load(compact_ptr + value, mask=value < count, other=0.0)
         share = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
         for first in range(0, num_chosen * num_heads, BLOCK_S):
-            alpha, log_partition = chosen_slopes(
-                slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S
-            )
+            alpha, log_partition = chosen_slopes(slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S)
             share += tl.exp(alpha[None, :] * x[:, None] - log_partition[None, :])  # [BLOCK_X, BLOCK_S]
         importance = tl.sum(share, 1)
         # Several warps hold the same value: none may still have to read it when it is overwritten.
@@ -210,15 +206,11 @@ def importance_of_nonzeros(
 
 
 @triton.jit
-def importance_of_zeros(
-    slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S: tl.constexpr
-):
+def importance_of_zeros(slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S: tl.constexpr):
     """The importance that all zeros of the row share, the sum over the chosen slopes of 1 / M(a)."""
     share = tl.zeros([BLOCK_S], dtype=tl.float32)
     for first in range(0, num_chosen * num_heads, BLOCK_S):
-        _, log_partition = chosen_slopes(
-            slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S
-        )
+        _, log_partition = chosen_slopes(slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S)
         share += tl.exp(-log_partition)
     return tl.sum(share, 0)
 
@@ -367,9 +359,7 @@ def value_kernel(
     if MASKING:
         tl.debug_barrier()
         zero_importance = importance_of_zeros(slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S)
-        importance_of_nonzeros(
-            compact_ptr, count, slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S, BLOCK_X
-        )
+        importance_of_nonzeros(compact_ptr, count, slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S, BLOCK_X)
         tl.debug_barrier()
         importance_ptr += row * num_positions
         if IS_CSR:

@@ -89,8 +89,8 @@ void value_mask(const Values& values, const Flags& valid, const Flags& maskable,
                 uint8_t* mask, float* importance, const Moments& out, void* workspace, const Launch& launch);
 
 // num_samples[row] positions of each row without replacement, in proportion to (weight + eps) ** inverse_temperature; `weights` is dense.
-void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw, const Weighting& weighting, uint8_t* mask,
-            void* workspace, const Launch& launch);
+void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw, const Weighting& weighting,
+            uint8_t* mask, void* workspace, const Launch& launch);
 
 // `size` of `num_latents` indices, uniformly without replacement, ascending; int64 (size,). sample_ids must be null: the sample id is 0.
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out, const Launch& launch);
