@@ -14,7 +14,7 @@ from . import checks
 from .dispatch import requested
 from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
 from .selection.ops import draw_latents
-from .value_attention.ops import ValueMoments, Values, take_apart, value_mask, value_moments
+from .value_attention.ops import ValueMoments, take_apart, value_mask, value_moments
 
 CONTEXTS = ("all", "visible")
 SCHEMES = ("encoder", "decoder", "both", "separate")
@@ -213,34 +213,19 @@ class MultinomialAttentionMasking(nn.Module):
             chosen = draw_latents(data, self.num_latents, self.num_drawn_latents, draw.seed, draw.step, backend)
         return valid, maskable, counts, draw, chosen
 
-    def _projections(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """(W_q, W_k, W_v), each (Dz, Dz), and (b_q, b_k, b_v), each (Dz,)."""
-        attention = self.cross_attention
-        return attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-
     # Scalar values
 
     def _mask_values(self, tokens, valid, maskable, num_masked, seed, step, sample_ids, latents) -> MaskingOutput:
         values = take_apart("tokens", tokens)
         backend = requested(self.backend)
         valid, maskable, counts, draw, chosen = self._prepare(
-            values.data,
-            values.rows,
-            values.positions,
-            valid,
-            maskable,
-            num_masked,
-            seed,
-            step,
-            sample_ids,
-            latents,
-            backend,
-        )
+            values.data, values.rows, values.positions, valid, maskable, num_masked, seed, step, sample_ids, latents, backend
+        )  # fmt: skip
         if values.crow is None:
             checks.require_finite("tokens", tokens, valid)
         weighting = (self.eps, 1.0 / self.temperature)
         with torch.autocast(device_type=values.device.type, enabled=False):
-            slope = self._slope(torch.promote_types(values.data.dtype, torch.float32))
+            slope, gain, constant = self._collapsed(torch.promote_types(values.data.dtype, torch.float32))
             if self.context_from == "all":
                 mask, importance, moments = value_mask(values, slope, valid, maskable, counts, chosen, draw, *weighting, backend)
             else:
@@ -249,40 +234,44 @@ class MultinomialAttentionMasking(nn.Module):
                     draw, *weighting, backend,
                 )  # fmt: skip
                 moments = value_moments(values, slope, _visible(mask, valid), backend)
-            context, penalty = self._value_context(values, moments)
+            context, penalty = self._value_context(moments, gain, constant)
         return MaskingOutput(mask, importance, context, penalty)
 
-    def _slope(self, dtype: torch.dtype) -> Tensor:
-        """``a[n, h] = q . u / sqrt(d)``, with ``u = W_k w`` what a unit of expression adds to a key; (N, H)."""
-        (query_weight, key_weight, _), (query_bias, _, _) = self._projections()
-        exact = torch.promote_types(dtype, self.latents.dtype)
-        query = F.linear(self.latents.to(exact), query_weight.to(exact), query_bias.to(exact))
-        direction = key_weight.to(exact) @ self.input_proj.weight.to(exact)[:, 0]
-        slope = (query * direction).unflatten(-1, (self.num_heads, self.head_dim)).sum(dim=-1) * self.head_dim**-0.5
-        return slope.to(dtype).contiguous()
+    def _collapsed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """What scalar tokens leave of the projections: slopes (N, H), gains ``g`` (H, d) and the constant ``e`` (Dz,).
 
-    def _value_context(self, values: Values, moments: ValueMoments) -> tuple[Tensor, Tensor]:
+        A token ``x`` has the key ``u x + ...`` and the value ``g x + e`` with ``u = W_k w``, ``g = W_v w``, ``e = W_v b + b_v``; the
+        slope is ``q . u / sqrt(d)``. ``W_q`` meets ``u`` before the latents do, so no (N, Dz) query is formed.
+        """
+        exact = torch.promote_types(dtype, self.latents.dtype)
+        weight, bias = self.cross_attention.in_proj_weight.to(exact), self.cross_attention.in_proj_bias.to(exact)
+        affine = torch.stack([self.input_proj.weight[:, 0], self.input_proj.bias], dim=1).to(exact)  # (Dz, 2): w, b
+        keys_and_values = weight[self.latent_dim :] @ affine  # (2 Dz, 2)
+        by_head = (self.num_heads, self.head_dim)
+        unit_key = keys_and_values[: self.latent_dim, 0].view(by_head)  # u
+        query_bias, _, value_bias = bias.chunk(3)
+        query_weight = weight[: self.latent_dim].view(*by_head, self.latent_dim)
+        folded = torch.bmm(unit_key[:, None], query_weight)[:, 0]  # (H, Dz)
+        slope = F.linear(self.latents.to(exact), folded, (unit_key * query_bias.view(by_head)).sum(dim=-1)) * self.head_dim**-0.5
+        gain, constant = keys_and_values[self.latent_dim :].unbind(dim=1)
+        return slope.to(dtype).contiguous(), gain.reshape(by_head).to(dtype), (constant + value_bias).to(dtype)
+
+    def _value_context(self, moments: ValueMoments, gain: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
         """Context and penalty from the means alone.
 
-        ``O_n = sum_h m[n, h] P_h + r`` with ``P_h = W_o[:, h] (W_v w)_h`` and ``r = W_o (W_v b + b_v) + b_o`` (``b_o`` alone for an empty
-        cell), so ``|O_n|^2`` is a quadratic form in ``m[n]``, and no (B, N, Dz) tensor is needed.
+        ``O_n = sum_h m[n, h] P_h + r`` with ``P_h = W_o[:, h] g_h`` and ``r = W_o e + b_o`` (``b_o`` alone for an empty cell), so
+        ``|O_n|^2`` is a quadratic form in ``m[n]``, and no (B, N, Dz) tensor is needed.
         """
-        (_, _, value_weight), (_, _, value_bias) = self._projections()
-        dtype = moments.mean.dtype
-        out_weight, out_bias = (
-            self.cross_attention.out_proj.weight.to(dtype),
-            self.cross_attention.out_proj.bias.to(dtype),
-        )
-        unit = (value_weight.to(dtype) @ self.input_proj.weight.to(dtype)[:, 0]).unflatten(0, (self.num_heads, self.head_dim))
-        constant = out_weight @ (value_weight.to(dtype) @ self.input_proj.bias.to(dtype) + value_bias.to(dtype))
-        directions = torch.einsum("ohd,hd->ho", out_weight.unflatten(1, (self.num_heads, self.head_dim)), unit)
-        occupied = torch.isfinite(moments.log_partition[:, :1, 0]).to(dtype)  # (B, 1)
-        offset = occupied * constant + out_bias  # (B, Dz)
-        context = moments.mean.mean(dim=1) @ directions + offset
-        linear = 2.0 * moments.mean.sum(dim=1) * (offset @ directions.T)  # (B, H)
-        quadratic = (moments.mean @ (directions @ directions.T)) * moments.mean  # (B, N, H)
+        mean, projection = moments.mean, self.cross_attention.out_proj
+        out_weight, out_bias = projection.weight.to(mean.dtype), projection.bias.to(mean.dtype)
+        directions = torch.einsum("ohd,hd->ho", out_weight.unflatten(1, gain.shape), gain)  # P: (H, Dz)
+        occupied = torch.isfinite(moments.log_partition[:, :1, 0]).to(mean.dtype)  # (B, 1)
+        offset = occupied * (out_weight @ constant) + out_bias  # (B, Dz)
+        context = mean.mean(dim=1) @ directions + offset
+        linear = 2.0 * mean.sum(dim=1) * (offset @ directions.T)  # (B, H)
+        quadratic = (mean @ (directions @ directions.T)) * mean  # (B, N, H)
         squared_norm = quadratic.sum(dim=(1, 2)) + linear.sum(dim=-1) + self.num_latents * offset.square().sum(dim=-1)
-        return context, squared_norm.sum() / max(values.rows, 1)
+        return context, squared_norm.sum() / max(mean.shape[0], 1)
 
     # Embeddings
 
@@ -323,7 +312,8 @@ class MultinomialAttentionMasking(nn.Module):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
         exact = torch.promote_types(compute, torch.float32)
         with torch.autocast(device_type=device, enabled=False):
-            (query_weight, *token_weights), (query_bias, _, value_bias) = self._projections()
+            query_weight, *token_weights = self.cross_attention.in_proj_weight.chunk(3)
+            query_bias, _, value_bias = self.cross_attention.in_proj_bias.chunk(3)
             query = F.linear(self.latents.to(exact), query_weight.to(exact), query_bias.to(exact)).to(compute)
             input_weight = self.input_proj.weight.to(exact)
             folded = torch.cat([weight.to(exact) @ input_weight for weight in token_weights]).to(compute)  # (2 Dz, D)

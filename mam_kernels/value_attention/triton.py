@@ -430,7 +430,8 @@ def moments(
             0, 0, 0.0, 1.0, num_positions, slope.numel(), 0, 1, *rows.strides, 0, 0,
             IS_CSR=rows.is_csr, MASKING=False, HAS_VALID=valid is not None, HAS_MASKABLE=False, HAS_SAMPLE_IDS=False,
             SEED_ON_DEVICE=False, STEP_ON_DEVICE=False, SHARPEN=False,
-            BLOCK_L=launch.row_block(num_positions), BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, num_warps=launch.ROW_WARPS, **launch.register_limit(launch.ROW_REGISTERS),
+            BLOCK_L=launch.row_block(num_positions), BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X,
+            num_warps=launch.ROW_WARPS, **launch.register_limit(launch.ROW_REGISTERS),
         )  # fmt: skip
     return rows.moments
 
@@ -467,6 +468,7 @@ def mask(
             IS_CSR=rows.is_csr, MASKING=True, HAS_VALID=valid is not None, HAS_MASKABLE=maskable is not None,
             HAS_SAMPLE_IDS=sample_ids is not None, SEED_ON_DEVICE=seed_ptr is not None, STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
-            BLOCK_L=launch.row_block(num_positions), BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, num_warps=launch.ROW_WARPS, **launch.register_limit(launch.ROW_REGISTERS),
+            BLOCK_L=launch.row_block(num_positions), BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X,
+            num_warps=launch.ROW_WARPS, **launch.register_limit(launch.ROW_REGISTERS),
         )  # fmt: skip
     return hidden, importance, *rows.moments
