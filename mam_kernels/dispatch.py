@@ -7,7 +7,6 @@ One predicate, ``obstacle``, serves the choice, the error and the explanation. A
 import contextlib
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 import re
@@ -107,8 +106,12 @@ def _missing(backend: str) -> str | None:
     from . import native
 
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
+        try:
+            importlib.import_module("triton")
+        except ModuleNotFoundError:
             return "the package triton is not installed"
+        except Exception as error:  # whatever a broken installation raises is the reason
+            return f"the package triton does not import: {error}"
         if not interpreting() and not torch.cuda.is_available():
             return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     if backend in ("cpu", "cuda"):
