@@ -12,9 +12,9 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 _NO_DEVICE_CHANGE = contextlib.nullcontext()
 
-ROW_WARPS = 8
+ROW_WARPS = 16
 ROW_REGISTERS = 128
-"""A program that works on a row has so many warps, and registers a thread: two of them fit a multiprocessor."""
+"""A program that works on a row has so many warps, and at most so many registers a thread: the most that a multiprocessor holds."""
 
 SMALLEST_ROW_BLOCK, LARGEST_ROW_BLOCK = 256, 2048
 """Positions that it holds at a time: enough to hide the latency of reading them, few enough to spill no register."""

@@ -390,9 +390,9 @@ class Tile(NamedTuple):
 # types go through tensor cores. float32, which must not be rounded, goes through the general units, whose factors lie in registers:
 # small tiles. The importance, whose sums lie in registers too, takes the tiles of the backward pass.
 HALF_FORWARD = {16: (128, 64, 4), 32: (128, 64, 4), 64: (128, 64, 8), 128: (64, 64, 8), 256: (32, 32, 8)}
-HALF_BACKWARD = {16: (64, 64, 4), 32: (64, 64, 4), 64: (64, 32, 4), 128: (64, 32, 8), 256: (16, 32, 8)}
-FULL_BACKWARD = {16: (16, 32, 4), 32: (16, 32, 4), 64: (16, 32, 4), 128: (16, 32, 8), 256: (16, 32, 8)}
-FULL_FORWARD = FULL_BACKWARD | {256: (32, 16, 8)}
+HALF_BACKWARD = {16: (64, 64, 4), 32: (32, 64, 4), 64: (64, 32, 4), 128: (64, 32, 8), 256: (16, 32, 8)}
+FULL_BACKWARD = {16: (16, 32, 4), 32: (16, 32, 4), 64: (32, 16, 4), 128: (16, 32, 8), 256: (16, 32, 8)}
+FULL_FORWARD = FULL_BACKWARD | {64: (16, 32, 4), 256: (32, 16, 8)}
 # AMD's matrix units take all factors from registers, and 8 of its warps have half as many each.
 HALF_BACKWARD_AMD = HALF_BACKWARD | {64: (32, 64, 4), 128: (32, 32, 4), 256: (16, 16, 8)}
 FULL_AMD = FULL_BACKWARD | {256: (16, 16, 4)}

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import triton_launch as launch
 from ..triton_language import draw_row, read_word
 
-BLOCK_S = 64  # slopes by BLOCK_X values: 16 exponentials a thread
+BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
 BLOCK_X = 64
 
 

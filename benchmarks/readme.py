@@ -1,0 +1,74 @@
+"""The table of README.md, made from the committed measurements: python -m benchmarks.readme writes it, --check only compares."""
+
+import json
+import sys
+from pathlib import Path
+
+from . import results
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
+
+
+def table(study: dict) -> str:
+    """The measurements of benchmarks/results/study.json in Markdown."""
+    machine, versions = study["environment"], study["environment"]["versions"]
+    lines = [
+        "| on two CPU cores | baseline | ours | ratio | memory |",
+        "|---|---|---|---|---|",
+    ]
+    for title, rows in study["sections"].items():
+        lines += _section(title, rows)
+    lines += [
+        "",
+        f"Medians of {study['sizes']['samples']} interleaved measurements in one process; memory is the peak beyond inputs and outputs, in units",
+        f"of the inputs. {machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}, torch {versions['torch']}, "
+        f"{machine['date'][:10]}. All rows, with their spread, are in",
+        "[benchmarks/results/study.json](benchmarks/results/study.json). No GPU figure has been measured yet: what `benchmarks/NOTES.md` says of",
+        "GPUs is a prediction from bytes and operations.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, rows: list[dict]) -> list[str]:
+    baselines = {row["what"]: row for row in rows if row["ratio"] is None}
+    lines = []
+    for row in rows:
+        if row["ratio"] is None or not row["contender"].startswith("cpu"):
+            continue
+        kind = row["contender"].partition(", ")[2]
+        name = f"{title}, {row['what']}" + (f", {kind}" if kind else "")
+        before, after = (_time(each["median_us"]) for each in (baselines[row["what"]], row))
+        memory = row["peak_bytes_beyond_inputs_and_outputs"] / row["input_bytes"]
+        ratio = f"{row['ratio']:,.0f}" if row["ratio"] >= 10 else f"{row['ratio']:.1f}"
+        lines.append(f"| {name} | {row['baseline']}, {before} a cell | {after} a cell | **{ratio} ×** | {memory:.1f} × |")
+    return lines
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds / 1e3:,.1f} ms" if microseconds >= 1000 else f"{microseconds:,.0f} µs"
+
+
+def with_table(readme: str, study: dict) -> str:
+    """The README with the table between its two marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + table(study) + END + after
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the table, or with --check compare; returns the exit status."""
+    check = "--check" in (sys.argv[1:] if arguments is None else arguments)
+    study = json.loads((results.COMMITTED / "study.json").read_text())
+    current = README.read_text()
+    wanted = with_table(current, study)
+    if check:
+        if wanted != current:
+            print("README.md does not show the committed measurements: python -m benchmarks.readme", file=sys.stderr)
+        return int(wanted != current)
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
