@@ -14,6 +14,7 @@ from . import checks
 from .dispatch import requested
 from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
 from .selection.ops import draw_latents
+from .value_attention.collapse import ScalarContext, ScalarProjections
 from .value_attention.ops import ValueMoments, take_apart, value_mask, value_moments
 
 CONTEXTS = ("all", "visible")
@@ -225,7 +226,7 @@ class MultinomialAttentionMasking(nn.Module):
             checks.require_finite("tokens", tokens, valid)
         weighting = (self.eps, 1.0 / self.temperature)
         with torch.autocast(device_type=values.device.type, enabled=False):
-            slope, gain, constant = self._collapsed(torch.promote_types(values.data.dtype, torch.float32))
+            slope, directions, constant = self._scalar_projections(torch.promote_types(values.data.dtype, torch.float32))
             if self.context_from == "all":
                 mask, importance, moments = value_mask(values, slope, valid, maskable, counts, chosen, draw, *weighting, backend)
             else:
@@ -234,44 +235,24 @@ class MultinomialAttentionMasking(nn.Module):
                     draw, *weighting, backend,
                 )  # fmt: skip
                 moments = value_moments(values, slope, _visible(mask, valid), backend)
-            context, penalty = self._value_context(moments, gain, constant)
+            context, penalty = self._value_context(moments, directions, constant)
         return MaskingOutput(mask, importance, context, penalty)
 
-    def _collapsed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """What scalar tokens leave of the projections: slopes (N, H), gains ``g`` (H, d) and the constant ``e`` (Dz,).
-
-        A token ``x`` has the key ``u x + ...`` and the value ``g x + e`` with ``u = W_k w``, ``g = W_v w``, ``e = W_v b + b_v``; the
-        slope is ``q . u / sqrt(d)``. ``W_q`` meets ``u`` before the latents do, so no (N, Dz) query is formed.
-        """
+    def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes (N, H) in ``dtype``, directions (H, Dz) and constant (Dz,): see ``ScalarProjections``."""
+        attention, token = self.cross_attention, self.input_proj
+        parameters = (
+            self.latents, attention.in_proj_weight, attention.in_proj_bias, token.weight, token.bias, attention.out_proj.weight
+        )  # fmt: skip
         exact = torch.promote_types(dtype, self.latents.dtype)
-        weight, bias = self.cross_attention.in_proj_weight.to(exact), self.cross_attention.in_proj_bias.to(exact)
-        affine = torch.stack([self.input_proj.weight[:, 0], self.input_proj.bias], dim=1).to(exact)  # (Dz, 2): w, b
-        keys_and_values = weight[self.latent_dim :] @ affine  # (2 Dz, 2)
-        by_head = (self.num_heads, self.head_dim)
-        unit_key = keys_and_values[: self.latent_dim, 0].view(by_head)  # u
-        query_bias, _, value_bias = bias.chunk(3)
-        query_weight = weight[: self.latent_dim].view(*by_head, self.latent_dim)
-        folded = torch.bmm(unit_key[:, None], query_weight)[:, 0]  # (H, Dz)
-        slope = F.linear(self.latents.to(exact), folded, (unit_key * query_bias.view(by_head)).sum(dim=-1)) * self.head_dim**-0.5
-        gain, constant = keys_and_values[self.latent_dim :].unbind(dim=1)
-        return slope.to(dtype).contiguous(), gain.reshape(by_head).to(dtype), (constant + value_bias).to(dtype)
+        slope, directions, constant = ScalarProjections.apply(*(x.to(exact) for x in parameters), self.num_heads)
+        return slope.to(dtype), directions.to(dtype), constant.to(dtype)
 
-    def _value_context(self, moments: ValueMoments, gain: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-        """Context and penalty from the means alone.
-
-        ``O_n = sum_h m[n, h] P_h + r`` with ``P_h = W_o[:, h] g_h`` and ``r = W_o e + b_o`` (``b_o`` alone for an empty cell), so
-        ``|O_n|^2`` is a quadratic form in ``m[n]``, and no (B, N, Dz) tensor is needed.
-        """
-        mean, projection = moments.mean, self.cross_attention.out_proj
-        out_weight, out_bias = projection.weight.to(mean.dtype), projection.bias.to(mean.dtype)
-        directions = torch.einsum("ohd,hd->ho", out_weight.unflatten(1, gain.shape), gain)  # P: (H, Dz)
-        occupied = torch.isfinite(moments.log_partition[:, :1, 0]).to(mean.dtype)  # (B, 1)
-        offset = occupied * (out_weight @ constant) + out_bias  # (B, Dz)
-        context = mean.mean(dim=1) @ directions + offset
-        linear = 2.0 * mean.sum(dim=1) * (offset @ directions.T)  # (B, H)
-        quadratic = (mean @ (directions @ directions.T)) * mean  # (B, N, H)
-        squared_norm = quadratic.sum(dim=(1, 2)) + linear.sum(dim=-1) + self.num_latents * offset.square().sum(dim=-1)
-        return context, squared_norm.sum() / max(mean.shape[0], 1)
+    def _value_context(self, moments: ValueMoments, directions: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """Context (B, Dz) and penalty: see ``ScalarContext``."""
+        occupied = torch.isfinite(moments.log_partition.detach()[:, :1, 0]).to(directions.dtype)  # (B, 1)
+        out_bias = self.cross_attention.out_proj.bias.to(directions.dtype)
+        return ScalarContext.apply(moments.mean, occupied, directions, constant, out_bias)
 
     # Embeddings
 

@@ -99,12 +99,11 @@ def _slope_gradient(
     """``d log M / da = mean`` and ``d mean / da = variance``: no pass over the tokens."""
     if grad_variance is not None:
         raise RuntimeError("value_attention: the variance carries no gradient, and there is no second derivative")
-    gradient = torch.zeros_like(mean)
-    if grad_log_partition is not None:
-        gradient = torch.addcmul(gradient, grad_log_partition, mean)
-    if grad_mean is not None:
-        gradient = torch.addcmul(gradient, grad_mean, variance)
-    return gradient.sum(dim=0)
+    gradient = mean.new_zeros(mean.shape[1:])
+    for incoming, moment in ((grad_log_partition, mean), (grad_mean, variance)):
+        if incoming is not None:
+            gradient = gradient + (incoming * moment).sum(dim=0)
+    return gradient
 
 
 def _save_moments(ctx, inputs: tuple, output: tuple) -> None:
