@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, results, study, workloads
+from benchmarks import gpu, readme, results, study, workloads
 from mam_kernels.testing import agreement, side_by_side
 from mam_kernels.testing.measure import Contender
 
@@ -107,3 +107,16 @@ def test_floors_are_the_larger_of_bytes_and_products():
     assert reached.floor_us(4e6, 0.0) == pytest.approx(1.0)
     assert reached.floor_us(4e6, 8e9) == pytest.approx(10.0)
     assert gpu.floors(gpu.Sizes(), reached)["value path, dense"] == pytest.approx(9 * 512 * 20000 / 4e6)
+
+
+def test_the_readme_shows_the_committed_measurements():
+    assert readme.main(["--check"]) == 0
+
+
+def test_a_readme_with_other_figures_is_noticed(tmp_path, monkeypatch):
+    edited = tmp_path / "README.md"
+    edited.write_text(readme.README.read_text().replace("**1", "**9", 1))
+    monkeypatch.setattr(readme, "README", edited)
+    assert readme.main(["--check"]) == 1
+    assert readme.main([]) == 0
+    assert readme.main(["--check"]) == 0
