@@ -21,12 +21,12 @@ def table(study: dict) -> str:
         lines += _section(title, rows)
     lines += [
         "",
-        f"Medians of {study['sizes']['samples']} interleaved measurements in one process; on the value path {study['sizes']['cells']} cells "
-        f"a call, the paper computation {study['sizes']['paper_cells']}.",
+        f"Medians of {study['sizes']['samples']} interleaved measurements in one process; on the value path "
+        f"{study['sizes']['cells']} cells a call, the paper computation {study['sizes']['paper_cells']}.",
         "Memory is the peak beyond inputs and outputs, in units of the inputs.",
         f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}, torch {versions['torch']}, {machine['date'][:10]}.",
-        "All rows, with their spread, are in [benchmarks/results/study.json](benchmarks/results/study.json). No GPU figure has been measured",
-        "yet: what `benchmarks/NOTES.md` says of GPUs is predicted from bytes and operations.",
+        "All rows, with their spread, are in [benchmarks/results/study.json](benchmarks/results/study.json). No GPU figure has been",
+        "measured yet: what `benchmarks/NOTES.md` says of GPUs is predicted from bytes and operations.",
     ]
     return "\n".join(lines) + "\n"
 
