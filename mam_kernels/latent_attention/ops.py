@@ -22,13 +22,13 @@ def _is_empty(query: Tensor, key: Tensor) -> bool:
 def _run_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     run = implementation("latent_attention", backend, key)
     if _is_empty(query, key):
-        logsumexp = _fake_logsumexp(query, key, valid, scale, backend).fill_(-torch.inf)
+        logsumexp = _fake_logsumexp(query, key).fill_(-torch.inf)
         return query.new_zeros((key.shape[0], *query.shape)), logsumexp
     return run(query, key, value, valid, scale)
 
 
-def _fake_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str) -> tuple[Tensor, Tensor]:
-    return query.new_empty((key.shape[0], *query.shape)), _fake_logsumexp(query, key, valid, scale, backend)
+def _fake_attention(query: Tensor, key: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return query.new_empty((key.shape[0], *query.shape)), _fake_logsumexp(query, key)
 
 
 def _save_attention(ctx, inputs: tuple, output: tuple) -> None:
@@ -76,19 +76,8 @@ def _run_backward(
     return run(grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale)
 
 
-def _fake_backward(
-    grad_output: Tensor,
-    grad_logsumexp: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    valid: Tensor | None,
-    output: Tensor,
-    logsumexp: Tensor,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+def _fake_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in arguments[2:5])  # query, key, value
 
 
 def _no_second_derivative(ctx, *gradients: Tensor | None) -> tuple:
@@ -107,11 +96,11 @@ define(
 def _run_logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float, backend: str) -> Tensor:
     run = implementation("attention_logsumexp", backend, key)
     if _is_empty(query, key):
-        return _fake_logsumexp(query, key, valid, scale, backend).fill_(-torch.inf)
+        return _fake_logsumexp(query, key).fill_(-torch.inf)
     return run(query, key, valid, scale)
 
 
-def _fake_logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float, backend: str) -> Tensor:
+def _fake_logsumexp(query: Tensor, key: Tensor, *_: object) -> Tensor:
     return query.new_empty((key.shape[0], *query.shape[:2]), dtype=_accumulation(query.dtype))
 
 
@@ -127,13 +116,11 @@ def _run_importance(
 ) -> Tensor:
     run = implementation("attention_importance", backend, key)
     if _is_empty(query, key):
-        return _fake_importance(query, key, logsumexp, latents, valid, scale, backend).zero_()
+        return _fake_importance(query, key).zero_()
     return run(query, key, logsumexp, latents, valid, scale)
 
 
-def _fake_importance(
-    query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float, backend: str
-) -> Tensor:
+def _fake_importance(query: Tensor, key: Tensor, *_: object) -> Tensor:
     return key.new_empty(key.shape[:2], dtype=_accumulation(key.dtype))
 
 
@@ -162,30 +149,15 @@ def _run_mask(
 ) -> tuple[Tensor, Tensor]:
     run = implementation("token_mask", backend, key)
     if _is_empty(query, key):
-        importance = _fake_importance(query, key, logsumexp, latents, valid, scale, backend).zero_()
+        importance = _fake_importance(query, key).zero_()
         return torch.zeros_like(importance, dtype=torch.bool), importance
     return run(
         query, key, logsumexp, latents, valid, maskable, num_masked, sample_ids, seed, step, eps, inverse_temperature, scale
     )  # fmt: skip
 
 
-def _fake_mask(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    latents: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    importance = _fake_importance(query, key, logsumexp, latents, valid, scale, backend)
+def _fake_mask(query: Tensor, key: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    importance = _fake_importance(query, key)
     return torch.empty_like(importance, dtype=torch.bool), importance
 
 

@@ -25,17 +25,7 @@ def _run_select(
     return run(weights, num_samples, valid, sample_ids, seed, step, eps, inverse_temperature)
 
 
-def _fake_select(
-    weights: Tensor,
-    num_samples: Tensor,
-    valid: Tensor | None,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    backend: str,
-) -> Tensor:
+def _fake_select(weights: Tensor, *_: object) -> Tensor:
     return torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
 
 

@@ -156,23 +156,8 @@ def _run_mask(
     )  # fmt: skip
 
 
-def _fake_mask(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    latents: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    num_positions: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake_mask(*arguments: object) -> tuple[Tensor, ...]:
+    values, crow, col, slope, valid, *_, num_positions, backend = arguments
     moments = _fake_moments(values, crow, col, slope, valid, num_positions, backend)
     shape = (moments[0].shape[0], num_positions)
     return slope.new_empty(shape, dtype=torch.bool), slope.new_empty(shape, dtype=moments[0].dtype), *moments
