@@ -20,10 +20,14 @@ def test_the_examples_of_the_readme_run():
     assert names["out"].mask.any()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.md")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path):
-    if any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts):
-        pytest.skip("not part of the documentation")
-    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
-    missing = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
+def pages() -> list[Path]:
+    """The Markdown files of the repository, without environments and builds inside its folder."""
+    found = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
+    return [path for path in found if not any(part.startswith(".") or part in ("build", "report") for part in path.parts)]
+
+
+@pytest.mark.parametrize("page", pages(), ids=str)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    missing = [target for target in targets if "://" not in target and not (ROOT / page.parent / target).exists()]
     assert not missing
