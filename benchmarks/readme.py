@@ -19,6 +19,7 @@ def table(study: dict) -> str:
     ]
     for title, rows in study["sections"].items():
         lines += _section(title, rows)
+    lines += ["", *_batches(study["batches"], next(iter(study["sections"].values())))]
     lines += [
         "",
         f"Medians of {study['sizes']['samples']} interleaved measurements in one process; on the value path "
@@ -29,6 +30,16 @@ def table(study: dict) -> str:
         "measured yet: what `benchmarks/NOTES.md` says of GPUs is predicted from bytes and operations.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _batches(records: list[dict], value_path: list[dict]) -> list[str]:
+    """How the ratio grows with the cells of a call."""
+    baseline = {row["what"]: row["median_us"] for row in value_path if row["ratio"] is None}
+    ratios: dict[str, list[str]] = {what: [] for what in baseline}
+    for record in records:
+        ratios[record["what"]].append(f"{baseline[record['what']] / record['median_us']:,.0f} × at {record['cells_per_call']}")
+    parts = [f"{what} {', '.join(some)}" for what, some in ratios.items()]
+    return [f"A call has a fixed cost, so the ratio grows with its cells; dense values, inputs in cache: {'; '.join(parts)}."]
 
 
 def _section(title: str, rows: list[dict]) -> list[str]:

@@ -18,7 +18,7 @@ import mam_kernels as mam
 from mam_kernels.testing import measure
 from mam_kernels.testing.agreement import Disagreement, forward
 from mam_kernels.testing.measure import Contender
-from mam_kernels.testing.side_by_side import Row, Variant, measure_against, side_by_side
+from mam_kernels.testing.side_by_side import DIRECTIONS, Row, Variant, measure_against, side_by_side
 from mam_kernels.testing.tolerances import misplaced
 
 from . import results, workloads
@@ -120,6 +120,18 @@ def host_cost() -> dict[str, dict]:
     return {name: measure.host_seconds(call, "cpu").record() for name, call in calls.items()}
 
 
+def by_batch(sizes: Sizes) -> list[dict]:
+    """What a cell takes when a call holds few of them: the fixed cost of a call, shared by ever more cells."""
+    module = masking_module(sizes)
+    records = []
+    for cells in sorted({1, 2, 4, 8, 16, sizes.cells}):
+        tokens = (workloads.cells(cells, sizes.positions, sizes.density, seed=cells),)
+        for what, step in DIRECTIONS.items():
+            timing = measure.host_seconds(Contender(step(module), [tokens]), "cpu", calls=60)
+            records.append({"what": what, "cells_per_call": cells, **timing.record(cells)})
+    return records
+
+
 def import_seconds() -> dict[str, float]:
     """What `import mam_kernels` adds to `import torch`, in a fresh process; the least of three."""
     program = (
@@ -161,13 +173,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if busy:
         say("\nother programs were running when this began: the ratios below are not to be trusted")
-    host, imports = host_cost(), import_seconds()
-    path = results.save(
-        target, "study", sections, sizes=vars(sizes), environment=measure.environment(), busy=busy, host=host, imports=imports
-    )
+    more = {"batches": by_batch(sizes), "host": host_cost(), "imports": import_seconds()}
+    path = results.save(target, "study", sections, sizes=vars(sizes), environment=measure.environment(), busy=busy, **more)
     print(f"\nwritten to {path}\n\n{results.table(sections)}\n")
-    for name, record in host.items():
+    for record in more["batches"]:
+        print(f"{record['cells_per_call']:>3} cells a call, {record['what']}: {record['median_us']:.0f} us a cell")
+    for name, record in more["host"].items():
         print(f"host cost of a call, {name}: {record['median_us']:.0f} us")
+    imports = more["imports"]
     print(f"import mam_kernels adds {imports['mam_kernels_adds']:.2f} s to import torch ({imports['torch']:.2f} s)")
     return 0
 
