@@ -245,13 +245,14 @@ class MultinomialAttentionMasking(nn.Module):
             self.latents, attention.in_proj_weight, attention.in_proj_bias, token.weight, token.bias, attention.out_proj.weight
         )  # fmt: skip
         exact = torch.promote_types(dtype, self.latents.dtype)
-        slope, directions, constant = ScalarProjections.apply(*(x.to(exact) for x in parameters), self.num_heads)
-        return slope.to(dtype), directions.to(dtype), constant.to(dtype)
+        projected = ScalarProjections.apply(*(_cast(x, exact) for x in parameters), self.num_heads)
+        slope, directions, constant = (_cast(x, dtype) for x in projected)
+        return slope, directions, constant
 
     def _value_context(self, moments: ValueMoments, directions: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
         """Context (B, Dz) and penalty: see ``ScalarContext``."""
-        occupied = torch.isfinite(moments.log_partition.detach()[:, :1, 0]).to(directions.dtype)  # (B, 1)
-        out_bias = self.cross_attention.out_proj.bias.to(directions.dtype)
+        occupied = (moments.log_partition.detach()[:, :1, 0] > -torch.inf).to(directions.dtype)  # (B, 1)
+        out_bias = _cast(self.cross_attention.out_proj.bias, directions.dtype)
         return ScalarContext.apply(moments.mean, occupied, directions, constant, out_bias)
 
     # Embeddings
@@ -313,6 +314,11 @@ class MultinomialAttentionMasking(nn.Module):
         projection = self.cross_attention.out_proj
         projected = F.linear(concatenated, projection.weight.to(value_bias.dtype), projection.bias.to(value_bias.dtype))
         return projected.mean(dim=1), projected.square().sum() / max(projected.shape[0], 1)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which costs a call of its own even where there is nothing to do; at a batch of one, such calls are what is left."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _visible(mask: Tensor, valid: Tensor | None) -> Tensor:

@@ -89,8 +89,11 @@ class ScalarContext(torch.autograd.Function):
         second = flat.t() @ flat  # sum_bn m^T m: (H, H)
         gram = directions @ directions.t()  # (H, H)
         context = torch.addmm(offset, average, directions)
-        # |r|^2 + 2 mean_n(m) P r^T = r . (2 context - r)
-        squared_norm = (second * gram).sum() + latents * (offset * (2.0 * context - offset)).sum()
+        # |r|^2 + 2 mean_n(m) P r^T = 2 r . (context - r / 2)
+        halves = torch.sub(context, offset, alpha=0.5)
+        squared_norm = torch.add(
+            torch.dot(second.flatten(), gram.flatten()), torch.dot(offset.flatten(), halves.flatten()), alpha=2 * latents
+        )
         ctx.save_for_backward(mean, occupied, directions, average, offset, second, gram)
         return context, squared_norm / max(rows, 1)
 
