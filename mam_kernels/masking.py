@@ -30,6 +30,28 @@ class MaskingOutput(NamedTuple):
     penalty: Tensor  # scalar: mean over cells of the squared norm of the attended output; differentiable
 
 
+class _Options(NamedTuple):
+    """What a call may say besides its tokens; as the arguments of ``MultinomialAttentionMasking.forward``."""
+
+    valid: Tensor | None
+    maskable: Tensor | None
+    num_masked: int | Tensor | None
+    seed: int | Tensor | None
+    step: int | Tensor
+    sample_ids: Tensor | None
+    latents: Tensor | None
+
+
+class _Prepared(NamedTuple):
+    """The same, checked and complete."""
+
+    valid: Tensor | None  # (B, L) bool
+    maskable: Tensor | None  # (B, L) bool, only where valid
+    counts: Tensor  # k: (B,) int32
+    draw: checks.Draw
+    chosen: Tensor  # R: (|R|,) int64
+
+
 class _TokenProjection(torch.autograd.Function):
     """``tokens @ weight.T`` whose gradient ignores what stands in the padding.
 
@@ -126,8 +148,8 @@ class MultinomialAttentionMasking(nn.Module):
         """Draw the parameters anew: standard normal latents, and torch's own initialisation of the rest."""
         nn.init.normal_(self.latents)
         self.input_proj.reset_parameters()
+        self.cross_attention.out_proj.reset_parameters()
         self.cross_attention._reset_parameters()
-        nn.init.zeros_(self.cross_attention.out_proj.bias)
 
     @property
     def num_drawn_latents(self) -> int:
@@ -177,51 +199,34 @@ class MultinomialAttentionMasking(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not as above; ``BackendUnavailableError`` if the named backend cannot run.
         """
-        if self.input_dim is None:
-            return self._mask_values(tokens, valid, maskable, num_masked, seed, step, sample_ids, latents)
-        return self._mask_tokens(tokens, valid, maskable, num_masked, seed, step, sample_ids, latents)
+        options = _Options(valid, maskable, num_masked, seed, step, sample_ids, latents)
+        return self._mask_values(tokens, options) if self.input_dim is None else self._mask_tokens(tokens, options)
 
-    def _prepare(
-        self,
-        data: Tensor,
-        rows: int,
-        positions: int,
-        valid,
-        maskable,
-        num_masked,
-        seed,
-        step,
-        sample_ids,
-        latents,
-        backend: str,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, checks.Draw, Tensor]:
-        """Checked (valid, maskable, k, draw, R)."""
+    def _prepare(self, data: Tensor, rows: int, positions: int, options: _Options, backend: str) -> _Prepared:
         device = data.device
         checks.require_device("tokens", data, self.latents.device, "the module")
-        valid = checks.require_flags("valid", valid, rows, positions, device)
-        maskable = checks.require_flags("maskable", maskable, rows, positions, device)
+        valid = checks.require_flags("valid", options.valid, rows, positions, device)
+        maskable = checks.require_flags("maskable", options.maskable, rows, positions, device)
         if maskable is None:
             maskable = valid
         elif valid is not None:
             maskable = maskable & valid
-        if num_masked is None:
+        if options.num_masked is None:
             counts = checks.count_masked(self.mask_ratio, maskable, rows, positions, device)
         else:
-            counts = checks.row_counts("num_masked", num_masked, rows, positions, device)
-        chosen = None if latents is None else checks.indices("latents", latents, self.num_latents, device)
-        draw = checks.draw_source(seed, step, sample_ids, rows, device)
+            counts = checks.row_counts("num_masked", options.num_masked, rows, positions, device)
+        chosen = None if options.latents is None else checks.indices("latents", options.latents, self.num_latents, device)
+        draw = checks.draw_source(options.seed, options.step, options.sample_ids, rows, device)
         if chosen is None:
             chosen = draw_latents(data, self.num_latents, self.num_drawn_latents, draw.seed, draw.step, backend)
-        return valid, maskable, counts, draw, chosen
+        return _Prepared(valid, maskable, counts, draw, chosen)
 
     # Scalar values
 
-    def _mask_values(self, tokens, valid, maskable, num_masked, seed, step, sample_ids, latents) -> MaskingOutput:
+    def _mask_values(self, tokens: Tensor, options: _Options) -> MaskingOutput:
         values = take_apart("tokens", tokens)
         backend = requested(self.backend)
-        valid, maskable, counts, draw, chosen = self._prepare(
-            values.data, values.rows, values.positions, valid, maskable, num_masked, seed, step, sample_ids, latents, backend
-        )  # fmt: skip
+        valid, maskable, counts, draw, chosen = self._prepare(values.data, values.rows, values.positions, options, backend)
         if values.crow is None:
             checks.require_finite("tokens", tokens, valid)
         weighting = (self.eps, 1.0 / self.temperature)
@@ -257,14 +262,12 @@ class MultinomialAttentionMasking(nn.Module):
 
     # Embeddings
 
-    def _mask_tokens(self, tokens, valid, maskable, num_masked, seed, step, sample_ids, latents) -> MaskingOutput:
+    def _mask_tokens(self, tokens: Tensor, options: _Options) -> MaskingOutput:
         checks.require_floating("tokens", tokens, f"(B, L, {self.input_dim})", 3)
         checks.require_shape("tokens", tokens, (None, None, self.input_dim), "(B, L, input_dim)")
         rows, positions, _ = tokens.shape
         backend = requested(self.backend)
-        valid, maskable, counts, draw, chosen = self._prepare(
-            tokens, rows, positions, valid, maskable, num_masked, seed, step, sample_ids, latents, backend
-        )
+        valid, maskable, counts, draw, chosen = self._prepare(tokens, rows, positions, options, backend)
         checks.require_finite("tokens", tokens, valid)
         scale = self.head_dim**-0.5
         weighting = (self.eps, 1.0 / self.temperature, scale)
