@@ -111,3 +111,34 @@ def test_half_precision_tokens(compute, backend, device):
     torch.testing.assert_close(out.context.double(), truth.context, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(out.importance.double(), truth.importance, rtol=tolerance, atol=0.0)
     assert out.mask.sum(dim=1).tolist() == [15, 15, 15]
+
+
+@pytest.mark.parametrize("input_dim", [None, 10])
+def test_replays_in_a_cuda_graph(input_dim, backend, device):
+    if device.type != "cuda" or backend == "reference":
+        pytest.skip("a CUDA graph needs a GPU, and the reference waits for it")
+    torch.manual_seed(0)
+    module = mam.MultinomialAttentionMasking(input_dim, latent_dim=32, num_latents=8, num_heads=2, backend=backend).to(device)
+    values, _ = values_and_padding("dense", device)
+    tokens = values if input_dim is None else torch.randn(*values.shape, input_dim, device=device)
+    seed, step = torch.tensor(3, device=device), torch.zeros((), dtype=torch.int64, device=device)
+
+    def run():
+        with torch.no_grad():
+            return module(tokens, seed=seed, step=step)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # what is compiled or loaded at the first call
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for number in (0, 5):
+        step.fill_(number)
+        graph.replay()
+        with torch.no_grad():
+            expected = module(tokens, seed=3, step=number)
+        assert torch.equal(out.mask, expected.mask)
+        assert torch.equal(out.context, expected.context)
