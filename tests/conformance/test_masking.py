@@ -76,15 +76,26 @@ def _same(module: mam.MultinomialAttentionMasking, tokens: torch.Tensor, valid: 
         assert ((x.grad - right.grad).abs().max() / right.grad.abs().max()) < 2e-5
 
 
-def test_a_visible_context_does_not_see_hidden_values(backend, device):
+@pytest.mark.parametrize("input_dim", [None, 6])
+def test_a_visible_context_does_not_see_hidden_values(input_dim, backend, device):
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(latent_dim=16, num_latents=8, num_heads=2, context_from="visible", backend=backend).to(device)
+    visible = mam.MultinomialAttentionMasking(
+        input_dim, latent_dim=16, num_latents=8, num_heads=2, context_from="visible", backend=backend
+    ).to(device)
+    everything = copy.deepcopy(visible)
+    everything.context_from = "all"
     values, _ = values_and_padding("dense", device)
-    out = module(values, seed=1)
-    moments = mam.value_attention(values, torch.ones(8, 2, device=device), valid=~out.mask, backend=backend)
-    changed = mam.value_attention(torch.where(out.mask, 5.0, values), torch.ones(8, 2, device=device), valid=~out.mask, backend=backend)
-    assert torch.equal(moments.mean, changed.mean)
-    assert torch.equal(moments.log_partition, changed.log_partition)
+    tokens = values if input_dim is None else torch.randn(4, 60, input_dim, generator=torch.Generator().manual_seed(7)).to(device)
+    out = visible(tokens, seed=1)
+    # Where the hidden tokens hold NaN and count as padding, a context of everything is one of the visible; the leaking one differs.
+    hidden = out.mask if input_dim is None else out.mask[..., None]
+    expected = everything(tokens.masked_fill(hidden, torch.nan), ~out.mask, num_masked=0)
+    leaking = everything(tokens, seed=1)
+    assert out.mask.any()
+    assert torch.equal(out.mask, leaking.mask)
+    torch.testing.assert_close(out.context, expected.context)
+    torch.testing.assert_close(out.penalty, expected.penalty)
+    assert (leaking.context - expected.context).abs().max() > 1e-4
 
 
 def test_a_cell_without_tokens(backend, device):
