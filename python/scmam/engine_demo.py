@@ -22,8 +22,11 @@ from mam_kernels import dispatch
 from mam_kernels.testing import measure
 from mam_kernels.testing.side_by_side import Row, Variant, side_by_side
 
-from .cells import Cells, CellsError, example_cells, read_cells
-from .engine_report import GeneMasks, ReportError, Results, Sizing, write_report
+from .config import Data
+from .data.reading import open_cells
+from .data.sparse import SparseExpression, sparse_expression
+from .engine_report import GeneMasks, Results, Sizing, write_report
+from .errors import ScmamError
 
 SHARP = 0.05  # a temperature at which the attention of untrained latents shows in the masks
 
@@ -47,21 +50,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scmam.engine_demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     parser.add_argument("--cells", type=Path, help="an .h5ad file (default: scanpy's pbmc68k_reduced)")
-    parser.add_argument("--source", help="X, raw or a layer of that file (default: raw where there is one)")
+    parser.add_argument("--source", default="auto", help="X, raw or a layer of that file (default: where raw counts are found)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)")  # torch's own, nothing to do about
     try:
-        cells = example_cells() if options.cells is None else read_cells(options.cells, options.source)
-        report = write_report(options.out, run(cells, device=options.device))
-    except (CellsError, ReportError) as error:
+        cells = open_cells(Data(path=options.cells, counts=options.source, backed="never"))
+        report = write_report(options.out, run(sparse_expression(cells), device=options.device))
+    except ScmamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\nReport: {report}")
     return 0
 
 
-def run(cells: Cells, sizes: Sizes = Sizes(), *, device: str | None = None, seed: int = 0) -> Results:
+def run(cells: SparseExpression, sizes: Sizes = Sizes(), *, device: str | None = None, seed: int = 0) -> Results:
     """Everything but the writing: validation, timing and masks of `cells`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)

@@ -16,15 +16,12 @@ from torch import Tensor
 
 from mam_kernels.testing.side_by_side import PAPER, Row
 
-from .cells import Cells
+from .data.sparse import SparseExpression
+from .errors import ReportError
 
 PICTURE = "hidden_genes.png"
 PAGE = "report.html"
 HEADINGS = ("direction", "backend and layout", "cells a call", "µs a cell", "spread", "times as fast", "peak memory", "of the inputs")
-
-
-class ReportError(OSError):
-    """The report cannot be written where it was asked for; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class GeneMasks:
 class Results:
     """Everything that the demo found."""
 
-    cells: Cells
+    cells: SparseExpression
     sizings: tuple[Sizing, ...]
     masks: tuple[GeneMasks, ...]
     mask_ratio: float

@@ -13,7 +13,7 @@ pytest.importorskip("anndata", reason="the single-cell layer is not installed")
 pytest.importorskip("matplotlib", reason="the single-cell layer is not installed")
 
 from scmam import engine_demo, engine_report
-from scmam.cells import Cells
+from scmam.data.sparse import SparseExpression
 
 from mam_kernels.testing.cases import expression
 
@@ -25,7 +25,7 @@ SMALL = engine_demo.Sizes(
 @pytest.fixture(scope="module")
 def results():
     values = expression(6, 40, 0.3, torch.Generator().manual_seed(0)).to_sparse_csr()
-    cells = Cells(values, tuple(f"<gene {i}>" for i in range(40)), "made & up")
+    cells = SparseExpression(values, tuple(f"<gene {i}>" for i in range(40)), "made & up")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(mam.testing, "check", lambda **options: "")  # it has tests of its own
         return engine_demo.run(cells, SMALL, device="cpu")

@@ -1,0 +1,82 @@
+"""``scmam inspect`` and ``scmam config``: look before anything runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .endings import ends_tidily
+from .manual import add_command
+from .options import Assignments, ConfigFile, Counts, Donor, Label, configuration
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    add_command(app, inspect_file, "inspect")
+    add_command(app, show_config, "config")
+
+
+@ends_tidily("nothing was written")
+def inspect_file(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE.h5ad", help="the file; without it, scanpy's pbmc68k_reduced")] = None,
+    label: Label = None,
+    donor: Donor = None,
+    counts: Counts = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
+) -> None:
+    """Say what an AnnData file holds, before anything is run on it.
+
+    Reads FILE.h5ad in bounded memory and prints every place where raw counts could be (X, layers, .raw) with what is found
+    there and which one is taken, how many values are not zero, how many counts and genes a cell has, the columns of .obs
+    that could be cell types or donors with the sizes of their classes, and warnings: what would be refused and which
+    setting helps. Nothing is written.
+
+    Examples
+
+      scmam inspect cells.h5ad
+      scmam inspect cells.h5ad --counts counts_layer --label cell_type
+      scmam inspect cells.h5ad --json | jq .warnings
+      scmam inspect                  the example cells that come with scanpy
+    """
+    flags = {"data.path": file, "data.label": label, "data.donor": donor, "data.counts": counts}
+    settings = configuration(config, assignments, flags).data
+    from ..data import inspect
+
+    inspection = inspect(settings.path, settings)
+    print(json.dumps(inspection.as_dict(), indent=2) if as_json else inspection.as_text())
+
+
+@ends_tidily("nothing was written")
+def show_config(
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    arms: Annotated[bool, typer.Option("--arms", help="list the arms that a study can compare, instead")] = False,
+) -> None:
+    """Print every setting with what it means, what it may be, its default and its value.
+
+    What is printed is a YAML file for --config of the other commands. With --config or --set it is that configuration,
+    resolved and checked, as it is saved with every run.
+
+    Examples
+
+      scmam config > study.yaml                  a file to start from
+      scmam config --config study.yaml           checked, and completed
+      scmam config --set training.steps=2000 > long.yaml
+      scmam config --arms
+    """
+    from .settings_text import commented_yaml
+
+    if arms:
+        print(_arms_text())
+    else:
+        print(commented_yaml(configuration(config, assignments, {})), end="")
+
+
+def _arms_text() -> str:
+    from ..study import ARMS
+
+    width = max(map(len, ARMS)) + 2
+    return "\n".join(f"{name:{width}}{arm.what}" for name, arm in ARMS.items())

@@ -1,0 +1,212 @@
+"""``scmam pretrain``, ``evaluate`` and ``genes``: one model, what it knows, and what its masks hide."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..config import Config
+from .endings import ends_tidily
+from .manual import add_command
+from .options import (
+    Assignments,
+    BatchSize,
+    ConfigFile,
+    Counts,
+    DataFile,
+    Device,
+    Donor,
+    Folds,
+    Label,
+    LearningRate,
+    Methods,
+    Quiet,
+    Size,
+    Steps,
+    configuration,
+    names,
+    setting,
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")]
+MovedData = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE.h5ad", help="other cells than those of the run, or its file where it is now", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (pretrain, evaluate, genes):
+        add_command(app, command)
+
+
+@ends_tidily("the last checkpoint is kept; the same command goes on from there")
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="folder of the run, new or to be gone on with")],
+    data: DataFile = None,
+    label: Label = None,
+    donor: Donor = None,
+    counts: Counts = None,
+    arm: Annotated[
+        str | None,
+        typer.Option("--arm", metavar="NAME", help="a ready set of masking settings; `scmam config --arms` lists them", show_default=False),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        setting(
+            "masking.strategy",
+            "--strategy",
+            metavar="NAME",
+            help="which genes are hidden: none, uniform, expression, mam, mam-embedding or matched",
+        ),
+    ] = None,
+    injection: Annotated[str | None, setting("masking.injection", "--injection", metavar="SCHEME")] = None,
+    size: Size = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Annotated[int | None, setting("training.seed", "--seed", help="of the weights, the order of cells and the masks")] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    quiet: Quiet = False,
+) -> None:
+    """Pretrain one model on the cells of a file, with one way of masking.
+
+    Reads an .h5ad file (see `scmam inspect`) and writes the folder RUN: config.yaml (every setting, resolved), run.json
+    (versions, times, sizes), genes.txt, metrics.csv (losses and what was hidden, step by step), checkpoints/ and model.pt
+    (the final weights). Cell types are not used. An interrupted run goes on from its last checkpoint by the same command,
+    with the same masks and losses; a finished one is left as it is; a folder of other settings is refused.
+
+    Examples
+
+      scmam pretrain --data cells.h5ad --out runs/mam
+      scmam pretrain --data cells.h5ad --arm uniform --seed 1 --out runs/u1
+      scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
+      scmam pretrain --out runs/example             the 700 example cells
+    """
+    flags = {
+        "data.path": data,
+        "data.label": label,
+        "data.donor": donor,
+        "data.counts": counts,
+        "masking.strategy": strategy,
+        "masking.injection": injection,
+        "model.size": size,
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.lr": lr,
+        "training.seed": seed,
+        "training.device": device,
+    }
+    settings = configuration(config, assignments, flags)
+    if arm is not None:
+        settings = _as_arm(settings, arm, strategy)
+    from ..training import pretrain as train
+
+    run = train(settings, out, progress=not quiet)
+    print(f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in {run.record['seconds']:.0f} s)")
+    print(f"Next: scmam evaluate {run.folder}; scmam genes {run.folder}; scmam report {run.folder}")
+
+
+def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
+    from ..errors import ConfigError
+    from ..study import arm_config
+
+    if strategy is not None:
+        raise ConfigError("--arm and --strategy both say how to mask; give one of them")
+    settings = arm_config(settings, arm, settings.training.seed)
+    target = settings.masking.matched_to
+    if target is not None and not Path(target).is_dir():
+        raise ConfigError(
+            f"--arm {arm} takes the hidden fractions of another run; give --set masking.strategy=matched --set masking.matched_to=RUN"
+        )
+    return settings
+
+
+@ends_tidily("methods that were finished are kept; the same command does the rest")
+def evaluate(
+    run: RunFolder,
+    data: MovedData = None,
+    label: Label = None,
+    donor: Donor = None,
+    methods: Methods = None,
+    folds: Folds = None,
+    assignments: Assignments = None,
+    quiet: Quiet = False,
+) -> None:
+    """Predict cell types from a pretrained encoder, by cross-validation.
+
+    Reads the folder RUN and the cells that it was trained on (or --data), which need a column of cell types. A linear probe
+    is a logistic regression on the frozen features; partial fine-tuning trains the embeddings, the last encoder block and a
+    two-layer head. Folds keep the shares of the classes, and are grouped by donor where a donor column is named. Writes
+    RUN/evaluation/: a JSON file for each method (scores and confusion matrix of every fold) and the features of all cells.
+    A method that is there with the same settings is not computed again.
+
+    Examples
+
+      scmam evaluate runs/mam
+      scmam evaluate runs/mam --methods linear-probe --folds 10
+      scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
+    """
+    from ..data import open_cells
+    from ..evaluation import evaluate as score
+    from ..runs import open_run
+    from .tables import evaluations_text
+
+    opened = open_run(run)
+    flags = {"data.path": data, "data.label": label, "data.donor": donor, "evaluation.methods": names(methods), "evaluation.folds": folds}
+    settings = _changed(opened.config, assignments, flags)
+    evaluations = score(opened, open_cells(settings.data, need_label=True), settings.evaluation, progress=not quiet)
+    print(evaluations_text(evaluations.values()))
+    print(f"Written: {opened.folder / 'evaluation'}")
+
+
+@ends_tidily("nothing was written; the same command starts again")
+def genes(
+    run: RunFolder,
+    data: MovedData = None,
+    draws: Annotated[int, typer.Option(min=1, help="masks of every cell")] = 20,
+    gmt: Annotated[
+        Path | None, typer.Option(metavar="FILE.gmt", help="gene sets, for over-representation among the genes that are hidden most")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="how many of the genes that are hidden most are tested against the gene sets")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
+    assignments: Assignments = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say which genes the masks of a run hide, for all cells and by cell type.
+
+    Reads the folder RUN and its cells (or --data), draws masks of every cell with the trained latents, and writes RUN/genes/:
+    frequencies.csv and frequencies_by_type.csv (how often each gene is hidden, beside its mean expression), latents.json
+    (entropy of the masks, overlap of the latents' attention, warnings where they collapsed), masks.npz (some cells, for
+    pictures), plots as PNG, and with --gmt enrichment.csv: gene sets over-represented among the genes hidden most, computed
+    offline with the genes of the run as background.
+
+    Examples
+
+      scmam genes runs/mam
+      scmam genes runs/mam --gmt c7.immunesigdb.gmt --top 200
+    """
+    from ..data import open_cells
+    from ..interpretation import interpret
+    from ..runs import open_run
+    from .tables import genes_text
+
+    opened = open_run(run)
+    settings = _changed(opened.config, assignments, {"data.path": data})
+    found = interpret(opened, open_cells(settings.data), draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
+    print(genes_text(found))
+    print(f"Written: {found.folder}")
+
+
+def _changed(config: Config, assignments: list[str] | None, flags: dict[str, object]) -> Config:
+    """The configuration of a run with what this call changes."""
+    from ..config import validated
+
+    settings, given = config.model_dump(mode="json"), configuration(None, assignments, flags)
+    for section in given.model_fields_set:
+        changes = getattr(given, section)
+        settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))
+    return validated(settings)

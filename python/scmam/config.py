@@ -1,0 +1,268 @@
+"""The configuration of a run and of a study: every setting, its unit, its default, and YAML in and out.
+
+A file names what differs from the defaults; flags of the command line override the file; what results is saved with each run.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Settings that belong together. Unknown names are errors, and a section is never changed in place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """The cells, and what is made of them."""
+
+    path: Path | None = Field(None, description="an .h5ad file; null: scanpy's pbmc68k_reduced")
+    counts: str = Field("auto", description="where the raw counts are: auto, X, raw, or the name of a layer")
+    label: str | None = Field(None, description="column of .obs with the cell types; null: found by name where only one fits")
+    donor: str | None = Field(None, description="column of .obs with the donor or batch; folds are then grouped by it")
+    transform: Literal["log1p_counts", "log1p_cp10k"] = Field(
+        "log1p_counts", description="what the model sees: log1p of raw counts, or of counts per 10,000"
+    )
+    genes: Literal["all", "variable", "vocabulary"] = Field("all", description="which genes are taken")
+    num_genes: Count = Field(2000, description="how many, with genes: variable")
+    vocabulary: Path | None = Field(None, description="a text file with a gene name a line, with genes: vocabulary")
+    min_genes: Natural = Field(0, description="drop cells with fewer non-zero genes")
+    min_cells: Natural = Field(0, description="drop genes that are not zero in fewer cells")
+    max_mito: Ratio | None = Field(None, description="drop cells with a larger share of mitochondrial counts (genes MT-*, mt-*)")
+    min_class: Natural = Field(0, description="drop cells of classes with fewer cells; 0 keeps all")
+    backed: Literal["auto", "always", "never"] = Field(
+        "auto", description="read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB"
+    )
+    shuffle_block: Count = Field(
+        1, description="cells next to each other in the file that are drawn together; 8 or more reads large compressed files faster"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Data":
+        if (self.genes == "vocabulary") != (self.vocabulary is not None):
+            raise ValueError("genes: vocabulary and a vocabulary file go together; give both or neither")
+        return self
+
+
+class Model(Section):
+    """The encoder-decoder. Null takes the value of the size."""
+
+    size: Literal["tiny", "small", "base", "paper"] = Field("tiny", description="preset of the values below")
+    width: Count | None = Field(None, description="of the embeddings")
+    heads: Count | None = Field(None, description="of the self-attention; divides the width")
+    encoder_layers: Count | None = None
+    decoder_layers: Count | None = None
+    bins: Count | None = Field(None, description="soft bins of the value embedding")
+    max_encoder_tokens: Count | None = Field(None, description="genes of a cell that the encoder sees at most; the excess is hidden")
+    decoder_genes: Count | None = Field(None, description="genes of a cell that the decoder predicts at most, hidden ones first")
+    depth: Literal["token", "none"] = Field("token", description="whether the log of a cell's total count enters as a token of its own")
+    dropout: Ratio = 0.0
+
+
+class Masking(Section):
+    """Which genes are hidden, what stands in their place, and what the latents add."""
+
+    strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
+        "mam",
+        description="none: no pretraining; uniform; expression: in proportion to the value; mam: by the latents' attention to values;"
+        " mam-embedding: to gene and value embeddings of the non-zero genes; matched: uniform, at the hidden fractions of another run",
+    )
+    ratio: Ratio = Field(0.3, description="share of the positions that is hidden; of the non-zeros where zero_ratio is given")
+    zero_ratio: Ratio | None = Field(None, description="share of the zeros that is hidden; null: zeros and non-zeros are drawn together")
+    matched_to: str | None = Field(None, description="with strategy matched: the arm, or the run folder, whose hidden fractions are taken")
+    corruption: Literal["all", "80/10/10", "90/10"] = Field("all", description="what stands at a hidden position; see scmam.masking")
+    injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field("none", description="where the context is added")
+    context_from: Literal["all", "visible"] = Field("all", description="all: as published, hidden values included; visible: without them")
+    temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
+    slope_norm: Positive | None = Field(None, description="fix the root mean square of the slopes at this; null: as trained")
+    latent_fraction: Ratio | None = Field(None, description="share of the latents that decide a mask; null: ratio, as published")
+    latent_dim: Count = 256
+    num_latents: Count = 128
+    latent_heads: Count = 8
+    penalty: NotNegative = Field(1e-5, description="weight of the mean squared norm of the attended output in the loss")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Masking":
+        if (self.strategy == "matched") != (self.matched_to is not None):
+            raise ValueError("strategy: matched and matched_to go together; give both or neither")
+        if self.strategy == "mam-embedding" and self.zero_ratio is None:
+            raise ValueError("strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides no zero)")
+        return self
+
+
+class Training(Section):
+    """Pretraining."""
+
+    steps: Natural = Field(400, description="optimizer steps")
+    batch_size: Count = Field(32, description="cells a step, on each process")
+    accumulate: Count = Field(1, description="batches whose gradients are added before a step")
+    lr: Positive = Field(2e-3, description="learning rate of the encoder and decoder")
+    masking_lr: Positive = Field(2e-3, description="learning rate of latents, cross-attention and adapters")
+    warmup: Ratio = Field(0.1, description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine")
+    weight_decay: NotNegative = 5e-4
+    clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
+    loss: Literal["mse", "nb"] = Field("mse", description="mse on transformed values; nb: negative binomial on counts")
+    cell_loss: NotNegative = Field(1.0, description="weight of the second head, which predicts genes from the cell embedding")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    validation: Ratio = Field(0.1, description="share of the cells kept aside to watch the loss; 0: none")
+    validate_every: Count = Field(100, description="steps")
+    patience: Count | None = Field(None, description="stop after this many validations without improvement; null: never")
+    checkpoint_every: Count = Field(200, description="steps")
+    seed: Natural = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Count = Field(1, description="processes, each with a device, on a machine")
+    num_nodes: Count = 1
+    workers: Natural = Field(0, description="processes that read cells ahead")
+    tensorboard: bool = Field(False, description="write TensorBoard logs beside the CSV")
+
+
+class Evaluation(Section):
+    """Cell-type classification from the pretrained encoder."""
+
+    methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = ("linear-probe", "fine-tuning")
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold_seed: Natural = Field(0, description="of the split into folds; the same for all runs, so that differences are paired")
+    hidden: Count = Field(256, description="hidden units of the fine-tuned head")
+    epochs: Count = Field(10, description="of fine-tuning")
+    batch_size: Count = 64
+    lr: Positive = Field(1e-3, description="of fine-tuning")
+    max_tokens: Count | None = Field(None, description="non-zero genes of a cell that are read at most; null: as the model")
+
+
+class Study(Section):
+    """A comparison of arms: each arm is a name and the masking settings in which it differs."""
+
+    arms: tuple[str, ...] = ("none", "uniform", "mam")
+    custom: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="own arms: a name, and settings of `masking` (and `training.NAME`) for it"
+    )
+    seeds: tuple[Natural, ...] = (0, 1, 2)
+    reference: str = Field("uniform", description="the arm that differences are taken against")
+    baselines: tuple[Literal["logistic-regression", "pca"], ...] = ("logistic-regression", "pca")
+    jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
+
+
+class Config(Section):
+    """Everything."""
+
+    data: Data = Data()
+    model: Model = Model()
+    masking: Masking = Masking()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    study: Study = Study()
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """Read a YAML file, and set single values over it.
+
+    Args:
+        path: the file; None: the defaults.
+        overrides: ``"section.name=value"`` with a YAML value, as on the command line, or a mapping from ``"section.name"`` to values.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a setting that is unknown or out of range; every one is named, with what is required.
+    """
+    settings = {} if path is None else _read_yaml(Path(path))
+    if not isinstance(overrides, Mapping):
+        overrides = dict(_assignment(text) for text in overrides)
+    for name, value in overrides.items():
+        section, dot, key = name.partition(".")
+        if not dot:
+            raise ConfigError(f"{name}: expected section.name, such as training.steps")
+        target = settings.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{section}: expected a section of settings, got {target!r}")
+        target[key] = value
+    return validated(settings, str(path or "configuration"))
+
+
+def validated(settings: Mapping[str, Any], source: str = "configuration") -> Config:
+    """A `Config` of nested settings; `source` is named in errors."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail) for detail in error.errors())
+        raise ConfigError(f"{source}: {problems}") from None
+
+
+def with_settings(config: Config, **sections: Mapping[str, Any]) -> Config:
+    """A copy with some settings replaced, checked again: ``with_settings(config, training={"seed": 1})``."""
+    settings = config.model_dump()
+    for section, changes in sections.items():
+        settings[section] = {**settings[section], **changes}
+    return validated(settings)
+
+
+def as_yaml(config: Config) -> str:
+    """Every setting, resolved."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(config: Config, *sections: str) -> str:
+    """A short hash of the named sections (all, if none): two runs with the same one were asked for the same thing."""
+    settings = config.model_dump(mode="json", include=set(sections) or None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file whole or not at all: beside its place first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file, or none for the defaults")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), got {type(settings).__name__}")
+    return settings
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text}: expected section.name=value, such as training.steps=200")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name.strip(), value
+
+
+def _problem(detail: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, detail["loc"])) or "configuration"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown setting"
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(detail["input"], dict) else f"; got {detail['input']!r}"
+    return f"{where}: {message[0].lower() + message[1:]}{shown}"

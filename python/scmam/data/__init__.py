@@ -1,0 +1,9 @@
+"""Cells from AnnData: which values are the counts, which cells and genes are taken, folds, and batches for training."""
+
+from .cells import Cells
+from .inspection import Inspection, inspect
+from .loader import CellLoader
+from .reading import from_anndata, open_cells
+from .splits import folds, holdout
+
+__all__ = ["CellLoader", "Cells", "Inspection", "folds", "from_anndata", "holdout", "inspect", "open_cells"]

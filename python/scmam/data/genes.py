@@ -1,0 +1,138 @@
+"""Genes: their names, and which of them are taken."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import CellsError
+from .counts import PER_10K
+from .matrix import Rows
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SMALLEST_SHARE, FEWEST = 0.1, 50  # of a vocabulary's genes that have to be in a file
+VARIABLE_SAMPLE = 10_000  # cells that variable genes are chosen on at most: bounded memory
+MISSING = ("", "nan", "none", "na", "<na>")
+
+
+def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
+    """The index of a table of genes.
+
+    Raises:
+        CellsError: a name is missing, or occurs twice.
+    """
+    names = tuple(str(name).strip() for name in var.index)
+    missing = sum(name.lower() in MISSING for name in names)
+    if missing:
+        raise CellsError(f"{where}: {missing} of {len(names)} genes have no name; give them names in .var_names, or drop them")
+    repeated = [(name, count) for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        shown = ", ".join(f"{name} {count} times" for name, count in repeated[:5])
+        raise CellsError(
+            f"{where}: {len(repeated)} gene names occur more than once ({shown}); add them up or call adata.var_names_make_unique(), and"
+            " write the file again"
+        )
+    return names
+
+
+def numbered(names: tuple[str, ...]) -> bool:
+    """Whether the names are only numbers, as anndata gives where there are none."""
+    return all(name.isdigit() for name in names)
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """Gene names, one a line; empty lines are skipped.
+
+    Raises:
+        CellsError: no such file, not text, empty, or a name that occurs twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CellsError(f"{path}: no such file; give data.vocabulary a text file with a gene name a line")
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise CellsError(f"{path}: not a text file ({error.reason}); give data.vocabulary a text file with a gene name a line") from error
+    if not names:
+        raise CellsError(f"{path}: holds no gene names; give data.vocabulary a text file with a gene name a line")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise CellsError(f"{path}: {len(repeated)} gene names occur more than once ({', '.join(repeated[:5])}); keep each once")
+    return names
+
+
+def vocabulary_columns(
+    vocabulary: tuple[str, ...], names: tuple[str, ...], *, path: Path, where: str, var: "DataFrame"
+) -> tuple[np.ndarray, str]:
+    """Where a vocabulary's genes are, and a sentence on how many are there.
+
+    Returns:
+        (vocabulary,) int64: column of each gene, -1 where it is missing; and the sentence.
+
+    Raises:
+        CellsError: fewer than 10 % of them are there, or fewer than 50 and not all.
+    """
+    place = {name: column for column, name in enumerate(names)}
+    columns = np.array([place.get(name, -1) for name in vocabulary], dtype=np.int64)
+    shared = int(np.count_nonzero(columns >= 0))
+    said = f"{shared} of the {len(vocabulary)} genes of {path.name} are in the file"
+    if shared == len(vocabulary):
+        return columns, f"All {shared} genes of {path.name} are in the file."
+    if shared < SMALLEST_SHARE * len(vocabulary) or shared < FEWEST:
+        better = _better_column(vocabulary, var)
+        advice = (
+            f"its names are in .var[{better!r}]: set adata.var_names to that column and write the file again"
+            if better
+            else "give a vocabulary of the same species and naming"
+        )
+        raise CellsError(f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary {', '.join(vocabulary[:3])}); {advice}")
+    return columns, f"{said}; the other {len(vocabulary) - shared} are taken to be zero in every cell."
+
+
+def _better_column(vocabulary: tuple[str, ...], var: "DataFrame") -> str | None:
+    """A column of .var that holds at least half of a vocabulary."""
+    known = set(vocabulary)
+    for column in var.columns:
+        if len(known.intersection(var[column].astype(str))) >= len(known) / 2:
+            return str(column)
+    return None
+
+
+def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
+    """The genes that vary most between cells, by scanpy: by the variance of Pearson residuals (Lause et al., Genome Biology 2021), which
+    takes raw counts; by the dispersion of log1p ("seurat") where there are only counts per 10k.
+
+    Args:
+        rows: counts of the cells that are kept. At most 10 000 of them are read, at random but always the same.
+        count: how many genes to take; all, where there are no more.
+        unit: of the counts.
+
+    Returns:
+        (genes,) int64 columns, ascending, and a sentence.
+    """
+    cells, genes = rows.shape
+    if count >= genes:
+        return np.arange(genes), f"All {genes} genes are taken: data.num_genes is {count}."
+    sampled = cells > VARIABLE_SAMPLE
+    chosen = np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False)) if sampled else np.arange(cells)
+    table = _variability(rows.take(chosen), count, per_10k=unit == PER_10K)
+    columns = np.flatnonzero(table["highly_variable"].to_numpy())
+    on = f", on {VARIABLE_SAMPLE} of the cells drawn at random" if sampled else ""
+    how = "dispersion of log1p" if unit == PER_10K else "variance of Pearson residuals"
+    return columns, f"{len(columns)} of {genes} genes are taken, the most variable ones (scanpy, {how}{on})."
+
+
+def _variability(counts: object, num_genes: int, *, per_10k: bool) -> "DataFrame":
+    import scanpy
+    from anndata import AnnData
+
+    data = AnnData(counts)
+    if per_10k:
+        scanpy.pp.log1p(data)
+        return scanpy.pp.highly_variable_genes(data, n_top_genes=num_genes, flavor="seurat", inplace=False)
+    return scanpy.experimental.pp.highly_variable_genes(
+        data, n_top_genes=num_genes, flavor="pearson_residuals", inplace=False, check_values=False
+    )

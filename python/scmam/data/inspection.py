@@ -1,0 +1,189 @@
+"""What a file holds, before anything runs on it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import Data
+from ..errors import CellsError
+from .columns import as_text, donor_columns, label_column, label_columns, require_column
+from .counts import Found, find_counts, first_look, places_in_order
+from .genes import gene_names, numbered
+from .reading import DEFAULTS, IN_MEMORY, prepared
+from .source import Source, open_source
+
+FOLDS = 5  # of the evaluation, by default
+SHOWN = 12  # classes and columns that the text lists at most
+
+
+@dataclass(frozen=True)
+class Place:
+    """Values that a file holds."""
+
+    where: str  # "X", ".raw.X", "layers['counts']"
+    shape: tuple[int, int]
+    storage: str  # "csr", "csc" or "dense"
+    mebibytes: float  # in memory
+    holds: str  # in words
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` sees. Quantiles are (minimum, lower quartile, median, upper quartile, maximum) over the cells."""
+
+    name: str
+    cells: int
+    genes: int  # of the place that is taken; of the first, where none can be
+    places: tuple[Place, ...]
+    counts: str | None  # what they are, as `Cells.unit` says; None where there are none to be had
+    density: float | None  # share of the values that are not zero
+    depth: tuple[float, ...] | None  # quantiles of the total count
+    detected: tuple[float, ...] | None  # quantiles of the non-zero genes
+    label: str | None  # the column that would be taken
+    labels: dict[str, dict[str, int]]  # columns that may hold labels: cells of each class
+    donors: dict[str, dict[str, int]]  # columns that may hold donors or batches, likewise
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]  # what stands in the way of a run, or may
+
+    @property
+    def usable(self) -> bool:
+        """Whether counts are there or can be had."""
+        return self.counts is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        lines = [f"{self.name}: {self.cells:,} cells, {self.genes:,} genes", "", "Values"]
+        for place in self.places:
+            mark = "*" if place.taken else " "
+            size = f"{place.shape[0]:,} x {place.shape[1]:,}, {place.storage}, {place.mebibytes:,.0f} MiB"
+            lines.append(f" {mark} {place.where} ({size}) {place.holds}")
+        if self.usable:
+            lines += ["   * is taken", "", f"Counts: {self.counts}; {self.density:.1%} are not zero"]
+            lines += [_quantiles("Total count of a cell", self.depth), _quantiles("Non-zero genes of a cell", self.detected)]
+        for title, columns in (("Columns that may be labels", self.labels), ("Columns that may be donors or batches", self.donors)):
+            lines += ["", title] + ([_classes(column, sizes, column == self.label) for column, sizes in columns.items()] or ["   none"])
+        for title, sentences in (("Notes", self.notes), ("Warnings", self.warnings)):
+            if sentences:
+                lines += ["", title, *(f" - {sentence}" for sentence in sentences)]
+        return "\n".join(lines)
+
+
+def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspection:
+    """Look at a file: where its counts are and why, how deep and how sparse they are, and which columns could be labels and donors.
+
+    Args:
+        path: an .h5ad file; None takes `settings.path`, and scanpy's pbmc68k_reduced where that is None too.
+        settings: `counts`, `label`, `donor` and `backed` are heeded. Filters and the choice of genes are not.
+
+    Raises:
+        CellsError: no such file, not an AnnData file, no cells, or a place or column that is asked for by a name it does not have.
+    """
+    source = open_source(settings.path if path is None else Path(path))
+    if not len(source.obs):
+        raise CellsError(f"{source.name}: has no cells; give a file that has some")
+    label, sentence = label_column(source.obs, settings.label, source.name, required=False)
+    if settings.donor is not None:
+        require_column(source.obs, settings.donor, "data.donor", source.name)
+    warnings: list[str] = []
+    found = _found(source, settings, warnings)
+    _look_at_genes(source, found, warnings)
+    labels = {column: _sizes(source, column) for column in dict.fromkeys([*([label] if label else []), *label_columns(source.obs)])}
+    if label is None:
+        warnings.append(f"{sentence} Evaluation needs it.")
+    else:
+        warnings += _look_at_classes(label, labels[label])
+    detected = None if found is None else np.concatenate([np.diff(rows.indptr) for _, rows in found.matrix.blocks()])
+    donors = [*([settings.donor] if settings.donor else []), *donor_columns(source.obs)]
+    first = source.places[0] if source.places else None
+    shape = found.matrix.shape if found else source.matrix(first).shape if first else (len(source.obs), len(source.var("X")))
+    return Inspection(
+        name=source.name,
+        cells=len(source.obs),
+        genes=shape[1],
+        places=tuple(_place(source, name, found) for name in dict.fromkeys((*places_in_order(source), *source.places))),
+        counts=None if found is None else found.unit,
+        density=None if found is None else found.look.stored / max(1, shape[0] * shape[1]),
+        depth=None if found is None else _five(found.depth),
+        detected=None if found is None else _five(detected),
+        label=label,
+        labels=labels,
+        donors={column: _sizes(source, column) for column in dict.fromkeys(donors)},
+        notes=() if found is None else (*found.notes, *([] if label is None else [sentence])),
+        warnings=tuple(warnings),
+    )
+
+
+def _found(source: Source, settings: Data, warnings: list[str]) -> Found | None:
+    if settings.counts != "auto" and settings.counts not in source.places:
+        return find_counts(source, settings.counts)  # raises: the name is wrong, not the file
+    try:
+        found = find_counts(source, settings.counts, prepare=lambda matrix: prepared(matrix, settings.backed, source.name))
+    except CellsError as error:
+        warnings.append(f"Not usable as it is. {error}")
+        return None
+    if empty := int(np.count_nonzero(found.sums <= 0)):
+        warnings.append(f"{empty} cells have no counts; they will be dropped.")
+    if found.matrix.nbytes > IN_MEMORY and found.matrix.storage == "csc":
+        warnings.append("The matrix is stored by genes (CSC) and is read whole; written by cells (tocsr) it can be read from the file.")
+    return found
+
+
+def _look_at_genes(source: Source, found: Found | None, warnings: list[str]) -> None:
+    place = found.place if found else "X"
+    try:
+        names = gene_names(source.var(place), f"{source.name}: {source.where(place)}")
+    except CellsError as error:
+        warnings.append(f"Not usable as it is. {error}")
+        return
+    if names and numbered(names):
+        warnings.append("The genes have numbers for names: no vocabulary and no gene set will fit them.")
+
+
+def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
+    named = {name: size for name, size in sizes.items() if name}
+    warnings = []
+    if len(named) < 2:
+        warnings.append(f"obs[{label!r}] has {len(named)} class; evaluation needs at least two.")
+    small = [f"{name} ({size})" for name, size in named.items() if size < FOLDS]
+    if small:
+        warnings.append(f"Classes too small for {FOLDS} folds: {', '.join(small[:SHOWN])}; set data.min_class to {FOLDS} to drop them.")
+    if sizes.get(""):
+        warnings.append(f"{sizes['']} cells have no label in obs[{label!r}]; they are left out of the evaluation.")
+    return warnings
+
+
+def _place(source: Source, name: str, found: Found | None) -> Place:
+    matrix = source.matrix(name)
+    taken = found is not None and found.place == name
+    look = found.look if taken else first_look(matrix)
+    matrix.close()
+    return Place(source.where(name), matrix.shape, matrix.storage, matrix.nbytes / 2**20, look.in_words(), taken)
+
+
+def _sizes(source: Source, column: str) -> dict[str, int]:
+    """Cells of each value, the most frequent first."""
+    names, counts = np.unique(as_text(source.obs[column]), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return dict(zip(names[order].tolist(), counts[order].tolist(), strict=True))
+
+
+def _five(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist())
+
+
+def _quantiles(what: str, values: tuple[float, ...]) -> str:
+    low, lower, median, upper, high = values
+    return f"{what}: median {median:,.0f}, quartiles {lower:,.0f} to {upper:,.0f}, range {low:,.0f} to {high:,.0f}"
+
+
+def _classes(column: str, sizes: dict[str, int], taken: bool) -> str:
+    shown = ", ".join(f"{name or '(missing)'} {size:,}" for name, size in list(sizes.items())[:SHOWN])
+    more = f" and {len(sizes) - SHOWN} more" if len(sizes) > SHOWN else ""
+    return f" {'*' if taken else ' '} {column}: {len(sizes)} values: {shown}{more}"

@@ -1,0 +1,178 @@
+"""Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of workers or where the counts are."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+
+from ..errors import CellsError
+from ..sequences import CellBatch
+from .cells import Cells
+
+READ_AHEAD = 512  # cells that are read from a file at once, in the file's order: several times as fast as batch by batch
+
+
+class CellLoader:
+    """Batches of cells on the CPU.
+
+    Every pass over it is an epoch, and the next pass the next epoch. Its place within an epoch can be saved and restored: the batches that
+    follow are the same.
+
+    Args:
+        cells: from `open_cells`.
+        batch_size: cells a batch, on each process.
+        seed: of the order.
+        shuffle: a fresh random order each epoch, of blocks of `cells.block` cells; else the order of the cells.
+        drop_last: leave out the last batch where it is smaller than the others.
+        rank, world_size: this process and how many there are. Together they go through each step's ``batch_size * world_size`` cells once;
+            all make the same number of steps, for which the last one may repeat up to ``world_size - 1`` cells from the beginning.
+        workers: processes that read ahead; 0 reads in this one.
+        pin_memory: put batches into page-locked memory.
+
+    Raises:
+        CellsError: no cells, or too few for a single batch where `drop_last` is asked for.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}; got {rank}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
+        if not len(cells):
+            raise CellsError(f"{cells.source}: no cells to read; filter less")
+        if drop_last and len(cells) < batch_size * world_size:
+            raise CellsError(
+                f"training.batch_size: {batch_size} cells on each of {world_size} processes are more than the {len(cells)} there are;"
+                f" set at most {max(1, len(cells) // world_size)}"
+            )
+        self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = cells, batch_size, seed, shuffle, drop_last
+        self.rank, self.world_size, self.workers, self.pin_memory = rank, world_size, workers, pin_memory
+        self.epoch, self.position, self._start = 0, 0, 0
+        self._plan = _Plan()
+        self._workers: torch.utils.data.DataLoader | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        step = self.batch_size * self.world_size
+        return len(self.cells) // step if self.drop_last else -(-len(self.cells) // step)
+
+    def __iter__(self) -> Iterator[CellBatch]:
+        batches = self.order()
+        start, self._start = self._start, 0
+        epoch = self.epoch
+        self.position = start
+        for batch in self._read(batches[start:]):
+            start += 1
+            # Said before the batch is handed out: whoever counts the batches never asks for one more.
+            self.epoch, self.position = (epoch + 1, 0) if start == len(batches) else (epoch, start)
+            yield batch.pin_memory() if self.pin_memory else batch
+
+    def order(self, epoch: int | None = None) -> list[np.ndarray]:
+        """The batches of an epoch (the current one) on this process: positions among the cells, (batch_size,) int64 each."""
+        epoch = self.epoch if epoch is None else epoch
+        count = len(self.cells)
+        order = self._shuffled(epoch) if self.shuffle else np.arange(count)
+        step = self.batch_size * self.world_size
+        used = count // step * step if self.drop_last else -(-count // self.world_size) * self.world_size
+        order = np.resize(order, used)  # cut, or filled up from its beginning
+        return [order[first : first + step][self.rank :: self.world_size] for first in range(0, len(order), step)]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        random, count, block = np.random.default_rng([self.seed, epoch]), len(self.cells), self.cells.block
+        if block == 1:
+            return random.permutation(count)
+        order = (random.permutation(-(-count // block))[:, None] * block + np.arange(block)).ravel()
+        order = order[order < count]
+        for first in range(0, count, READ_AHEAD):  # neighbours are spread over the cells that are read at once
+            random.shuffle(order[first : first + READ_AHEAD])
+        return order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, unless this is the one that is under way."""
+        if epoch != self.epoch:
+            self.epoch, self.position, self._start = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: epoch, batches of it that were handed out, and what the order depends on."""
+        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a place that `state_dict` gave.
+
+        Raises:
+            CellsError: it comes from a loader with another order.
+        """
+        differs = [f"{name} {state.get(name)!r}, now {value!r}" for name, value in self._identity().items() if state.get(name) != value]
+        if differs:
+            raise CellsError(f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a new run for these settings")
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._start = self.position
+
+    def _identity(self) -> dict[str, Any]:
+        names = ("seed", "shuffle", "drop_last", "batch_size", "world_size")
+        return {"cells": len(self.cells), "block": self.cells.block, **{name: getattr(self, name) for name in names}}
+
+    def _read(self, batches: list[np.ndarray]) -> Iterator[CellBatch]:
+        together = 1 if self.cells.counts.in_memory else max(1, READ_AHEAD // self.batch_size)
+        groups = [batches[first : first + together] for first in range(0, len(batches), together)]
+        if not self.workers:
+            for group in groups:
+                yield from _read_group(self.cells, group)
+            return
+        self._plan.groups = groups
+        if self._workers is None:
+            self.cells.counts.close()  # an open HDF5 file must not be shared with a child
+            self._workers = torch.utils.data.DataLoader(
+                _Reader(self.cells),
+                batch_size=None,
+                sampler=self._plan,
+                num_workers=self.workers,
+                persistent_workers=True,
+                generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's random numbers
+            )
+        for group in self._workers:
+            yield from group
+
+
+class _Plan:
+    """What the workers read next, as a sampler: groups of batches."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[np.ndarray]] = []
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+class _Reader(torch.utils.data.Dataset):
+    """Cells as a dataset whose items are groups of batches."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+
+    def __getitem__(self, group: list[np.ndarray]) -> list[CellBatch]:
+        return list(_read_group(self.cells, group))
+
+
+def _read_group(cells: Cells, group: list[np.ndarray]) -> Iterator[CellBatch]:
+    rows = cells.counts.take(np.concatenate(group))
+    first = 0
+    for indices in group:
+        yield cells.batch_of(rows[first : first + len(indices)] if len(group) > 1 else rows, indices)
+        first += len(indices)

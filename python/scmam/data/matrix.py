@@ -1,0 +1,235 @@
+"""Matrices of cells × genes whose rows are read when they are asked for, from memory or from an `.h5ad` file."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csr_matrix
+
+from ..errors import CellsError
+
+BLOCK_VALUES = 2**20  # stored values that a pass over a file holds at a time: 8 MiB with their indices
+
+
+class Matrix(ABC):
+    """Cells × genes, read by rows.
+
+    Attributes:
+        shape: (cells, genes).
+        storage: ``"csr"``, ``"csc"`` or ``"dense"``, as it is kept.
+        stored: number of values that are kept, zeros of a dense matrix included.
+    """
+
+    shape: tuple[int, int]
+    storage: str
+    stored: int
+
+    @abstractmethod
+    def take(self, rows: np.ndarray) -> csr_matrix:
+        """Rows in the order that is asked for, repetitions included; (len(rows), genes) float32 without stored zeros."""
+
+    @abstractmethod
+    def span(self, start: int, stop: int) -> csr_matrix:
+        """Rows ``start`` to ``stop``, the last not included."""
+
+    def whole(self) -> csr_matrix:
+        """All of it."""
+        return self.span(0, self.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, roughly."""
+        return self.stored * (4 if self.storage == "dense" else 8) + 8 * (self.shape[0] + 1)
+
+    def starts(self) -> range:
+        """First rows of the blocks of a pass, each of which holds about `BLOCK_VALUES` values."""
+        cells = max(1, self.shape[0])
+        return range(0, self.shape[0], max(1, int(BLOCK_VALUES * cells / max(1, self.stored))))
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, csr_matrix]]:
+        """All rows in pieces of bounded size: (row numbers, rows)."""
+        starts = self.starts()
+        for start in starts:
+            stop = min(start + starts.step, self.shape[0])
+            yield np.arange(start, stop), self.span(start, stop)
+
+    def close(self) -> None:  # noqa: B027 - not every matrix has one
+        """Let go of an open file; it is opened again when rows are asked for."""
+
+
+class MemoryMatrix(Matrix):
+    """A matrix in memory: dense, or sparse of any layout."""
+
+    def __init__(self, values: Any) -> None:
+        self.storage = values.format if scipy.sparse.issparse(values) else "dense"
+        self.shape = tuple(map(int, values.shape))
+        self.stored = int(values.nnz if scipy.sparse.issparse(values) else np.prod(self.shape))
+        self._given, self._rows = values, None
+
+    def take(self, rows: np.ndarray) -> csr_matrix:
+        return self.whole()[rows]
+
+    def span(self, start: int, stop: int) -> csr_matrix:
+        return self.whole()[start:stop]
+
+    def whole(self) -> csr_matrix:
+        if self._rows is None:
+            self._rows, self._given = canonical(csr_matrix(self._given)), None
+        return self._rows
+
+
+class FileMatrix(Matrix):
+    """A matrix in an `.h5ad` file. Rows are read from it one request at a time; a process that inherits it opens the file for itself.
+
+    Only a matrix stored by columns has to be read whole, on first use.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        import h5py
+
+        self.path, self.key = Path(path), key
+        self._file, self._opened_by, self._values, self._columns_read = None, None, None, None
+        with h5py.File(path, "r") as file:
+            node = file[key]
+            sparse = isinstance(node, h5py.Group)
+            self.storage = node.attrs["encoding-type"].removesuffix("_matrix") if sparse else "dense"
+            self.shape = tuple(map(int, node.attrs["shape"] if sparse else node.shape))
+            self.stored = int(node["data"].shape[0] if sparse else np.prod(self.shape))
+
+    def take(self, rows: np.ndarray) -> csr_matrix:
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            return self.span(int(rows[0]), int(rows[-1]) + 1)
+        ordered, places = np.unique(rows, return_inverse=True)  # a file is read forwards, every row once
+        taken = canonical(self._read(ordered))
+        return taken if np.array_equal(places, np.arange(len(taken.indptr) - 1)) else taken[places]
+
+    def span(self, start: int, stop: int) -> csr_matrix:
+        return canonical(self._read(slice(start, stop)))
+
+    def close(self) -> None:
+        if self._file is not None and self._opened_by == os.getpid():
+            self._file.close()
+        self._file = self._values = None
+
+    def _read(self, rows: np.ndarray | slice) -> csr_matrix:
+        try:
+            if self.storage == "csc":
+                if self._columns_read is None:
+                    self._columns_read = csr_matrix(self._opened().to_memory())
+                return self._columns_read[rows]
+            return csr_matrix(self._opened()[rows])
+        except (OSError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CellsError(
+                f"{self.path}: {self.key} cannot be read ({reason}); the file is damaged or has changed: copy it again"
+            ) from error
+
+    def _opened(self) -> Any:
+        if self._file is None or self._opened_by != os.getpid():
+            import h5py
+            from anndata.io import sparse_dataset
+
+            self._file, self._opened_by = h5py.File(self.path, "r"), os.getpid()
+            node = self._file[self.key]
+            self._values = node if self.storage == "dense" else sparse_dataset(node)
+        return self._values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_values": None, "_opened_by": None}
+
+
+def canonical(rows: csr_matrix) -> csr_matrix:
+    """The same values as float32, each stored once, by column, and no zero stored."""
+    if rows.dtype != np.float32:
+        rows = rows.astype(np.float32)
+    rows.sum_duplicates()
+    if rows.nnz and not rows.data.all():
+        rows.eliminate_zeros()
+    return rows
+
+
+class Rows:
+    """Raw counts of chosen cells and genes: rows of a matrix, converted to counts and cut to the genes when they are read.
+
+    Attributes:
+        shape: (cells, genes) chosen.
+    """
+
+    def __init__(self, matrix: Matrix, cells: np.ndarray, columns: np.ndarray | None = None, conversion: Any = None) -> None:
+        """
+        Args:
+            matrix: as stored.
+            cells: (cells,) int64 rows of the matrix.
+            columns: (genes,) int64 columns of the matrix, -1 for a gene that it does not have and that is zero throughout; None takes all.
+            conversion: `scmam.data.values.Conversion` to counts; None where the matrix holds them.
+        """
+        self.matrix, self.cells, self.columns, self.conversion = matrix, cells, columns, conversion
+        self.shape = (len(cells), matrix.shape[1] if columns is None else len(columns))
+        self._places = None if columns is None else _places(columns, matrix.shape[1])
+        self._nonzero: int | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a row costs no reading."""
+        return isinstance(self.matrix, MemoryMatrix)
+
+    def take(self, indices: np.ndarray) -> csr_matrix:
+        """Rows in the order that is asked for; (len(indices), genes) float32 raw counts.
+
+        Args:
+            indices: (n,) int64 positions among the chosen cells.
+        """
+        cells = self.cells[np.asarray(indices, dtype=np.int64)]
+        return self._counts(self.matrix.take(cells), cells)
+
+    def blocks(self) -> Iterator[csr_matrix]:
+        """All rows in pieces of bounded size."""
+        step = self.matrix.starts().step
+        for start in range(0, len(self.cells), step):
+            yield self.take(np.arange(start, min(start + step, len(self.cells))))
+
+    def whole(self) -> csr_matrix:
+        """All rows at once."""
+        return self.take(np.arange(len(self.cells)))
+
+    @property
+    def nonzero(self) -> int:
+        """How many values are not zero. One pass over the file where the rows are in one."""
+        if self._nonzero is None:
+            self._nonzero = sum(block.nnz for block in self.blocks())
+        return self._nonzero
+
+    def subset(self, indices: np.ndarray) -> "Rows":
+        """Some of the cells; nothing is copied."""
+        return Rows(self.matrix, self.cells[np.asarray(indices, dtype=np.int64)], self.columns, self.conversion)
+
+    def loaded(self) -> "Rows":
+        """The same in memory, converted and cut for good."""
+        return Rows(MemoryMatrix(self.whole()), np.arange(len(self.cells)))
+
+    def close(self) -> None:
+        """Let go of an open file; it is opened again when rows are asked for."""
+        self.matrix.close()
+
+    def _counts(self, rows: csr_matrix, cells: np.ndarray) -> csr_matrix:
+        if self.conversion is not None:
+            rows = self.conversion(rows, cells)
+        if self.columns is None:
+            return rows
+        columns = self._places[rows.indices]
+        taken = columns >= 0
+        ends = np.concatenate([[0], np.cumsum(taken)])[rows.indptr]
+        chosen = csr_matrix((rows.data[taken], columns[taken], ends), shape=(len(cells), self.shape[1]))
+        chosen.sort_indices()
+        return chosen
+
+
+def _places(columns: np.ndarray, genes: int) -> np.ndarray:
+    places = np.full(genes, -1, dtype=np.int32)
+    there = columns >= 0
+    places[columns[there]] = np.flatnonzero(there)
+    return places

@@ -1,0 +1,167 @@
+"""An AnnData, in memory or in a file, as the places where counts may be and the tables that describe cells and genes."""
+
+import importlib.util
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CellsError
+from .matrix import FileMatrix, Matrix, MemoryMatrix
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from pandas import DataFrame
+
+EXAMPLE = "pbmc68k_reduced"
+
+
+class Source(ABC):
+    """Where cells come from.
+
+    Attributes:
+        name: for messages.
+        obs: a row a cell.
+        layers: names of the layers.
+        has_x, has_raw: whether there is an X, and a `.raw`.
+        log_base: base of the logarithm that was taken of X, where the file says so; None: natural.
+    """
+
+    name: str
+    obs: "DataFrame"
+    layers: tuple[str, ...]
+    has_x: bool
+    has_raw: bool
+    log_base: float | None
+
+    @abstractmethod
+    def matrix(self, place: str) -> Matrix:
+        """The values at ``"X"``, ``"raw"`` or a layer's name."""
+
+    @abstractmethod
+    def var(self, place: str) -> "DataFrame":
+        """A row a gene of that place."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where values are: X, raw, and the layers."""
+        return ("X",) * self.has_x + ("raw",) * self.has_raw + self.layers
+
+    def where(self, place: str) -> str:
+        """A place as users write it."""
+        return {"X": "X", "raw": ".raw.X"}.get(place, f"layers[{place!r}]")
+
+
+class MemorySource(Source):
+    """An AnnData in memory."""
+
+    def __init__(self, data: "AnnData", name: str = "AnnData") -> None:
+        from anndata import AnnData
+
+        if not isinstance(data, AnnData):
+            raise CellsError(f"{name}: expected an AnnData, got {type(data).__name__}; read one with anndata.read_h5ad")
+        self.name, self.obs, self._data = name, data.obs, data
+        self.layers = tuple(map(str, data.layers))
+        self.has_x, self.has_raw = data.X is not None, data.raw is not None
+        self.log_base = _log_base(data.uns.get("log1p"))
+        self._matrices: dict[str, Matrix] = {}
+
+    def matrix(self, place: str) -> Matrix:
+        if place not in self._matrices:
+            values = {"X": lambda: self._data.X, "raw": lambda: self._data.raw.X}.get(place, lambda: self._data.layers[place])()
+            self._matrices[place] = MemoryMatrix(values)
+        return self._matrices[place]
+
+    def var(self, place: str) -> "DataFrame":
+        return self._data.raw.var if place == "raw" else self._data.var
+
+
+class FileSource(Source):
+    """An `.h5ad` file, of which only the tables are read until rows are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        import h5py
+        from anndata.io import read_elem
+
+        self.path, self.name = path, path.name
+        with h5py.File(path, "r") as file:
+            self.obs = read_elem(file["obs"])
+            self.layers = tuple(file["layers"]) if "layers" in file else ()
+            self.has_x, self.has_raw = _has_values(file, "X"), _has_values(file, "raw/X")
+            self._var = {"X": read_elem(file["var"])}
+            if self.has_raw:
+                self._var["raw"] = read_elem(file["raw/var"])
+            self.log_base = _log_base(read_elem(file["uns/log1p"]) if "uns/log1p" in file else None)
+
+    def matrix(self, place: str) -> Matrix:
+        return FileMatrix(self.path, {"X": "X", "raw": "raw/X"}.get(place, f"layers/{place}"))
+
+    def var(self, place: str) -> "DataFrame":
+        return self._var["raw" if place == "raw" else "X"]
+
+
+def open_source(path: Path | None) -> Source:
+    """The AnnData of a file; None: scanpy's `pbmc68k_reduced`.
+
+    Raises:
+        CellsError: no such file, or not an AnnData file.
+    """
+    if path is None:
+        return _example()
+    path = Path(path)
+    if not path.is_file():
+        raise CellsError(f"{path}: no such file; give the path of an .h5ad file as data.path")
+    return _read(path)
+
+
+def _read(path: Path) -> Source:
+    try:
+        if _is_current(path):
+            return FileSource(path)
+        from anndata import read_h5ad
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a layout that was current when the file was written
+            return MemorySource(read_h5ad(path), path.name)
+    except CellsError:
+        raise
+    except Exception as error:  # h5py and anndata raise anything from OSError to KeyError on a file that is something else
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CellsError(f"{path}: not an AnnData file ({reason}); write one with anndata's write_h5ad") from error
+
+
+def _is_current(path: Path) -> bool:
+    """Whether parts can be read by themselves: every one says what it is, as anndata has written them since 0.7."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if "obs" not in file or "var" not in file:
+            raise CellsError(f"{path}: not an AnnData file (no tables obs and var in it); write one with anndata's write_h5ad")
+        values = [key for key in ("X", "raw/X", *(f"layers/{name}" for name in file.get("layers", ()))) if key in file]
+        return "raw.X" not in file and all("encoding-type" in file[key].attrs for key in ("obs", "var", *values))
+
+
+def _has_values(file: Any, key: str) -> bool:
+    return key in file and file[key].attrs.get("encoding-type") != "null"
+
+
+def _example() -> Source:
+    package = importlib.util.find_spec("scanpy")  # importing it takes seconds
+    if package is None:
+        raise CellsError("data.path: not given, and the example cells come with the package scanpy; install it, or give an .h5ad file")
+    file = Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
+    if file.is_file():
+        source = _read(file)
+    else:
+        import scanpy
+
+        source = MemorySource(scanpy.datasets.pbmc68k_reduced())
+    source.name = EXAMPLE
+    return source
+
+
+def _log_base(recorded: Any) -> float | None:
+    base = recorded.get("base") if isinstance(recorded, dict) else None
+    return None if base is None else float(np.asarray(base))

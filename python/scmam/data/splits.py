@@ -1,0 +1,84 @@
+"""Folds for evaluation, and cells that are kept aside."""
+
+import numpy as np
+
+from ..errors import CellsError
+from .cells import Cells
+
+SHOWN = 10  # classes that a message lists at most
+
+
+def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Stratified k folds of the labelled cells; cells of one donor stay together where donors are known.
+
+    Args:
+        cells: with labels.
+        num_folds: how many.
+        seed: of the split.
+
+    Returns:
+        (train, test) for each fold, int64 positions among the cells. Every labelled cell is in one test set; cells without a label are in
+        none.
+
+    Raises:
+        CellsError: no labels, a class with fewer cells than folds, or fewer donors than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    labelled = np.flatnonzero(cells.codes >= 0)
+    if len(cells.classes) < 2:
+        raise CellsError(f"{cells.source}: folds need labels of at least two classes; set data.label to a column with cell types")
+    small = {name: size for name, size in cells.class_sizes.items() if 0 < size < num_folds}
+    if small:
+        shown = ", ".join(f"{name} ({size})" for name, size in list(small.items())[:SHOWN])
+        raise CellsError(
+            f"{cells.source}: {len(small)} of the {len(cells.classes)} classes of obs[{cells.label!r}] have fewer cells than the"
+            f" {num_folds} folds: {shown}; set data.min_class to {num_folds} to drop them, or evaluation.folds to"
+            f" {max(2, min(small.values()))}"
+        )
+    codes = cells.codes[labelled]
+    if cells.donors is None:
+        splits = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(codes, codes)
+    else:
+        donors = cells.donors[labelled]
+        if len(set(donors.tolist())) < num_folds:
+            raise CellsError(
+                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, fewer than the {num_folds} folds; set"
+                " evaluation.folds lower, or leave data.donor unset"
+            )
+        splits = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(codes, codes, donors)
+    return [(labelled[train], labelled[test]) for train, test in splits]
+
+
+def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to train on, and cells to watch the loss on.
+
+    Whole donors are kept aside where there are enough of them for the share; else cells at random. At least one cell is kept aside, and at
+    least one is left, unless the share is 0.
+
+    Args:
+        cells: labels play no part.
+        share: of the cells (or donors) that is kept aside; 0 keeps none.
+        seed: of the choice.
+
+    Returns:
+        (train, validation), int64 positions among the cells, ascending.
+
+    Raises:
+        CellsError: a single cell cannot be split.
+    """
+    count = len(cells)
+    everything = np.arange(count)
+    if not share:
+        return everything, everything[:0]
+    if count < 2:
+        raise CellsError(f"{cells.source}: {count} cells cannot be split; set training.validation to 0")
+    random = np.random.default_rng(seed)
+    donors = np.unique(cells.donors) if cells.donors is not None else np.empty(0)
+    aside = round(share * len(donors))
+    if 0 < aside < len(donors):
+        kept = np.isin(cells.donors, random.permutation(donors)[:aside])
+    else:
+        kept = np.zeros(count, dtype=bool)
+        kept[random.permutation(count)[: min(count - 1, max(1, round(share * count)))]] = True
+    return everything[~kept], everything[kept]

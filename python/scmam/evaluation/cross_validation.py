@@ -1,0 +1,100 @@
+"""The same folds for every method, so that scores can be paired."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import Evaluation as Settings
+from ..data import folds
+from ..errors import CellsError
+from .scores import Evaluation, FoldScores, score
+
+if TYPE_CHECKING:
+    from ..data import Cells
+
+Predict = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+"""(fold, train, test) -> codes of the test cells; train and test are int64 positions among the labelled cells."""
+Say = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def labelled(cells: "Cells") -> "Cells":
+    """The cells that have a label, and the classes that occur among them."""
+    kept = cells.subset(np.flatnonzero(cells.codes >= 0))
+    return kept if kept.labels is None else replace(kept, classes=())  # which are found anew
+
+
+def cross_validate(
+    method: str, cells: "Cells", settings: Settings, predict: Predict, recorded: dict[str, Any], say: Say = silent
+) -> Evaluation:
+    """Score a method on the folds of ``settings.folds`` and ``settings.fold_seed``.
+
+    Args:
+        method: its name.
+        cells: from `labelled`.
+        settings: of the evaluation.
+        predict: fits on the training cells and predicts the test cells, which it must not look at otherwise.
+        recorded: what goes into `Evaluation.settings`.
+        say: is told of each fold.
+
+    Raises:
+        CellsError: the cells do not allow these folds, or a fold (donors kept together) would train on one class.
+    """
+    scores = []
+    for number, (train, test) in enumerate(folds(cells, settings.folds, settings.fold_seed)):
+        _require_classes(cells, number, train)
+        begin = time.perf_counter()
+        predicted = predict(number, train, test)
+        seconds = time.perf_counter() - begin
+        truth = cells.codes[test]
+        scores.append(score(number, truth, predicted, len(cells.classes), train_cells=len(train), seconds=seconds))
+        say(_line(method, scores[-1], settings.folds))
+    return Evaluation(method, cells.classes, tuple(scores), recorded)
+
+
+def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
+    """What decides the scores of a method, for `Evaluation.settings`: the cells, the folds, and what the method adds.
+
+    Args:
+        cells: from `labelled`.
+    """
+    content = hashlib.sha256()
+    for part in (cells.cell_ids, cells.codes, cells.depth):
+        content.update(np.ascontiguousarray(part).tobytes())
+    for names in (cells.genes, cells.classes, () if cells.donors is None else cells.donors.tolist()):
+        content.update("\n".join(names).encode() + b"\0")
+    return {
+        "method": method,
+        "folds": settings.folds,
+        "fold_seed": settings.fold_seed,
+        "source": cells.source,
+        "label": cells.label,
+        "donor": cells.donor,
+        "cells": len(cells),
+        "genes": cells.num_genes,
+        "content": content.hexdigest()[:16],
+        **more,
+    }
+
+
+def _require_classes(cells: "Cells", fold: int, train: np.ndarray) -> None:
+    present = np.unique(cells.codes[train])
+    if len(present) < 2:
+        raise CellsError(
+            f"{cells.source}: the training cells of fold {fold + 1} are all {cells.classes[int(present[0])]}, for donors are kept together;"
+            " set evaluation.folds lower, or leave data.donor unset"
+        )
+
+
+def _line(method: str, scores: FoldScores, num_folds: int) -> str:
+    return (
+        f"{method}: fold {scores.fold + 1} of {num_folds}: accuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}"
+        f" on {scores.test_cells} cells, {scores.seconds:.1f} s"
+    )

@@ -1,0 +1,188 @@
+"""`evaluate`: a run folder and labelled cells in, scores and features into the folder."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..config import Evaluation as Settings
+from ..config import write_atomically
+from ..data import Cells, folds
+from ..data.matrix import Rows
+from ..errors import CellsError, ConfigError, RunError
+from ..objective import Pretraining
+from ..runs import WEIGHTS
+from . import fine_tuning, probing
+from .cross_validation import Say, labelled, silent
+from .embedding import embed
+from .scores import Evaluation
+
+if TYPE_CHECKING:
+    from ..runs import Run
+
+FOLDER = "evaluation"
+EMBEDDING = "embedding.npz"
+
+
+class Method(NamedTuple):
+    """A way to classify cells with a run."""
+
+    run: Callable[..., Evaluation]  # (features, pretraining, cells, settings, seed, say)
+    record: Callable[[Cells, Settings, int], dict[str, Any]]
+
+
+METHODS = {
+    probing.METHOD: Method(
+        lambda features, _, cells, settings, seed, say: probing.probe_features(features, cells, settings, seed, say=say),
+        probing.probe_record,
+    ),
+    fine_tuning.METHOD: Method(
+        lambda features, pretraining, cells, settings, seed, say: fine_tuning.fine_tune_from(
+            features, pretraining, cells, settings, seed, say=say
+        ),
+        fine_tuning.fine_tuning_record,
+    ),
+}
+
+
+def evaluate(
+    run: "Run", cells: Cells, settings: Settings, *, methods: Sequence[str] | None = None, progress: bool = True
+) -> dict[str, Evaluation]:
+    """Score a finished run by cross-validation, and write what comes out into ``<run>/evaluation``.
+
+    Files: ``<method>.json`` (an `Evaluation`) for each method, and ``embedding.npz``: features float16 (cells, F), codes int64 (cells,; -1
+    without a label), classes, cell_ids int64, and settings (JSON). Each appears whole or not at all. What is there for the same cells,
+    settings and weights is not computed again.
+
+    Args:
+        run: opened with ``scmam.runs.open_run``; done.
+        cells: labelled; its genes are those of the run, in any order, and may be more. Cells without a label are embedded, not scored.
+        settings: the `evaluation` section of a configuration.
+        methods: of "linear-probe" and "fine-tuning"; None: ``settings.methods``.
+        progress: print a line for each fold.
+
+    Returns:
+        The evaluation of each method, in their order.
+
+    Raises:
+        ConfigError: a method that does not exist.
+        CellsError: the cells lack genes of the run, or labels that allow the folds.
+        RunError: the run is not done, or damaged; or its fine-tuning diverges.
+    """
+    methods = tuple(settings.methods if methods is None else methods)
+    _require_methods(methods)
+    cells = with_genes(cells, run.genes, run.folder)
+    known = labelled(cells)
+    folds(known, settings.folds, settings.fold_seed)  # whatever is wrong with the labels is said before the work, not after
+    say: Say = _print if progress else silent
+    pretraining = run.load(_device(run.config.training.device))
+    folder, seed, weights = run.folder / FOLDER, run.config.training.seed, _digest(run.folder / WEIGHTS)
+    records = {method: {**METHODS[method].record(known, settings, seed), "weights": weights} for method in methods}
+    done = {method: found for method in methods if (found := _finished(folder / f"{method}.json", records[method], say)) is not None}
+    key = _embedding_key(cells, settings, weights)
+    if len(done) < len(methods) or _key_of(folder / EMBEDDING) != key:
+        features = _embedded(pretraining, cells, settings, folder, key, say)[cells.codes >= 0]
+        for method in methods:
+            if method not in done:
+                found = METHODS[method].run(features, pretraining, known, settings, seed, say)
+                done[method] = replace(found, settings=records[method])
+                done[method].save(folder / f"{method}.json")
+    return {method: done[method] for method in methods}
+
+
+def with_genes(cells: Cells, genes: tuple[str, ...], folder: Path) -> Cells:
+    """The cells over the genes of a run, in its order; matched by name, nothing is copied.
+
+    Raises:
+        CellsError: some are not there.
+    """
+    if tuple(cells.genes) == tuple(genes):
+        return cells
+    places = {gene: place for place, gene in enumerate(cells.genes)}
+    missing = [gene for gene in genes if gene not in places]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise CellsError(
+            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {folder} was trained on are not among the {len(cells.genes)} of"
+            f" these cells ({shown}); read the cells with data.genes=vocabulary and data.vocabulary={folder / 'genes.txt'}"
+        )
+    chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
+    counts = cells.counts
+    columns = chosen if counts.columns is None else counts.columns[chosen]
+    return replace(cells, counts=Rows(counts.matrix, counts.cells, columns, counts.conversion), genes=tuple(genes))
+
+
+def _embedded(pretraining: Pretraining, cells: Cells, settings: Settings, folder: Path, key: str, say: Say) -> np.ndarray:
+    """The features of all cells, float32, written as float16 too."""
+    features = embed(pretraining, cells, max_tokens=settings.max_tokens, say=say)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        features=features.astype(np.float16),
+        codes=cells.codes,
+        classes=np.array(cells.classes, dtype=str),
+        cell_ids=cells.cell_ids,
+        settings=np.array(key),
+    )
+    write_atomically(folder / EMBEDDING, buffer.getvalue())
+    return features
+
+
+def _embedding_key(cells: Cells, settings: Settings, weights: str) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(cells.cell_ids).tobytes() + np.ascontiguousarray(cells.codes).tobytes())
+    content.update(np.ascontiguousarray(cells.depth).tobytes())
+    content.update("\n".join(cells.classes).encode())
+    return json.dumps({"source": cells.source, "content": content.hexdigest()[:16], "max_tokens": settings.max_tokens, "weights": weights})
+
+
+def _key_of(path: Path) -> str | None:
+    """What an embedding file was computed from; None where there is none that can be read, and it is to be written anew."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(stored["settings"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _finished(path: Path, record: dict[str, Any], say: Say) -> Evaluation | None:
+    """What is in a file, if it is what would be computed."""
+    if not path.is_file():
+        return None
+    try:
+        found = Evaluation.load(path)
+    except RunError as error:
+        say(f"{error} (done now)")
+        return None
+    if found.settings != json.loads(json.dumps(record)):
+        say(f"{found.method}: computed again, for its cells, settings or weights have changed")
+        return None
+    say(f"{found.method}: already there")
+    return found
+
+
+def _require_methods(methods: tuple[str, ...]) -> None:
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(f"evaluation.methods: expected some of {', '.join(METHODS)}; got {method!r}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _device(setting: str) -> torch.device:
+    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

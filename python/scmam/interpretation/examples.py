@@ -1,0 +1,70 @@
+"""A few cells and their masks, for pictures."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..objective import Pretraining
+from ..sequences import expression
+from .entropy import drawing_weights, selecting_latents
+from .tally import Draws
+
+if TYPE_CHECKING:
+    from ..data import Cells
+
+EXAMPLES = 6
+EXAMPLE_DRAWS = 200
+"""Masks behind the hidden rate of a single cell's gene: its standard error is then at most .035."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """``c`` cells; saved as ``masks.npz`` with these names."""
+
+    values: np.ndarray  # (c, G) float32: what the model sees
+    mask: np.ndarray  # (c, G) bool: one mask of each, True = hidden
+    hidden: np.ndarray  # (c, G) float32: share of masks that hide the gene
+    importance: np.ndarray  # (c, G) float32: what positions are drawn in proportion to, rows that sum to 1; nan where drawn uniformly
+    draws: np.ndarray  # () int64: masks behind `hidden`
+    genes: np.ndarray  # (G,) str
+    cells: np.ndarray  # (c,) str
+    cell_types: np.ndarray  # (c,) str, "" where there is none
+
+
+@torch.no_grad()
+def example_masks(pretraining: Pretraining, cells: "Cells", draws: Draws, device: torch.device) -> Examples:
+    """The typical cell of each of the largest types, many masks of each."""
+    chosen = typical_cells(cells)
+    batch = cells.batch(chosen).to(device)
+    values = expression(batch.counts, batch.depth, pretraining.transform)
+    latents = selecting_latents(pretraining.strategy)
+    hidden, importance, first = torch.zeros_like(values), torch.zeros_like(values), None
+    for masking in Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).of(pretraining, values, batch.cell_ids):
+        first = masking.mask if first is None else first
+        hidden += masking.mask
+        logits = drawing_weights(masking, latents)
+        importance += torch.nan if logits is None else torch.softmax(logits, dim=1).nan_to_num()
+    codes = cells.codes[chosen]
+    return Examples(
+        values=values.cpu().numpy(),
+        mask=first.cpu().numpy(),
+        hidden=(hidden / EXAMPLE_DRAWS).cpu().numpy(),
+        importance=(importance / EXAMPLE_DRAWS).cpu().numpy(),
+        draws=np.array(EXAMPLE_DRAWS),
+        genes=np.array(cells.genes, dtype=str),
+        cells=cells.names[chosen].astype(str),
+        cell_types=np.array([cells.classes[code] if code >= 0 else "" for code in codes], dtype=str),
+    )
+
+
+def typical_cells(cells: "Cells") -> np.ndarray:
+    """Positions of a few cells: of each of the largest types the one of median depth; without types, spread over the depths."""
+    sizes = np.bincount(cells.codes[cells.codes >= 0], minlength=len(cells.classes))
+    largest = [code for code in np.argsort(-sizes, kind="stable")[:EXAMPLES] if sizes[code]]
+    if not largest:
+        order = np.argsort(cells.depth, kind="stable")
+        return order[np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(np.int64)]
+    members = [np.flatnonzero(cells.codes == code) for code in largest]
+    return np.array([part[np.argsort(cells.depth[part], kind="stable")[len(part) // 2]] for part in members])

@@ -1,0 +1,210 @@
+"""From a run to its folder ``genes/``: masks drawn, counted, summed up, drawn as pictures."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..config import Masking
+from ..errors import CellsError, ConfigError, RunError
+from . import figures
+from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among
+from .examples import Examples, example_masks
+from .summary import Summary, summarise
+from .tables import frequencies, frequencies_by_type, ranking
+from .tally import Draws, batch_cells, count_masks
+
+if TYPE_CHECKING:
+    from ..data import Cells
+    from ..runs import Run
+
+__all__ = ["GeneSetError", "Interpretation", "interpret"]
+
+FOLDER = "genes"
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """What the masks of a run hide; the tables as in the documentation of the package."""
+
+    folder: Path
+    frequencies: pd.DataFrame
+    frequencies_by_type: pd.DataFrame | None  # None: the cells have no types
+    ranking: pd.DataFrame
+    latents: dict[str, Any]  # as in latents.json; see `summary.Summary`
+    examples: Examples
+    enrichment: pd.DataFrame | None  # of the genes hidden most; None: no gene sets were given
+    enrichment_beyond_expression: pd.DataFrame | None  # of the genes hidden most beyond what their expression predicts; likewise
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Whether the latents collapsed, and what to try."""
+        return tuple(self.latents["warnings"])
+
+
+def interpret(
+    run: "Run",
+    cells: "Cells",
+    *,
+    draws: int = 20,
+    gmt: str | Path | None = None,
+    top: int = 100,
+    seed: int = 0,
+    progress: bool = True,
+) -> Interpretation:
+    """Draw masks of every cell with the weights of a run, and say what they hide.
+
+    The masks are those of the strategy, before the training adds what its encoder has no room for. They are drawn on the device of the run
+    where there is one, else on the CPU, and are the same on both. Memory is that of a batch, whatever the number of cells.
+
+    Args:
+        run: a finished run.
+        cells: over the genes of the run, in their order.
+        draws: masks of every cell.
+        gmt: a file of gene sets, to be tested for over-representation against the genes of the run; no network is used.
+        top: how many genes are tested: those hidden most, and those hidden most beyond what their expression predicts.
+        seed: of the masks; no training step uses the same.
+        progress: whether a bar is shown.
+
+    Returns:
+        The tables, which are written to ``<run>/genes`` too, in place of what was there; see the documentation of the package.
+
+    Raises:
+        CellsError: the cells are over other genes than the run.
+        ConfigError: draws or top are out of range.
+        GeneSetError: the file of gene sets cannot be used, or shares no gene with the run.
+        RunError: the run cannot be read, or its folder cannot be written to.
+    """
+    _require(run, cells, draws, top if gmt is not None else None)
+    sets = None if gmt is None else sets_among(read_gene_sets(gmt), cells.genes, str(gmt))
+    device = _device(run.config.training.device)
+    pretraining = run.load(device)
+    masking = run.config.masking
+    drawn = Draws(draws, seed, int(run.record.get("steps", 0)))
+    tally = count_masks(
+        pretraining,
+        cells,
+        drawn,
+        rows=batch_cells(cells.num_genes, run.config.training.batch_size, masking.strategy == "mam-embedding"),
+        split=draws_apart(masking),
+        device=device,
+        watch=_bar(progress),
+    )
+    table = frequencies(tally, cells.genes)
+    by_type = frequencies_by_type(tally, cells.genes, cells.classes)
+    ranked = ranking(table)
+    most = (table.nlargest(top, "hidden"), ranked.head(top))
+    enriched = [None if sets is None else over_representation(part["gene"].tolist(), sets, cells.genes) for part in most]
+    summary = summarise(pretraining, masking.strategy, cells, tally, (table, by_type), _notes(cells, by_type, sets), device)
+    examples = example_masks(pretraining, cells, drawn, device)
+    found = Interpretation(run.folder / FOLDER, table, None if by_type.empty else by_type, ranked, summary.as_dict(), examples, *enriched)
+    _write(found, summary)
+    return found
+
+
+def draws_apart(masking: Masking) -> bool:
+    """Whether a strategy draws zeros and non-zeros apart, so that a uniform mask to compare with must do the same."""
+    return masking.zero_ratio is not None or masking.strategy not in ("mam", "uniform", "none")
+
+
+def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
+    if draws < 1:
+        raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
+    if top is not None and not 1 <= top < cells.num_genes:
+        raise ConfigError(f"top: expected fewer genes than the {cells.num_genes} of the run, at least 1; got {top}")
+    if tuple(cells.genes) == tuple(run.genes):
+        return
+    shared = len(set(cells.genes) & set(run.genes))
+    raise CellsError(
+        f"{cells.source}: expected the {len(run.genes)} genes that the run {run.folder} was trained on, in its order; got"
+        f" {len(cells.genes)} genes, {shared} of them shared; read the cells with data.genes=vocabulary and"
+        f" data.vocabulary={run.folder / 'genes.txt'}"
+    )
+
+
+def _device(setting: str) -> torch.device:
+    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _bar(progress: bool) -> Any:
+    if not progress:
+        return iter
+    from tqdm import tqdm
+
+    return partial(tqdm, desc="masks", unit="batch")
+
+
+def _notes(cells: "Cells", by_type: pd.DataFrame, sets: dict[str, tuple[str, ...]] | None) -> tuple[str, ...]:
+    notes = [f"cells: {cells.source} ({cells.unit})"]
+    without = int((cells.codes < 0).sum())
+    if by_type.empty:
+        notes.append("no cell types: there is no table and no picture by type")
+    elif without:
+        notes.append(f"{without} cells without a type count in the table of all cells alone")
+    if sets is not None:
+        shared = len({gene for members in sets.values() for gene in members})
+        notes.append(f"gene sets: {len(sets)} share a gene with the run, {shared} of its {cells.num_genes} genes in all")
+    return tuple(notes)
+
+
+def _write(found: Interpretation, summary: Summary) -> None:
+    """The whole folder beside its place first, then in it."""
+    try:
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=found.folder.parent))
+    except OSError as error:
+        raise RunError(f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can") from error
+    try:
+        _fill(unfinished, found, summary)
+        unfinished.chmod(0o755)
+        _replace(found.folder, unfinished)
+    except OSError as error:
+        raise RunError(f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace(folder: Path, finished: Path) -> None:
+    if not folder.exists():
+        os.replace(finished, folder)
+        return
+    earlier = Path(tempfile.mkdtemp(prefix=f".{folder.name}-earlier-", dir=folder.parent))
+    os.replace(folder, earlier / folder.name)
+    try:
+        os.replace(finished, folder)
+    except OSError:
+        os.replace(earlier / folder.name, folder)
+        raise
+    finally:
+        shutil.rmtree(earlier)
+
+
+def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:
+    tables = {
+        "frequencies": found.frequencies,
+        "frequencies_by_type": found.frequencies_by_type,
+        "ranking": found.ranking,
+        "enrichment": found.enrichment,
+        "enrichment_beyond_expression": found.enrichment_beyond_expression,
+    }
+    for name, table in tables.items():
+        if table is not None:
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    (folder / "latents.json").write_text(json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **{field.name: getattr(found.examples, field.name) for field in dataclasses.fields(found.examples)})
+    (folder / "masks.npz").write_bytes(arrays.getvalue())
+    figures.hidden_by_expression(folder / "hidden_by_expression.png", found.frequencies, found.ranking, summary)
+    if found.frequencies_by_type is not None:
+        figures.hidden_by_type(folder / "hidden_by_type.png", found.frequencies_by_type, summary)
+        figures.specific_genes(folder / "specific_genes.png", found.frequencies_by_type, summary)
+    figures.masks(folder / "masks.png", found.examples, summary)

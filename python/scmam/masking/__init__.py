@@ -1,0 +1,33 @@
+"""Which genes are hidden (`strategies`), and what stands in their place (`corruption`)."""
+
+from .corruption import CORRUPTIONS, Corrupted, corrupt
+from .strategies import (
+    ContextOnly,
+    EmbeddingAttention,
+    ExpressionSampling,
+    Masking,
+    MaskingStrategy,
+    MatchedFractions,
+    Nothing,
+    Uniform,
+    ValueAttention,
+    build_strategy,
+    masking_entropy,
+)
+
+__all__ = [
+    "CORRUPTIONS",
+    "ContextOnly",
+    "Corrupted",
+    "EmbeddingAttention",
+    "ExpressionSampling",
+    "Masking",
+    "MaskingStrategy",
+    "MatchedFractions",
+    "Nothing",
+    "Uniform",
+    "ValueAttention",
+    "build_strategy",
+    "corrupt",
+    "masking_entropy",
+]

@@ -1,0 +1,226 @@
+"""The encoder-decoder: tokens in, a prediction for each gene out, and a vector for the cell.
+
+The division of labour is scFoundation's (Hao et al., Nature Methods 2024): the encoder reads only what is there and visible, the decoder
+reads every gene, with the encoder's output, a zero or a mask token in its place.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import mam_kernels as mam
+
+from ..randomness import substream
+from ..sequences import Sequences, gather
+from .embedding import ExpressionEmbedding
+from .transformer import Block
+
+VISIBLE, ZERO, HIDDEN = range(3)
+"""What the decoder is told about a gene: its encoder output, that it is zero, or nothing."""
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a batch."""
+
+    tokens: Tensor  # (B, T, width)
+    cell: Tensor  # (B, width): the output of the cell token
+    valid: Tensor  # (B, T) bool
+
+
+class Reconstruction(NamedTuple):
+    """Predictions of both heads; ``outputs`` numbers for each."""
+
+    gene_ids: Tensor | None  # (B, M) int64: the genes that the decoder predicts; None: all, in their order
+    genes: Tensor  # (B, M, outputs), from the decoder
+    cell: Tensor  # (B, G, outputs), from the pooled encoder output alone
+
+
+class Encoder(nn.Module):
+    """Self-attention over the genes of a cell and one token more, which stands for the cell and knows its depth."""
+
+    def __init__(self, width: int, heads: int, layers: int, depth: str, dropout: float, mlp_ratio: int) -> None:
+        super().__init__()
+        self.cell = nn.Parameter(torch.zeros(width))
+        self.depth = nn.Linear(1, width) if depth == "token" else None
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, mlp_ratio) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.cell, std=width**-0.5)
+
+    def forward(self, tokens: Tensor, valid: Tensor, depth: Tensor) -> Encoded:
+        """(B, T, width) tokens, (B, T) valid and (B,) total counts."""
+        cell = self.cell.expand(len(tokens), 1, -1)
+        if self.depth is not None:
+            cell = cell + self.depth(torch.log1p(depth)[:, None, None])
+        tokens = torch.cat([cell, tokens], dim=1)
+        attended = torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)  # so that no row is without a token
+        for block in self.blocks:
+            tokens = block(tokens, attended)
+        tokens = self.norm(tokens)
+        return Encoded(tokens[:, 1:], tokens[:, 0], valid)
+
+
+class Decoder(nn.Module):
+    """Self-attention over genes, whose tokens say who they are and what is known of them."""
+
+    def __init__(
+        self,
+        num_genes: int,
+        encoder_width: int,
+        width: int,
+        heads: int,
+        layers: int,
+        dropout: float,
+        mlp_ratio: int,
+        outputs: int,
+    ) -> None:
+        super().__init__()
+        self.gene = nn.Embedding(num_genes, width)
+        nn.init.normal_(self.gene.weight, std=width**-0.5)
+        self.state = nn.Embedding(3, width)
+        nn.init.normal_(self.state.weight, std=width**-0.5)
+        self.bridge = nn.Linear(encoder_width, width)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, mlp_ratio) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, cell: Tensor, visible: Tensor, gene_ids: Tensor, state: Tensor, shift: Tensor | None) -> Tensor:
+        """Predictions (B, M, outputs).
+
+        Args:
+            cell: (B, encoder width), the cell token.
+            visible: (B, M, encoder width), the encoder's output where ``state`` is VISIBLE, else 0.
+            gene_ids: (B, M) int64.
+            state: (B, M) int64, one of VISIBLE, ZERO, HIDDEN.
+            shift: (B, 1, width), the injected context, or None.
+        """
+        tokens = self.gene(gene_ids) + self.state(state) + self.bridge(visible)
+        if shift is not None:
+            tokens = tokens + shift
+        tokens = torch.cat([self.bridge(cell)[:, None], tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens[:, 1:]))
+
+
+class CellModel(nn.Module):
+    """Encoder, decoder and the two heads that predict expression.
+
+    Args:
+        num_genes: ``G``.
+        width, heads, encoder_layers: of the encoder.
+        decoder_layers: of the decoder, whose width and heads are ``decoder_width`` and ``decoder_heads`` (None: the encoder's).
+        bins: soft bins of the value embedding.
+        max_encoder_tokens: genes of a cell that the encoder reads at most, in training (the excess is hidden) and in ``features``
+            (the largest values are kept). None: all.
+        decoder_genes: genes of a cell that the decoder predicts at most: hidden ones first, the rest at random. None: all.
+        depth: "token": the logarithm of a cell's total count is added to the cell token; "none".
+        dropout: in the blocks.
+        mlp_ratio: hidden units of their perceptrons, in widths.
+        outputs: numbers that each head predicts for a gene.
+    """
+
+    def __init__(
+        self,
+        num_genes: int,
+        *,
+        width: int,
+        heads: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        bins: int,
+        max_encoder_tokens: int | None = None,
+        decoder_genes: int | None = None,
+        decoder_width: int | None = None,
+        decoder_heads: int | None = None,
+        depth: str = "token",
+        dropout: float = 0.0,
+        mlp_ratio: int = 4,
+        outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        if depth not in ("token", "none"):
+            raise ValueError(f"depth: expected token or none; got {depth!r}")
+        self.num_genes = num_genes
+        self.width = width
+        self.decoder_width = decoder_width or width
+        self.feature_dim = 2 * width
+        self.max_encoder_tokens = max_encoder_tokens
+        self.decoder_genes = decoder_genes
+        self.outputs = outputs
+        self.embedding = ExpressionEmbedding(num_genes, bins, width)
+        self.encoder = Encoder(width, heads, encoder_layers, depth, dropout, mlp_ratio)
+        self.decoder = Decoder(num_genes, width, self.decoder_width, decoder_heads or heads, decoder_layers, dropout, mlp_ratio, outputs)
+        self.cell_query = nn.Linear(self.feature_dim, outputs * width)
+        self.gene_bias = nn.Parameter(torch.zeros(num_genes, outputs))
+
+    def encode(self, sequences: Sequences, depth: Tensor, shift: Tensor | None = None) -> Encoded:
+        """The encoder's output for sequences (B, T); ``shift`` (B, 1, width) is added to every gene token."""
+        tokens = self.embedding(sequences.gene_ids, sequences.values)
+        if shift is not None:
+            tokens = tokens + shift
+        return self.encoder(tokens, sequences.valid, depth)
+
+    def pool(self, encoded: Encoded) -> Tensor:
+        """A cell as a vector (B, feature_dim): the mean over its genes, and the cell token."""
+        weight = encoded.valid[..., None].to(encoded.tokens.dtype)
+        mean = (encoded.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+        return torch.cat([mean, encoded.cell], dim=-1)
+
+    def features(self, values: Tensor, depth: Tensor) -> Tensor:
+        """Pooled encoder output (B, feature_dim) of values (B, G), nothing hidden and no context."""
+        taken = values != 0
+        limit = self.max_encoder_tokens
+        if limit is not None and limit < self.num_genes:
+            taken = taken & torch.zeros_like(taken).scatter(1, values.topk(limit, dim=1).indices, True)
+        return self.pool(self.encode(gather(values, taken), depth))
+
+    def reconstruct(
+        self,
+        values: Tensor,
+        visible: Tensor,
+        hidden: Tensor,
+        depth: Tensor,
+        *,
+        encoder_shift: Tensor | None = None,
+        decoder_shift: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+    ) -> Reconstruction:
+        """Predict genes from what is visible.
+
+        Args:
+            values: (B, G), as corrupted.
+            visible: (B, G) bool: non-zero and not hidden; what the encoder reads.
+            hidden: (B, G) bool: behind a mask token.
+            depth: (B,).
+            encoder_shift: (B, 1, width), or None.
+            decoder_shift: (B, 1, decoder_width), or None.
+            gene_ids: (B, M) int64, the genes that the decoder reads and predicts. None: all.
+        """
+        encoded = self.encode(gather(values, visible), depth, encoder_shift)
+        state = torch.where(hidden, HIDDEN, torch.where(visible, VISIBLE, ZERO))
+        slots = (visible.cumsum(dim=1) - 1).clamp(min=0)
+        every = torch.arange(self.num_genes, device=values.device).expand(len(values), -1) if gene_ids is None else gene_ids
+        if gene_ids is not None:
+            state, slots = state.gather(1, gene_ids), slots.gather(1, gene_ids)
+        known = (state == VISIBLE)[..., None]
+        output = encoded.tokens.gather(1, (slots[..., None] * known).expand(-1, -1, self.width)) * known
+        bias = self.gene_bias[every]
+        genes = self.decoder(encoded.cell, output, every, state, decoder_shift) + bias
+        return Reconstruction(gene_ids, genes, self.predict_from_cell(self.pool(encoded)))
+
+    def predict_from_cell(self, features: Tensor) -> Tensor:
+        """Every gene (B, G, outputs) from the cell's vector (B, feature_dim) and the gene's embedding."""
+        query = self.cell_query(features).view(len(features), self.outputs, self.width)
+        return torch.einsum("bow,gw->bgo", query, self.embedding.gene.weight) + self.gene_bias
+
+    def sample_genes(self, hidden: Tensor, cell_ids: Tensor, *, seed: int, step: int) -> Tensor | None:
+        """The genes (B, M) that the decoder predicts: hidden ones first, the rest drawn from the others; None: all."""
+        limit = self.decoder_genes
+        if limit is None or limit >= self.num_genes:
+            return None
+        counts = hidden.sum(dim=1).clamp(max=limit)
+        draw = {"seed": substream(seed, "decoder"), "step": step, "sample_ids": cell_ids}
+        drawn = mam.sample_without_replacement(hidden.float(), counts, **draw)
+        drawn |= mam.sample_without_replacement((~hidden).float(), limit - counts, **draw)
+        return drawn.nonzero()[:, 1].view(len(hidden), limit)  # every row draws exactly as many: there are G >= limit genes

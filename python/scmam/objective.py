@@ -1,0 +1,207 @@
+"""What pretraining minimises: hide, inject, reconstruct.
+
+    L = mean over hidden positions of (x - decoder)^2  +  w mean over hidden positions of (x - cell head)^2  +  lambda |O|^2
+
+The first term and the penalty are the published objective (PMLR 333:295-311, 2026); the second predicts each hidden gene from the cell's
+vector and the gene's embedding alone, which makes the vector carry what the evaluation reads. With ``loss="nb"`` the squared errors are
+replaced by the negative log-likelihood of the raw counts under a negative binomial.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mam_kernels as mam
+
+from .masking import MaskingStrategy, build_strategy, corrupt, masking_entropy
+from .model import CellModel, build_model
+from .randomness import substream
+from .sequences import CellBatch, Sequences, expression
+
+LATENT_PARAMETERS = ("strategy.", "injection.")
+
+
+class Losses(NamedTuple):
+    """Scalars of a batch; all but ``total`` without gradient."""
+
+    total: Tensor
+    reconstruction: Tensor  # of the decoder, at hidden positions
+    cell: Tensor  # of the cell head, at hidden positions
+    penalty: Tensor  # before its weight
+    hidden: Tensor  # share of the genes that is hidden
+    hidden_nonzero: Tensor  # of the non-zero ones
+    hidden_zero: Tensor  # of the zeros
+    entropy: Tensor  # of the masking distribution; 1 = uniform
+
+
+class Pretraining(nn.Module):
+    """A model, a masking strategy and the injection of its context, as one objective.
+
+    Args:
+        model: the encoder-decoder.
+        strategy: which genes are hidden.
+        injection: scheme of ``mam_kernels.ContextInjection``, or "none".
+        corruption: one of ``scmam.masking.CORRUPTIONS``.
+        transform: one of ``scmam.sequences.TRANSFORMS``.
+        loss: "mse" or "nb".
+        cell_loss: weight of the second head.
+        penalty: weight of the latents' squared output norm.
+    """
+
+    def __init__(
+        self,
+        model: CellModel,
+        strategy: MaskingStrategy,
+        *,
+        injection: str = "none",
+        corruption: str = "all",
+        transform: str = "log1p_counts",
+        loss: str = "mse",
+        cell_loss: float = 1.0,
+        penalty: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.strategy = strategy
+        self.corruption = corruption
+        self.transform = transform
+        self.loss = loss
+        self.cell_loss = cell_loss
+        self.penalty = penalty
+        if injection != "none" and strategy.latents is None:
+            raise ValueError(f"injection: a strategy without latents has no context to inject; got {injection!r}")
+        self.injection = (
+            None if injection == "none" else _Injection(strategy.latents.latent_dim, model.width, model.decoder_width, injection)
+        )
+
+    def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
+        """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no dropout."""
+        values = expression(batch.counts, batch.depth, self.transform)
+        masking = self.strategy(values, batch.cell_ids, seed=seed, step=step, embed=self._embed)
+        mask = _keep_something(values, masking.mask)
+        corrupted, token = corrupt(values, mask, self.corruption, batch.cell_ids, seed=seed, step=step)
+        visible = (corrupted != 0) & ~token
+        excess = self._excess(visible, batch.cell_ids, seed, step)
+        if excess is not None:
+            mask, token, visible = mask | excess, token | excess, visible & ~excess
+        encoder_shift, decoder_shift = (None, None) if self.injection is None else self.injection(masking.context)
+        gene_ids = self.model.sample_genes(mask, batch.cell_ids, seed=seed, step=step)
+        predicted = self.model.reconstruct(
+            corrupted, visible, token, batch.depth, encoder_shift=encoder_shift, decoder_shift=decoder_shift, gene_ids=gene_ids
+        )
+        target = values if self.loss == "mse" else batch.counts
+        sampled = (target, mask) if gene_ids is None else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
+        reconstruction = self._error(predicted.genes, *sampled, batch.depth)
+        cell = self._error(predicted.cell, target, mask, batch.depth)
+        penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
+        entropy = masking_entropy(masking, *self.strategy.weighting())
+        total = reconstruction + self.cell_loss * cell + self.penalty * penalty
+        return Losses(total, *(x.detach() for x in (reconstruction, cell, penalty, *self._shares(values, mask), entropy)))
+
+    def features(self, batch: CellBatch) -> Tensor:
+        """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
+        return self.model.features(expression(batch.counts, batch.depth, self.transform), batch.depth)
+
+    def parameter_groups(self, lr: float, masking_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters); the second is left out where empty."""
+        groups: dict[str, list[nn.Parameter]] = {"model": [], "masking": []}
+        for name, parameter in self.named_parameters():
+            groups["masking" if name.startswith(LATENT_PARAMETERS) else "model"].append(parameter)
+        rates = {"model": lr, "masking": masking_lr}
+        return [
+            {"params": parameters, "lr": rates[name], "weight_decay": weight_decay, "name": name}
+            for name, parameters in groups.items()
+            if parameters
+        ]
+
+    def _embed(self, sequences: Sequences) -> Tensor:
+        return self.model.embedding(sequences.gene_ids, sequences.values)
+
+    def _excess(self, visible: Tensor, cell_ids: Tensor, seed: int, step: int) -> Tensor | None:
+        """What the encoder has no room for (B, G), chosen at random, to be hidden as well; None where there is room for all genes."""
+        limit = self.model.max_encoder_tokens
+        if limit is None or limit >= self.model.num_genes:
+            return None
+        counts = (visible.sum(dim=1) - limit).clamp(min=0)
+        return mam.sample_without_replacement(visible.float(), counts, seed=substream(seed, "encoder"), step=step, sample_ids=cell_ids)
+
+    def _error(self, predicted: Tensor, target: Tensor, mask: Tensor, depth: Tensor) -> Tensor:
+        """Mean over the hidden positions; 0, with a gradient of 0, where nothing is hidden."""
+        if self.loss == "mse":
+            error = F.mse_loss(predicted[..., 0], target, reduction="none")
+        else:
+            error = negative_binomial_loss(target, predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None], predicted[..., 1])
+        return (error * mask).sum() / mask.sum().clamp(min=1)
+
+    @staticmethod
+    def _shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nonzero = values != 0
+        hidden, both, there = mask.sum(), (mask & nonzero).sum(), nonzero.sum()
+        zeros = values.numel() - there
+        return hidden / values.numel(), both / there.clamp(min=1), (hidden - both) / zeros.clamp(min=1)
+
+
+class _Injection(nn.Module):
+    """``ContextInjection`` for an encoder and a decoder that may differ in width."""
+
+    def __init__(self, latent_dim: int, encoder_width: int, decoder_width: int, scheme: str) -> None:
+        super().__init__()
+        if scheme == "both" and encoder_width != decoder_width:
+            raise ValueError(f"injection: both shares one adapter, so widths must be equal; got {encoder_width} and {decoder_width}")
+        if scheme == "separate":
+            self.encoder = mam.ContextInjection(latent_dim, encoder_width, "encoder")
+            self.decoder = mam.ContextInjection(latent_dim, decoder_width, "decoder")
+        else:
+            self.shared = mam.ContextInjection(latent_dim, encoder_width if scheme == "encoder" else decoder_width, scheme)
+        self.scheme = scheme
+
+    def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.scheme == "separate":
+            return self.encoder(context)[0], self.decoder(context)[1]
+        return self.shared(context)
+
+
+def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
+    """Negative log-likelihood of counts under a negative binomial of mean ``mu`` and inverse dispersion ``theta``; elementwise.
+
+    ``-log NB(k) = lgamma(theta) + lgamma(k + 1) - lgamma(k + theta) + (k + theta) log(theta + mu) - theta log(theta) - k log(mu)``,
+    whose variance is ``mu + mu^2 / theta``. Both logarithms are clamped to [-15, 15], beyond which float32 gradients vanish anyway.
+    """
+    log_mean, log_theta = log_mean.float().clamp(-15, 15), log_dispersion.float().clamp(-15, 15)
+    theta = log_theta.exp()
+    log_sum = torch.logaddexp(log_theta, log_mean)
+    return (
+        torch.lgamma(theta)
+        + torch.lgamma(counts + 1)
+        - torch.lgamma(counts + theta)
+        + counts * (log_sum - log_mean)
+        + theta * (log_sum - log_theta)
+    )
+
+
+def build_pretraining(config: Any, num_genes: int, *, schedule: Tensor | None = None) -> Pretraining:
+    """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's own generator is left as it was.
+
+    Model and strategy draw from generators of their own, so runs that differ in masking alone start from the same model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(substream(config.training.seed, "model"))
+        model = build_model(config.model, num_genes, loss=config.training.loss)
+        torch.manual_seed(substream(config.training.seed, "strategy"))
+        return Pretraining(
+            model,
+            build_strategy(config.masking, model.width, schedule=schedule),
+            injection=config.masking.injection,
+            corruption=config.masking.corruption,
+            transform=config.data.transform,
+            loss=config.training.loss,
+            cell_loss=config.training.cell_loss,
+            penalty=config.masking.penalty,
+        )
+
+
+def _keep_something(values: Tensor, mask: Tensor) -> Tensor:
+    """The mask without the rows that would leave the encoder no non-zero gene."""
+    return mask & ((values != 0) & ~mask).any(dim=1, keepdim=True)

@@ -1,0 +1,67 @@
+"""Numbers as the report writes them: scores in points of a hundred, times and counts in words."""
+
+import math
+
+MINUS = "−"  # noqa: RUF001  the sign that lines up with digits
+NOTHING = "–"  # noqa: RUF001  an empty place in a table
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A share of 1 in points of 100: 0.6531 is ``65.3``."""
+    return NOTHING if math.isnan(share) else f"{100 * share:.{digits}f}".replace("-", MINUS)
+
+
+def signed_points(share: float, digits: int = 2) -> str:
+    """A difference of shares in points, with its sign: 0.0142 is ``+1.42``."""
+    return NOTHING if math.isnan(share) else f"{100 * share:+.{digits}f}".replace("-", MINUS)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in per cent; small ones keep a second significant digit."""
+    if share is None or math.isnan(share):
+        return NOTHING
+    if 0 < share < 0.01:
+        digits = max(digits, 2)
+    return f"{100 * share:.{digits}f} %".replace("-", MINUS)
+
+
+def count(number: float | None) -> str:
+    """A count with its thousands set apart."""
+    return NOTHING if number is None or math.isnan(number) else f"{number:,.0f}"
+
+
+def milliseconds(time: float | None) -> str:
+    """Three significant digits, in ms."""
+    if time is None or math.isnan(time):
+        return NOTHING
+    digits = 0 if time >= 100 else 1 if time >= 10 else 2 if time >= 0.1 else 3
+    return f"{time:,.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """``42 s``, ``7 min 40 s``, ``3 h 05 min``."""
+    if seconds is None or math.isnan(seconds):
+        return NOTHING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def amount(number: int, singular: str, plural: str | None = None) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def listed(names: list[str] | tuple[str, ...]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def shortened(name: str, letters: int) -> str:
+    """A name that fits a label, an ellipsis for what was cut."""
+    return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"

@@ -1,0 +1,72 @@
+"""Cells as tensors: what a loader hands to a model, and the padded sequences of genes that an encoder reads."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TRANSFORMS = ("log1p_counts", "log1p_cp10k")
+COUNTS_PER = 1e4
+
+
+class CellBatch(NamedTuple):
+    """A batch of ``B`` cells over ``G`` genes."""
+
+    counts: Tensor  # (B, G) float32: raw counts of the chosen genes
+    depth: Tensor  # (B,) float32: total count of the cell over all genes of its file, before genes were chosen
+    cell_ids: Tensor  # (B,) int64: the cell's row in its file, which masks depend on
+    labels: Tensor  # (B,) int64: code of its class, -1 where there is none
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CellBatch":
+        """The same on another device."""
+        return CellBatch(*(x.to(device, non_blocking=non_blocking) for x in self))
+
+    def pin_memory(self) -> "CellBatch":
+        """The same in page-locked memory, from where a GPU copies while the CPU goes on."""
+        return CellBatch(*(x.pin_memory() for x in self))
+
+
+class Sequences(NamedTuple):
+    """The genes of each cell that are taken, in the order of their ids, padded to the longest cell of the batch."""
+
+    gene_ids: Tensor  # (B, T) int64; 0 in the padding
+    values: Tensor  # (B, T) float32; 0 in the padding
+    valid: Tensor  # (B, T) bool, True = a gene, False = padding
+
+
+def expression(counts: Tensor, depth: Tensor, transform: str) -> Tensor:
+    """What the model sees of the counts.
+
+    Args:
+        counts: (B, G) raw counts.
+        depth: (B,) total count of each cell.
+        transform: "log1p_counts": ``log(1 + count)``; "log1p_cp10k": ``log(1 + 10000 count / depth)``.
+
+    Returns:
+        (B, G), zero where the count is.
+    """
+    if transform == "log1p_counts":
+        return torch.log1p(counts)
+    if transform == "log1p_cp10k":
+        return torch.log1p(counts * (COUNTS_PER / depth.clamp(min=1.0))[:, None])
+    raise ValueError(f"transform: expected one of {', '.join(TRANSFORMS)}; got {transform!r}")
+
+
+def gather(values: Tensor, taken: Tensor) -> Sequences:
+    """The positions of each cell that are ``taken``, side by side.
+
+    Args:
+        values: (B, G).
+        taken: (B, G) bool.
+
+    Returns:
+        Sequences of (B, T), T the most that any cell takes, at least 1.
+    """
+    lengths = taken.sum(dim=1)
+    rows, genes = taken.nonzero(as_tuple=True)
+    slots = torch.arange(len(rows), device=values.device) - (lengths.cumsum(0) - lengths)[rows]
+    longest = max(1, int(lengths.max())) if len(lengths) else 1
+    gene_ids = torch.zeros(len(values), longest, dtype=torch.int64, device=values.device)
+    gene_ids[rows, slots] = genes
+    valid = torch.arange(longest, device=values.device) < lengths[:, None]
+    return Sequences(gene_ids, values.gather(1, gene_ids).masked_fill(~valid, 0.0), valid)

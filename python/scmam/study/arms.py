@@ -1,0 +1,97 @@
+"""The arms of a study by name: what each hides, and why it is there."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..config import Config, with_settings
+from ..errors import ConfigError
+
+
+class Arm(NamedTuple):
+    """One way to pretrain."""
+
+    what: str  # for tables and help
+    masking: Mapping[str, Any]  # settings of `masking` that differ from a plain uniform mask without latents
+
+
+PLAIN = {
+    "strategy": "uniform",
+    "ratio": 0.3,
+    "zero_ratio": None,
+    "matched_to": None,
+    "corruption": "80/10/10",
+    "injection": "none",
+    "context_from": "all",
+    "temperature": 1.0,
+    "slope_norm": None,
+}
+
+ARMS: dict[str, Arm] = {
+    "none": Arm("no pretraining: the encoder as initialised", {"strategy": "none"}),
+    "uniform": Arm("uniform over all genes", {}),
+    "uniform-split": Arm("uniform, 30 % of the non-zeros and 3 % of the zeros: the published baseline", {"zero_ratio": 0.03}),
+    "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
+    "uniform-all-token": Arm("uniform over all genes, every hidden one behind a mask token", {"corruption": "all"}),
+    "uniform-injected": Arm(
+        "uniform over all genes, with the latents' context injected: what injection brings alone",
+        {"corruption": "all", "injection": "decoder"},
+    ),
+    "uniform-matched": Arm(
+        "uniform, at the hidden shares of zeros and non-zeros of the arm mam",
+        {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
+    ),
+    "mam": Arm("Multinomial Attention Masking as published", {"strategy": "mam", "corruption": "all", "injection": "decoder"}),
+    "mam-visible": Arm(
+        "mam, its context without the hidden values",
+        {"strategy": "mam", "corruption": "all", "injection": "decoder", "context_from": "visible"},
+    ),
+    "mam-sharp": Arm(
+        "mam at a temperature that makes its masks sharp",
+        {"strategy": "mam", "corruption": "all", "injection": "decoder", "temperature": 0.1},
+    ),
+    "mam-fixed-norm": Arm(
+        "mam with slopes of fixed norm, so that its masks cannot flatten",
+        {"strategy": "mam", "corruption": "all", "injection": "decoder", "slope_norm": 1.0},
+    ),
+    "mam-nonzero": Arm("mam over the non-zeros", {"strategy": "mam", "corruption": "all", "injection": "decoder", "zero_ratio": 0.0}),
+    "mam-embedding": Arm(
+        "mam on gene and value embeddings of the non-zeros",
+        {"strategy": "mam-embedding", "corruption": "all", "injection": "decoder", "zero_ratio": 0.03},
+    ),
+    "expression": Arm("in proportion to expression", {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03}),
+}
+
+
+def arm_config(config: Config, name: str, seed: int) -> Config:
+    """The configuration of one run of a study.
+
+    A named arm sets what is hidden and how; sizes of the latents and the penalty are those of ``config.masking``. An arm of
+    ``config.study.custom`` starts from a plain uniform mask, or from the arm that its ``like`` names; its ``training.NAME`` and
+    ``model.NAME`` settings go to those sections.
+
+    Raises:
+        ConfigError: no such arm, or settings that do not fit together.
+    """
+    masking, others = dict(PLAIN), {"training": {"seed": seed}, "model": {}}
+    if name in config.study.custom:
+        custom = dict(config.study.custom[name])
+        like = custom.pop("like", None)
+        if like is not None:
+            masking.update(_preset(like).masking)
+        for key, value in custom.items():
+            section, dot, setting = key.partition(".")
+            if not dot:
+                masking[key] = value
+            elif section in others:
+                others[section][setting] = value
+            else:
+                raise ConfigError(f"study.custom.{name}.{key}: expected a setting of masking, training.NAME or model.NAME")
+    else:
+        masking.update(_preset(name, custom=config.study.custom).masking)
+    return with_settings(config, masking=masking, **others)
+
+
+def _preset(name: str, custom: Mapping[str, Any] = {}) -> Arm:
+    if name not in ARMS:
+        raise ConfigError(f"study.arms: expected some of {', '.join([*ARMS, *custom])}; got {name!r}")
+    return ARMS[name]

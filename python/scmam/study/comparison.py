@@ -1,0 +1,199 @@
+"""The whole study: plan, run what is missing, keep the record and the tables up to date."""
+
+import hashlib
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import Config, fingerprint, with_settings
+from ..doctor import versions
+from ..errors import RunError
+from .folder import RECORD, Failure, Study, is_study, joined, open_study, save
+from .lock import locked
+from .progress import shown
+from .queue import Outcome, run_tasks, worker_command
+from .statistics import summarize
+from .tasks import Task, planned
+
+if TYPE_CHECKING:
+    from ..data import Cells
+
+
+def compare(config: Config, folder: str | Path, *, cells: "Cells | None" = None, interpret: bool = True, progress: bool = True) -> Study:
+    """Pretrain and evaluate every arm with every seed, and compare them.
+
+    Each run is a process of its own, ``config.study.jobs`` at a time, on an equal share of the cores; an arm that is matched to
+    another follows it. What is done is kept: called again on the same folder, only what is missing runs, and arms, seeds
+    and baselines may be added. A run that fails does not end the others; it is in `Study.failures`.
+
+    Args:
+        config: what to compare and how.
+        folder: of the study; new, empty, or a study of the same settings.
+        cells: instead of what ``config.data`` names; they have to be the same at each call on a folder.
+        interpret: also interpret the first seed of every arm that hides anything.
+        progress: show it.
+
+    Raises:
+        ConfigError: arms, seeds and reference do not fit together.
+        CellsError: the cells cannot be used.
+        RunError: the folder is something else, a study of other settings or cells, or is computed by another process.
+        KeyboardInterrupt: passed on, after the runs have written their checkpoints.
+    """
+    folder = Path(folder).absolute()
+    config = _with_absolute_paths(config)
+    planned(config, folder, interpret=interpret)
+    earlier = _earlier(folder)
+    if earlier is not None:
+        config = joined(earlier, config)
+    tasks = planned(config, folder, interpret=interpret)
+    # Whatever can be refused is refused above and here, before anything is written or trained.
+    summary = _cells_summary(config, cells) if earlier is None or not all(task.done() for task in tasks) else earlier.record["cells"]
+    if earlier is not None:
+        _check_same_cells(earlier, summary)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) as lock:
+        study = Study(folder, config, _record(config, summary, earlier))
+        with _handed_over(cells, folder) as pickled, _recorded(study):
+            outcomes = _run(study, tasks, lock, pickled, progress)
+            study.record["failures"] = [failure._asdict() for failure in _failures(outcomes)]
+    return open_study(folder)
+
+
+def _run(study: Study, tasks: list[Task], lock: int, cells: Path | None, progress: bool) -> list[Outcome]:
+    to_do = [task for task in tasks if not task.done()]
+    if progress:
+        print(_opening(study, len(tasks), len(to_do)), flush=True)
+    with shown(len(to_do), progress=progress) as watcher:
+        return run_tasks(
+            to_do,
+            worker_command(study.folder, cells),
+            jobs=study.config.study.jobs,
+            inherited=lock,
+            watcher=watcher,
+            after=lambda: summarize(study.folder),
+        )
+
+
+def _opening(study: Study, total: int, to_do: int) -> str:
+    cells, settings = study.record["cells"], study.config.study
+    done = f" ({total - to_do} of {total} tasks are done already)" if to_do < total else ""
+    lists = {"arms": settings.arms, "seeds": settings.seeds, "baselines": settings.baselines or ("none",)}
+    plan = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in lists.items())
+    return f"{cells['num_cells']} cells, {cells['num_genes']} genes, from {cells['source']}\n{plan}{done}"
+
+
+@contextmanager
+def _recorded(study: Study) -> Iterator[None]:
+    """Keep ``study.json`` true: running, and then how it ended; the tables as far as there are runs."""
+    begin, before = time.monotonic(), study.record["seconds"]
+    save(study)
+    try:
+        yield
+        study.record["status"] = "failed" if study.record["failures"] else "done"
+    except BaseException:
+        study.record["status"] = "interrupted"
+        raise
+    finally:
+        study.record["seconds"] = round(before + time.monotonic() - begin, 1)
+        save(study)
+        summarize(study.folder)
+
+
+@contextmanager
+def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
+    """A file from which the workers read the cells that the caller gave, for as long as they run."""
+    for left in folder.glob(".cells-*.pickle"):  # of a study that was killed
+        left.unlink()
+    if cells is None:
+        yield None
+        return
+    path = folder / f".cells-{os.getpid()}.pickle"
+    try:
+        path.write_bytes(pickle.dumps(cells, protocol=pickle.HIGHEST_PROTOCOL))
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _failures(outcomes: list[Outcome]) -> list[Failure]:
+    return [Failure(outcome.task.name, outcome.error, str(outcome.task.log)) for outcome in outcomes if outcome.error is not None]
+
+
+def _earlier(folder: Path) -> Study | None:
+    """The study that is in the folder; None where it is new.
+
+    Raises:
+        RunError: there is something else.
+    """
+    if is_study(folder):
+        return open_study(folder)
+    if folder.exists() and (not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())):
+        raise RunError(f"{folder}: exists and is no study ({RECORD} is missing); give another folder")
+    return None
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Paths of the data do not depend on where the study is gone on with."""
+    paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
+    return with_settings(config, data={name: path.absolute() for name, path in paths.items() if path is not None})
+
+
+def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
+    """What the study is about, for its record.
+
+    Raises:
+        CellsError: the file cannot be used, or its classes are too small for the folds.
+    """
+    from ..data import folds, open_cells
+
+    if cells is None:
+        cells = open_cells(config.data, need_label=True)
+    folds(cells, config.evaluation.folds, config.evaluation.fold_seed)
+    return {
+        "source": cells.source,
+        "unit": cells.unit,
+        "notes": list(cells.notes),
+        "num_cells": cells.num_cells,
+        "num_genes": cells.num_genes,
+        "density": cells.density,
+        "label": cells.label,
+        "donor": cells.donor,
+        "classes": cells.class_sizes,
+        "digest": _digest(cells),
+    }
+
+
+def _digest(cells: "Cells") -> str:
+    """Changes when other cells, genes, counts or labels are chosen."""
+    parts = ("\n".join(cells.genes).encode(), cells.cell_ids.tobytes(), cells.depth.tobytes(), cells.codes.tobytes())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _check_same_cells(earlier: Study, summary: dict[str, Any]) -> None:
+    there = earlier.record["cells"]
+    if there["digest"] != summary["digest"]:
+        raise RunError(
+            f"{earlier.folder}: was begun with other cells ({there['num_cells']} cells, {there['num_genes']} genes of {there['source']};"
+            f" now {summary['num_cells']}, {summary['num_genes']} of {summary['source']}); give another folder, or those cells"
+        )
+
+
+def _record(config: Config, cells: dict[str, Any], earlier: Study | None) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "fingerprint": fingerprint(config),
+        "cells": cells,
+        "arms": list(config.study.arms),
+        "seeds": list(config.study.seeds),
+        "baselines": list(config.study.baselines),
+        "reference": config.study.reference,
+        "versions": versions(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": 0.0 if earlier is None else earlier.record["seconds"],
+        "failures": [],
+    }

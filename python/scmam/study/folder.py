@@ -1,0 +1,178 @@
+"""A study on disk: where each thing lies, what was recorded, and which settings a folder is bound to."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..config import Config, Evaluation, as_yaml, load_config, with_settings, write_atomically
+from ..errors import RunError
+
+if TYPE_CHECKING:
+    import pandas
+
+    from ..runs import Run
+
+CONFIG, RECORD, RESULTS, SUMMARY = "config.yaml", "study.json", "results.csv", "summary.csv"
+
+# What may differ between two calls on one folder: what is run (it grows), how fast, and what the summary compares with.
+FREE_SETTINGS = (
+    "study.arms",
+    "study.seeds",
+    "study.baselines",
+    "study.reference",
+    "study.jobs",
+    "evaluation.methods",
+    "data.backed",
+    "training.seed",
+    "training.device",
+    "training.workers",
+    "training.checkpoint_every",
+    "training.tensorboard",
+)
+
+
+class Failure(NamedTuple):
+    """A task of a study that ended with an error."""
+
+    task: str  # "mam, seed 0"
+    message: str
+    log: str
+
+
+class Study:
+    """A study folder as it is now.
+
+    Attributes:
+        folder: where it is.
+        config: its settings, resolved; arms and seeds of all calls so far.
+        record: ``study.json``: status, cells, versions, date, seconds, failures.
+    """
+
+    def __init__(self, folder: Path, config: Config, record: Mapping[str, Any]) -> None:
+        self.folder, self.config, self.record = folder, config, record
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What ended with an error in the last call."""
+        return tuple(Failure(**failure) for failure in self.record.get("failures", ()))
+
+    def finished(self) -> list[tuple[str, int]]:
+        """Arm and seed of the runs with an evaluation, in the order of the configuration."""
+        pairs = ((arm, seed) for arm in self.config.study.arms for seed in self.config.study.seeds)
+        return [(arm, seed) for arm, seed in pairs if any(evaluation_files(run_folder(self.folder, arm, seed)))]
+
+    def runs(self) -> Iterator[tuple[str, int, "Run"]]:
+        """Arm, seed and run of each run that was finished."""
+        from ..runs import open_run
+
+        for arm, seed in self.finished():
+            yield arm, seed, open_run(run_folder(self.folder, arm, seed))
+
+    def results(self) -> "pandas.DataFrame":
+        """Scores of every fold: arm, seed (missing for a baseline), fold, method, accuracy, macro_f1, micro_f1."""
+        return self._table(RESULTS).astype({"seed": "Int64"})
+
+    def summary(self) -> "pandas.DataFrame":
+        """Means, intervals and paired differences; see `summarize`."""
+        return self._table(SUMMARY)
+
+    def _table(self, name: str) -> "pandas.DataFrame":
+        import pandas
+
+        path = self.folder / name
+        if not path.is_file():
+            raise RunError(f"{path}: no such file; run scmam compare until a run is finished, or scmam report, which writes it")
+        return pandas.read_csv(path)
+
+
+def is_study(folder: str | Path) -> bool:
+    """Whether the folder was written by `compare`."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def open_study(folder: str | Path) -> Study:
+    """Read a study folder.
+
+    Raises:
+        RunError: there is no study, or its files cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; give the folder of a study, as scmam compare writes it")
+    if not is_study(folder):
+        raise RunError(f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam compare writes it")
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in another folder") from error
+    return Study(folder, load_config(folder / CONFIG), record)
+
+
+def save(study: Study) -> None:
+    """Write the configuration and, after it, the record, each whole or not at all."""
+    write_atomically(study.folder / CONFIG, as_yaml(study.config))
+    write_atomically(study.folder / RECORD, json.dumps(study.record, indent=2, default=str) + "\n")
+
+
+def run_folder(folder: Path, arm: str, seed: int) -> Path:
+    """Where the run of an arm and a seed lies."""
+    return folder / "runs" / arm / f"seed-{seed}"
+
+
+def baseline_file(folder: Path, name: str) -> Path:
+    """Where the scores of a baseline lie."""
+    return folder / "baselines" / f"{name}.json"
+
+
+def log_file(folder: Path, name: str) -> Path:
+    """What the processes of a task wrote to the terminal; not in the run folder, which holds a run and nothing else."""
+    return folder / "logs" / f"{name}.txt"
+
+
+def evaluation_file(run: Path, method: str) -> Path:
+    """Where the scores of a run by a method lie."""
+    return run / "evaluation" / f"{method}.json"
+
+
+def evaluation_files(run: Path) -> list[Path]:
+    """The scores of a run that are there, in the order of the methods."""
+    files = (evaluation_file(run, method) for method in Evaluation().methods)  # all there are, by default
+    return [path for path in files if path.is_file()]
+
+
+def bound_settings(config: Config) -> dict[str, Any]:
+    """The settings that a study folder stands for, as ``{"section.name": value}``."""
+    settings = {f"{section}.{name}": value for section, values in config.model_dump(mode="json").items() for name, value in values.items()}
+    settings.update({f"study.custom.{name}": value for name, value in settings.pop("study.custom").items()})
+    return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
+
+
+def joined(earlier: Study, asked: Config) -> Config:
+    """The configuration of a folder that is gone on with: the arms, seeds and baselines that are there already, and those of `asked`.
+
+    Raises:
+        RunError: a setting that both have differs; each is named with both values.
+    """
+    there, here = bound_settings(earlier.config), bound_settings(asked)
+    shared = [name for name in here if name in there or not name.startswith("study.custom.")]
+    different = [f"{name} is {there.get(name)!r} there, {here[name]!r} is asked" for name in shared if there.get(name) != here[name]]
+    if different:
+        raise RunError(
+            f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give another folder, or those settings"
+        )
+    finished = earlier.finished()
+    old, new = earlier.config.study, asked.study
+    return with_settings(
+        asked,
+        study={
+            "custom": {**old.custom, **new.custom},
+            "arms": _union((arm for arm in old.arms if arm in {arm for arm, _ in finished}), new.arms),
+            "seeds": _union((seed for seed in old.seeds if seed in {seed for _, seed in finished}), new.seeds),
+            "baselines": _union((name for name in old.baselines if baseline_file(earlier.folder, name).is_file()), new.baselines),
+        },
+    )
+
+
+def _union(first: Iterable[Any], second: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys([*first, *second]))

@@ -1,0 +1,106 @@
+"""What a study has to do: a task for every run and baseline, in an order that leaves complete pairs of seeds when it is stopped."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..config import Config
+from ..errors import ConfigError
+from .arms import arm_config
+from .folder import baseline_file, evaluation_file, log_file, run_folder
+
+
+class Task(NamedTuple):
+    """Something that a process of its own does."""
+
+    name: str  # "mam, seed 0"
+    arguments: tuple[str, ...]  # of the worker
+    log: Path
+    outputs: tuple[Path, ...]  # done when all are there; each is written whole or not at all
+    needs: str | None = None  # the task that has to be done before
+    metrics: Path | None = None  # where its progress can be read, up to ...
+    steps: int | None = None  # ... so many optimizer steps
+
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(path.exists() for path in self.outputs)
+
+
+def planned(config: Config, folder: Path, *, interpret: bool) -> list[Task]:
+    """All tasks of a study, done or not; with `interpret`, the first seed of each arm that hides anything is interpreted.
+
+    Raises:
+        ConfigError: arms, seeds or the reference do not fit together.
+    """
+    _check(config)
+    study = config.study
+    tasks = [_run(config, folder, arm, seed, interpret and seed == study.seeds[0]) for seed in study.seeds for arm in study.arms]
+    return _after_needs(tasks) + [_baseline(folder, name) for name in study.baselines]
+
+
+def _check(config: Config) -> None:
+    study = config.study
+    for name, values in (("study.arms", study.arms), ("study.seeds", study.seeds), ("evaluation.methods", config.evaluation.methods)):
+        if not values:
+            raise ConfigError(f"{name}: expected at least one, got none")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}: expected each once, got {', '.join(map(str, values))}")
+    if study.reference not in study.arms:
+        raise ConfigError(
+            f"study.reference: {study.reference} is not among the arms ({', '.join(study.arms)}); name one of them, or add it to study.arms"
+        )
+    for arm in study.arms:
+        if arm in study.baselines or "/" in arm or arm.startswith("."):
+            raise ConfigError(f"study.arms: expected names without / and other than those of baselines, got {arm!r}")
+        target = _matched_arm(config, arm)
+        if target is not None and target not in study.arms:
+            raise ConfigError(f"study.arms: {arm} takes its hidden fractions from {target}, which is no arm here; add it to study.arms")
+
+
+def _matched_arm(config: Config, arm: str) -> str | None:
+    """The arm whose hidden fractions `arm` takes; None for an arm of its own, or one that is matched to a run folder."""
+    target = arm_config(config, arm, 0).masking.matched_to
+    return None if target is None or Path(target).is_dir() else target
+
+
+def _run(config: Config, folder: Path, arm: str, seed: int, interpret: bool) -> Task:
+    run = run_folder(folder, arm, seed)
+    outputs = [run / "model.pt", *(evaluation_file(run, method) for method in config.evaluation.methods)]
+    arguments = ["run", arm, str(seed)]
+    settings = arm_config(config, arm, seed)
+    if interpret and settings.masking.strategy != "none":
+        outputs.append(run / "genes" / "latents.json")
+        arguments.append("--interpret")
+    matched = _matched_arm(config, arm)
+    needs = None if matched is None else f"{matched}, seed {seed}"
+    return Task(
+        name=f"{arm}, seed {seed}",
+        arguments=tuple(arguments),
+        log=log_file(folder, f"{arm}-seed-{seed}"),
+        outputs=tuple(outputs),
+        needs=needs,
+        metrics=run / "metrics.csv",
+        steps=None if settings.masking.strategy == "none" else settings.training.steps,
+    )
+
+
+def _baseline(folder: Path, name: str) -> Task:
+    output = baseline_file(folder, name)
+    return Task(f"baseline {name}", ("baseline", name), log_file(folder, name), (output,))
+
+
+def _after_needs(tasks: Iterable[Task]) -> list[Task]:
+    """The same tasks, each after the one that it needs.
+
+    Raises:
+        ConfigError: tasks that wait for each other.
+    """
+    waiting, ordered = list(tasks), []
+    while waiting:
+        names = {task.name for task in ordered}
+        ready = [task for task in waiting if task.needs is None or task.needs in names]
+        if not ready:
+            raise ConfigError(f"study.arms: {', '.join(task.name for task in waiting)} wait for each other; match one to an arm of its own")
+        ordered += ready
+        waiting = [task for task in waiting if task not in ready]
+    return ordered

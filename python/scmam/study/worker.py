@@ -1,0 +1,126 @@
+"""The process that does one task of a study: ``python -m scmam.study.worker STUDY run ARM SEED`` or ``... baseline NAME``."""
+
+import argparse
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import Config, load_config
+from ..errors import ScmamError
+from .arms import arm_config
+from .folder import CONFIG, baseline_file, run_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data import Cells
+
+ABANDONED = 10.0  # seconds for a checkpoint when the study was killed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do the task; returns the exit status. A user's error is the last line of the output."""
+    options = _parser().parse_args(arguments)
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    try:
+        config = load_config(options.study / CONFIG)
+        if options.task == "baseline":
+            _baseline(config, options)
+        else:
+            _run(config, options)
+    except ScmamError as error:
+        print(f"error: {error}", flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scmam.study.worker", description=__doc__)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--cells", type=Path, help="a pickle of the cells, instead of what the configuration names")
+    tasks = parser.add_subparsers(dest="task", required=True)
+    run = tasks.add_parser("run")
+    run.add_argument("arm")
+    run.add_argument("seed", type=int)
+    run.add_argument("--interpret", action="store_true")
+    baseline = tasks.add_parser("baseline")
+    baseline.add_argument("name")
+    for task in (run, baseline):
+        task.add_argument("--threads", type=int, required=True)
+    return parser
+
+
+def _run(config: Config, options: argparse.Namespace) -> None:
+    from ..evaluation import evaluate
+    from ..training import pretrain
+
+    settings = arm_config(config, options.arm, options.seed)
+    cells = _cells(settings, options)
+    _say("pretraining")
+    schedule = _schedule(settings, options)
+    run = pretrain(settings, run_folder(options.study, options.arm, options.seed), cells=cells, schedule=schedule, progress=False)
+    _say("evaluating")
+    evaluate(run, cells, settings.evaluation, progress=False)
+    if options.interpret:
+        from ..interpretation import interpret
+
+        _say("interpreting")
+        interpret(run, cells, seed=options.seed, progress=False)
+
+
+def _baseline(config: Config, options: argparse.Namespace) -> None:
+    from ..evaluation import baseline
+
+    cells = _cells(config, options)
+    _say("evaluating")
+    baseline(options.name, cells, config.evaluation).save(baseline_file(options.study, options.name))
+
+
+def _cells(config: Config, options: argparse.Namespace) -> "Cells":
+    if options.cells is not None:
+        with open(options.cells, "rb") as file:
+            return pickle.load(file)
+    from ..data import open_cells
+
+    _say("reading cells")
+    return open_cells(config.data, need_label=True)
+
+
+def _schedule(config: Config, options: argparse.Namespace) -> "torch.Tensor | None":
+    """The hidden fractions of the run that this one is matched to: an arm of the study, or a folder."""
+    target = config.masking.matched_to
+    if target is None:
+        return None
+    from ..runs import open_run
+
+    folder = Path(target)
+    return open_run(folder if folder.is_dir() else run_folder(options.study, target, options.seed)).schedule()
+
+
+def _say(stage: str) -> None:
+    print(f"stage: {stage}", flush=True)
+
+
+def _end_with_the_study() -> None:
+    """Wait for the end of standard input, which comes when the study ends, and then stop as on Ctrl-C, or at least stop."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(ABANDONED)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

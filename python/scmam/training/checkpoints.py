@@ -1,0 +1,103 @@
+"""Checkpoints: files that are whole or not there, and one at the end of a step from which a run goes on exactly."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from ..config import Training
+from ..runs import CHECKPOINTS, load_file, save_file
+from .signals import Interrupted, StopSignals
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+def checkpoint_to_go_on_from(folder: Path) -> Path | None:
+    """The last checkpoint of a run folder; where it was deleted, the best; None where there is neither."""
+    candidates = (folder / CHECKPOINTS / name for name in (LAST, BEST))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """What Lightning saved.
+
+    Raises:
+        RunError: it is damaged; which checkpoint the run goes on from without it.
+    """
+    others = [other for other in (path.with_name(LAST), path.with_name(BEST)) if other != path and other.is_file()]
+    remedy = f"delete it, and the run goes on from {others[0].name if others else 'the beginning'}"
+    return load_file(path, remedy, required=("state_dict", "loops", "optimizer_states", "global_step"), map_location=map_location)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoints through `scmam.runs.save_file` and `load_file`: renamed into place, checked when they are read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        save_file(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path), map_location or "cpu")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes ``best.ckpt`` after a validation that was better than all before.
+
+    Args:
+        folder: of the run.
+        monitor: name of the validation loss.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(folder / CHECKPOINTS, Path(BEST).stem, monitor, enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})  # a folder that was moved keeps what was best
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes ``last.ckpt`` at the end of a step, and ends training there when a signal asks for it.
+
+    The end of a step is after the validation that belongs to it. (Lightning's own callback saves before: a resumed run then leaves that
+    validation out, and its early stopping counts otherwise.) Always a whole optimizer step, so no accumulated gradient is lost.
+
+    Args:
+        folder: of the run.
+        training: `accumulate`, `steps`, `validate_every` and `checkpoint_every` are used.
+        signals: asked at the end of each step.
+    """
+
+    def __init__(self, folder: Path, training: Training, signals: StopSignals) -> None:
+        self.path, self.settings, self.signals = folder / CHECKPOINTS / LAST, training, signals
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.listen()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.settings.accumulate == 0 and not self._validation_follows(trainer):
+            self._end_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_step(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.ignore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.signals.ignore()
+
+    def _validation_follows(self, trainer: Trainer) -> bool:
+        step = trainer.global_step
+        return trainer.enable_validation and (step % self.settings.validate_every == 0 or step >= self.settings.steps)
+
+    def _end_step(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        signal_number = self.signals.agreed(trainer)
+        stops = signal_number is not None and step < self.settings.steps
+        if stops or step % self.settings.checkpoint_every == 0:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        if stops:
+            self.signals.before_stopping(signal_number, self.path.parent, trainer)
+            raise Interrupted(signal_number)

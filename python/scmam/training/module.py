@@ -1,0 +1,77 @@
+"""The objective as a LightningModule: a step, its validation, and the optimizer."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from ..config import Training
+from ..objective import Losses, Pretraining
+from ..randomness import substream
+from ..sequences import CellBatch
+
+VALIDATION_STEP = 0  # of the masks of validation: always the same one, so that losses can be compared
+
+
+class PretrainingModule(LightningModule):
+    """What Lightning trains.
+
+    Masks are a function of (seed, batch number, cell id), and the batch number is counted by Lightning from the beginning of the run, so
+    it is the same after a resumption.
+
+    Args:
+        pretraining: the objective.
+        training: the settings of the recipe.
+        dropout: whether the model draws from torch's own generator.
+    """
+
+    def __init__(self, pretraining: Pretraining, training: Training, dropout: bool) -> None:
+        super().__init__()
+        self.pretraining, self.settings, self.dropout = pretraining, training, dropout
+        self.validation_losses: Tensor | None = None  # (8,) as `Losses`: of the last validation
+        self._sums: Tensor | None = None
+
+    def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
+        if self.dropout:  # a function of (seed, batch number, process) as well
+            torch.manual_seed(substream(self.settings.seed, f"dropout {batch_idx} {self.global_rank}"))
+        losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx)
+        return {"loss": losses.total, "losses": as_vector(losses)}
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = torch.zeros(len(Losses._fields) + 1, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: CellBatch, batch_idx: int) -> None:
+        losses = as_vector(self.pretraining(batch, seed=self.settings.seed, step=VALIDATION_STEP))
+        cells = len(batch.cell_ids)
+        self._sums[:-1] += losses * cells
+        self._sums[-1] += cells
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        self.validation_losses = sums[:-1] / sums[-1]
+        self.log("validation/loss", self.validation_losses[0].float(), logger=False, sync_dist=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: CellBatch, batch_idx: int) -> None:
+        if self.trainer.global_step >= self.settings.steps:
+            self.trainer.should_stop = True  # it would stop without; told to, it validates first
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = self.pretraining.parameter_groups(self.settings.lr, self.settings.masking_lr, self.settings.weight_decay)
+        optimizer = torch.optim.Adam(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, self.settings))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def as_vector(losses: Losses) -> Tensor:
+    """(8,) float64, without gradient."""
+    return torch.stack([x.detach().double() for x in losses])
+
+
+def rate_factor(step: int, training: Training) -> float:
+    """What the learning rates are multiplied with in a step, counted from 0: a linear rise, then half a cosine down to 0."""
+    warmup = round(training.warmup * training.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, training.steps - warmup)))

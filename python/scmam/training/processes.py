@@ -1,0 +1,49 @@
+"""Which process of a run this is, from what torchrun, SLURM or Lightning's own launcher leave in the environment.
+
+Lightning finds out the same when it starts. This is asked before: a finished run and a bad setting are seen without importing it.
+"""
+
+import os
+
+from ..config import Training
+from ..errors import ConfigError
+
+SLURM_SHELLS = ("bash", "interactive")  # names of SLURM jobs in which processes are started by hand
+
+
+def num_processes(training: Training) -> int:
+    """How many processes the configuration asks for."""
+    return training.devices * training.num_nodes
+
+
+def global_rank(training: Training) -> int:
+    """The number of this process among all; 0 does the writing."""
+    if "RANK" in os.environ:  # torchrun
+        return int(os.environ["RANK"])
+    if _under_slurm():
+        return int(os.environ.get("SLURM_PROCID", 0))
+    # Started by hand, or by Lightning: the first process of a machine starts the others, and tells them where they belong.
+    return int(os.environ.get("NODE_RANK", 0)) * training.devices + int(os.environ.get("LOCAL_RANK", 0))
+
+
+def check_processes(training: Training) -> None:
+    """Raise where processes were started that the configuration does not know of: each would train a run of its own, in one folder.
+
+    Raises:
+        ConfigError: with the settings that fit.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
+    elif _under_slurm():
+        launcher, started = "SLURM", int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
+    else:
+        return
+    if started != num_processes(training):
+        raise ConfigError(
+            f"training.devices × training.num_nodes: {launcher} started {started} processes, and the configuration asks for"
+            f" {training.devices} × {training.num_nodes}; set them to the processes of a machine and the number of machines"
+        )
+
+
+def _under_slurm() -> bool:
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in SLURM_SHELLS

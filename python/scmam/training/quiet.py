@@ -1,0 +1,39 @@
+"""What Lightning says to those who write a Trainer, kept from those who run one."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
+WARNINGS = (  # beginnings of messages, each with the reason why nobody has to do anything about it
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own code
+    r"GPU available but not used",  # the user said so
+    r"Checkpoint directory .* exists and is not empty",  # a run that goes on
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",  # 16-mixed leaves out its first steps to find a scale
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop Lightning's remarks (level INFO: devices found, tips, arguments that were set) and the warnings above, and nothing else."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    for logger in loggers:
+        logger.addFilter(_is_warning)
+    try:
+        with warnings.catch_warnings():
+            for message in WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING

@@ -1,0 +1,115 @@
+"""Where the time of a step goes: all of it, masking, and waiting for cells. Measured without making a GPU wait."""
+
+import time
+from collections import deque
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+WARMUP = 5  # steps at the beginning of each session that are not measured
+KEPT = 1000  # steps, the last ones
+
+
+class StepTimes(Callback):
+    """Times each optimizer step, from the end of the one before to its own.
+
+    On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the clock. Steps that a validation or a
+    checkpoint fell into are left out. Masking is the forward pass of the strategy (its backward pass touches only the latents).
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # of training, over all sessions
+        self._times: dict[str, list[float]] = {"step_ms": [], "masking_ms": [], "loader_ms": []}
+        self._pending: deque[tuple[Any, Any, list[tuple[Any, Any]], float]] = deque(maxlen=KEPT)
+        self._masking: list[tuple[Any, Any]] = []
+        self._hooks: list[Any] = []
+        self._last: Any = None
+        self._skip = WARMUP
+        self._started: float | None = None
+        self._on_gpu = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._on_gpu = pl_module.device.type == "cuda"
+        self._skip = min(WARMUP, (pl_module.settings.steps - trainer.global_step) // 2)
+        strategy = pl_module.pretraining.strategy
+        self._hooks = [strategy.register_forward_pre_hook(self._enter), strategy.register_forward_hook(self._leave)]
+        self._started = time.perf_counter()
+        self._last = self._now()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % pl_module.settings.accumulate:
+            return
+        now, waited = self._now(), trainer.datamodule.batches.take_waited()
+        if self._skip > 0:
+            self._skip -= 1
+        elif self._last is not None:
+            self._pending.append((self._last, now, self._masking, waited))
+        self._last, self._masking = now, []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last, self._masking = self._now(), []
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._last = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._read()
+        return {"seconds": self._seconds_now(), "times": {name: list(times) for name, times in self._times.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds, self._times = state["seconds"], state["times"]
+
+    def summary(self) -> dict[str, float | None]:
+        """Seconds of training, and medians over steps in milliseconds; None where no step was measured."""
+        self._read()
+        medians = {name: median(times) if times else None for name, times in self._times.items()}
+        share = medians["masking_ms"] / medians["step_ms"] if medians["step_ms"] else None
+        return {"seconds": self._seconds_now(), **medians, "masking_share": share}
+
+    def _seconds_now(self) -> float:
+        return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def _stop(self) -> None:
+        self.seconds, self._started = self._seconds_now(), None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _enter(self, module: torch.nn.Module, arguments: Any) -> None:
+        if module.training:
+            self._masking.append((self._now(), None))
+
+    def _leave(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        if module.training:
+            self._masking[-1] = (self._masking[-1][0], self._now())
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _milliseconds(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) if self._on_gpu else 1e3 * (end - start)
+
+    def _read(self) -> None:
+        """Turn marks into times. This waits for a GPU, so it happens at checkpoints and at the end."""
+        if not self._pending:
+            return
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        for start, end, masking, waited in self._pending:
+            self._times["step_ms"].append(self._milliseconds(start, end))
+            self._times["masking_ms"].append(sum(self._milliseconds(*marks) for marks in masking))
+            self._times["loader_ms"].append(1e3 * waited)
+        self._pending.clear()
+        self._times = {name: times[-KEPT:] for name, times in self._times.items()}

@@ -1,0 +1,119 @@
+"""Configuration: YAML in and out, overrides, and errors that name what is wrong; the arms of a study."""
+
+import pytest
+
+pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
+
+from scmam.config import Config, as_yaml, fingerprint, load_config, with_settings, write_atomically
+from scmam.errors import ConfigError
+from scmam.study.arms import ARMS, arm_config
+
+
+def test_yaml_goes_out_and_comes_back(tmp_path):
+    config = load_config(None, ["training.steps=7", "study.seeds=[3, 4]", "data.path=cells.h5ad"])
+    path = tmp_path / "config.yaml"
+    write_atomically(path, as_yaml(config))
+    assert load_config(path) == config
+    assert (config.training.steps, config.study.seeds, str(config.data.path)) == (7, (3, 4), "cells.h5ad")
+
+
+def test_a_file_names_what_differs_and_flags_override_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("training:\n  steps: 50\n  batch_size: 8\nmasking:\n  corruption: 80/10/10\n")
+    config = load_config(path, {"training.steps": 60})
+    assert (config.training.steps, config.training.batch_size, config.masking.corruption) == (60, 8, "80/10/10")
+    assert config.model == Config().model
+    path.write_text("")
+    assert load_config(path) == Config()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stepz=5", "configuration: training.stepz: unknown setting"),
+        ("masking.ratio=2", "configuration: masking.ratio: input should be less than or equal to 1; got 2"),
+        ("model.size=huge", "configuration: model.size: input should be 'tiny', 'small', 'base' or 'paper'; got 'huge'"),
+        ("data.genes=vocabulary", "configuration: data: genes: vocabulary and a vocabulary file go together; give both or neither"),
+        ("masking.strategy=matched", "configuration: masking: strategy: matched and matched_to go together; give both or neither"),
+        ("masking.strategy=mam-embedding", "mam-embedding draws among the non-zero genes; give zero_ratio"),
+        ("training=5", "training=5"),
+        ("nothing.here=1", "configuration: nothing: unknown setting"),
+        ("training.lr=.nan", "training.lr"),
+        ("training.steps", "training.steps: expected section.name=value, such as training.steps=200"),
+    ],
+)
+def test_each_mistake_is_one_line(override, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert "\n" not in str(error.value)
+    assert message.split("=")[0] in str(error.value)
+    if "configuration" in message:
+        assert message in str(error.value)
+
+
+def test_files_that_are_not_yaml(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file; give the path of a YAML file"):
+        load_config(tmp_path / "absent.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: not a YAML file \(.*\)$"):
+        load_config(path)
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: expected sections \(data, model, .*\), got list"):
+        load_config(path)
+    path.write_text("training: 5\n")
+    with pytest.raises(ConfigError, match="training: expected a section of settings, got 5"):
+        load_config(path, ["training.steps=1"])
+
+
+def test_fingerprint_is_of_the_named_sections():
+    config = Config()
+    other = with_settings(config, study={"jobs": 1})
+    assert fingerprint(config) != fingerprint(other)
+    assert fingerprint(config, "data", "training") == fingerprint(other, "data", "training")
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(TypeError):
+        write_atomically(path, 5)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# Arms
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_each_arm_is_a_configuration(name):
+    config = arm_config(Config(), name, 4)
+    assert config.training.seed == 4
+    assert config.masking.latent_dim == Config().masking.latent_dim
+    assert (config.masking.injection != "none") >= config.masking.strategy.startswith("mam")
+    if name == "uniform":
+        assert (config.masking.strategy, config.masking.corruption, config.masking.zero_ratio) == ("uniform", "80/10/10", None)
+
+
+def test_custom_arms_start_from_uniform_or_another():
+    config = load_config(
+        None, {"study.custom": {"wide": {"like": "mam", "ratio": 0.5, "training.masking_lr": 1e-4}, "plain": {"ratio": 0.1}}}
+    )
+    wide, plain = arm_config(config, "wide", 0), arm_config(config, "plain", 1)
+    assert (wide.masking.strategy, wide.masking.ratio, wide.training.masking_lr) == ("mam", 0.5, 1e-4)
+    assert (plain.masking.strategy, plain.masking.ratio, plain.training.seed) == ("uniform", 0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("custom", "name", "message"),
+    [
+        ({}, "mamm", "study.arms: expected some of none, uniform, .*; got 'mamm'"),
+        ({"a": {"like": "b"}}, "a", "study.arms: expected some of none, uniform, .*; got 'b'"),
+        ({"a": {"data.path": "x"}}, "a", "study.custom.a.data.path: expected a setting of masking, training.NAME or model.NAME"),
+        ({"a": {"ratio": 3}}, "a", "masking.ratio: input should be less than or equal to 1; got 3"),
+    ],
+)
+def test_arms_that_do_not_exist_or_fit(custom, name, message):
+    config = load_config(None, {"study.custom": custom})
+    with pytest.raises(ConfigError, match=message):
+        arm_config(config, name, 0)

@@ -1,0 +1,106 @@
+"""What is said of a file before anything runs on it."""
+
+import json
+
+import numpy as np
+import pytest
+
+anndata = pytest.importorskip("anndata", reason="the single-cell layer is not installed")
+pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
+scipy_sparse = pytest.importorskip("scipy.sparse")
+
+from scmam.config import Data  # noqa: E402
+from scmam.data import inspect  # noqa: E402
+from scmam.errors import CellsError  # noqa: E402
+
+COUNTS = np.random.default_rng(0).poisson(0.8, (40, 25)).astype(np.float32)
+LABELS = np.array(["B", "T"])[np.arange(40) % 2]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def write(matrix=COUNTS, *, layers=(), genes=None, **columns):
+        data = anndata.AnnData(matrix)
+        data.var_names = [f"G{i}" for i in range(25)] if genes is None else genes
+        for name, values in columns.items():
+            data.obs[name] = values
+        for name, layer in dict(layers).items():
+            data.layers[name] = layer
+        data.write_h5ad(tmp_path / "cells.h5ad")
+        return tmp_path / "cells.h5ad"
+
+    return write
+
+
+def test_says_what_there_is_and_what_is_taken(saved):
+    layers = {"counts": scipy_sparse.csr_matrix(COUNTS), "spliced": COUNTS // 2}
+    seen = inspect(saved(-COUNTS, layers=layers, cell_type=LABELS, donor=np.arange(40) // 10))
+    assert (seen.name, seen.cells, seen.genes, seen.counts) == ("cells.h5ad", 40, 25, "counts")
+    assert [(place.where, place.storage, place.taken) for place in seen.places] == [
+        ("layers['counts']", "csr", True),
+        ("X", "dense", False),
+        ("layers['spliced']", "dense", False),
+    ]
+    assert seen.density == pytest.approx(np.count_nonzero(COUNTS) / COUNTS.size)
+    assert seen.depth == pytest.approx(np.quantile(COUNTS.sum(axis=1), [0, 0.25, 0.5, 0.75, 1]))
+    assert seen.detected == pytest.approx(np.quantile((COUNTS > 0).sum(axis=1), [0, 0.25, 0.5, 0.75, 1]))
+    assert seen.label == "cell_type"
+    assert seen.labels == {"cell_type": {"B": 20, "T": 20}}
+    assert seen.donors == {"donor": {"0": 10, "1": 10, "2": 10, "3": 10}}
+    assert not seen.warnings
+
+
+def test_as_text_and_json(saved):
+    seen = inspect(saved(cell_type=LABELS))
+    text = seen.as_text()
+    assert text.startswith("cells.h5ad: 40 cells, 25 genes\n")
+    assert " * X (40 x 25, dense, 0 MiB) holds raw counts, whole numbers" in text
+    assert " * cell_type: 2 values: B 20, T 20" in text
+    assert "Columns that may be donors or batches\n   none" in text
+    assert json.loads(json.dumps(seen.as_dict()))["depth"] == list(seen.depth)
+
+
+def test_what_stands_in_the_way_is_a_warning_not_an_end(saved):
+    scaled = inspect(saved(-COUNTS, cell_type=LABELS))
+    assert not scaled.usable
+    assert scaled.warnings[0].startswith("Not usable as it is. cells.h5ad: X holds negative values")
+    assert "Counts:" not in scaled.as_text()
+    doubled = inspect(saved(genes=["G"] * 25, cell_type=LABELS))
+    assert any("1 gene names occur more than once (G 25 times)" in warning for warning in doubled.warnings)
+
+
+def test_warns_of_labels_that_will_not_do(saved):
+    labels = np.where(np.arange(40) < 3, "rare", np.where(np.arange(40) < 6, None, LABELS))
+    warned = inspect(saved(cell_type=labels)).warnings
+    assert "Classes too small for 5 folds: rare (3); set data.min_class to 5 to drop them." in warned
+    assert "3 cells have no label in obs['cell_type']; they are left out of the evaluation." in warned
+    assert any("data.label is not given" in warning and "Evaluation needs it" in warning for warning in inspect(saved()).warnings)
+    assert "obs['cell_type'] has 1 class; evaluation needs at least two." in inspect(saved(cell_type="B"), Data(label="cell_type")).warnings
+
+
+def test_warns_of_cells_without_counts_and_genes_without_names(saved):
+    counts = COUNTS.copy()
+    counts[3] = 0
+    warned = inspect(saved(counts, genes=[str(i) for i in range(25)], cell_type=LABELS)).warnings
+    assert "1 cells have no counts; they will be dropped." in warned
+    assert any("numbers for names" in warning for warning in warned)
+
+
+def test_wrong_names_are_errors(saved):
+    path = saved(cell_type=LABELS)
+    with pytest.raises(CellsError, match=r"data\.counts names 'umi', which is not there; there are X, or auto"):
+        inspect(path, Data(counts="umi"))
+    with pytest.raises(CellsError, match=r"data\.label names 'x'"):
+        inspect(path, Data(label="x"))
+    with pytest.raises(CellsError, match="no such file"):
+        inspect(path.with_name("none.h5ad"))
+
+
+def test_the_example_cells():
+    pytest.importorskip("scanpy", reason="the example cells come with scanpy")
+    seen = inspect()
+    assert (seen.cells, seen.genes, seen.label) == (700, 765, "bulk_labels")
+    assert seen.counts == "counts recovered from log1p of counts per 10k"
+    assert seen.depth[2] == pytest.approx(3334, abs=1)
+    assert list(seen.labels) == ["bulk_labels", "louvain"]
+    assert not seen.warnings

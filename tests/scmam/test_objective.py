@@ -1,0 +1,184 @@
+"""The pretraining objective: its terms, what they depend on, and that it can be learned."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
+
+from scmam.config import load_config
+from scmam.model import CellModel
+from scmam.objective import Pretraining, build_pretraining, negative_binomial_loss
+from scmam.randomness import substream
+from scmam.sequences import CellBatch
+from scmam.study.arms import ARMS, arm_config
+
+GENES = 50
+SMALL = {
+    "model.width": 16, "model.heads": 2, "model.encoder_layers": 1, "model.bins": 4, "model.decoder_genes": 30, "masking.latent_dim": 16,
+    "masking.num_latents": 8, "masking.latent_heads": 2,
+}  # fmt: skip
+SCHEDULE = torch.tensor([[0.1, 0.4]])
+
+
+@pytest.fixture(scope="module")
+def batch() -> CellBatch:
+    """Cells of two kinds, told apart by which half of the genes they express."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.arange(24) % 2
+    rate = torch.full((24, GENES), 0.1)
+    rate[kind == 0, : GENES // 2] = 2.0
+    rate[kind == 1, GENES // 2 :] = 2.0
+    counts = torch.poisson(rate, generator=generator)
+    counts[-1] = 0
+    return CellBatch(counts, counts.sum(1) + 5, torch.arange(24) + 7, kind)
+
+
+def pretraining(arm="mam", **overrides) -> Pretraining:
+    config = load_config(None, {**SMALL, **overrides})
+    return build_pretraining(arm_config(config, arm, config.training.seed), GENES, schedule=SCHEDULE)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("loss", ["mse", "nb"])
+def test_every_arm_trains(arm, loss, batch):
+    objective = pretraining(arm, **{"training.loss": loss, "training.seed": 1})
+    optimizer = torch.optim.Adam(objective.parameter_groups(1e-2, 1e-2, 0.0))
+    history = []
+    for step in range(40):
+        losses = objective(batch, seed=1, step=step)
+        assert all(torch.isfinite(x) for x in losses)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        history.append(losses.total.item())
+    if arm == "none":
+        assert history == [0.0] * 40
+    else:
+        assert sum(history[-10:]) < 0.9 * sum(history[:10])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_loss_is_a_function_of_seed_step_and_cells(arm, batch):
+    objective = pretraining(arm)
+    first, again = objective(batch, seed=3, step=9), objective(batch, seed=3, step=9)
+    assert [x.item() for x in first] == [x.item() for x in again]
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    shuffled = objective(CellBatch(*(x[order] for x in batch)), seed=3, step=9)
+    for name in ("reconstruction", "cell", "hidden", "hidden_nonzero", "hidden_zero"):
+        torch.testing.assert_close(getattr(shuffled, name), getattr(first, name), rtol=1e-4, atol=1e-5)
+
+
+def test_total_is_the_weighted_sum(batch):
+    objective = pretraining(**{"training.cell_loss": 0.25, "masking.penalty": 1e-3})
+    losses = objective(batch, seed=0, step=0)
+    expected = losses.reconstruction + 0.25 * losses.cell + 1e-3 * losses.penalty
+    torch.testing.assert_close(losses.total.detach(), expected)
+    assert losses.total.requires_grad
+    assert not any(x.requires_grad for x in losses[1:])
+
+
+def test_squared_error_is_the_mean_over_hidden_positions(batch):
+    """With a decoder whose output is zero, the error is the mean square of the hidden values."""
+    objective = pretraining("uniform-all-token", **{"model.decoder_genes": GENES, "training.cell_loss": 1.0})
+    with torch.no_grad():
+        for parameter in (*objective.model.decoder.head.parameters(), objective.model.gene_bias, *objective.model.cell_query.parameters()):
+            parameter.zero_()
+    losses = objective(batch, seed=2, step=0)
+    values = torch.log1p(batch.counts)
+    mask = objective.strategy(values, batch.cell_ids, seed=2, step=0).mask
+    mask[-1] = False  # the empty cell: hiding would leave the encoder nothing
+    expected = (values[mask] ** 2).mean()
+    torch.testing.assert_close(losses.reconstruction, expected)
+    torch.testing.assert_close(losses.cell, expected)
+    assert losses.hidden.item() == pytest.approx(mask.float().mean().item())
+
+
+def test_a_cell_is_left_alone_where_nothing_would_be_visible(batch):
+    objective = pretraining("uniform-nonzero", **{"training.seed": 0})
+    objective.strategy.ratio = 1.0
+    losses = objective(batch, seed=0, step=0)
+    assert losses.hidden.item() == 0.0
+    assert losses.total.item() == 0.0
+    losses.total.backward()
+
+
+def test_what_the_encoder_has_no_room_for_is_hidden(batch):
+    objective = pretraining("uniform-nonzero", **{"model.max_encoder_tokens": 6})  # 80/10/10: some hidden values are shown
+    seen = []
+    objective.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[1].sum(1)))
+    losses = objective(batch, seed=0, step=0)
+    assert seen[0].max() == 6
+    free = pretraining("uniform-nonzero")(batch, seed=0, step=0)
+    assert losses.hidden_nonzero > free.hidden_nonzero
+
+
+def test_two_learning_rates_share_out_every_parameter():
+    objective = pretraining("mam")
+    groups = {group["name"]: group for group in objective.parameter_groups(1e-3, 1e-4, 0.01)}
+    assert (groups["model"]["lr"], groups["masking"]["lr"], groups["masking"]["weight_decay"]) == (1e-3, 1e-4, 0.01)
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(objective.parameters()))
+    assert any(p is objective.strategy.latents.latents for p in groups["masking"]["params"])
+    assert any(p is objective.injection.shared.adapter.weight for p in groups["masking"]["params"])
+    assert [group["name"] for group in pretraining("uniform").parameter_groups(1e-3, 1e-4, 0.0)] == ["model"]
+
+
+def test_arms_that_differ_in_masking_start_from_the_same_model():
+    states = [pretraining(arm).model.state_dict() for arm in ("uniform", "mam", "none")]
+    for other in states[1:]:
+        assert all(torch.equal(states[0][name], other[name]) for name in states[0])
+    assert not torch.equal(states[0]["encoder.cell"], pretraining("mam", **{"training.seed": 5}).model.encoder.cell)
+
+
+def test_building_leaves_the_global_generator_as_it_was():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    pretraining()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("scheme", ["encoder", "decoder", "both", "separate"])
+def test_each_scheme_of_injection_trains_the_latents(scheme, batch):
+    objective = pretraining("mam")
+    config = load_config(None, {**SMALL, "masking.injection": scheme})
+    objective = build_pretraining(config, GENES)
+    objective(batch, seed=0, step=0).total.backward()
+    assert objective.strategy.latents.latents.grad.abs().max() > 0
+    assert all(p.grad is not None for p in objective.injection.parameters())
+
+
+def test_separate_adapters_fit_a_decoder_of_another_width(batch):
+    model = CellModel(GENES, width=16, heads=2, encoder_layers=1, decoder_layers=1, bins=4, decoder_width=24, decoder_heads=3)
+    strategy = pretraining("mam").strategy
+    assert torch.isfinite(Pretraining(model, strategy, injection="separate")(batch, seed=0, step=0).total)
+    with pytest.raises(ValueError, match="injection: both shares one adapter, so widths must be equal; got 16 and 24"):
+        Pretraining(model, strategy, injection="both")
+    with pytest.raises(ValueError, match="injection: a strategy without latents has no context to inject; got 'decoder'"):
+        Pretraining(model, pretraining("uniform").strategy, injection="decoder")
+
+
+def test_negative_binomial_is_the_distribution():
+    counts = torch.arange(0.0, 400.0, dtype=torch.float64)
+    log_mean, log_theta = torch.tensor(1.2), torch.tensor(0.4)
+    loss = negative_binomial_loss(counts, log_mean, log_theta).double()
+    probability = (-loss).exp()
+    mean, theta = math.exp(1.2), math.exp(0.4)
+    assert probability.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert (probability * counts).sum().item() == pytest.approx(mean, rel=1e-4)
+    assert (probability * (counts - mean) ** 2).sum().item() == pytest.approx(mean + mean**2 / theta, rel=1e-3)
+
+
+def test_negative_binomial_has_finite_gradients_at_the_ends():
+    log_mean = torch.tensor([-80.0, 0.0, 80.0], requires_grad=True)
+    log_theta = torch.tensor([80.0, -80.0, 0.0], requires_grad=True)
+    negative_binomial_loss(torch.tensor([0.0, 5.0, 1e5]), log_mean, log_theta).sum().backward()
+    assert torch.isfinite(log_mean.grad).all()
+    assert torch.isfinite(log_theta.grad).all()
+
+
+def test_substreams_differ_and_stay():
+    assert substream(0, "model") != substream(0, "decoder") != substream(1, "decoder")
+    assert 0 <= substream(2**63 - 1, "model") < 2**63
+    assert substream(7, "corruption") == substream(7, "corruption")
