@@ -66,13 +66,13 @@ class Model(Section):
     size: Literal["tiny", "small", "base", "paper"] = Field("tiny", description="preset of the values below")
     width: Count | None = Field(None, description="of the embeddings")
     heads: Count | None = Field(None, description="of the self-attention; divides the width")
-    encoder_layers: Count | None = None
-    decoder_layers: Count | None = None
+    encoder_layers: Count | None = Field(None, description="blocks of the encoder")
+    decoder_layers: Count | None = Field(None, description="blocks of the decoder")
     bins: Count | None = Field(None, description="soft bins of the value embedding")
     max_encoder_tokens: Count | None = Field(None, description="genes of a cell that the encoder sees at most; the excess is hidden")
     decoder_genes: Count | None = Field(None, description="genes of a cell that the decoder predicts at most, hidden ones first")
     depth: Literal["token", "none"] = Field("token", description="whether the log of a cell's total count enters as a token of its own")
-    dropout: Ratio = 0.0
+    dropout: Ratio = Field(0.0, description="in the blocks, while training")
 
 
 class Masking(Section):
@@ -92,9 +92,9 @@ class Masking(Section):
     temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
     slope_norm: Positive | None = Field(None, description="fix the root mean square of the slopes at this; null: as trained")
     latent_fraction: Ratio | None = Field(None, description="share of the latents that decide a mask; null: ratio, as published")
-    latent_dim: Count = 256
-    num_latents: Count = 128
-    latent_heads: Count = 8
+    latent_dim: Count = Field(256, description="width of the latents")
+    num_latents: Count = Field(128, description="number of latents")
+    latent_heads: Count = Field(8, description="heads of their attention; divides latent_dim")
     penalty: NotNegative = Field(1e-5, description="weight of the mean squared norm of the attended output in the loss")
 
     @model_validator(mode="after")
@@ -112,35 +112,39 @@ class Training(Section):
     steps: Natural = Field(400, description="optimizer steps")
     batch_size: Count = Field(32, description="cells a step, on each process")
     accumulate: Count = Field(1, description="batches whose gradients are added before a step")
-    lr: Positive = Field(2e-3, description="learning rate of the encoder and decoder")
-    masking_lr: Positive = Field(2e-3, description="learning rate of latents, cross-attention and adapters")
+    lr: Positive = Field(3e-3, description="learning rate of the encoder and decoder")
+    masking_lr: Positive = Field(3e-3, description="learning rate of latents, cross-attention and adapters")
     warmup: Ratio = Field(0.1, description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine")
-    weight_decay: NotNegative = 5e-4
+    weight_decay: NotNegative = Field(5e-4, description="of Adam")
     clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
     loss: Literal["mse", "nb"] = Field("mse", description="mse on transformed values; nb: negative binomial on counts")
     cell_loss: NotNegative = Field(1.0, description="weight of the second head, which predicts genes from the cell embedding")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="32-bit, or mixed with 16-bit (autocast)")
     validation: Ratio = Field(0.1, description="share of the cells kept aside to watch the loss; 0: none")
     validate_every: Count = Field(100, description="steps")
-    patience: Count | None = Field(None, description="stop after this many validations without improvement; null: never")
+    patience: Count | None = Field(
+        None, description="stop after this many validations without improvement, and keep the best weights; null: never"
+    )
     checkpoint_every: Count = Field(200, description="steps")
-    seed: Natural = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Natural = Field(0, description="of the initial weights, the order of the cells and the masks")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     devices: Count = Field(1, description="processes, each with a device, on a machine")
-    num_nodes: Count = 1
-    workers: Natural = Field(0, description="processes that read cells ahead")
+    num_nodes: Count = Field(1, description="machines, started by torchrun or SLURM")
+    workers: Natural = Field(0, description="processes that read cells ahead; for large backed files")
     tensorboard: bool = Field(False, description="write TensorBoard logs beside the CSV")
 
 
 class Evaluation(Section):
     """Cell-type classification from the pretrained encoder."""
 
-    methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = ("linear-probe", "fine-tuning")
-    folds: Annotated[int, Field(ge=2)] = 5
+    methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = Field(
+        ("linear-probe", "fine-tuning"), description="a linear classifier of the frozen features; embeddings, last block and a head trained"
+    )
+    folds: int = Field(5, ge=2, description="of the cross-validation")
     fold_seed: Natural = Field(0, description="of the split into folds; the same for all runs, so that differences are paired")
     hidden: Count = Field(256, description="hidden units of the fine-tuned head")
     epochs: Count = Field(10, description="of fine-tuning")
-    batch_size: Count = 64
+    batch_size: Count = Field(64, description="cells a step of fine-tuning")
     lr: Positive = Field(1e-3, description="of fine-tuning")
     max_tokens: Count | None = Field(None, description="non-zero genes of a cell that are read at most; null: as the model")
 
@@ -148,13 +152,15 @@ class Evaluation(Section):
 class Study(Section):
     """A comparison of arms: each arm is a name and the masking settings in which it differs."""
 
-    arms: tuple[str, ...] = ("none", "uniform", "mam")
+    arms: tuple[str, ...] = Field(("none", "uniform", "mam"), description="what is compared; scmam config --arms lists them")
     custom: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="own arms: a name, and settings of `masking` (and `training.NAME`) for it"
     )
-    seeds: tuple[Natural, ...] = (0, 1, 2)
+    seeds: tuple[Natural, ...] = Field((0, 1, 2), description="every arm is run with each, so differences are paired")
     reference: str = Field("uniform", description="the arm that differences are taken against")
-    baselines: tuple[Literal["logistic-regression", "pca"], ...] = ("logistic-regression", "pca")
+    baselines: tuple[Literal["logistic-regression", "pca"], ...] = Field(
+        ("logistic-regression", "pca"), description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal components"
+    )
     jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
 
 

@@ -36,6 +36,7 @@ from scmam.report.findings import compared, findings, headline  # noqa: E402
 from scmam.report.formatting import duration, listed, milliseconds, percent, points, signed_points  # noqa: E402
 from scmam.report.material import open_material  # noqa: E402
 from scmam.report.scores import Difference  # noqa: E402
+from scmam.study.statistics import METRICS, RESULT_COLUMNS, summary_of  # noqa: E402
 
 CLASSES = ("CD4+ <b>T</b>", "B & plasma", "$NK_1$", "Mono's", "DC", "HSC")
 SIZES = (70, 50, 30, 25, 15, 10)
@@ -70,16 +71,15 @@ def confusion(accuracy, rng):
 
 
 def evaluation(method, accuracy, rng):
-    """What `scmam.evaluation.Evaluation` writes; its scores follow from its confusion matrices."""
+    """Scores that follow from their confusion matrices."""
     folds = []
     for fold in range(FOLDS):
         matrix = confusion(accuracy, rng)
         f1 = 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
         right = float(matrix.trace() / matrix.sum())
-        scores = {"accuracy": right, "macro_f1": float(f1.mean()), "micro_f1": right, "per_class_f1": f1.tolist()}
-        sizes = {"train_cells": 130, "test_cells": int(matrix.sum()), "seconds": 0.4}
-        folds.append({"fold": fold, **scores, "confusion": matrix.tolist(), **sizes})
-    return {"method": method, "classes": list(CLASSES), "folds": folds, "settings": {"folds": FOLDS}}
+        counts = tuple(map(tuple, matrix.tolist()))
+        folds.append(FoldScores(fold, right, float(f1.mean()), right, tuple(f1.tolist()), counts, 130, int(matrix.sum()), 0.4))
+    return Evaluation(method, CLASSES, tuple(folds), {"folds": FOLDS})
 
 
 def metrics(arm, rng, steps=60):
@@ -125,7 +125,7 @@ def write_run(folder, arm, seed, rng):
         metrics(arm, rng).to_csv(folder / "metrics.csv", index=False)
     for method in METHODS:
         wobble = 0.01 * rng.standard_normal()
-        write_json(folder / "evaluation" / f"{method}.json", evaluation(method, BASE[arm, method] + wobble, rng))
+        evaluation(method, BASE[arm, method] + wobble, rng).save(folder / "evaluation" / f"{method}.json")
     codes = np.repeat(np.arange(len(CLASSES)), SIZES)
     centres = rng.normal(size=(len(CLASSES), 8))
     features = (centres[codes] + 0.4 * rng.normal(size=(len(codes), 8))).astype(np.float16)
@@ -168,34 +168,19 @@ def t_interval(values):
     return mean, mean - half, mean + half
 
 
-def p_of(differences):
-    return stats.ttest_1samp(differences, 0).pvalue if len(differences) > 1 and np.ptp(differences) > 1e-9 else np.nan
-
-
 def write_tables(folder, reference="uniform"):
-    """results.csv and summary.csv from the evaluations that are there, as `scmam.study.summarize` writes them."""
+    """results.csv and summary.csv from the evaluations that are there."""
     rows = []
-    for path in sorted(folder.glob("runs/*/seed-*/evaluation/*.json")):
-        found = json.loads(path.read_text())
-        seed = int(path.parts[-3].removeprefix("seed-"))
-        for fold in found["folds"]:
-            scores = {name: fold[name] for name in ("accuracy", "macro_f1", "micro_f1")}
-            rows.append({"arm": path.parts[-4], "seed": seed, "fold": fold["fold"], "method": found["method"], **scores})
-    results = pd.DataFrame(rows)
+    for path in [*sorted(folder.glob("runs/*/seed-*/evaluation/*.json")), *sorted(folder.glob("baselines/*.json"))]:
+        found = Evaluation.load(path)
+        is_run = path.parent.name == "evaluation"
+        arm, seed = (path.parts[-4], int(path.parts[-3].removeprefix("seed-"))) if is_run else (path.stem, None)
+        for fold in found.folds:
+            scores = {metric: getattr(fold, metric) for metric in METRICS}
+            rows.append({"arm": arm, "seed": seed, "fold": fold.fold, "method": found.method, **scores})
+    results = pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"seed": "Int64"})
     results.to_csv(folder / "results.csv", index=False)
-    means = results.groupby(["arm", "method", "seed"])[["accuracy", "macro_f1", "micro_f1"]].mean()
-    summary = []
-    for arm, method in sorted(set(zip(results["arm"], results["method"], strict=True))):
-        for metric in means.columns:
-            ours = means.loc[(arm, method)][metric]
-            theirs = means.loc[(reference, method)][metric] if reference in set(results["arm"]) else ours.iloc[:0]
-            both = (ours - theirs).dropna() if arm != reference else ours.iloc[:0]
-            gap = t_interval(both) if len(both) else (np.nan,) * 3
-            values = dict(zip(("difference", "difference_low", "difference_high"), gap, strict=True))
-            mean, low, high = t_interval(ours)
-            row = {"arm": arm, "method": method, "metric": metric, "mean": mean, "low": low, "high": high, "seeds": len(ours)}
-            summary.append(row | values | {"p_value": p_of(both)})
-    pd.DataFrame(summary).to_csv(folder / "summary.csv", index=False)
+    summary_of(results, reference).to_csv(folder / "summary.csv", index=False)
 
 
 def write_study(folder, arms=tuple(ARMS), seeds=(0, 1, 2), reference="uniform"):
@@ -212,7 +197,7 @@ def write_study(folder, arms=tuple(ARMS), seeds=(0, 1, 2), reference="uniform"):
         for seed in seeds:
             write_run(folder / "runs" / arm / f"seed-{seed}", arm, seed, np.random.default_rng([seed, len(arm)]))
     for name in ("logistic-regression", "pca"):
-        write_json(folder / "baselines" / f"{name}.json", evaluation(name, 0.7, np.random.default_rng(len(name))))
+        evaluation(name, 0.7, np.random.default_rng(len(name))).save(folder / "baselines" / f"{name}.json")
     write_tables(folder, reference)
     return folder
 

@@ -190,7 +190,7 @@ class _Descent:
     def __init__(self, parameters: list[nn.Parameter], epochs: int, cells: int, settings: Settings) -> None:
         steps = epochs * math.ceil(cells / settings.batch_size)
         self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+        self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: learning_rate(step, steps))
 
     @contextmanager

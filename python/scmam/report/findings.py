@@ -50,8 +50,8 @@ def headline(material: Material) -> str:
 
 def _sentence(text: str) -> str:
     """With a capital, unless it starts with the name of an arm."""
-    starts = ("no difference", "no pretraining", "under", "with", "one", "at", "on", "against", "ahead", "behind", "of")
-    return text[0].upper() + text[1:] if text.startswith(starts) else text
+    is_word = text.partition(" ")[0] in ("no", "under", "with", "one", "at", "on", "against", "of")
+    return text[0].upper() + text[1:] if is_word else text
 
 
 def _against_reference(material: Material) -> dict[str, Difference]:
@@ -181,7 +181,7 @@ def how_to_read(material: Material) -> list[str]:
         return [
             "Scores are in points of 100, averaged over the folds.",
             "The interval is a 95 % Student t interval over the folds of one run: it speaks of the split into folds, not of another seed.",
-            "To compare ways of masking, run `scmam compare`, which repeats every arm with the same seeds.",
+            "To compare ways of masking, run scmam compare, which repeats every arm with the same seeds.",
         ]
     arms = len([arm for arm in material.arms if arm != material.reference])
     chance = f" (one interval in twenty misses by chance; the {arms} here are not corrected for that)" if arms > 2 else ""

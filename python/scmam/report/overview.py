@@ -62,7 +62,7 @@ def notes(material: Material) -> Markup:
         if material.reference is None:
             told.append("The reference arm is not among the arms: no differences are shown.")
         if material.summary is None:
-            told.append("summary.csv is missing: scores are not compared; `scmam report` on the folder writes it.")
+            told.append("summary.csv is missing: scores are not compared; run scmam report on the folder, which writes it.")
     told += material.problems
     return note("Notes", told) if told else Markup("")
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+FEW_ARMS = 4
+"""Up to which the genes of every arm are shown at once; of more, those that do not learn their masks fold away."""
+
 
 def arms_section(material: Material, palette: Palette) -> Markup:
     """The cells and the arms."""
@@ -81,7 +84,9 @@ def confusions(material: Material, method: str) -> Markup:
     drawn = []
     for arm in dict.fromkeys(arm for arm in (material.reference, shown_arm(material) or material.arms[0]) if arm):
         if evaluations := material.evaluations(arm, method):
-            drawn.append(figure(confusion_figure(f"{arm}, {METHOD_NAMES[method]}", *confusion_of(evaluations))))
+            title = f"{arm}, {METHOD_NAMES[method]}"
+            matrix = figure(confusion_figure(title, *confusion_of(evaluations)))
+            drawn.append(scrolling(matrix, label=f"Confusion matrix of {title}", class_="matrix"))
     told = "Of every 100 cells of a type (row), how many were taken for which (column); over all folds and seeds."
     return join([panels(drawn, widest=400), paragraph(told, class_="lead")]) if drawn else Markup("")
 
@@ -127,16 +132,19 @@ def _told_arm(material: Material, tables: "dict[str, pd.DataFrame]") -> str | No
 
 def _gene_figures(material: Material, palette: Palette, tables: "dict[str, pd.DataFrame]", told_arm: str) -> Markup:
     top = 1.08 * max(float(table["hidden"].max()) for table in tables.values())
-    drawn = [figure(frequencies_figure(palette, arm, table, top)) for arm, table in tables.items()]
+    drawn = {arm: figure(frequencies_figure(palette, arm, table, top)) for arm, table in tables.items()}
+    shown = [arm for arm in drawn if len(drawn) <= FEW_ARMS or arm in (told_arm, material.reference) or material.is_learned(arm)]
+    ahead, others = [drawn[arm] for arm in shown], [drawn[arm] for arm in drawn if arm not in shown]
     if (by_type := first(material.of(told_arm), "frequencies_by_type")) is not None:
-        drawn.append(figure(types_figure(told_arm, by_type, top)))
+        ahead.append(figure(types_figure(told_arm, by_type, top)))
     dashed = any("uniform" in table.columns for table in tables.values())
     told = (
         "A dot a gene; the line is the median along the expression"
         + (", the dashed line what a uniform mask of the same size would give" if dashed else "")
         + ". The vertical axis is the same in all, from 0."
     )
-    return join([paragraph(told), panels(drawn, widest=400)])
+    rest = folding("The other arms", panels(others, widest=400)) if others else ""
+    return join([paragraph(told), panels(ahead, widest=400), rest])
 
 
 def _genes_of(material: Material, arm: str) -> Markup:
@@ -160,8 +168,11 @@ def _chance_of(masks: "dict[str, np.ndarray]") -> Markup:
         return Markup("")
     rate = float(masks["hidden"].mean())
     error = math.sqrt(rate * (1 - rate) / draws)
-    told = f"Of {draws} masks, a gene that is hidden at the mean rate of {percent(rate, 0)} is seen hidden in that share ± {percent(error)}"
-    return paragraph(f"{told} (one standard error): differences between squares of up to about three times that are chance.", class_="lead")
+    told = (
+        f"A gene that is hidden at the mean rate of {percent(rate, 0)} is found hidden in that share of {draws} masks ± {percent(error)}"
+        " (one standard error): differences between squares of up to about three times that may be chance."
+    )
+    return paragraph(told, class_="lead")
 
 
 def maps_section(material: Material, projection: Projection) -> Markup:

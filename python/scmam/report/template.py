@@ -69,7 +69,7 @@ table { border-collapse: collapse; font-size: .91rem; font-variant-numeric: tabu
 .caption { font-weight: 600; margin: 1.3rem 0 .4rem; }
 .caption + .scroll { margin-top: 0; }
 th, td { padding: .42rem .8rem; text-align: right; vertical-align: top; line-height: 1.35; border-bottom: 1px solid var(--rule); }
-th:first-child { padding-left: 0; }
+th:first-child { padding-left: 0; position: sticky; left: 0; background: var(--ground); }
 thead th { color: var(--quiet); font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--rule); max-width: 11rem; }
 tbody th { font-weight: 500; }
 td { white-space: nowrap; }
@@ -84,7 +84,10 @@ table .verdict.down { color: var(--down); font-weight: 600; }
 .baseline { color: var(--quiet); }
 .heat td { text-align: center; }
 .heat td:nth-child(2) { text-align: right; color: var(--quiet); }
-.heat thead th { max-width: none; }
+.heat tbody th { min-width: 9rem; }
+.heat thead th { max-width: 6.5rem; }
+.heat thead th:first-child { max-width: none; }
+.heat thead .arm { white-space: normal; }
 .heat thead th:nth-child(n+3) { text-align: center; }
 .facts { width: 100%; max-width: 50rem; }
 .facts thead { display: none; }
@@ -99,6 +102,8 @@ svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
 svg * { stroke-linejoin: round; }
 .wide figure { min-width: 46rem; }
+.matrix { margin: 0; }
+.matrix figure { min-width: 27rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--panel)), 1fr));
   gap: 1.1rem 1.6rem; align-items: start; margin: 1rem 0; }
 .swatch { display: inline-block; width: .72em; height: .72em; border-radius: .15em; margin-right: .42em; }

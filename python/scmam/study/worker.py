@@ -72,7 +72,7 @@ def _run(config: Config, options: argparse.Namespace) -> None:
     schedule = _schedule(settings, options)
     run = pretrain(settings, run_folder(options.study, options.arm, options.seed), cells=cells, schedule=schedule, progress=False)
     _say("evaluating")
-    evaluate(run, cells, settings.evaluation, progress=False)
+    evaluate(run, cells, settings.evaluation)  # a line for each fold, for the log
     if options.interpret:
         from ..interpretation import interpret
 
