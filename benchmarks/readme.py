@@ -1,5 +1,6 @@
-"""The table of README.md, made from the committed measurements: python -m benchmarks.readme writes it, --check only compares."""
+"""The tables of README.md, made from the committed measurements: python -m benchmarks.readme writes them, --check only compares."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from . import results
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
+STUDY_BEGIN, STUDY_END = "<!-- study:begin -->\n", "<!-- study:end -->\n"
+MASKING = results.COMMITTED / "masking"  # a folder for each set of cells, with files of a study folder
 
 
 def table(study: dict) -> str:
@@ -61,15 +64,64 @@ def _time(microseconds: float) -> str:
     return f"{microseconds / 1e3:,.1f} ms" if microseconds >= 1000 else f"{microseconds:,.0f} µs"
 
 
+def comparison(folder: Path) -> str:
+    """A comparison of maskings in Markdown: macro-F1 of each arm, and its difference to the reference arm."""
+    study = json.loads((folder / "study.json").read_text())
+    with open(folder / "summary.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "macro_f1"]
+    cells, reference = study["cells"], study["reference"]
+    seeds = len(study["seeds"])
+    title = (
+        f"**{folder.name}**: {cells['num_cells']:,} cells, {cells['num_genes']:,} genes, {len(cells['classes'])} cell types, {seeds} seeds"
+    )
+    baselines = [f"{row['arm']} {_points(row['mean'])}" for row in rows if not int(row["seeds"])]
+    lines = [
+        f"{title}; on the data itself: {', '.join(baselines)}.",
+        "",
+        f"| arm | linear probe | minus {reference} | fine-tuning | minus {reference} |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in study["arms"]:
+        methods = {row["method"]: row for row in rows if row["arm"] == arm}
+        scores = [text for method in ("linear-probe", "fine-tuning") for text in _score(methods.get(method))]
+        lines.append(f"| `{arm}` | {' | '.join(scores)} |")
+    return "\n".join(lines) + "\n"
+
+
+def comparisons() -> str:
+    """All committed comparisons, one after the other."""
+    folders = sorted(path.parent for path in MASKING.glob("*/study.json"))
+    return "\n".join(comparison(folder) for folder in folders)
+
+
+def _score(row: dict[str, str] | None) -> tuple[str, str]:
+    """Mean with the half width of its interval, and the difference with its interval; in points of 100."""
+    if row is None:
+        return "–", "–"
+    half = f" ± {_points(float(row['high']) - float(row['mean']))}" if row["low"] else ""
+    if not row["difference"]:
+        return _points(row["mean"]) + half, "–"
+    interval = f" [{_points(row['difference_low'], '+')}, {_points(row['difference_high'], '+')}]" if row["difference_low"] else ""
+    return _points(row["mean"]) + half, _points(row["difference"], "+") + interval
+
+
+def _points(share: str | float, sign: str = "") -> str:
+    return f"{100 * float(share):{sign}.1f}".replace("-", "−")
+
+
 def with_table(readme: str, study: dict) -> str:
-    """The README with the table between its two marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + table(study) + END + after
+    """The README with both tables between their marks."""
+    return _between(_between(readme, BEGIN, END, table(study)), STUDY_BEGIN, STUDY_END, comparisons())
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str:
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return before + begin + content + end + after
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the table, or with --check compare; returns the exit status."""
+    """Write the tables, or with --check compare; returns the exit status."""
     check = "--check" in (sys.argv[1:] if arguments is None else arguments)
     study = json.loads((results.COMMITTED / "study.json").read_text())
     current = README.read_text()

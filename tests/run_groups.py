@@ -45,10 +45,11 @@ class Outcome:
         return self.status == 0
 
 
-ELSEWHERE = ("tests/conformance", "tests/test_triton_aot.py", "tests/test_cuda_compile.py")
+ELSEWHERE = ("tests/conformance", "tests/scmam", "tests/test_triton_aot.py", "tests/test_cuda_compile.py")
 GROUPS = (  # the longest first, so that both cores end at about the same time
     Group("triton, interpreted", ("tests/conformance",), {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"}),
     Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
+    Group("single-cell layer", ("tests/scmam",), {"OMP_NUM_THREADS": "1"}),
     Group("triton, compiled", ("tests/test_triton_aot.py",)),
     Group("cuda, compiled", ("tests/test_cuda_compile.py",)),
     Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001, RUF043
+# ruff: noqa: RUF043
 """The report: its numbers are those of the files, its words follow the intervals, and nothing that is missing or odd breaks it."""
 
 import json

@@ -182,7 +182,7 @@ class TestARun:
         assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
 
     def test_other_settings_are_named(self, run: Run, cells: Cells) -> None:
-        with pytest.raises(RunError, match=r"other settings \(training\.steps: 12 -> 13; training\.lr: 0\.002 -> 0\.001\); name another"):
+        with pytest.raises(RunError, match=r"other settings \(training\.steps: 12 -> 13; training\.lr: 0\.003 -> 0\.001\); name another"):
             train(run.folder, cells, masking__injection="decoder", training__steps=13, training__lr=1e-3)
 
     def test_where_it_runs_may_change(self, run: Run, cells: Cells) -> None:

@@ -1,5 +1,6 @@
 """Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of workers or where the counts are."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,10 +142,16 @@ class CellLoader:
                 sampler=self._plan,
                 num_workers=self.workers,
                 persistent_workers=True,
+                worker_init_fn=_leave_interrupts_to_the_trainer,
                 generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's random numbers
             )
         for group in self._workers:
             yield from group
+
+
+def _leave_interrupts_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the trainer still wants the cells of the step that it finishes before its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Plan:

@@ -2,8 +2,8 @@
 
 import math
 
-MINUS = "−"  # noqa: RUF001  the sign that lines up with digits
-NOTHING = "–"  # noqa: RUF001  an empty place in a table
+MINUS = "−"
+NOTHING = "–"
 
 
 def points(share: float, digits: int = 1) -> str:

@@ -16,7 +16,8 @@ class StepTimes(Callback):
     """Times each optimizer step, from the end of the one before to its own.
 
     On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the clock. Steps that a validation or a
-    checkpoint fell into are left out. Masking is the forward pass of the strategy (its backward pass touches only the latents).
+    checkpoint fell into are left out. Masking is the forward pass of the strategy, and its backward pass: from where the gradient of the
+    context arrives to the last gradient of its parameters, between which autograd does nothing else.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class StepTimes(Callback):
         self._times: dict[str, list[float]] = {"step_ms": [], "masking_ms": [], "loader_ms": []}
         self._pending: deque[tuple[Any, Any, list[tuple[Any, Any]], float]] = deque(maxlen=KEPT)
         self._masking: list[tuple[Any, Any]] = []
+        self._backward: list[Any] = []  # where the strategy's backward pass of this batch began and ended, so far
         self._hooks: list[Any] = []
         self._last: Any = None
         self._skip = WARMUP
@@ -35,10 +37,14 @@ class StepTimes(Callback):
         self._skip = min(WARMUP, (pl_module.settings.steps - trainer.global_step) // 2)
         strategy = pl_module.pretraining.strategy
         self._hooks = [strategy.register_forward_pre_hook(self._enter), strategy.register_forward_hook(self._leave)]
+        self._hooks += [parameter.register_post_accumulate_grad_hook(self._gradient_arrived) for parameter in strategy.parameters()]
         self._started = time.perf_counter()
         self._last = self._now()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if len(self._backward) == 2:
+            self._masking.append(tuple(self._backward))
+        self._backward = []
         if (batch_idx + 1) % pl_module.settings.accumulate:
             return
         now, waited = self._now(), trainer.datamodule.batches.take_waited()
@@ -90,6 +96,16 @@ class StepTimes(Callback):
     def _leave(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
         if module.training:
             self._masking[-1] = (self._masking[-1][0], self._now())
+            for result in (output.context, output.penalty):
+                if result is not None and result.requires_grad:
+                    result.register_hook(self._backward_begins)
+
+    def _backward_begins(self, gradient: torch.Tensor) -> None:
+        self._backward = self._backward or [self._now()]
+
+    def _gradient_arrived(self, parameter: torch.nn.Parameter) -> None:
+        if self._backward:
+            self._backward[1:] = [self._now()]
 
     def _now(self) -> Any:
         if not self._on_gpu:
