@@ -277,6 +277,23 @@ def test_what_is_frozen_stays_and_what_learns_moves(cells, pretraining):
     assert {name for name, parameter in classifier.named_parameters() if parameter.requires_grad} == expected
 
 
+def test_whitening_makes_features_uncorrelated_and_leaves_rounding_small():
+    """Its variances are v / (v + a hundredth of the mean), along whatever axes the features vary."""
+    random = np.random.default_rng(0)
+    rotation = np.linalg.qr(random.normal(size=(6, 6)))[0]
+    scales = np.array([100.0, 3.0, 1.0, 0.5, 1e-9, 0.0])
+    features = (random.normal(size=(4000, 6)) * scales) @ rotation + 7.0
+    mean, axes = fine_tuning.whitening(features.astype(np.float32))
+    white = (torch.from_numpy(features).float() - mean) @ axes
+    covariance = torch.cov(white.double().T, correction=0)
+    variances = np.linalg.eigvalsh(np.cov(features, rowvar=False, bias=True))
+    expected = variances / (variances + fine_tuning.LEAST_VARIANCE * variances.mean())
+    torch.testing.assert_close(covariance.diagonal().sort().values, torch.from_numpy(expected).sort().values, rtol=2e-2, atol=1e-3)
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-2
+    constant = fine_tuning.whitening(np.ones((5, 3), dtype=np.float32))
+    assert torch.isfinite(constant[1]).all()
+
+
 def test_the_head_learns_first_and_alone(cells, pretraining):
     features = embed(pretraining, cells)
     torch.manual_seed(0)

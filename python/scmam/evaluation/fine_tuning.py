@@ -34,8 +34,8 @@ HEAD_EPOCHS = 50
 """Of the head alone, on features that are computed once, before the rest learns with it (linear probing, then fine-tuning: Kumar et al.,
 ICLR 2022). A random head would first spoil what was pretrained. Measured on pbmc68k_reduced with 10 epochs: macro-F1 .61 with it, .49
 without, for a twentieth of the time."""
-LEAST_DEVIATION = 1e-3
-"""Of a feature, below which it counts as constant: the features are outputs of a layer norm, of order one."""
+LEAST_VARIANCE = 1e-2
+"""Of a principal axis of the features, in units of the mean over axes: added to its variance, so that axes of mere rounding stay small."""
 
 
 class Classifier(nn.Module):
@@ -45,15 +45,15 @@ class Classifier(nn.Module):
         model: its embedding, last encoder block and final norm will be trained, everything else is frozen. Taken as it is, not copied.
         hidden: units of the head's first layer.
         num_classes: of its second.
-        mean, deviation: (feature_dim,) of the features before fine-tuning over the training cells; the head reads standardised features,
-            because what tells cells apart is small beside what they share.
+        mean: (feature_dim,) of the features of the training cells before fine-tuning.
+        axes: (feature_dim, feature_dim), what whitens them: the head reads ``(features - mean) @ axes``.
     """
 
-    def __init__(self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, deviation: Tensor) -> None:
+    def __init__(self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, axes: Tensor) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation)
+        self.register_buffer("axes", axes)
         self.head = nn.Sequential(nn.Linear(model.feature_dim, hidden), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(hidden, num_classes))
         model.requires_grad_(False)
         for part in self.trained():
@@ -69,7 +69,7 @@ class Classifier(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, classes) of features (B, feature_dim)."""
-        return self.head((features - self.mean) / self.deviation)
+        return self.head((features - self.mean) @ self.axes)
 
 
 def fine_tune(pretraining: Pretraining, cells: "Cells", settings: Settings, seed: int = 0, *, say: Say = silent) -> Evaluation:
@@ -130,7 +130,7 @@ def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[st
         clip=CLIP,
         loss="cross-entropy",
         optimizer="AdamW",
-        trained="embeddings, last encoder block, final norm, head on standardised features",
+        trained="embeddings, last encoder block, final norm, head on whitened features",
     )
 
 
@@ -211,9 +211,23 @@ def learning_rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
+def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and axes (F, F) that turn features (n, F) into uncorrelated ones of variance ``v / (v + LEAST_VARIANCE * mean v)``.
+
+    A pretrained encoder puts nearly all variance of its features into a few directions, depth above all, and what tells cell types apart
+    into the rest. A head on features that are only standardised learns the former first: with whitening, macro-F1 of pretrained encoders on
+    pbmc68k_reduced (300 genes) rose from .58 and .60 to .67 and .66, and of an untrained one fell from .59 to .58.
+    """
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    variances, axes = np.linalg.eigh((features - mean).T @ (features - mean) / len(features))
+    least = LEAST_VARIANCE * variances.mean()
+    axes = axes / np.sqrt(variances.clip(min=0) + max(least, np.finfo(np.float32).tiny))
+    return torch.from_numpy(mean).float(), torch.from_numpy(axes).float()
+
+
 def _classifier(model: CellModel, features: np.ndarray, hidden: int, num_classes: int) -> Classifier:
-    mean, deviation = torch.from_numpy(features.mean(axis=0)), torch.from_numpy(features.std(axis=0))
-    return Classifier(copy.deepcopy(model), hidden, num_classes, mean, deviation.clamp(min=LEAST_DEVIATION))
+    return Classifier(copy.deepcopy(model), hidden, num_classes, *whitening(features))
 
 
 @contextmanager
