@@ -71,6 +71,7 @@ class Model(Section):
     bins: Count | None = Field(None, description="soft bins of the value embedding")
     max_encoder_tokens: Count | None = Field(None, description="genes of a cell that the encoder sees at most; the excess is hidden")
     decoder_genes: Count | None = Field(None, description="genes of a cell that the decoder predicts at most, hidden ones first")
+    recompute: bool | None = Field(None, description="compute activations again in the backward pass: less memory, a third more time")
     depth: Literal["token", "none"] = Field("token", description="whether the log of a cell's total count enters as a token of its own")
     dropout: Ratio = Field(0.0, description="in the blocks, while training")
 

@@ -1,5 +1,8 @@
 """The encoder-decoder: what each part may and may not see, sizes, and bounds on what is read."""
 
+import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -167,7 +170,7 @@ def test_features_read_the_largest_values_where_there_is_a_bound(values):
 
 
 def section(**changes) -> SimpleNamespace:
-    names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes")
+    names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes", "recompute")
     return SimpleNamespace(**{**dict.fromkeys(names), "size": "tiny", "depth": "token", "dropout": 0.0, **changes})
 
 
@@ -188,3 +191,43 @@ def test_single_settings_override_the_size():
     assert (model.width, model.decoder_width, model.decoder_genes, model.outputs) == (32, 32, 7, 2)
     with pytest.raises(ValueError, match="heads: expected a divisor of width = 33; got 2"):
         build_model(section(width=33), 50)
+
+
+def test_recomputed_activations_give_the_same_gradients(values):
+    gradients = []
+    for recompute in (False, True):
+        model = small(recompute=recompute, dropout=0.1).train()
+        torch.manual_seed(4)
+        model.features(values, DEPTH).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+BOUNDED = """
+import resource, torch
+from types import SimpleNamespace
+from scmam.masking import Uniform
+from scmam.model import build_model
+from scmam.objective import Pretraining
+from scmam.sequences import CellBatch
+
+torch.set_num_threads(1)
+names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes", "recompute")
+size = SimpleNamespace(**dict.fromkeys(names), size="tiny", depth="token", dropout=0.0)
+objective = Pretraining(build_model(size, 20000), Uniform(0.3, 0.03), corruption="80/10/10")
+counts = torch.poisson(torch.full((8, 20000), 0.1))
+batch = CellBatch(counts, counts.sum(1), torch.arange(8), torch.zeros(8, dtype=torch.int64))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+losses = objective(batch, seed=0, step=0)
+losses.total.backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, float(losses.total.detach()))
+"""
+
+
+def test_twenty_thousand_genes_take_bounded_memory():
+    """Eight cells, of which one (B, G, width) tensor would take 39 MiB and the attention over all genes 48 GiB."""
+    run = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, check=True, timeout=300)
+    mebibytes, loss = map(float, run.stdout.split())
+    assert math.isfinite(loss)
+    assert mebibytes < 400

@@ -14,7 +14,7 @@ import mam_kernels as mam
 from ..randomness import substream
 from ..sequences import Sequences, gather
 from .embedding import ExpressionEmbedding
-from .transformer import Block
+from .transformer import Block, through
 
 VISIBLE, ZERO, HIDDEN = range(3)
 """What the decoder is told about a gene: its encoder output, that it is zero, or nothing."""
@@ -41,6 +41,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, heads: int, layers: int, depth: str, dropout: float, mlp_ratio: int) -> None:
         super().__init__()
+        self.recompute = False
         self.cell = nn.Parameter(torch.zeros(width))
         self.depth = nn.Linear(1, width) if depth == "token" else None
         self.blocks = nn.ModuleList(Block(width, heads, dropout, mlp_ratio) for _ in range(layers))
@@ -54,8 +55,7 @@ class Encoder(nn.Module):
             cell = cell + self.depth(torch.log1p(depth)[:, None, None])
         tokens = torch.cat([cell, tokens], dim=1)
         attended = torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)  # so that no row is without a token
-        for block in self.blocks:
-            tokens = block(tokens, attended)
+        tokens = through(self.blocks, tokens, attended, recompute=self.recompute)
         tokens = self.norm(tokens)
         return Encoded(tokens[:, 1:], tokens[:, 0], valid)
 
@@ -75,6 +75,7 @@ class Decoder(nn.Module):
         outputs: int,
     ) -> None:
         super().__init__()
+        self.recompute = False
         self.gene = nn.Embedding(num_genes, width)
         nn.init.normal_(self.gene.weight, std=width**-0.5)
         self.state = nn.Embedding(3, width)
@@ -98,8 +99,7 @@ class Decoder(nn.Module):
         if shift is not None:
             tokens = tokens + shift
         tokens = torch.cat([self.bridge(cell)[:, None], tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
+        tokens = through(self.blocks, tokens, None, recompute=self.recompute)
         return self.head(self.norm(tokens[:, 1:]))
 
 
@@ -117,6 +117,7 @@ class CellModel(nn.Module):
         depth: "token": the logarithm of a cell's total count is added to the cell token; "none".
         dropout: in the blocks.
         mlp_ratio: hidden units of their perceptrons, in widths.
+        recompute: keep only the input of each block for the backward pass, and compute the rest again there.
         outputs: numbers that each head predicts for a gene.
     """
 
@@ -136,6 +137,7 @@ class CellModel(nn.Module):
         depth: str = "token",
         dropout: float = 0.0,
         mlp_ratio: int = 4,
+        recompute: bool = False,
         outputs: int = 1,
     ) -> None:
         super().__init__()
@@ -151,6 +153,7 @@ class CellModel(nn.Module):
         self.embedding = ExpressionEmbedding(num_genes, bins, width)
         self.encoder = Encoder(width, heads, encoder_layers, depth, dropout, mlp_ratio)
         self.decoder = Decoder(num_genes, width, self.decoder_width, decoder_heads or heads, decoder_layers, dropout, mlp_ratio, outputs)
+        self.encoder.recompute = self.decoder.recompute = recompute
         self.cell_query = nn.Linear(self.feature_dim, outputs * width)
         self.gene_bias = nn.Parameter(torch.zeros(num_genes, outputs))
 

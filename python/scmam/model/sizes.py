@@ -42,6 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "decoder_heads": 8,
         "bins": 100,
         "max_encoder_tokens": 6000,
+        "recompute": True,  # 20 000 genes in six layers of the decoder are 5 GB a cell otherwise
     },
 }
 OUTPUTS = {"mse": 1, "nb": 2}
@@ -58,7 +59,7 @@ def build_model(settings: Any, num_genes: int, *, loss: str = "mse") -> CellMode
     preset = {"decoder_width": None, "decoder_heads": None, "decoder_genes": None, **SIZES[settings.size]}
     if settings.width is not None or settings.heads is not None:  # a preset's decoder does not fit another encoder
         preset.update(decoder_width=None, decoder_heads=None)
-    for name in ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes"):
+    for name in ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes", "recompute"):
         value = getattr(settings, name)
         if value is not None:
             preset[name] = value

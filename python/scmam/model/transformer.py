@@ -1,7 +1,11 @@
 """Transformer blocks over padded sequences."""
 
+from collections.abc import Iterable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
@@ -35,3 +39,13 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         tokens = tokens + F.dropout(self.out(mixed.transpose(1, 2).reshape(rows, length, width)), self.dropout, self.training)
         return tokens + F.dropout(self.mlp(self.mlp_norm(tokens)), self.dropout, self.training)
+
+
+def through(blocks: Iterable[Block], tokens: Tensor, attended: Tensor | None, *, recompute: bool) -> Tensor:
+    """Tokens through blocks, one after the other; with ``recompute`` only each block's input is kept for the backward pass."""
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            tokens = checkpoint(block, tokens, attended, use_reentrant=False)
+        else:
+            tokens = block(tokens, attended)
+    return tokens
