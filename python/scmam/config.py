@@ -116,7 +116,10 @@ class Training(Section):
     lr: Positive = Field(3e-3, description="learning rate of the encoder and decoder")
     masking_lr: Positive = Field(3e-3, description="learning rate of latents, cross-attention and adapters")
     warmup: Ratio = Field(0.1, description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine")
-    weight_decay: NotNegative = Field(5e-4, description="of Adam")
+    weight_decay: NotNegative = Field(5e-4, description="of Adam, whose step it enters as a gradient")
+    masking_weight_decay: NotNegative | None = Field(
+        None, description="of latents, cross-attention and adapters; null: weight_decay, which flattens their masks; 0 lets them learn"
+    )
     clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
     loss: Literal["mse", "nb"] = Field("mse", description="mse on transformed values; nb: negative binomial on counts")
     cell_loss: NotNegative = Field(1.0, description="weight of the second head, which predicts genes from the cell embedding")

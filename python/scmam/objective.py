@@ -104,14 +104,22 @@ class Pretraining(nn.Module):
         """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
         return self.model.features(expression(batch.counts, batch.depth, self.transform), batch.depth)
 
-    def parameter_groups(self, lr: float, masking_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters); the second is left out where empty."""
+    def parameter_groups(
+        self, lr: float, masking_lr: float, weight_decay: float, masking_weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters); the second is left out where empty.
+
+        With Adam a weight decay is a gradient, which it rescales like any other: where the loss itself gives next to none, as for the
+        slopes of the latents, the decay alone moves a parameter, by nearly a full learning rate a step, until the masks are uniform. So
+        the group "masking" may have its own; None: the same.
+        """
+        decays = {"model": weight_decay, "masking": weight_decay if masking_weight_decay is None else masking_weight_decay}
         groups: dict[str, list[nn.Parameter]] = {"model": [], "masking": []}
         for name, parameter in self.named_parameters():
             groups["masking" if name.startswith(LATENT_PARAMETERS) else "model"].append(parameter)
         rates = {"model": lr, "masking": masking_lr}
         return [
-            {"params": parameters, "lr": rates[name], "weight_decay": weight_decay, "name": name}
+            {"params": parameters, "lr": rates[name], "weight_decay": decays[name], "name": name}
             for name, parameters in groups.items()
             if parameters
         ]

@@ -101,6 +101,8 @@ def test_custom_arms_start_from_uniform_or_another():
     )
     wide, plain = arm_config(config, "wide", 0), arm_config(config, "plain", 1)
     assert (wide.masking.strategy, wide.masking.ratio, wide.training.masking_lr) == ("mam", 0.5, 1e-4)
+    undecayed = arm_config(load_config(None, {"study.custom": {"own": {"like": "mam-undecayed", "ratio": 0.5}}}), "own", 0)
+    assert (undecayed.training.masking_weight_decay, undecayed.masking.ratio) == (0.0, 0.5)
     assert (plain.masking.strategy, plain.masking.ratio, plain.training.seed) == ("uniform", 0.1, 1)
 
 

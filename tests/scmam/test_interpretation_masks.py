@@ -112,6 +112,8 @@ def test_zero_slopes_are_uniform_and_warned_of(cells):
     uniform, alike = found.warnings
     assert uniform.startswith("masks are indistinguishable from uniform ones")
     assert "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding" in uniform
+    assert "training.masking_weight_decay=0" in uniform
+    assert "training.masking_weight_decay=0" in alike
     assert alike.startswith("all 12 latents attend alike")
     assert "masking.slope_norm=1" in alike
     assert "temperature" not in alike

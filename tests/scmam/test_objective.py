@@ -121,6 +121,8 @@ def test_two_learning_rates_share_out_every_parameter():
     assert sum(len(group["params"]) for group in groups.values()) == len(list(objective.parameters()))
     assert any(p is objective.strategy.latents.latents for p in groups["masking"]["params"])
     assert any(p is objective.injection.shared.adapter.weight for p in groups["masking"]["params"])
+    apart = {group["name"]: group["weight_decay"] for group in objective.parameter_groups(1e-3, 1e-4, 0.01, 0.0)}
+    assert apart == {"model": 0.01, "masking": 0.0}
     assert [group["name"] for group in pretraining("uniform").parameter_groups(1e-3, 1e-4, 0.0)] == ["model"]
 
 
@@ -182,3 +184,18 @@ def test_substreams_differ_and_stay():
     assert substream(0, "model") != substream(0, "decoder") != substream(1, "decoder")
     assert 0 <= substream(2**63 - 1, "model") < 2**63
     assert substream(7, "corruption") == substream(7, "corruption")
+
+
+def test_weight_decay_alone_flattens_the_masks_under_adam(batch):
+    """The slopes get next to no gradient, and Adam takes a full step along whatever gradient there is: the decay's."""
+    spread = {}
+    for decay in (5e-4, 0.0):
+        objective = pretraining("mam")
+        optimizer = torch.optim.Adam(objective.parameter_groups(1e-2, 1e-2, 5e-4, decay))
+        for step in range(120):
+            optimizer.zero_grad()
+            objective(batch, seed=0, step=step).total.backward()
+            optimizer.step()
+        slope, _, _ = objective.strategy.latents._scalar_projections(torch.float32)
+        spread[decay] = slope.square().mean().sqrt().item()
+    assert spread[5e-4] < 0.05 * spread[0.0]

@@ -13,15 +13,19 @@ OVERLAP_ALIKE = 0.99
 Attention vectors that deviate from a common one by ``c`` of it, each in its own way, have a cosine of ``1 / (1 + c^2)``: .99 is c = 0.1, so
 which of the latents are drawn for a mask changes the weights by less than a tenth."""
 
+UNDECAYED = "training.masking_weight_decay=0, because under Adam the decay alone takes the slopes to zero"
+
 SHARPER = {
-    "mam": "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding with masking.zero_ratio=0",
-    "mam-embedding": "masking.temperature below 1 (0.1), or a smaller masking.penalty",
+    "mam": f"{UNDECAYED}, masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding with"
+    " masking.zero_ratio=0",
+    "mam-embedding": f"{UNDECAYED}, masking.temperature below 1 (0.1), or a smaller masking.penalty",
 }
 """What makes masks sharper, by strategy."""
 
 APART = {
-    "mam": "masking.slope_norm=1 or larger, or masking.strategy=mam-embedding with masking.zero_ratio=0, whose latents see the gene too",
-    "mam-embedding": "a larger masking.latent_dim, or a smaller masking.penalty",
+    "mam": f"{UNDECAYED}, masking.slope_norm=1 or larger, or masking.strategy=mam-embedding with masking.zero_ratio=0, whose latents see"
+    " the gene too",
+    "mam-embedding": f"{UNDECAYED}, a larger masking.latent_dim, or a smaller masking.penalty",
 }
 """What lets latents differ, by strategy. The temperature does not: it acts on what they attend to together."""
 

@@ -12,6 +12,7 @@ class Arm(NamedTuple):
 
     what: str  # for tables and help
     masking: Mapping[str, Any]  # settings of `masking` that differ from a plain uniform mask without latents
+    training: Mapping[str, Any] = {}  # settings of `training` that differ from the study's
 
 
 PLAIN = {
@@ -49,6 +50,11 @@ ARMS: dict[str, Arm] = {
         "mam at a temperature that makes its masks sharp",
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "temperature": 0.1},
     ),
+    "mam-undecayed": Arm(
+        "mam without weight decay on the latents, which as published flattens their masks",
+        {"strategy": "mam", "corruption": "all", "injection": "decoder"},
+        {"masking_weight_decay": 0.0},
+    ),
     "mam-fixed-norm": Arm(
         "mam with slopes of fixed norm, so that its masks cannot flatten",
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "slope_norm": 1.0},
@@ -78,6 +84,7 @@ def arm_config(config: Config, name: str, seed: int) -> Config:
         like = custom.pop("like", None)
         if like is not None:
             masking.update(_preset(like).masking)
+            others["training"].update(_preset(like).training)
         for key, value in custom.items():
             section, dot, setting = key.partition(".")
             if not dot:
@@ -87,7 +94,9 @@ def arm_config(config: Config, name: str, seed: int) -> Config:
             else:
                 raise ConfigError(f"study.custom.{name}.{key}: expected a setting of masking, training.NAME or model.NAME")
     else:
-        masking.update(_preset(name, custom=config.study.custom).masking)
+        preset = _preset(name, custom=config.study.custom)
+        masking.update(preset.masking)
+        others["training"].update(preset.training)
     return with_settings(config, masking=masking, **others)
 
 

@@ -58,7 +58,8 @@ class PretrainingModule(LightningModule):
             self.trainer.should_stop = True  # it would stop without; told to, it validates first
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = self.pretraining.parameter_groups(self.settings.lr, self.settings.masking_lr, self.settings.weight_decay)
+        recipe = self.settings
+        groups = self.pretraining.parameter_groups(recipe.lr, recipe.masking_lr, recipe.weight_decay, recipe.masking_weight_decay)
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
