@@ -34,9 +34,7 @@ class Found:
     conversion: Conversion | None
     look: Look  # at all of the values as they are stored
     sums: np.ndarray  # (cells of the file,) float64: total of the counts over all genes of the place
-    depth: (
-        np.ndarray
-    )  # (cells of the file,) float64: total count of each cell, also over genes that are not in the file where that is known
+    depth: np.ndarray  # (cells of the file,) float64: total count of each cell, over genes that are not in the file too where it is known
     unit: str
     notes: tuple[str, ...]
 
