@@ -106,7 +106,8 @@ def _score(row: dict[str, str] | None) -> tuple[str, str]:
 
 
 def _points(share: str | float, sign: str = "") -> str:
-    return f"{100 * float(share):{sign}.1f}".replace("-", "−")
+    text = f"{100 * float(share):{sign}.1f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def with_table(readme: str, study: dict) -> str:
