@@ -137,6 +137,11 @@ class Training(Section):
     workers: Natural = Field(0, description="processes that read cells ahead; for large backed files")
     tensorboard: bool = Field(False, description="write TensorBoard logs beside the CSV")
 
+    @property
+    def decay_of_latents(self) -> float:
+        """Weight decay of latents, cross-attention and adapters."""
+        return self.weight_decay if self.masking_weight_decay is None else self.masking_weight_decay
+
 
 class Evaluation(Section):
     """Cell-type classification from the pretrained encoder."""

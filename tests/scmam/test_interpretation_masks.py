@@ -70,7 +70,11 @@ def counted(cells, config, pretraining, draws=4, seed=0, rows=256):
 
 def summary(cells, config, pretraining, tally):
     tables = frequencies(tally, cells.genes), frequencies_by_type(tally, cells.genes, cells.classes)
-    return tables[0], tables[1], summarise(pretraining, config.masking.strategy, cells, tally, tables, (), CPU)
+    return (
+        tables[0],
+        tables[1],
+        summarise(pretraining, config.masking.strategy, cells, tally, tables, (), CPU, decayed=config.training.decay_of_latents > 0),
+    )
 
 
 def interpreted(cells, slope=None, draws=4, **masking):
@@ -341,11 +345,14 @@ def test_thresholds_mean_what_they_say():
 
 
 def test_no_warning_below_the_thresholds():
-    assert collapse_warnings("mam", ENTROPY_UNIFORM, OVERLAP_ALIKE, 12) == []
-    assert collapse_warnings("mam", None, None, 1) == []
-    assert len(collapse_warnings("mam", 0.9995, 0.5, 12)) == 1
+    assert collapse_warnings("mam", ENTROPY_UNIFORM, OVERLAP_ALIKE, 12, decayed=True) == []
+    assert collapse_warnings("mam", None, None, 1, decayed=True) == []
+    assert len(collapse_warnings("mam", 0.9995, 0.5, 12, decayed=True)) == 1
     for strategy in ("mam", "mam-embedding"):
-        assert all("\n" not in warning for warning in collapse_warnings(strategy, 1.0, 1.0, 12))
+        for decayed in (True, False):
+            warnings = collapse_warnings(strategy, 1.0, 1.0, 12, decayed=decayed)
+            assert len(warnings) == 2
+            assert all("\n" not in warning and ("masking_weight_decay=0" in warning) == decayed for warning in warnings)
 
 
 def test_ranking_finds_a_planted_gene(cells):

@@ -105,7 +105,8 @@ def interpret(
     ranked = ranking(table)
     most = (table.nlargest(top, "hidden"), ranked.head(top))
     enriched = [None if sets is None else over_representation(part["gene"].tolist(), sets, cells.genes) for part in most]
-    summary = summarise(pretraining, masking.strategy, cells, tally, (table, by_type), _notes(cells, by_type, sets), device)
+    decayed, notes = run.config.training.decay_of_latents > 0, _notes(cells, by_type, sets)
+    summary = summarise(pretraining, masking.strategy, cells, tally, (table, by_type), notes, device, decayed=decayed)
     examples = example_masks(pretraining, cells, drawn, device)
     found = Interpretation(run.folder / FOLDER, table, None if by_type.empty else by_type, ranked, summary.as_dict(), examples, *enriched)
     _write(found, summary)

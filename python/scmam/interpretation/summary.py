@@ -64,6 +64,8 @@ def summarise(
     tables: tuple[pd.DataFrame, pd.DataFrame],
     notes: tuple[str, ...],
     device: torch.device,
+    *,
+    decayed: bool,
 ) -> Summary:
     """The summary of a run.
 
@@ -75,6 +77,7 @@ def summarise(
         tables: frequencies, and frequencies by type.
         notes: sentences to be kept with the summary.
         device: where the latents' attention is computed.
+        decayed: whether the latents were trained with a weight decay.
     """
     table, by_type = tables
     attention = _attention(pretraining, cells, device)
@@ -96,7 +99,7 @@ def summarise(
         drawable_positions=drawable,
         attention=attention,
         attention_missing=None if attention is not None else f"strategy {strategy} has no latents",
-        warnings=tuple(collapse_warnings(strategy, share, overlap, attention.latents))
+        warnings=tuple(collapse_warnings(strategy, share, overlap, attention.latents, decayed=decayed))
         if attention is not None and attention.decide_masks
         else (),
         notes=notes,

@@ -152,12 +152,13 @@ def findings_section(material: Material) -> Markup:
 
 
 def collapse_warnings(material: Material) -> list[Markup]:
-    """What the interpretation warned of, arm by arm; each once, however many seeds warned of it."""
-    told = []
+    """What the interpretation warned of; each once, with all the arms that it is said of, however many seeds warned of it."""
+    arms_of: dict[str, dict[str, None]] = {}
     for arm in material.arms:
-        warnings = dict.fromkeys(str(warning) for run in material.of(arm) for warning in run.latents.get("warnings") or ())
-        told += [join([element("strong", arm), f": {warning}."]) for warning in warnings]
-    return told
+        for run in material.of(arm):
+            for warning in run.latents.get("warnings") or ():
+                arms_of.setdefault(str(warning), {})[arm] = None
+    return [join([element("strong", ", ".join(arms)), f": {warning}."]) for warning, arms in arms_of.items()]
 
 
 def contents(sections: list[Markup]) -> Markup:

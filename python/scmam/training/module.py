@@ -59,7 +59,7 @@ class PretrainingModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         recipe = self.settings
-        groups = self.pretraining.parameter_groups(recipe.lr, recipe.masking_lr, recipe.weight_decay, recipe.masking_weight_decay)
+        groups = self.pretraining.parameter_groups(recipe.lr, recipe.masking_lr, recipe.weight_decay, recipe.decay_of_latents)
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
