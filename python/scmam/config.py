@@ -118,7 +118,7 @@ class Training(Section):
     warmup: Ratio = Field(0.1, description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine")
     weight_decay: NotNegative = Field(5e-4, description="of Adam, whose step it enters as a gradient")
     masking_weight_decay: NotNegative | None = Field(
-        None, description="of latents, cross-attention and adapters; null: weight_decay, which flattens their masks; 0 lets them learn"
+        None, description="of latents, cross-attention and adapters; null: weight_decay, which can flatten their masks; 0: none"
     )
     clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
     loss: Literal["mse", "nb"] = Field("mse", description="mse on transformed values; nb: negative binomial on counts")

@@ -51,7 +51,7 @@ ARMS: dict[str, Arm] = {
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "temperature": 0.1},
     ),
     "mam-undecayed": Arm(
-        "mam without weight decay on the latents, which as published flattens their masks",
+        "mam without weight decay on the latents, which can flatten their masks",
         {"strategy": "mam", "corruption": "all", "injection": "decoder"},
         {"masking_weight_decay": 0.0},
     ),
