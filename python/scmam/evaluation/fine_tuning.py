@@ -215,9 +215,9 @@ def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean (F,) and axes (F, F) that turn features (n, F) into uncorrelated ones of variance ``v / (v + LEAST_VARIANCE * mean v)``.
 
     A pretrained encoder puts nearly all variance of its features into a few directions, depth above all, and what tells cell types apart
-    into the rest, and a head on standardised features learns the former first. This favours pretrained encoders: at a learning rate of 1e-3,
-    macro-F1 on pbmc68k_reduced (300 genes, one seed) rose from .58 and .60 to .67 and .66, of an untrained one it fell from .59 to .58; on
-    standardised features at 3e-3 the untrained one reached .67. All that was tried is in benchmarks/MASKING.md.
+    into the rest; a head on standardised features learns the former first. This favours pretrained encoders: at a learning rate of 1e-3,
+    macro-F1 on pbmc68k_reduced (300 genes, one seed) rose from .58 and .60 to .67 and .66, of an untrained one it fell from .59 to .58;
+    on standardised features at 3e-3 the untrained one reached .67. All that was tried is in benchmarks/MASKING.md.
     """
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
