@@ -151,11 +151,27 @@ class Evaluation(Section):
     )
     folds: int = Field(5, ge=2, description="of the cross-validation")
     fold_seed: Natural = Field(0, description="of the split into folds; the same for all runs, so that differences are paired")
+    development: Ratio = Field(
+        0.0, lt=1, description="share of the labelled cells, of each class alike, that is set aside to choose settings on; 0: none"
+    )
+    part: Literal["rest", "development"] = Field(
+        "rest", description="which cells are scored: those not set aside, or, while settings are chosen, those set aside"
+    )
+    train_cells: Count | None = Field(None, description="labelled cells that a fold trains on at most, of each class alike; null: all")
     hidden: Count = Field(256, description="hidden units of the fine-tuned head")
     epochs: Count = Field(10, description="of fine-tuning")
     batch_size: Count = Field(64, description="cells a step of fine-tuning")
     lr: Positive = Field(1e-3, description="of fine-tuning")
+    head_input: Literal["whitened", "standardised"] = Field(
+        "whitened", description="what the fine-tuned head reads: features along their principal axes, or each for itself, at variance 1"
+    )
     max_tokens: Count | None = Field(None, description="non-zero genes of a cell that are read at most; null: as the model")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Evaluation":
+        if self.part == "development" and not self.development:
+            raise ValueError("part: development needs a share of the cells; give evaluation.development, 0.3 for example")
+        return self
 
 
 class Study(Section):
@@ -163,7 +179,8 @@ class Study(Section):
 
     arms: tuple[str, ...] = Field(("none", "uniform", "mam"), description="what is compared; scmam config --arms lists them")
     custom: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="own arms: a name, and settings of `masking` (and `training.NAME`) for it"
+        default_factory=dict,
+        description="own arms: a name, and settings of `masking` (and `training.NAME`, `model.NAME`, `evaluation.NAME`) for it",
     )
     seeds: tuple[Natural, ...] = Field((0, 1, 2), description="every arm is run with each, so differences are paired")
     reference: str = Field("uniform", description="the arm that differences are taken against")

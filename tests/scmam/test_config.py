@@ -39,6 +39,7 @@ def test_a_file_names_what_differs_and_flags_override_it(tmp_path):
         ("training=5", "training=5"),
         ("nothing.here=1", "configuration: nothing: unknown setting"),
         ("training.lr=.nan", "training.lr"),
+        ("evaluation.part=development", "configuration: evaluation: part: development needs a share of the cells"),
         ("training.steps", "training.steps: expected section.name=value, such as training.steps=200"),
     ],
 )
@@ -96,10 +97,10 @@ def test_each_arm_is_a_configuration(name):
 
 
 def test_custom_arms_start_from_uniform_or_another():
-    config = load_config(
-        None, {"study.custom": {"wide": {"like": "mam", "ratio": 0.5, "training.masking_lr": 1e-4}, "plain": {"ratio": 0.1}}}
-    )
+    custom = {"wide": {"like": "mam", "ratio": 0.5, "training.masking_lr": 1e-4, "evaluation.lr": 0.1}, "plain": {"ratio": 0.1}}
+    config = load_config(None, {"study.custom": custom})
     wide, plain = arm_config(config, "wide", 0), arm_config(config, "plain", 1)
+    assert (wide.evaluation.lr, plain.evaluation.lr) == (0.1, config.evaluation.lr)
     assert (wide.masking.strategy, wide.masking.ratio, wide.training.masking_lr) == ("mam", 0.5, 1e-4)
     undecayed = arm_config(load_config(None, {"study.custom": {"own": {"like": "mam-undecayed", "ratio": 0.5}}}), "own", 0)
     assert (undecayed.training.masking_weight_decay, undecayed.masking.ratio) == (0.0, 0.5)
@@ -111,7 +112,7 @@ def test_custom_arms_start_from_uniform_or_another():
     [
         ({}, "mamm", "study.arms: expected some of none, uniform, .*; got 'mamm'"),
         ({"a": {"like": "b"}}, "a", "study.arms: expected some of none, uniform, .*; got 'b'"),
-        ({"a": {"data.path": "x"}}, "a", "study.custom.a.data.path: expected a setting of masking, training.NAME or model.NAME"),
+        ({"a": {"data.path": "x"}}, "a", "study.custom.a.data.path: expected a setting of masking, training.NAME, model.NAME or evalu"),
         ({"a": {"ratio": 3}}, "a", "masking.ratio: input should be less than or equal to 1; got 3"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data  # noqa: E402
-from scmam.data import CellLoader, folds, from_anndata, holdout, open_cells  # noqa: E402
+from scmam.data import CellLoader, development_split, folds, from_anndata, holdout, open_cells, stratified  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
 
 COUNTS = scipy_sparse.csr_matrix(np.random.default_rng(0).poisson(0.7, (53, 30)).astype(np.float32) + np.eye(53, 30, dtype=np.float32))
@@ -183,6 +184,42 @@ def test_folds_keep_donors_together(cells):
         assert not set(cells.donors[train]) & set(cells.donors[test])
     with pytest.raises(CellsError, match=r"obs\['donor'\] has 7 donors, fewer than the 8 folds; set evaluation.folds lower"):
         folds(cells, 8, seed=0)
+
+
+def test_development_cells_are_of_every_class_in_proportion():
+    labels = np.where(np.arange(53) < 4, None, LABELS)
+    cells = replace(from_anndata(_annotated(labels)), donors=None)
+    rest, development = development_split(cells, 0.3, seed=0)
+    assert sorted([*rest, *development]) == list(range(4, 53))
+    assert len(development) == 15
+    sizes = np.bincount(cells.codes[4:])
+    assert (np.abs(np.bincount(cells.codes[development]) - 0.3 * sizes) < 1).all()
+    assert np.array_equal(development, development_split(cells, 0.3, seed=0)[1])
+    assert not np.array_equal(development, development_split(cells, 0.3, seed=1)[1])
+    assert [len(part) for part in development_split(cells, 0.0, seed=0)] == [49, 0]
+
+
+def test_development_cells_are_whole_donors_where_donors_are_known(cells):
+    pytest.importorskip("sklearn", reason="scikit-learn makes the folds")
+    rest, development = development_split(cells, 0.3, seed=0)
+    assert sorted([*rest, *development]) == list(range(53))
+    assert not set(cells.donors[rest]) & set(cells.donors[development])
+    assert 0.1 < len(development) / 53 < 0.5
+    with pytest.raises(CellsError, match=r"obs\['donor'\] has 7 donors, too few to set 0.1 of the cells aside; set evaluation.development"):
+        development_split(cells, 0.1, seed=0)
+
+
+def test_a_stratified_draw_has_every_class():
+    codes = np.repeat([0, 1, 2], [90, 9, 1])
+    for count in (3, 10, 40, 99):
+        drawn = stratified(codes, count, seed=0)
+        sizes = np.bincount(codes[drawn], minlength=3)
+        assert len(set(drawn.tolist())) == count
+        assert sizes.min() >= 1
+        assert (np.abs(sizes - count * np.array([0.9, 0.09, 0.01])) <= 2).all()
+    assert np.array_equal(stratified(codes, 200, seed=0), np.arange(100))
+    draws = {tuple(stratified(codes, 10, seed)) for seed in range(20)}
+    assert len(draws) == 20
 
 
 def test_classes_too_small_for_the_folds_are_named():

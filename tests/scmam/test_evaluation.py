@@ -18,7 +18,15 @@ from scmam.config import Data, validated  # noqa: E402
 from scmam.config import Evaluation as Settings  # noqa: E402
 from scmam.data import from_anndata, open_cells  # noqa: E402
 from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
-from scmam.evaluation import baseline, embed, evaluate, fine_tune, fine_tuning, linear_probe  # noqa: E402
+from scmam.evaluation import (  # noqa: E402
+    baseline,
+    cross_validation,
+    embed,
+    evaluate,
+    fine_tune,
+    fine_tuning,
+    linear_probe,
+)
 from scmam.evaluation import reading as reading_module  # noqa: E402
 from scmam.evaluation.baselines import log_normalised  # noqa: E402
 from scmam.evaluation.embedding import sequence_reader  # noqa: E402
@@ -211,6 +219,27 @@ def test_cells_without_a_label_are_left_out(pretraining):
     assert found.settings["cells"] == 72
 
 
+def test_settings_are_chosen_on_cells_that_are_not_scored(cells, pretraining):
+    scored = {}
+    for part in ("development", "rest"):
+        settings = SETTINGS.model_copy(update={"development": 0.3, "part": part, "methods": ("linear-probe",)})
+        found = linear_probe(pretraining, cells, settings)
+        scored[part] = cross_validation.scored_positions(cells, settings)
+        assert found.confusion().sum() == len(scored[part])
+        assert baseline("pca", cells, settings).confusion().sum() == len(scored[part])
+        assert (found.settings["development"], found.settings["part"]) == (0.3, part)
+    assert [len(scored[part]) for part in ("development", "rest")] == [27, 63]
+    assert not set(scored["development"]) & set(scored["rest"])
+
+
+def test_a_fold_trains_on_fewer_cells_and_is_tested_on_all(cells, pretraining):
+    found = linear_probe(pretraining, cells, SETTINGS.model_copy(update={"train_cells": 12}))
+    assert [fold.train_cells for fold in found.folds] == [12, 12, 12]
+    assert found.confusion().sum() == len(cells)
+    assert found.settings["train_cells"] == 12
+    assert found.mean("accuracy") <= linear_probe(pretraining, cells, SETTINGS).mean("accuracy")
+
+
 def test_donors_stay_together_and_a_class_may_be_absent_from_a_fold(pretraining):
     donors = np.array([f"donor{index // 30}" for index in range(90)])
     labels = np.array(CLASSES, dtype=object)[np.arange(90) % 3]
@@ -263,7 +292,7 @@ def test_equal_seeds_give_equal_scores_and_touch_no_generator(cells):
 
 def test_what_is_frozen_stays_and_what_learns_moves(cells, pretraining):
     features = embed(pretraining, cells)
-    classifier = fine_tuning._classifier(pretraining.model, features, 16, 3)
+    classifier = fine_tuning._classifier(pretraining.model, features, SETTINGS, 3)
     before = copy.deepcopy(classifier.state_dict())
     reader = sequence_reader(pretraining, cells, None)
     settings = SETTINGS.model_copy(update={"epochs": 2})
@@ -294,10 +323,24 @@ def test_whitening_makes_features_uncorrelated_and_leaves_rounding_small():
     assert torch.isfinite(constant[1]).all()
 
 
+def test_standardised_features_have_variance_one_and_constant_ones_none(cells, pretraining):
+    features = embed(pretraining, cells).copy()
+    features[:, 3] = 0.7
+    mean, axes = fine_tuning.standardising(features)
+    shown = (torch.from_numpy(features) - mean) @ axes
+    expected = torch.ones(features.shape[1])
+    expected[3] = 0
+    torch.testing.assert_close(shown.std(dim=0, correction=0), expected, atol=1e-3, rtol=0)
+    assert torch.equal(axes, axes.diagonal().diag())
+    found = fine_tune(pretraining, cells, SETTINGS.model_copy(update={"head_input": "standardised"}))
+    assert "standardised" in found.settings["trained"]
+    assert found.mean("macro_f1") > 0.8
+
+
 def test_the_head_learns_first_and_alone(cells, pretraining):
     features = embed(pretraining, cells)
     torch.manual_seed(0)
-    classifier = fine_tuning._classifier(pretraining.model, features, 16, 3)
+    classifier = fine_tuning._classifier(pretraining.model, features, SETTINGS, 3)
     before = copy.deepcopy(classifier.state_dict())
     fine_tuning.fit_head(classifier, features, cells.codes, SETTINGS, torch.Generator().manual_seed(0))
     moved = {name for name, tensor in classifier.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -313,7 +356,7 @@ def test_the_gradient_of_a_batch_does_not_depend_on_its_parts(cells, pretraining
     for tokens in (40, 10**6):
         monkeypatch.setattr(reading_module, "CPU_TOKENS", tokens)
         torch.manual_seed(0)
-        classifier = fine_tuning._classifier(pretraining.model, features, 16, 3)
+        classifier = fine_tuning._classifier(pretraining.model, features, SETTINGS, 3)
         reader = sequence_reader(pretraining, cells, None)
         settings = SETTINGS.model_copy(update={"epochs": 1, "batch_size": 30, "lr": 1e-4})
         fine_tuning.fit(classifier, reader, np.arange(30), cells.codes, settings, torch.Generator().manual_seed(0))
@@ -438,6 +481,15 @@ def test_evaluate_writes_what_it_returns(run, cells, pretraining, capsys):
         assert stored["codes"].tolist() == cells.codes.tolist()
         assert stored["classes"].tolist() == list(CLASSES)
         assert stored["cell_ids"].tolist() == cells.cell_ids.tolist()
+
+
+def test_evaluate_scores_a_part_and_embeds_all(run, cells, pretraining):
+    settings = SETTINGS.model_copy(update={"development": 0.3, "methods": ("linear-probe",)})
+    found = evaluate(run, cells, settings, progress=False)["linear-probe"]
+    direct = linear_probe(pretraining, cells, settings, 7)
+    assert scores(found) == scores(direct)
+    with np.load(run.folder / "evaluation" / "embedding.npz") as stored:
+        assert len(stored["features"]) == len(cells)
 
 
 def test_evaluate_does_not_do_again_what_is_there(run, cells, capsys):

@@ -4,6 +4,17 @@ from .cells import Cells
 from .inspection import Inspection, inspect
 from .loader import CellLoader
 from .reading import from_anndata, open_cells
-from .splits import folds, holdout
+from .splits import development_split, folds, holdout, stratified
 
-__all__ = ["CellLoader", "Cells", "Inspection", "folds", "from_anndata", "holdout", "inspect", "open_cells"]
+__all__ = [
+    "CellLoader",
+    "Cells",
+    "Inspection",
+    "development_split",
+    "folds",
+    "from_anndata",
+    "holdout",
+    "inspect",
+    "open_cells",
+    "stratified",
+]

@@ -50,6 +50,58 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
     return [(labelled[train], labelled[test]) for train, test in splits]
 
 
+def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to score, and cells that settings are chosen on before.
+
+    Args:
+        cells: with labels.
+        share: of the labelled cells that is set aside, of every class alike; whole donors where donors are known, as near to the share as
+            they allow. 0 sets none aside.
+        seed: of the choice.
+
+    Returns:
+        (rest, development), int64 positions among the cells, ascending; cells without a label are in neither.
+
+    Raises:
+        CellsError: fewer donors than ``1 / share``.
+    """
+    labelled = np.flatnonzero(cells.codes >= 0)
+    codes = cells.codes[labelled]
+    aside = np.zeros(len(labelled), dtype=bool)
+    if share and cells.donors is not None:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        donors, parts = cells.donors[labelled], max(2, round(1 / share))
+        if len(set(donors.tolist())) < parts:
+            raise CellsError(
+                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, too few to set {share:g} of the cells aside;"
+                " set evaluation.development higher or to 0, or leave data.donor unset"
+            )
+        aside[next(StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(codes, codes, donors))[1]] = True
+    elif share:
+        aside[stratified(codes, round(share * len(codes)), seed)] = True
+    return labelled[~aside], labelled[aside]
+
+
+def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """So many of the cells, of every class in proportion, at random; a class has at least one where there are that many.
+
+    Args:
+        codes: (n,) int64 classes.
+        count: of the cells to draw; all, if it is n or more.
+        seed: of the draw.
+
+    Returns:
+        (min(count, n),) int64 positions, ascending.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    place = np.empty(len(codes))  # of a cell in its class, in [0, 1)
+    for code in np.unique(codes):
+        members = shuffled[codes[shuffled] == code]
+        place[members] = np.arange(len(members)) / len(members)
+    return np.sort(shuffled[np.argsort(place[shuffled], kind="stable")[:count]])
+
+
 def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells to train on, and cells to watch the loss on.
 

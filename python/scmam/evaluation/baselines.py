@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 from ..config import Evaluation as Settings
 from ..errors import ConfigError
 from ..sequences import COUNTS_PER
-from .cross_validation import Predict, Say, cross_validate, describe, labelled, silent
+from .cross_validation import Predict, Say, cross_validate, describe, scored, silent
 from .scores import Evaluation
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def baseline(name: str, cells: "Cells", settings: Settings, *, say: Say = silent
     Args:
         name: "logistic-regression" (on all genes, sparse) or "pca" (on the first 64 principal components of the training cells).
         cells: with labels; cells without one are left out. Their counts are held in memory.
-        settings: `folds` and `fold_seed`.
+        settings: the `evaluation` section of a configuration.
         say: is told of each fold.
 
     Raises:
@@ -35,7 +35,7 @@ def baseline(name: str, cells: "Cells", settings: Settings, *, say: Say = silent
     """
     if name not in PENALTIES:
         raise ConfigError(f"study.baselines: expected one of {', '.join(PENALTIES)}; got {name!r}")
-    cells = labelled(cells)
+    cells = scored(cells, settings)
     values = log_normalised(cells)
     predict, classifier = _by_genes(values, cells.codes) if name == "logistic-regression" else _by_components(values, cells.codes)
     return cross_validate(name, cells, settings, predict, describe(name, cells, settings, classifier=classifier), say)

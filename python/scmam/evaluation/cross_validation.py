@@ -1,4 +1,4 @@
-"""The same folds for every method, so that scores can be paired."""
+"""The same cells and folds for every method, so that scores can be paired."""
 
 import hashlib
 import time
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Evaluation as Settings
-from ..data import folds
+from ..data import development_split, folds, stratified
 from ..errors import CellsError
 from .scores import Evaluation, FoldScores, score
 
@@ -25,9 +25,19 @@ def silent(_: str) -> None:
     """Say nothing."""
 
 
-def labelled(cells: "Cells") -> "Cells":
-    """The cells that have a label, and the classes that occur among them."""
-    kept = cells.subset(np.flatnonzero(cells.codes >= 0))
+def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
+    """(n,) int64 positions of the cells that are scored: those with a label, or the part of them that ``settings.part`` names.
+
+    Raises:
+        CellsError: too few donors for the share that is set aside.
+    """
+    rest, development = development_split(cells, settings.development, settings.fold_seed)
+    return development if settings.part == "development" else rest
+
+
+def scored(cells: "Cells", settings: Settings) -> "Cells":
+    """The cells of `scored_positions`, and the classes that occur among them."""
+    kept = cells.subset(scored_positions(cells, settings))
     return kept if kept.labels is None else replace(kept, classes=())  # which are found anew
 
 
@@ -38,7 +48,7 @@ def cross_validate(
 
     Args:
         method: its name.
-        cells: from `labelled`.
+        cells: from `scored`.
         settings: of the evaluation.
         predict: fits on the training cells and predicts the test cells, which it must not look at otherwise.
         recorded: what goes into `Evaluation.settings`.
@@ -49,6 +59,8 @@ def cross_validate(
     """
     scores = []
     for number, (train, test) in enumerate(folds(cells, settings.folds, settings.fold_seed)):
+        if settings.train_cells is not None:
+            train = train[stratified(cells.codes[train], settings.train_cells, settings.fold_seed + number)]
         _require_classes(cells, number, train)
         begin = time.perf_counter()
         predicted = predict(number, train, test)
@@ -63,7 +75,7 @@ def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> di
     """What decides the scores of a method, for `Evaluation.settings`: the cells, the folds, and what the method adds.
 
     Args:
-        cells: from `labelled`.
+        cells: from `scored`.
     """
     content = hashlib.sha256()
     for part in (cells.cell_ids, cells.codes, cells.depth):
@@ -74,6 +86,9 @@ def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> di
         "method": method,
         "folds": settings.folds,
         "fold_seed": settings.fold_seed,
+        "development": settings.development,
+        "part": settings.part,
+        "train_cells": settings.train_cells,
         "source": cells.source,
         "label": cells.label,
         "donor": cells.donor,

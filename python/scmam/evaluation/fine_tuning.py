@@ -17,7 +17,7 @@ from ..model import CellModel
 from ..objective import Pretraining
 from ..randomness import substream
 from ..sequences import Sequences
-from .cross_validation import Say, cross_validate, describe, labelled, silent
+from .cross_validation import Say, cross_validate, describe, scored, silent
 from .embedding import embed, sequence_reader
 from .reading import SequenceReader
 from .scores import Evaluation
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         hidden: units of the head's first layer.
         num_classes: of its second.
         mean: (feature_dim,) of the features of the training cells before fine-tuning.
-        axes: (feature_dim, feature_dim), what whitens them: the head reads ``(features - mean) @ axes``.
+        axes: (feature_dim, feature_dim), what whitens or standardises them: the head reads ``(features - mean) @ axes``.
     """
 
     def __init__(self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, axes: Tensor) -> None:
@@ -83,7 +83,7 @@ def fine_tune(pretraining: Pretraining, cells: "Cells", settings: Settings, seed
     Args:
         pretraining: stays as it is; the work is done on its device.
         cells: with the genes of the model, and labels; cells without one are left out.
-        settings: `folds`, `fold_seed`, `hidden`, `epochs`, `batch_size`, `lr`, `max_tokens`.
+        settings: the `evaluation` section of a configuration.
         seed: of the pretraining; with the number of the fold it decides the head's first weights, the order of the cells and the dropout.
         say: is told of each fold.
 
@@ -91,7 +91,7 @@ def fine_tune(pretraining: Pretraining, cells: "Cells", settings: Settings, seed
         CellsError: the labels do not allow the folds.
         RunError: it diverges.
     """
-    cells = labelled(cells)
+    cells = scored(cells, settings)
     return fine_tune_from(embed(pretraining, cells, max_tokens=settings.max_tokens, say=say), pretraining, cells, settings, seed, say=say)
 
 
@@ -103,7 +103,7 @@ def fine_tune_from(
 
     def predict(fold: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         with _seeded(substream(seed, f"fine-tuning fold {fold}"), reader.device) as order:
-            classifier = _classifier(pretraining.model, features[train], settings.hidden, len(cells.classes)).to(reader.device)
+            classifier = _classifier(pretraining.model, features[train], settings, len(cells.classes)).to(reader.device)
             fit_head(classifier, features[train], cells.codes[train], settings, order)
             fit(classifier, reader, train, cells.codes, settings, order)
             return predictions(classifier, reader, test)
@@ -130,7 +130,7 @@ def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[st
         clip=CLIP,
         loss="cross-entropy",
         optimizer="AdamW",
-        trained="embeddings, last encoder block, final norm, head on whitened features",
+        trained=f"embeddings, last encoder block, final norm, head on {settings.head_input} features",
     )
 
 
@@ -227,8 +227,20 @@ def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(axes).float()
 
 
-def _classifier(model: CellModel, features: np.ndarray, hidden: int, num_classes: int) -> Classifier:
-    return Classifier(copy.deepcopy(model), hidden, num_classes, *whitening(features))
+def standardising(features: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and axes (F, F), which are diagonal, that turn features (n, F) into ones of variance 1; of a constant one, 0."""
+    features = features.astype(np.float64)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > np.finfo(np.float32).eps * np.abs(mean))
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.diag(scale)).float()
+
+
+HEAD_INPUTS = {"whitened": whitening, "standardised": standardising}
+
+
+def _classifier(model: CellModel, features: np.ndarray, settings: Settings, num_classes: int) -> Classifier:
+    mean, axes = HEAD_INPUTS[settings.head_input](features)
+    return Classifier(copy.deepcopy(model), settings.hidden, num_classes, mean, axes)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import WEIGHTS
 from . import fine_tuning, probing
-from .cross_validation import Say, labelled, silent
+from .cross_validation import Say, scored, scored_positions, silent
 from .embedding import embed
 from .scores import Evaluation
 
@@ -79,7 +79,7 @@ def evaluate(
     methods = tuple(settings.methods if methods is None else methods)
     _require_methods(methods)
     cells = with_genes(cells, run.genes, run.folder)
-    known = labelled(cells)
+    known = scored(cells, settings)
     folds(known, settings.folds, settings.fold_seed)  # whatever is wrong with the labels is said before the work, not after
     say: Say = _print if progress else silent
     pretraining = run.load(_device(run.config.training.device))
@@ -88,7 +88,7 @@ def evaluate(
     done = {method: found for method in methods if (found := _finished(folder / f"{method}.json", records[method], say)) is not None}
     key = _embedding_key(cells, settings, weights)
     if len(done) < len(methods) or _key_of(folder / EMBEDDING) != key:
-        features = _embedded(pretraining, cells, settings, folder, key, say)[cells.codes >= 0]
+        features = _embedded(pretraining, cells, settings, folder, key, say)[scored_positions(cells, settings)]
         for method in methods:
             if method not in done:
                 found = METHODS[method].run(features, pretraining, known, settings, seed, say)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import Evaluation as Settings
 from ..objective import Pretraining
-from .cross_validation import Say, cross_validate, describe, labelled, silent
+from .cross_validation import Say, cross_validate, describe, scored, silent
 from .embedding import embed
 from .scores import Evaluation
 
@@ -30,14 +30,14 @@ def linear_probe(pretraining: Pretraining, cells: "Cells", settings: Settings, s
     Args:
         pretraining: its model is not changed.
         cells: with the genes of the model, and labels; cells without one are left out.
-        settings: `folds`, `fold_seed`, `max_tokens`.
+        settings: the `evaluation` section of a configuration.
         seed: of the pretraining, which is recorded; the fit itself draws nothing.
         say: is told of the progress.
 
     Raises:
         CellsError: the labels do not allow the folds.
     """
-    cells = labelled(cells)
+    cells = scored(cells, settings)
     return probe_features(embed(pretraining, cells, max_tokens=settings.max_tokens, say=say), cells, settings, seed, say=say)
 
 

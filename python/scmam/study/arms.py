@@ -72,13 +72,13 @@ def arm_config(config: Config, name: str, seed: int) -> Config:
     """The configuration of one run of a study.
 
     A named arm sets what is hidden and how; sizes of the latents and the penalty are those of ``config.masking``. An arm of
-    ``config.study.custom`` starts from a plain uniform mask, or from the arm that its ``like`` names; its ``training.NAME`` and
-    ``model.NAME`` settings go to those sections.
+    ``config.study.custom`` starts from a plain uniform mask, or from the arm that its ``like`` names; its ``training.NAME``,
+    ``model.NAME`` and ``evaluation.NAME`` settings go to those sections. One of a named arm's name takes its place.
 
     Raises:
         ConfigError: no such arm, or settings that do not fit together.
     """
-    masking, others = dict(PLAIN), {"training": {"seed": seed}, "model": {}}
+    masking, others = dict(PLAIN), {"training": {"seed": seed}, "model": {}, "evaluation": {}}
     if name in config.study.custom:
         custom = dict(config.study.custom[name])
         like = custom.pop("like", None)
@@ -92,7 +92,8 @@ def arm_config(config: Config, name: str, seed: int) -> Config:
             elif section in others:
                 others[section][setting] = value
             else:
-                raise ConfigError(f"study.custom.{name}.{key}: expected a setting of masking, training.NAME or model.NAME")
+                allowed = "a setting of masking, training.NAME, model.NAME or evaluation.NAME"
+                raise ConfigError(f"study.custom.{name}.{key}: expected {allowed}")
     else:
         preset = _preset(name, custom=config.study.custom)
         masking.update(preset.masking)
