@@ -9,6 +9,7 @@
 #include "mam/ops.h"
 
 #ifdef MAM_CPU_DISPATCH
+#include "cpu/collapse.h"
 #include "cpu/kernels.h"
 #endif
 
@@ -148,6 +149,70 @@ void bind_token_ops(py::module_& m) {
 }
 #endif
 
+#ifdef MAM_CPU_DISPATCH
+void bind_collapse(py::module_& m) {
+  using mam::cpu::ContextInput;
+  using mam::cpu::Projection;
+  py::class_<Projection>(m, "Projection", py::module_local())
+      .def(py::init([](Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight,
+                       int64_t num_latents, int64_t heads, int64_t width) {
+        return Projection{at<float>(latents),
+                          at<float>(in_weight),
+                          at<float>(in_bias),
+                          at<float>(token_weight),
+                          at<float>(token_bias),
+                          at<float>(out_weight),
+                          num_latents,
+                          heads,
+                          width};
+      }));
+  py::class_<ContextInput>(m, "ContextInput", py::module_local())
+      .def(py::init([](Address mean, Address variance, Address log_partition, Address directions, Address constant, Address out_bias,
+                       int64_t rows, int64_t num_latents, int64_t heads, int64_t width) {
+        return ContextInput{at<float>(mean),
+                            at<float>(variance),
+                            at<float>(log_partition),
+                            at<float>(directions),
+                            at<float>(constant),
+                            at<float>(out_bias),
+                            rows,
+                            num_latents,
+                            heads,
+                            width};
+      }));
+  m.def(
+      "project",
+      [](const Projection& from, Address slope, Address directions, Address constant, Address folded, Address unit) {
+        mam::cpu::project(from, {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(folded), at<float>(unit)});
+      },
+      NoGil());
+  m.def(
+      "project_backward",
+      [](const Projection& from, Address folded, Address unit, Address grad_slope, Address grad_directions, Address grad_constant,
+         Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight) {
+        mam::cpu::project_backward(from, at<float>(folded), at<float>(unit),
+                                   {at<float>(grad_slope), at<float>(grad_directions), at<float>(grad_constant)},
+                                   {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
+                                    at<float>(token_bias), at<float>(out_weight)});
+      },
+      NoGil());
+  m.def(
+      "context",
+      [](const ContextInput& from, Address context, Address penalty, Address average, Address second, Address gram) {
+        mam::cpu::context(from, {at<float>(context), at<float>(penalty), at<float>(average), at<float>(second), at<float>(gram)});
+      },
+      NoGil());
+  m.def(
+      "context_backward",
+      [](const ContextInput& from, Address average, Address second, Address gram, Address grad_context, float grad_penalty, Address slope,
+         Address directions, Address constant, Address out_bias) {
+        mam::cpu::context_backward(from, at<float>(average), at<float>(second), at<float>(gram), at<float>(grad_context), grad_penalty,
+                                   {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(out_bias)});
+      },
+      NoGil());
+}
+#endif
+
 py::dict build_info() {
   py::dict info;
   info["version"] = MAM_VERSION;
@@ -168,6 +233,9 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_selection(m);
 #ifdef MAM_TOKEN_OPS
   bind_token_ops(m);
+#endif
+#ifdef MAM_CPU_DISPATCH
+  bind_collapse(m);
 #endif
   m.attr("device") = MAM_DEVICE;
   m.attr("build_info") = build_info();

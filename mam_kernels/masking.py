@@ -14,8 +14,8 @@ from . import checks
 from .dispatch import requested
 from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
 from .selection.ops import draw_latents
-from .value_attention.collapse import ScalarContext, ScalarProjections
-from .value_attention.ops import ValueMoments, take_apart, value_mask, value_moments
+from .value_attention.collapse import ScalarMasking, ScalarProjections
+from .value_attention.ops import take_apart
 
 CONTEXTS = ("all", "visible")
 SCHEMES = ("encoder", "decoder", "both", "separate")
@@ -130,6 +130,9 @@ class MultinomialAttentionMasking(nn.Module):
         self.mask_ratio = checks.require_number("mask_ratio", mask_ratio, 0.0, 1.0)
         fraction = mask_ratio if latent_fraction is None else latent_fraction
         self.latent_fraction = checks.require_number("latent_fraction", fraction, 0.0, 1.0)
+        # |R|, how many of the latents decide a mask. An int that is kept, since torch.compile takes an int of a module as it is, but a float
+        # as something that may change, and shapes that follow from it too.
+        self.num_drawn_latents = min(num_latents, max(1, math.floor(num_latents * self.latent_fraction)))
         self.temperature = checks.require_number("temperature", temperature, 0.0, 1e6, open_low=True)
         self.eps = checks.require_number("eps", eps, 0.0, 1e6, open_low=True)
         if context_from not in CONTEXTS:
@@ -150,11 +153,6 @@ class MultinomialAttentionMasking(nn.Module):
         self.input_proj.reset_parameters()
         self.cross_attention.out_proj.reset_parameters()
         self.cross_attention._reset_parameters()
-
-    @property
-    def num_drawn_latents(self) -> int:
-        """``|R|``, how many of the latents decide a mask."""
-        return min(self.num_latents, max(1, math.floor(self.num_latents * self.latent_fraction)))
 
     @property
     def head_dim(self) -> int:
@@ -229,18 +227,15 @@ class MultinomialAttentionMasking(nn.Module):
         valid, maskable, counts, draw, chosen = self._prepare(values.data, values.rows, values.positions, options, backend)
         if values.crow is None:
             checks.require_finite("tokens", tokens, valid)
-        weighting = (self.eps, 1.0 / self.temperature)
         with torch.autocast(device_type=values.device.type, enabled=False):
+            # a tensor may be an input of an autograd.Function only once where that is compiled
+            drawn_from = None if maskable is valid else maskable
             slope, directions, constant = self._scalar_projections(torch.promote_types(values.data.dtype, torch.float32))
-            if self.context_from == "all":
-                mask, importance, moments = value_mask(values, slope, valid, maskable, counts, chosen, draw, *weighting, backend)
-            else:
-                mask, importance, _ = value_mask(
-                    values, slope.detach()[chosen], valid, maskable, counts, torch.arange(chosen.shape[0], device=chosen.device),
-                    draw, *weighting, backend,
-                )  # fmt: skip
-                moments = value_moments(values, slope, _visible(mask, valid), backend)
-            context, penalty = self._value_context(moments, directions, constant)
+            mask, importance, context, penalty = ScalarMasking.apply(
+                slope, directions, constant, _cast(self.cross_attention.out_proj.bias, slope.dtype), self.context_from == "visible",
+                values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
+                self.eps, 1.0 / self.temperature, values.positions, backend,
+            )  # fmt: skip
         return MaskingOutput(mask, importance, context, penalty)
 
     def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,15 +245,9 @@ class MultinomialAttentionMasking(nn.Module):
             self.latents, attention.in_proj_weight, attention.in_proj_bias, token.weight, token.bias, attention.out_proj.weight
         )  # fmt: skip
         exact = torch.promote_types(dtype, self.latents.dtype)
-        projected = ScalarProjections.apply(*(_cast(x, exact) for x in parameters), self.num_heads)
+        projected = ScalarProjections.apply(*(_cast(x, exact) for x in parameters), self.num_heads, requested(self.backend))
         slope, directions, constant = (_cast(x, dtype) for x in projected)
         return slope, directions, constant
-
-    def _value_context(self, moments: ValueMoments, directions: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-        """Context (B, Dz) and penalty: see ``ScalarContext``."""
-        occupied = (moments.log_partition.detach()[:, :1, 0] > -torch.inf).to(directions.dtype)  # (B, 1)
-        out_bias = _cast(self.cross_attention.out_proj.bias, directions.dtype)
-        return ScalarContext.apply(moments.mean, occupied, directions, constant, out_bias)
 
     # Embeddings
 

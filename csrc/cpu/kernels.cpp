@@ -7,6 +7,7 @@
 #include "cpu/direct.h"
 #include "cpu/moments.h"
 #include "cpu/order_statistics.h"
+#include "cpu/products.h"
 #include "cpu/race.h"
 
 #define MAM_STRING_OF(token) #token
@@ -18,8 +19,8 @@ namespace MAM_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    MAM_STRING(MAM_ISA), kTile,          compact,           range, exponentials, partition, node_weights, moments,
-    importance,          direct_moments, direct_importance, race,  uniform_race, adjust,    threshold,    mark,
+    MAM_STRING(MAM_ISA), kTile, compact,      range,  exponentials, partition, node_weights, moments, importance, direct_moments,
+    direct_importance,   race,  uniform_race, adjust, threshold,    mark,      dots,         combine,
 };
 
 }  // namespace MAM_ISA

@@ -60,6 +60,18 @@ struct RowDraw {
   uint32_t sample_id, step, stream;
 };
 
+// out[o] = sum over rows of weight[row, o] matrix[row], for `outs` rows of `width`; with `add` on top of what is there. Strides in
+// elements.
+struct Combination {
+  const float* matrix;
+  int64_t rows, width, stride;
+  const float* weight;
+  int64_t weight_row, weight_out;
+  float* out;
+  int64_t outs, out_stride;
+  bool add;
+};
+
 struct Kernels {
   const char* name;
   int tile;
@@ -99,6 +111,10 @@ struct Kernels {
   int32_t (*threshold)(const int32_t* keys, int64_t positions, int64_t drawable, int64_t k, int32_t* scratch);
   // mask = the k smallest keys, given the k-th; equal keys go to the lower position.
   void (*mark)(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask);
+
+  // out[i] = matrix[i] . x for rows that are `stride` apart.
+  void (*dots)(const float* matrix, int64_t rows, int64_t width, int64_t stride, const float* x, float* out);
+  void (*combine)(const Combination& combination);
 };
 
 // The table for this machine. MAM_CPU_ISA=baseline|avx2|avx512, read once, lowers it.

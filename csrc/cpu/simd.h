@@ -91,6 +91,18 @@ MAM_INLINE double sum(Double vector) {
   return total;
 }
 
+MAM_INLINE float sum(Float vector) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(vector));
+#else
+  float part[kFloats];
+  store(part, vector);
+  for (int width = kFloats / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  return part[0];
+#endif
+}
+
 // One bit for each lane of a comparison.
 MAM_INLINE uint32_t lane_bits(Int comparison) {
 #if defined(__AVX512F__)

@@ -109,5 +109,6 @@ def mask(
     importance = torch.stack(
         [cell_importance(cell, chosen, partition[latents]) for cell, partition in zip(rows, log_partition, strict=True)]
     )
+    maskable = valid if maskable is None else maskable
     hidden = select(importance, num_masked, maskable, sample_ids, seed, step, eps, inverse_temperature)
     return hidden, importance, log_partition, mean, variance

@@ -89,6 +89,9 @@ class Masking(Section):
     matched_to: str | None = Field(None, description="with strategy matched: the arm, or the run folder, whose hidden fractions are taken")
     corruption: Literal["all", "80/10/10", "90/10"] = Field("all", description="what stands at a hidden position; see scmam.masking")
     injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field("none", description="where the context is added")
+    injection_start: Literal["random", "zero"] = Field(
+        "random", description="first weights of the injection's adapters; zero: the context comes in as far as training wants it"
+    )
     context_from: Literal["all", "visible"] = Field("all", description="all: as published, hidden values included; visible: without them")
     temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
     slope_norm: Positive | None = Field(None, description="fix the root mean square of the slopes at this; null: as trained")

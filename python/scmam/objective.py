@@ -43,6 +43,7 @@ class Pretraining(nn.Module):
         model: the encoder-decoder.
         strategy: which genes are hidden.
         injection: scheme of ``mam_kernels.ContextInjection``, or "none".
+        injection_start: first weights of its adapters, "random" or "zero".
         corruption: one of ``scmam.masking.CORRUPTIONS``.
         transform: one of ``scmam.sequences.TRANSFORMS``.
         loss: "mse" or "nb".
@@ -56,6 +57,7 @@ class Pretraining(nn.Module):
         strategy: MaskingStrategy,
         *,
         injection: str = "none",
+        injection_start: str = "random",
         corruption: str = "all",
         transform: str = "log1p_counts",
         loss: str = "mse",
@@ -75,6 +77,9 @@ class Pretraining(nn.Module):
         self.injection = (
             None if injection == "none" else _Injection(strategy.latents.latent_dim, model.width, model.decoder_width, injection)
         )
+        if self.injection is not None and injection_start == "zero":
+            for parameter in self.injection.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no dropout."""
@@ -202,6 +207,7 @@ def build_pretraining(config: Any, num_genes: int, *, schedule: Tensor | None = 
             model,
             build_strategy(config.masking, model.width, schedule=schedule),
             injection=config.masking.injection,
+            injection_start=config.masking.injection_start,
             corruption=config.masking.corruption,
             transform=config.data.transform,
             loss=config.training.loss,

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/collapse.h"
 #include "cpu/kernels.h"
 #include "mam/keys.h"
 #include "mam/ops.h"
@@ -253,6 +254,185 @@ void check_select(int64_t rows, int64_t positions, int kind, bool flags, const m
                weighting, mask.get() + b * positions);
 }
 
+// What scalar tokens leave of attention: each function against one line of double arithmetic for each output, and its gradients against
+// differences of that along a random direction.
+using Doubles = std::vector<double>;
+
+struct Sizes {
+  int64_t latents, heads, head, rows;
+  int64_t width() const { return heads * head; }
+};
+
+// latents, in_weight, in_bias, token_weight, token_bias, out_weight -> slope, directions, constant
+Doubles plain_projections(const Sizes& size, const std::vector<Doubles>& p) {
+  const int64_t width = size.width(), head = size.head;
+  const auto product = [&](int64_t row, const Doubles& x) {  // of a row of in_weight
+    double total = 0;
+    for (int64_t c = 0; c < width; ++c) total += p[1][row * width + c] * x[c];
+    return total;
+  };
+  Doubles out;
+  for (int64_t n = 0; n < size.latents; ++n)
+    for (int64_t h = 0; h < size.heads; ++h) {
+      double slope = 0;
+      for (int64_t i = h * head; i < (h + 1) * head; ++i) {
+        double query = p[2][i];
+        for (int64_t c = 0; c < width; ++c) query += p[1][i * width + c] * p[0][n * width + c];
+        slope += query * product(width + i, p[3]);
+      }
+      out.push_back(slope / std::sqrt(static_cast<double>(head)));
+    }
+  for (int64_t h = 0; h < size.heads; ++h)
+    for (int64_t c = 0; c < width; ++c) {
+      double direction = 0;
+      for (int64_t i = h * head; i < (h + 1) * head; ++i) direction += p[5][c * width + i] * product(2 * width + i, p[3]);
+      out.push_back(direction);
+    }
+  for (int64_t c = 0; c < width; ++c) {
+    double constant = 0;
+    for (int64_t i = 0; i < width; ++i) constant += p[5][c * width + i] * (product(2 * width + i, p[4]) + p[2][2 * width + i]);
+    out.push_back(constant);
+  }
+  return out;
+}
+
+// mean, directions, constant, out_bias -> context, penalty; every second cell is without tokens
+Doubles plain_context(const Sizes& size, const std::vector<Doubles>& p) {
+  const int64_t width = size.width();
+  Doubles out(static_cast<size_t>(size.rows * width), 0.0);
+  double penalty = 0;
+  for (int64_t b = 0; b < size.rows; ++b)
+    for (int64_t n = 0; n < size.latents; ++n)
+      for (int64_t c = 0; c < width; ++c) {
+        double attended = p[3][c] + (b % 2 ? 0.0 : p[2][c]);
+        for (int64_t h = 0; h < size.heads; ++h) attended += p[0][(b * size.latents + n) * size.heads + h] * p[1][h * width + c];
+        out[b * width + c] += attended / static_cast<double>(size.latents);
+        penalty += attended * attended;
+      }
+  out.push_back(penalty / static_cast<double>(std::max<int64_t>(size.rows, 1)));
+  return out;
+}
+
+Exact<float> some(int64_t count, double scale) {
+  auto out = exactly<float>(count);
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>((2 * random_uniform() - 1) * scale);
+  return out;
+}
+
+Doubles as_doubles(const Exact<float>& from, int64_t count) { return Doubles(from.get(), from.get() + count); }
+
+void expect_alike(const Doubles& wanted, size_t from, const Exact<float>& got, int64_t count, const std::string& what) {
+  for (int64_t i = 0; i < count; ++i) expect(close(got[i], wanted[from + static_cast<size_t>(i)], 1e-4), what);
+}
+
+// The sum of the outputs, weighted, at inputs moved by `by` along a direction.
+template <typename Function>
+double moved(const Function& function, std::vector<Doubles> inputs, const std::vector<Doubles>& direction, const Doubles& weight,
+             double by) {
+  for (size_t i = 0; i < inputs.size(); ++i)
+    for (size_t j = 0; j < inputs[i].size(); ++j) inputs[i][j] += by * direction[i][j];
+  const Doubles out = function(inputs);
+  double total = 0;
+  for (size_t j = 0; j < out.size(); ++j) total += weight[j] * out[j];
+  return total;
+}
+
+template <typename Function>
+void expect_gradient(const Function& function, const std::vector<Doubles>& inputs, const std::vector<Doubles>& gradient,
+                     const Doubles& weight, const std::string& what) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    std::vector<Doubles> direction;
+    double along = 0, scale = 1e-3;
+    for (size_t j = 0; j < inputs.size(); ++j) {
+      direction.emplace_back(inputs[j].size(), 0.0);
+      if (j != i) continue;
+      for (size_t k = 0; k < inputs[j].size(); ++k) {
+        direction[j][k] = 2 * random_uniform() - 1;
+        along += direction[j][k] * gradient[j][k];
+        scale += std::fabs(direction[j][k] * gradient[j][k]);
+      }
+    }
+    const double step = 1e-4,
+                 wanted =
+                     (moved(function, inputs, direction, weight, step) - moved(function, inputs, direction, weight, -step)) / (2 * step);
+    expect(std::fabs(along - wanted) <= 1e-4 * scale, what + std::to_string(i));
+  }
+}
+
+void check_projections(const Sizes& size, const std::string& name) {
+  const int64_t width = size.width(), heads = size.heads, slopes = size.latents * heads;
+  const int64_t counts[] = {size.latents * width, 3 * width * width, 3 * width, width, width, width * width};
+  std::vector<Exact<float>> p, g;
+  std::vector<Doubles> plain, gradient;
+  for (const int64_t count : counts) {
+    p.push_back(some(count, 1.0));
+    plain.push_back(as_doubles(p.back(), count));
+    g.push_back(exactly<float>(count));
+  }
+  auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width), constant = exactly<float>(width);
+  auto folded = exactly<float>(heads * width), unit = exactly<float>(3 * width);
+  const mam::cpu::Projection from{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(), p[5].get(), size.latents, heads, width};
+  mam::cpu::project(from, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()});
+  const auto function = [&](const std::vector<Doubles>& inputs) { return plain_projections(size, inputs); };
+  const Doubles wanted = function(plain);
+  expect_alike(wanted, 0, slope, slopes, name + ": slope");
+  expect_alike(wanted, static_cast<size_t>(slopes), directions, heads * width, name + ": directions");
+  expect_alike(wanted, static_cast<size_t>(slopes + heads * width), constant, width, name + ": constant");
+
+  const auto into_slope = some(slopes, 1.0), into_directions = some(heads * width, 1.0), into_constant = some(width, 1.0);
+  mam::cpu::project_backward(from, folded.get(), unit.get(), {into_slope.get(), into_directions.get(), into_constant.get()},
+                             {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()});
+  Doubles weight = as_doubles(into_slope, slopes);
+  for (const double x : as_doubles(into_directions, heads * width)) weight.push_back(x);
+  for (const double x : as_doubles(into_constant, width)) weight.push_back(x);
+  for (size_t i = 0; i < g.size(); ++i) gradient.push_back(as_doubles(g[i], counts[i]));
+  expect_gradient(function, plain, gradient, weight, name + ": gradient of parameter ");
+}
+
+void check_context(const Sizes& size, const std::string& name) {
+  const int64_t width = size.width(), heads = size.heads, slopes = size.latents * heads, rows = size.rows;
+  auto mean = some(rows * slopes, 1.0), variance = some(rows * slopes, 1.0), log_partition = some(rows * slopes, 1.0);
+  const auto directions = some(heads * width, 1.0), constant = some(width, 1.0), bias = some(width, 1.0);
+  for (int64_t b = 1; b < rows; b += 2) std::fill_n(log_partition.get() + b * slopes, slopes, static_cast<float>(-kInf));
+  auto context = exactly<float>(rows * width), penalty = exactly<float>(1), average = exactly<float>(rows * heads);
+  auto second = exactly<float>(heads * heads), gram = exactly<float>(heads * heads);
+  const mam::cpu::ContextInput from{
+      mean.get(), variance.get(), log_partition.get(), directions.get(), constant.get(), bias.get(), rows, size.latents, heads, width};
+  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()});
+  const auto function = [&](const std::vector<Doubles>& inputs) { return plain_context(size, inputs); };
+  const std::vector<Doubles> plain = {as_doubles(mean, rows * slopes), as_doubles(directions, heads * width), as_doubles(constant, width),
+                                      as_doubles(bias, width)};
+  const Doubles wanted = function(plain);
+  expect_alike(wanted, 0, context, rows * width, name + ": context");
+  expect_alike(wanted, static_cast<size_t>(rows * width), penalty, 1, name + ": penalty");
+
+  const auto incoming = some(rows * width, 1.0);
+  auto slope = exactly<float>(slopes), into_directions = exactly<float>(heads * width), into_constant = exactly<float>(width),
+       into_bias = exactly<float>(width);
+  mam::cpu::context_backward(from, average.get(), second.get(), gram.get(), incoming.get(), 0.3f,
+                             {slope.get(), into_directions.get(), into_constant.get(), into_bias.get()});
+  Doubles weight = as_doubles(incoming, rows * width);
+  weight.push_back(0.3f);
+  // a slope moves the means of all cells, each by its variance
+  const auto of_slopes = [&](const std::vector<Doubles>& inputs) {
+    std::vector<Doubles> with_means = {plain[0], inputs[1], inputs[2], inputs[3]};
+    for (int64_t i = 0; i < rows * slopes; ++i) with_means[0][i] += inputs[0][i % slopes] * variance[i];
+    return plain_context(size, with_means);
+  };
+  expect_gradient(of_slopes, {Doubles(static_cast<size_t>(slopes), 0.0), plain[1], plain[2], plain[3]},
+                  {as_doubles(slope, slopes), as_doubles(into_directions, heads * width), as_doubles(into_constant, width),
+                   as_doubles(into_bias, width)},
+                  weight, name + ": gradient of input ");
+}
+
+void check_collapses() {
+  for (const Sizes& size : {Sizes{1, 1, 1, 1}, Sizes{5, 2, 3, 3}, Sizes{9, 3, 11, 2}, Sizes{33, 8, 8, 4}, Sizes{70, 5, 16, 0}}) {
+    const std::string name = std::to_string(size.latents) + " latents, " + std::to_string(size.heads) + " x " + std::to_string(size.head);
+    check_projections(size, name);
+    check_context(size, name);
+  }
+}
+
 void check_value_masks() {
   const Layout layouts[] = {Layout::contiguous, Layout::strided, Layout::transposed, Layout::csr32, Layout::csr64};
   for (const Layout layout : layouts)
@@ -284,5 +464,6 @@ int main() {
   std::printf("%s\n", mam::cpu::kernels().name);
   check_value_masks();
   check_selections();
+  check_collapses();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

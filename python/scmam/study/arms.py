@@ -22,6 +22,7 @@ PLAIN = {
     "matched_to": None,
     "corruption": "80/10/10",
     "injection": "none",
+    "injection_start": "random",
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
