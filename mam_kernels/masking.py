@@ -130,8 +130,8 @@ class MultinomialAttentionMasking(nn.Module):
         self.mask_ratio = checks.require_number("mask_ratio", mask_ratio, 0.0, 1.0)
         fraction = mask_ratio if latent_fraction is None else latent_fraction
         self.latent_fraction = checks.require_number("latent_fraction", fraction, 0.0, 1.0)
-        # |R|, how many of the latents decide a mask. An int that is kept, since torch.compile takes an int of a module as it is, but a float
-        # as something that may change, and shapes that follow from it too.
+        # |R|, how many of the latents decide a mask. Kept as an int, which torch.compile takes as it is; from a float that it holds for
+        # something that may change, this size would be one too.
         self.num_drawn_latents = min(num_latents, max(1, math.floor(num_latents * self.latent_fraction)))
         self.temperature = checks.require_number("temperature", temperature, 0.0, 1e6, open_low=True)
         self.eps = checks.require_number("eps", eps, 0.0, 1e6, open_low=True)

@@ -151,6 +151,16 @@ def test_each_scheme_of_injection_trains_the_latents(scheme, batch):
     assert all(p.grad is not None for p in objective.injection.parameters())
 
 
+def test_an_injection_that_starts_at_zero_changes_nothing_at_first_and_then_learns(batch):
+    zero = {"masking.injection": "decoder", "masking.injection_start": "zero"}
+    objective = build_pretraining(load_config(None, {**SMALL, **zero}), GENES)
+    plain = build_pretraining(load_config(None, {**SMALL, "masking.injection": "none"}), GENES)
+    losses = objective(batch, seed=0, step=0)
+    torch.testing.assert_close(losses.reconstruction, plain(batch, seed=0, step=0).reconstruction, rtol=0, atol=0)
+    losses.total.backward()
+    assert objective.injection.shared.adapter.weight.grad.abs().max() > 0
+
+
 def test_separate_adapters_fit_a_decoder_of_another_width(batch):
     model = CellModel(GENES, width=16, heads=2, encoder_layers=1, decoder_layers=1, bins=4, decoder_width=24, decoder_heads=3)
     strategy = pretraining("mam").strategy

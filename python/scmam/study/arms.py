@@ -61,6 +61,10 @@ ARMS: dict[str, Arm] = {
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "slope_norm": 1.0},
     ),
     "mam-nonzero": Arm("mam over the non-zeros", {"strategy": "mam", "corruption": "all", "injection": "decoder", "zero_ratio": 0.0}),
+    "mam-tuned": Arm(
+        "mam over the non-zeros, with corruption 80/10/10 and an injection that starts at zero",
+        {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder", "injection_start": "zero", "zero_ratio": 0.0},
+    ),
     "mam-embedding": Arm(
         "mam on gene and value embeddings of the non-zeros",
         {"strategy": "mam-embedding", "corruption": "all", "injection": "decoder", "zero_ratio": 0.03},
