@@ -15,7 +15,7 @@ export MAM_WITH_CUDA ?= $(if $(GPU),auto,0)
 IN = $(VENV)/bin/
 PIP = $(IN)python -m pip install --quiet --disable-pip-version-check
 SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
-CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 LINTED = mam_kernels python tests benchmarks setup.py
 
 .DEFAULT_GOAL := help

@@ -12,50 +12,78 @@ namespace MAM_ISA {
 // Counters in one LongWord vector; their four words are the bits of kStep positions in a row.
 constexpr int kStep = 4 * kDoubles;
 
-// The random words of a row, kStep positions at a time. What is the same for the whole row is spread over lanes once.
+// Counters' vectors that are worked on together: a round waits for its multiplications, and the other vectors fill the time.
+constexpr int kChains = MAM_VECTOR_BYTES == 64 ? 4 : 2;  // as many as there are registers for
+
+// The random words of a row. What is the same for the whole row is computed once and spread over lanes: of a counter only the first word
+// changes along a row, so that half of the first two rounds is the same for all positions.
 struct Philox {
   LongWord key0[kPhiloxRounds], key1[kPhiloxRounds];
-  LongWord sample_id, step, stream, lanes;
+  LongWord lanes;
+  LongWord first2;                     // c2 after the first round is high(multiplier0 c0) ^ this
+  LongWord second0, second2, second3;  // after the second, c0 is high(product1) ^ second0, c2 is c3 ^ second2, and c3 is second3
 };
 
 MAM_INLINE void start(const RowDraw& draw, Philox* philox) {
-  uint32_t k0 = static_cast<uint32_t>(draw.seed), k1 = static_cast<uint32_t>(draw.seed >> 32);
-  for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxWeyl0, k1 += kPhiloxWeyl1) {
-    philox->key0[round] = splat<LongWord>(uint64_t{k0});
-    philox->key1[round] = splat<LongWord>(uint64_t{k1});
+  uint32_t key0[kPhiloxRounds], key1[kPhiloxRounds];
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    key0[round] = static_cast<uint32_t>(draw.seed) + static_cast<uint32_t>(round) * kPhiloxWeyl0;
+    key1[round] = static_cast<uint32_t>(draw.seed >> 32) + static_cast<uint32_t>(round) * kPhiloxWeyl1;
+    philox->key0[round] = splat<LongWord>(uint64_t{key0[round]});
+    philox->key1[round] = splat<LongWord>(uint64_t{key1[round]});
   }
-  philox->sample_id = splat<LongWord>(uint64_t{draw.sample_id});
-  philox->step = splat<LongWord>(uint64_t{draw.step});
-  philox->stream = splat<LongWord>(uint64_t{draw.stream});
   LongWord lanes{};
   for (int i = 0; i < kDoubles; ++i) lanes[i] = static_cast<uint64_t>(i);
   philox->lanes = lanes;
+
+  const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * draw.step;
+  const uint32_t c0 = static_cast<uint32_t>(product1 >> 32) ^ draw.sample_id ^ key0[0];
+  const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * c0;
+  philox->first2 = splat<LongWord>(uint64_t{draw.stream ^ key1[0]});
+  philox->second0 = splat<LongWord>(product1 ^ key0[1]);
+  philox->second2 = splat<LongWord>((product0 >> 32) ^ key1[1]);
+  philox->second3 = splat<LongWord>(product0);
 }
 
-// The words of kDoubles counters, in the order of the positions: each of two vectors holds half of them.
-MAM_INLINE void words_of(const Philox& philox, int64_t position, Word (&words)[2]) {
-  LongWord c0 = philox.lanes + (static_cast<uint64_t>(position) >> 2), c1 = philox.sample_id, c2 = philox.step, c3 = philox.stream;
+// The words of Chains * kDoubles counters, in the order of the positions: each two vectors hold those of kDoubles.
+template <int Chains>
+MAM_INLINE void words_of(const Philox& philox, int64_t position, Word (&words)[2 * Chains]) {
   const LongWord multiplier0 = splat<LongWord>(uint64_t{kPhiloxMultiplier0}), multiplier1 = splat<LongWord>(uint64_t{kPhiloxMultiplier1});
-#pragma GCC unroll 10
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    // the high halves of the lanes hold leftovers, which the next product ignores
-    const LongWord product0 = multiply_wide(multiplier0, c0), product1 = multiply_wide(multiplier1, c2);
-    c0 = (product1 >> 32) ^ c1 ^ philox.key0[round];
-    c2 = (product0 >> 32) ^ c3 ^ philox.key1[round];
-    c1 = product1;
-    c3 = product0;
+  LongWord c0[Chains], c1[Chains], c2[Chains], c3[Chains];
+  // the high halves of the lanes hold leftovers, which the next product ignores
+  for (int i = 0; i < Chains; ++i) {
+    const LongWord counter = philox.lanes + (static_cast<uint64_t>(position) / 4 + static_cast<uint64_t>(i * kDoubles));
+    const LongWord product0 = multiply_wide(multiplier0, counter);
+    const LongWord product1 = multiply_wide(multiplier1, high_halves(product0) ^ philox.first2);
+    c0[i] = high_halves(product1) ^ philox.second0;
+    c1[i] = product1;
+    c2[i] = product0 ^ philox.second2;
+    c3[i] = philox.second3;
   }
-  const LongWord low = (c0 & 0xFFFFFFFFull) | (c1 << 32), high = (c2 & 0xFFFFFFFFull) | (c3 << 32);  // words 0 1, and 2 3, of each counter
+#pragma GCC unroll 8
+  for (int round = 2; round < kPhiloxRounds; ++round) {
+    for (int i = 0; i < Chains; ++i) {
+      const LongWord product0 = multiply_wide(multiplier0, c0[i]), product1 = multiply_wide(multiplier1, c2[i]);
+      c0[i] = high_halves(product1) ^ c1[i] ^ philox.key0[round];
+      c2[i] = high_halves(product0) ^ c3[i] ^ philox.key1[round];
+      c1[i] = product1;
+      c3[i] = product0;
+    }
+  }
+  for (int i = 0; i < Chains; ++i) {
+    // words 0 1, and 2 3, of each counter
+    const LongWord low = (c0[i] & 0xFFFFFFFFull) | (c1[i] << 32), high = (c2[i] & 0xFFFFFFFFull) | (c3[i] << 32);
 #if MAM_VECTOR_BYTES == 64
-  words[0] = bits<Word>(MAM_SHUFFLE(low, high, 0, 8, 1, 9, 2, 10, 3, 11));
-  words[1] = bits<Word>(MAM_SHUFFLE(low, high, 4, 12, 5, 13, 6, 14, 7, 15));
+    words[2 * i] = bits<Word>(MAM_SHUFFLE(low, high, 0, 8, 1, 9, 2, 10, 3, 11));
+    words[2 * i + 1] = bits<Word>(MAM_SHUFFLE(low, high, 4, 12, 5, 13, 6, 14, 7, 15));
 #elif MAM_VECTOR_BYTES == 32
-  words[0] = bits<Word>(MAM_SHUFFLE(low, high, 0, 4, 1, 5));
-  words[1] = bits<Word>(MAM_SHUFFLE(low, high, 2, 6, 3, 7));
+    words[2 * i] = bits<Word>(MAM_SHUFFLE(low, high, 0, 4, 1, 5));
+    words[2 * i + 1] = bits<Word>(MAM_SHUFFLE(low, high, 2, 6, 3, 7));
 #else
-  words[0] = bits<Word>(MAM_SHUFFLE(low, high, 0, 2));
-  words[1] = bits<Word>(MAM_SHUFFLE(low, high, 1, 3));
+    words[2 * i] = bits<Word>(MAM_SHUFFLE(low, high, 0, 2));
+    words[2 * i + 1] = bits<Word>(MAM_SHUFFLE(low, high, 1, 3));
 #endif
+  }
 }
 
 // As uniform() of mam/keys.h: scaling by a power of two commutes with rounding.
@@ -64,14 +92,18 @@ MAM_INLINE Float uniform_of(Word random) {
   return bits<Float>(v < 0x3F7FFFFF ? v : splat<Int>(0x3F7FFFFF));  // kLargestUniform
 }
 
+template <int Chains>
+MAM_INLINE void store_uniforms(const Philox& philox, int64_t position, int32_t* uniforms) {
+  Word words[2 * Chains];
+  words_of<Chains>(philox, position, words);
+  for (int i = 0; i < 2 * Chains; ++i) store(uniforms + i * kFloats, bits<Int>(uniform_of(words[i])));
+}
+
 // The uniforms of [first, first + count), as bits, in whole steps.
 static void fill_uniforms(const Philox& philox, int64_t first, int64_t count, int32_t* uniforms) {
-  for (int64_t i = 0; i < count; i += kStep) {
-    Word words[2];
-    words_of(philox, first + i, words);
-    store(uniforms + i, bits<Int>(uniform_of(words[0])));
-    store(uniforms + i + kFloats, bits<Int>(uniform_of(words[1])));
-  }
+  int64_t i = 0;
+  for (; i + kChains * kStep <= count; i += kChains * kStep) store_uniforms<kChains>(philox, first + i, uniforms + i);
+  for (; i < count; i += kStep) store_uniforms<1>(philox, first + i, uniforms + i);
 }
 
 // Rows are worked on in blocks that stay in the first-level cache, one short loop after the other: each has more independent work in flight

@@ -1,0 +1,145 @@
+// One call of a CPU kernel on fixed inputs, for counting its instructions: `instructions NAME`. Without a name, the names are listed.
+// What is counted is what `measured` does (instructions.py).
+
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/collapse.h"
+#include "mam/keys.h"
+#include "mam/ops.h"
+#include "mam/philox.h"
+
+extern "C" __attribute__((noinline, noclone)) void measured(const std::function<void()>& call) { call(); }
+
+namespace {
+
+constexpr int64_t kCells = 2, kPositions = 19264, kLatents = 128, kHeads = 8, kWidth = 256, kSlopes = kLatents * kHeads, kChosen = 38;
+
+double uniform(uint32_t number, uint32_t stream) { return mam::uniform(mam::philox(1, number, 0, 0, stream).word[0]); }
+
+std::vector<float> floats(int64_t count, uint32_t stream, double scale) {
+  std::vector<float> out;
+  for (int64_t i = 0; i < count; ++i) out.push_back(static_cast<float>((2 * uniform(static_cast<uint32_t>(i), stream) - 1) * scale));
+  return out;
+}
+
+// Cells of which 8 % of the genes are there, with values up to about 5, and the slopes of the latents.
+struct Cells {
+  std::vector<float> values, stored, slope = floats(kSlopes, 3, 0.5);
+  std::vector<int64_t> crow = {0}, col, latents;
+  std::vector<int32_t> num_masked = std::vector<int32_t>(kCells, static_cast<int32_t>(0.3 * kPositions));
+  std::vector<float> log_partition = std::vector<float>(kCells * kSlopes), mean = log_partition, variance = log_partition;
+  std::vector<float> importance = std::vector<float>(kCells * kPositions);
+  std::vector<uint8_t> mask = std::vector<uint8_t>(kCells * kPositions);
+
+  Cells() {
+    for (int64_t i = 0; i < kCells * kPositions; ++i) {
+      const bool there = uniform(static_cast<uint32_t>(i), 1) < 0.08;
+      values.push_back(there ? static_cast<float>(0.5 + 4.5 * uniform(static_cast<uint32_t>(i), 2)) : 0.0f);
+      if (there) stored.push_back(values.back()), col.push_back(i % kPositions);
+      if (i % kPositions == kPositions - 1) crow.push_back(static_cast<int64_t>(stored.size()));
+    }
+    for (int64_t n = 0; n < kChosen; ++n) latents.push_back(3 * n);
+  }
+
+  mam::Values dense() const { return {values.data(), mam::DType::float32, kCells, kPositions, kPositions, 1, nullptr, nullptr, false}; }
+  mam::Values sparse() const { return {stored.data(), mam::DType::float32, kCells, kPositions, 0, 0, crow.data(), col.data(), true}; }
+  mam::Moments moments() { return {log_partition.data(), mean.data(), variance.data()}; }
+
+  void mask_values(const mam::Values& view) {
+    const mam::Draw draw{1, 0, nullptr, nullptr, nullptr, 0};
+    mam::cpu::value_mask(view, {}, {}, slope.data(), kLatents, kHeads, latents.data(), kChosen, num_masked.data(), draw, {1e-8f, 1.0f},
+                         mask.data(), importance.data(), moments(), nullptr, {0, 1});
+  }
+};
+
+struct Weights {
+  std::vector<float> weight = floats(kCells * kPositions, 4, 0.05);
+  std::vector<int32_t> count = std::vector<int32_t>(kCells, static_cast<int32_t>(0.3 * kPositions));
+  std::vector<uint8_t> mask = std::vector<uint8_t>(kCells * kPositions);
+
+  void select() {
+    for (float& w : weight) w = 1.0f + w;
+    const mam::Values view{weight.data(), mam::DType::float32, kCells, kPositions, kPositions, 1, nullptr, nullptr, false};
+    measured([&] {
+      mam::cpu::select(view, {}, count.data(), {1, 0, nullptr, nullptr, nullptr, 0}, {0.0f, 1.0f}, mask.data(), nullptr, {0, 1});
+    });
+  }
+};
+
+// Parameters, and room for everything that is computed from them.
+struct Collapse {
+  std::vector<float> latents = floats(kLatents * kWidth, 5, 1), in_weight = floats(3 * kWidth * kWidth, 6, 0.1),
+                     in_bias = floats(3 * kWidth, 7, 0.1), token_weight = floats(kWidth, 8, 1), token_bias = floats(kWidth, 9, 1),
+                     out_weight = floats(kWidth * kWidth, 10, 0.1);
+  std::vector<float> slope = std::vector<float>(kSlopes), directions = std::vector<float>(kHeads * kWidth),
+                     constant = std::vector<float>(kWidth), folded = directions, unit = std::vector<float>(3 * kWidth);
+  std::vector<float> d_latents = latents, d_in_weight = in_weight, d_in_bias = in_bias, d_token_weight = token_weight,
+                     d_token_bias = token_bias, d_out_weight = out_weight;
+  std::vector<float> mean = floats(kCells * kSlopes, 11, 1), variance = mean, log_partition = mean;
+  std::vector<float> context = std::vector<float>(kCells * kWidth), penalty = {0}, average = std::vector<float>(kCells * kHeads),
+                     second = std::vector<float>(kHeads * kHeads), gram = second, d_slope = slope, d_directions = directions,
+                     d_constant = constant, d_bias = constant;
+  mam::cpu::Projection projection{
+      latents.data(), in_weight.data(), in_bias.data(), token_weight.data(), token_bias.data(), out_weight.data(),
+      kLatents,       kHeads,           kWidth};
+  mam::cpu::ContextInput input{
+      mean.data(), variance.data(), log_partition.data(), directions.data(), constant.data(), constant.data(), kCells, kLatents,
+      kHeads,      kWidth};
+
+  void forward() {
+    mam::cpu::project(projection, {slope.data(), directions.data(), constant.data(), folded.data(), unit.data()});
+    mam::cpu::context(input, {context.data(), penalty.data(), average.data(), second.data(), gram.data()});
+  }
+  void backward() {
+    mam::cpu::context_backward(input, average.data(), second.data(), gram.data(), context.data(), 0.5f,
+                               {d_slope.data(), d_directions.data(), d_constant.data(), d_bias.data()});
+    mam::cpu::project_backward(
+        projection, folded.data(), unit.data(), {d_slope.data(), d_directions.data(), d_constant.data()},
+        {d_latents.data(), d_in_weight.data(), d_in_bias.data(), d_token_weight.data(), d_token_bias.data(), d_out_weight.data()});
+  }
+};
+
+const std::map<std::string, std::function<void()>> kCalls = {
+    {"value attention, dense",
+     [] {
+       Cells cells;
+       measured([&] { mam::cpu::value_attention(cells.dense(), {}, cells.slope.data(), kSlopes, cells.moments(), nullptr, {0, 1}); });
+     }},
+    {"masking step, dense",
+     [] {
+       Cells cells;
+       measured([&] { cells.mask_values(cells.dense()); });
+     }},
+    {"masking step, CSR",
+     [] {
+       Cells cells;
+       measured([&] { cells.mask_values(cells.sparse()); });
+     }},
+    {"selection", [] { Weights().select(); }},
+    {"projections and context",
+     [] {
+       Collapse collapse;
+       measured([&] { collapse.forward(); });
+     }},
+    {"projections and context, backward",
+     [] {
+       Collapse collapse;
+       collapse.forward();
+       measured([&] { collapse.backward(); });
+     }},
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count == 2 && kCalls.count(arguments[1])) {
+    kCalls.at(arguments[1])();
+    return 0;
+  }
+  for (const auto& call : kCalls) std::printf("%s\n", call.first.c_str());
+  return count == 1 ? 0 : 2;
+}
