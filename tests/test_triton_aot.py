@@ -70,6 +70,21 @@ class Resources(NamedTuple):
     shared_bytes: int
 
 
+LAUNCHES = {
+    "selection": ["select_kernel"],
+    "latents": ["draw_latents_kernel"],
+    "moments": ["value_kernel"],
+    "masking step": ["value_kernel"],
+    "attention, many cells": ["forward_kernel"],
+    "gradients, many cells": ["delta_kernel", "key_value_gradient_kernel", "query_gradient_kernel"],
+    "importance, many cells": ["importance_kernel"],
+    "attention, one cell": ["forward_kernel", "merge_kernel"],
+    "gradients, one cell": ["delta_kernel", "key_value_gradient_kernel", "query_gradient_kernel"],
+    "importance, one cell": ["importance_kernel"],
+}
+"""What each operation launches. One more kernel in a call is some 5 us more of host time and a pass more over memory."""
+
+
 def record(kernel: object, launches: dict[Launch, None]) -> Callable:
     """Stands in for `kernel.run`: notes a launch as Triton would specialize it."""
     import torch
@@ -177,6 +192,44 @@ def launches(backend: str) -> list[Launch]:
     return list(recorded)
 
 
+def launched() -> dict[str, list[str]]:
+    """The kernels that each operation launches, in order: what a call costs the host and the device beside its arithmetic."""
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    names: list[str] = []
+    value, token, selection = (backend_module(folder) for folder in ("value_attention", "latent_attention", "selection"))
+    for module in (value, token, selection):
+        for kernel in vars(module).values():
+            if isinstance(kernel, JITFunction) and kernel.__name__.endswith("_kernel"):
+                kernel.run = lambda *_, kernel=kernel, **__: names.append(kernel.__name__)
+
+    def of(call: Callable, *arguments: object) -> list[str]:
+        names.clear()
+        call(*arguments)
+        return list(names)
+
+    word, slope, chosen = torch.tensor(5), torch.ones(128, 8), torch.arange(38)
+    weights, counts, rows = torch.ones(64, 20000), torch.ones(64, dtype=torch.int32), torch.arange(64)
+    found = {
+        "selection": of(selection.select, weights, counts, None, rows, word, word, 0.0, 1.0),
+        "latents": of(selection.draw_latents, 128, 38, word, word, torch.device("cpu")),
+        "moments": of(value.moments, weights, None, None, slope, None, 20000),
+        "masking step": of(
+            value.mask, weights, None, None, slope, None, None, counts, chosen, rows, word, word, 1e-8, 1.0, 20000
+        ),
+    }  # fmt: skip
+    for what, batch, heads in (("many cells", 64, 8), ("one cell", 1, 1)):
+        query, key = torch.ones(128, heads, 32), torch.ones(batch, 4096, heads, 32)
+        output, logsumexp = torch.ones(batch, *query.shape), torch.zeros(batch, 128, heads)
+        found |= {
+            f"attention, {what}": of(token.forward, query, key, key, None, 0.1),
+            f"gradients, {what}": of(token.backward, output, None, query, key, key, None, output, logsumexp, 0.1),
+            f"importance, {what}": of(token.importance, query, key, logsumexp, chosen, None, 0.1),
+        }
+    return found
+
+
 def compile_one(launch: Launch, target_name: str) -> Resources:
     """Compile one launch for one target and read what it uses."""
     import triton
@@ -221,18 +274,28 @@ def compile_everything() -> list[Resources]:
         return list(pool.map(compile_one, *zip(*jobs, strict=True)))
 
 
-@functools.cache
-def compiled_elsewhere() -> list[Resources]:
-    """`compile_everything` in a process without Triton's interpreter."""
+def in_a_process_of_its_own(flag: str) -> str:
+    """The last line that this file prints with a flag, in a process without Triton's interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY)
+    done = subprocess.run([sys.executable, __file__, flag], capture_output=True, text=True, env=environment, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [Resources(*row) for row in json.loads(done.stdout.splitlines()[-1])]
+    return done.stdout.splitlines()[-1]
+
+
+@functools.cache
+def compiled_elsewhere() -> list[Resources]:
+    """`compile_everything`, once."""
+    return [Resources(*row) for row in json.loads(in_a_process_of_its_own("--json"))]
 
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
+
+
+@needs_triton
+def test_number_of_launches() -> None:
+    found = json.loads(in_a_process_of_its_own("--launches"))
+    assert found == LAUNCHES
 
 
 @needs_triton
@@ -262,5 +325,8 @@ def table(kernels: list[Resources]) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))
-    everything = compile_everything()
-    print(json.dumps(everything) if "--json" in sys.argv else table(everything))
+    if "--launches" in sys.argv:
+        print(json.dumps(launched()))
+    else:
+        everything = compile_everything()
+        print(json.dumps(everything) if "--json" in sys.argv else table(everything))
