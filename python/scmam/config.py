@@ -163,7 +163,7 @@ class Evaluation(Section):
     train_cells: Count | None = Field(None, description="labelled cells that a fold trains on at most, of each class alike; null: all")
     hidden: Count = Field(256, description="hidden units of the fine-tuned head")
     epochs: Count = Field(10, description="of fine-tuning")
-    batch_size: Count = Field(64, description="cells a step of fine-tuning")
+    batch_size: Count = Field(32, description="cells a step of fine-tuning")
     lr: Positive = Field(1e-3, description="of fine-tuning")
     head_input: Literal["whitened", "standardised"] = Field(
         "whitened", description="what the fine-tuned head reads: features along their principal axes, or each for itself, at variance 1"

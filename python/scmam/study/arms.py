@@ -43,6 +43,10 @@ ARMS: dict[str, Arm] = {
         {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
     ),
     "mam": Arm("Multinomial Attention Masking as published", {"strategy": "mam", "corruption": "all", "injection": "decoder"}),
+    "mam-mixed": Arm(
+        "mam with the corruption that uniform masks have, 80/10/10",
+        {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
+    ),
     "mam-visible": Arm(
         "mam, its context without the hidden values",
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "context_from": "visible"},
@@ -61,10 +65,6 @@ ARMS: dict[str, Arm] = {
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "slope_norm": 1.0},
     ),
     "mam-nonzero": Arm("mam over the non-zeros", {"strategy": "mam", "corruption": "all", "injection": "decoder", "zero_ratio": 0.0}),
-    "mam-tuned": Arm(
-        "mam over the non-zeros, with corruption 80/10/10 and an injection that starts at zero",
-        {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder", "injection_start": "zero", "zero_ratio": 0.0},
-    ),
     "mam-embedding": Arm(
         "mam on gene and value embeddings of the non-zeros",
         {"strategy": "mam-embedding", "corruption": "all", "injection": "decoder", "zero_ratio": 0.03},
