@@ -42,7 +42,7 @@ static void dots(const float* matrix, int64_t rows, int64_t width, int64_t strid
 
 // A block of `combine`: Outs rows of the result, Vectors vectors of each.
 template <typename Vector, int Outs, int Vectors>
-MAM_INLINE void combine_block(const Combination& c, int64_t out, int64_t column) {
+MAM_INLINE void combine_block(const Combination c, int64_t out, int64_t column) {
   constexpr int kLanes = static_cast<int>(sizeof(Vector) / sizeof(float));
   Vector total[Outs][Vectors] = {};
   const float* matrix = c.matrix + column;
@@ -61,7 +61,7 @@ MAM_INLINE void combine_block(const Combination& c, int64_t out, int64_t column)
 }
 
 template <int Outs, int Vectors>
-MAM_INLINE void combine_rows(const Combination& c, int64_t out) {
+MAM_INLINE void combine_rows(const Combination c, int64_t out) {
   int64_t column = 0;
   for (; column + Vectors * kFloats <= c.width; column += Vectors * kFloats) combine_block<Float, Outs, Vectors>(c, out, column);
   for (; column + kFloats <= c.width; column += kFloats) combine_block<Float, Outs, 1>(c, out, column);
@@ -77,7 +77,7 @@ MAM_INLINE void combine_rows(const Combination& c, int64_t out) {
     }
 }
 
-static void combine_some(const Combination& c) {
+static void combine_some(const Combination c) {
   int64_t out = 0;
   for (; out + 8 <= c.outs; out += 8) combine_rows<8, 2>(c, out);
   for (; out + 2 <= c.outs; out += 2) combine_rows<2, 4>(c, out);
