@@ -18,12 +18,13 @@ import mam_kernels as mam
 from mam_kernels.testing import measure
 from mam_kernels.testing.agreement import Disagreement, forward
 from mam_kernels.testing.measure import Contender
-from mam_kernels.testing.side_by_side import DIRECTIONS, Row, Variant, measure_against, side_by_side
+from mam_kernels.testing.side_by_side import COMPILED, DIRECTIONS, SDPA, Row, Variant, measure_against, side_by_side
 from mam_kernels.testing.tolerances import misplaced
 
 from . import results, workloads
 
 MULTINOMIAL = "torch.multinomial"
+RIVALS = (COMPILED, SDPA)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def value_path(sizes: Sizes) -> list[Row]:
         variants.append(Variant(f"{name}, dense", name, sets))
         variants.append(Variant(f"{name}, sparse CSR", name, [tokens.to_sparse_csr() for tokens in sets]))
     module = masking_module(sizes)
-    return side_by_side(module, variants, few, samples=sizes.samples, seconds=sizes.seconds, progress=say)
+    return side_by_side(module, variants, few, rivals=RIVALS, samples=sizes.samples, seconds=sizes.seconds, progress=say)
 
 
 def token_path(sizes: Sizes) -> list[Row]:
@@ -80,7 +81,7 @@ def token_path(sizes: Sizes) -> list[Row]:
     names = workloads.backends_on("cpu", "latent_attention", torch.float32)
     module = masking_module(sizes, input_dim=sizes.width)
     variants = [Variant(name, name, tokens) for name in names]
-    return side_by_side(module, variants, tokens, samples=sizes.samples, seconds=sizes.seconds, progress=say)
+    return side_by_side(module, variants, tokens, rivals=RIVALS, samples=sizes.samples, seconds=sizes.seconds, progress=say)
 
 
 def selection(sizes: Sizes) -> list[Row]:
@@ -90,6 +91,7 @@ def selection(sizes: Sizes) -> list[Row]:
     contenders = {
         MULTINOMIAL: Contender(workloads.select_by_multinomial, weights),
         "topk of weight / exponential": Contender(workloads.select_by_exponential_topk, weights),
+        "topk alone, of given keys": Contender(workloads.topk_of_keys, weights),
     }
     for name in workloads.backends_on("cpu", "sample_without_replacement", torch.float32):
         say(f"{name}: checking its draw")

@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, readme, results, study, workloads
+from benchmarks import gpu, readme, results, study, sweeps, workloads
 from mam_kernels.testing import agreement, side_by_side
 from mam_kernels.testing.measure import Contender
+from mam_kernels.testing.paper import PaperMasking
 
 TINY = [
     *("--positions=64", "--latents=6", "--heads=2", "--width=8", "--cells=3", "--token-positions=20", "--token-cells=2"),
@@ -19,6 +20,7 @@ TINY = [
 @pytest.fixture(autouse=True)
 def _no_fresh_process(monkeypatch):
     monkeypatch.setattr(study, "import_seconds", lambda: {"torch": 1.0, "mam_kernels_adds": 0.1})
+    monkeypatch.setattr(study, "RIVALS", (side_by_side.SDPA,))  # compiling takes a minute
 
 
 def test_the_study_runs(tmp_path, capsys):
@@ -142,3 +144,55 @@ def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch
     assert lines[2] == "| arm | linear probe | minus uniform | fine-tuning | minus uniform |"
     assert lines[4] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
     assert lines[5] == "| `uniform` | 60.0 ± 5.0 | – | – | – |"
+
+
+def test_sweeps_run_along_every_axis(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    monkeypatch.setattr(sweeps, "ceilings", lambda: {"copied_bytes": 1e10})
+    monkeypatch.setattr(sweeps, "AXES", {axis: (label, values[:3]) for axis, (label, values) in sweeps.AXES.items()})
+    assert sweeps.main(["--most-positions=4096", "--samples=3", f"--out={tmp_path}"]) == 0
+    content = json.loads((tmp_path / "sweeps.json").read_text())
+    assert {row["axis"] for row in content["rows"]} == set(sweeps.AXES)
+    assert all(row["median_us"] > 0 for row in content["rows"])
+    assert set(content["lines"]) == {"positions", "cells"}
+    assert (tmp_path / "sweeps.svg").read_text().count("latents × heads") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweeps.json", "sweeps.svg"]
+    assert "us a cell" in capsys.readouterr().out
+
+
+def test_a_line_is_found_again():
+    rows = [{"positions": size, "cells": 4, "median_us": (100 + 0.5 * size) / 4} for size in (10, 100, 1000)]
+    found = sweeps.slope_of(rows, "positions")
+    assert found["fixed_us"] == pytest.approx(100)
+    assert found["us_each"] == pytest.approx(0.5)
+    assert found["largest_relative_error"] < 1e-9
+
+
+def test_ceilings_are_rates():
+    found = sweeps.ceilings(seconds=0)
+    assert set(found) == {"copied_bytes", "exponentials", "multiply_adds"}
+    assert min(found.values()) > 1e6
+
+
+@pytest.mark.parametrize("input_dim", [None, 8])
+def test_fused_attention_gives_the_context_of_the_paper_computation(input_dim):
+    torch.manual_seed(0)
+    paper = PaperMasking(input_dim, latent_dim=8, num_latents=6, num_heads=2).double()
+    tokens = torch.randn(3, 20, dtype=torch.float64) if input_dim is None else torch.randn(3, 20, 8, dtype=torch.float64)
+    found, wanted = paper.attend_only(tokens), paper(tokens)
+    torch.testing.assert_close(found.context, wanted.context)
+    torch.testing.assert_close(found.penalty, wanted.penalty)
+    assert found.mask.numel() == 0
+
+
+def test_a_rival_that_is_wrong_is_refused_and_one_that_does_not_run_left_out(monkeypatch):
+    torch.manual_seed(0)
+    paper, tokens, said = PaperMasking(latent_dim=8, num_latents=6, num_heads=2), torch.rand(3, 20), []
+    assert set(side_by_side._rival(side_by_side.SDPA, paper, tokens, said.append)) == {side_by_side.SDPA}
+    right = PaperMasking.attend_only
+    monkeypatch.setattr(PaperMasking, "attend_only", lambda self, x: right(self, x)._replace(context=right(self, x).context + 0.1))
+    with pytest.raises(agreement.Disagreement, match="its context is not that of the paper computation"):
+        side_by_side._rival(side_by_side.SDPA, paper, tokens, said.append)
+    monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
+    assert side_by_side._rival(side_by_side.COMPILED, paper, tokens, said.append) == {}
+    assert "left out, for it does not run here" in said[-1]

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -69,6 +70,23 @@ class PaperMasking(nn.Module):
             context=attended.mean(dim=1),
             penalty=attended.square().sum(dim=(1, 2)).mean(),
         )
+
+    def attend_only(self, tokens: Tensor) -> PaperOutput:
+        """Context and penalty alone, by `torch.nn.functional.scaled_dot_product_attention`, which tells no weights and so allows no mask.
+
+        Less than a masking step, and so no rival of it but a bound: what torch's own fused attention takes on the same tokens.
+        """
+        projected = self.input_proj(tokens.unsqueeze(-1) if self.input_dim is None else tokens)
+        attention, nothing = self.cross_attention, tokens.new_zeros(len(tokens), 0)
+        query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
+        query_bias, key_bias, value_bias = attention.in_proj_bias.chunk(3)
+        query = F.linear(self.latents, query_weight, query_bias).expand(len(tokens), -1, -1)
+        heads = [
+            x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for x in (query, F.linear(projected, key_weight, key_bias), F.linear(projected, value_weight, value_bias))
+        ]
+        attended = attention.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return PaperOutput(nothing.bool(), nothing, attended.mean(dim=1), attended.square().sum(dim=(1, 2)).mean())
 
     def _draw(self, importance: Tensor, valid: Tensor | None, num_masked: int | None) -> Tensor:
         probability = importance + self.eps

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .agreement import forward, forward_backward, paper_twin, require_agreement
+from .agreement import Disagreement, forward, forward_backward, paper_twin, require_agreement
 from .measure import Contender, Peak, Timing, peak_memory, tensor_bytes, time_interleaved
+from .paper import PaperMasking, PaperOutput
 
 PAPER = "paper computation"
+COMPILED = "paper computation, torch.compile"
+SDPA = "scaled_dot_product_attention, no mask"
 DIRECTIONS: dict[str, Callable[[nn.Module], Callable]] = {"forward": forward, "forward + backward": forward_backward}
 
 
@@ -66,6 +69,7 @@ def side_by_side(
     variants: Sequence[Variant],
     paper_tokens: Sequence[Tensor],
     *,
+    rivals: Sequence[str] = (),
     samples: int = 7,
     seconds: float | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -76,25 +80,64 @@ def side_by_side(
         module: a `mam_kernels.MultinomialAttentionMasking`; each variant runs a copy of it with its own backend.
         variants: what to measure. Their tokens are the cells of a call; time counts per cell, so they may hold more than ...
         paper_tokens: ... the cells of a call of the paper computation, dense, one tensor an input set. Agreement is checked on these.
+        rivals: what else runs on these: `COMPILED`, and `SDPA`, which computes the context alone. One that does not run here is left out.
         samples, seconds: as in `time_interleaved`, for each direction.
         progress: is told what goes on, a line at a time.
 
     Raises:
-        Disagreement: a variant does not compute what the paper computes; nothing is measured then.
+        Disagreement: a variant or a rival does not compute what the paper computes; nothing is measured then.
     """
     paper = paper_twin(module)
     modules = {variant.name: with_backend(module, variant.backend) for variant in variants}
     for variant in variants:
         progress(f"{variant.name}: comparing with the paper computation")
         require_agreement(modules[variant.name], _like(paper_tokens[0], variant.tokens[0]), paper=paper)
+    others = {}
+    for name in rivals:
+        progress(f"{name}: comparing with the paper computation")
+        others |= _rival(name, paper, paper_tokens[0], progress)
     rows = []
     for direction, step in DIRECTIONS.items():
         progress(f"{direction}: measuring")
         contenders = {PAPER: Contender(step(paper), [(tokens,) for tokens in paper_tokens])}
+        for name, rival in others.items():
+            contenders[name] = Contender(step(rival), [(tokens,) for tokens in paper_tokens])
         for variant in variants:
             contenders[variant.name] = Contender(step(modules[variant.name]), [(tokens,) for tokens in variant.tokens])
         rows += measure_against(PAPER, contenders, what=direction, samples=samples, seconds=seconds)
     return rows
+
+
+class _AttendOnly(nn.Module):
+    """`PaperMasking.attend_only` as a module with the paper computation's parameters."""
+
+    def __init__(self, paper: PaperMasking) -> None:
+        super().__init__()
+        self.paper = paper
+
+    @property
+    def latents(self) -> Tensor:
+        return self.paper.latents
+
+    def forward(self, tokens: Tensor) -> PaperOutput:
+        return self.paper.attend_only(tokens)
+
+
+def _rival(name: str, paper: PaperMasking, tokens: Tensor, progress: Callable[[str], None]) -> dict[str, nn.Module]:
+    """A rival by its name, checked; nothing where it does not run."""
+    rival = torch.compile(copy.deepcopy(paper)) if name == COMPILED else _AttendOnly(paper)
+    try:
+        for step in DIRECTIONS.values():
+            step(rival)(_small(tokens))
+        found = rival(tokens)
+    except Exception as error:  # torch's compiler needs one for C++, and names many reasons why it cannot go on
+        progress(f"{name}: left out, for it does not run here ({type(error).__name__}: {str(error).splitlines()[0]})")
+        return {}
+    wanted = paper(tokens)
+    for what in ("context", "penalty"):
+        if not torch.allclose(getattr(found, what), getattr(wanted, what), rtol=1e-3, atol=1e-4):
+            raise Disagreement(f"{name}: its {what} is not that of the paper computation")
+    return {name: rival}
 
 
 def measure_against(
