@@ -22,7 +22,7 @@ def table(study: dict) -> str:
     ]
     for title, rows in study["sections"].items():
         lines += _section(title, rows)
-    lines += ["", *_batches(study["batches"], next(iter(study["sections"].values())))]
+    lines += ["", *_batches(study["batches"], next(iter(study["sections"].values()))), *_rivals(study["sections"])]
     lines += [
         "",
         f"Medians of {study['sizes']['samples']} interleaved measurements in one process; on the value path "
@@ -43,6 +43,18 @@ def _batches(records: list[dict], value_path: list[dict]) -> list[str]:
         ratios[record["what"]].append(f"{baseline[record['what']] / record['median_us']:,.0f} × at {record['cells_per_call']}")
     parts = [f"{what} {', '.join(some)}" for what, some in ratios.items()]
     return [f"A call has a fixed cost, so the ratio grows with its cells; dense values, inputs in cache: {'; '.join(parts)}."]
+
+
+def _rivals(sections: dict[str, list[dict]]) -> list[str]:
+    """What else was measured on the same cells, for scale."""
+    found: dict[str, list[str]] = {}
+    for title, rows in sections.items():
+        for row in rows:
+            if row["ratio"] is not None and not row["contender"].startswith(("cpu", "reference")):
+                where = f"{_time(row['median_us'])} ({title.partition(':')[0].lower()}, {row['what']})"
+                found.setdefault(row["contender"], []).append(where)
+    parts = [f"{name}: {', '.join(some)}" for name, some in found.items()]
+    return ["", f"On the same cells, a cell: {'; '.join(parts)}."] if parts else []
 
 
 def _section(title: str, rows: list[dict]) -> list[str]:
