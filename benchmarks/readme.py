@@ -88,7 +88,7 @@ def comparison(folder: Path) -> str:
     )
     baselines = [f"{row['arm']} {_points(row['mean'])}" for row in rows if not int(row["seeds"])]
     lines = [
-        f"{title}; on the data itself: {', '.join(baselines)}.",
+        f"{title}; {_scored(folder)}on the data itself: {', '.join(baselines)}.",
         "",
         f"| arm | linear probe | minus {reference} | fine-tuning | minus {reference} |",
         "|---|---|---|---|---|",
@@ -98,6 +98,19 @@ def comparison(folder: Path) -> str:
         scores = [text for method in ("linear-probe", "fine-tuning") for text in _score(methods.get(method))]
         lines.append(f"| `{arm}` | {' | '.join(scores)} |")
     return "\n".join(lines) + "\n"
+
+
+def _scored(folder: Path) -> str:
+    """Which of the cells the scores are of."""
+    import yaml  # comes with the study layer
+
+    evaluation = yaml.safe_load((folder / "config.yaml").read_text())["evaluation"]
+    parts = [f"{evaluation['folds']} folds"]
+    if evaluation["development"]:
+        parts[0] += f" of the {1 - evaluation['development']:.0%} that no setting was chosen on"
+    if evaluation["train_cells"]:
+        parts.append(f"at most {evaluation['train_cells']} labelled cells to train on")
+    return f"{', '.join(parts)}; "
 
 
 def comparisons() -> str:
