@@ -106,9 +106,9 @@ def _scored(folder: Path) -> str:
 
     evaluation = yaml.safe_load((folder / "config.yaml").read_text())["evaluation"]
     parts = [f"{evaluation['folds']} folds"]
-    if evaluation["development"]:
+    if evaluation.get("development"):
         parts[0] += f" of the {1 - evaluation['development']:.0%} that no setting was chosen on"
-    if evaluation["train_cells"]:
+    if evaluation.get("train_cells"):
         parts.append(f"at most {evaluation['train_cells']} labelled cells to train on")
     return f"{', '.join(parts)}; "
 
