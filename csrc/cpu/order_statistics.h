@@ -22,16 +22,18 @@ static int64_t count_below(const int32_t* keys, int64_t padded, int32_t pivot) {
 // The keys in [from, to) go to `out` (which may be `keys`), padded; returns their number, and how many are below.
 static int64_t collect(const int32_t* keys, int64_t padded, int32_t from, int32_t to, int32_t* out, int64_t* below) {
   int32_t* const begin = out;
-  int64_t less = 0;
+  Int less{};
   for (int64_t i = 0; i < padded; i += kFloats) {
     const Int key = load<Int>(keys + i);
-    const uint32_t under = lane_bits(key < from), inside = lane_bits(key < to) & ~under;
-    less += __builtin_popcount(under);
+    const Int under = key < from;
+    less -= under;
+    // unsigned, [from, to) is one comparison
+    const uint32_t inside = lane_bits(bits<Word>(key - from) < static_cast<uint32_t>(to - from));
     out = append(out, key, inside);
   }
   const int64_t count = out - begin;
   for (int64_t i = count; i < padded_to_vectors(count); ++i) begin[i] = kNeverDrawn;
-  *below = less;
+  *below = sum(less);
   return count;
 }
 
@@ -132,12 +134,11 @@ static int32_t threshold(const int32_t* keys, int64_t positions, int64_t drawabl
 }
 
 static void mark(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask) {
-  using Bytes = VectorOf<uint8_t, kFloats>::type;
   int64_t marked = 0, l = 0;
   for (; l + kFloats <= positions; l += kFloats) {
-    const Int hidden = load<Int>(keys + l) <= threshold;
-    marked += __builtin_popcount(lane_bits(hidden));
-    store(mask + l, __builtin_convertvector(hidden, Bytes) & 1);
+    const uint32_t hidden = lane_bits(load<Int>(keys + l) <= threshold);
+    marked += __builtin_popcount(hidden);
+    store_flags(mask + l, hidden);
   }
   for (; l < positions; ++l) marked += mask[l] = keys[l] <= threshold;
   for (; marked > k; --marked) {  // equal keys: the last ones give way

@@ -91,6 +91,12 @@ MAM_INLINE double sum(Double vector) {
   return total;
 }
 
+MAM_INLINE int64_t sum(Int vector) {
+  int64_t total = 0;
+  for (int i = 0; i < kFloats; ++i) total += vector[i];
+  return total;
+}
+
 MAM_INLINE float sum(Float vector) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(reinterpret_cast<__m512>(vector));
@@ -115,6 +121,20 @@ MAM_INLINE uint32_t lane_bits(Int comparison) {
   uint32_t mask = 0;
   for (int i = 0; i < kFloats; ++i) mask |= (static_cast<uint32_t>(comparison[i]) & 1u) << i;
   return mask;
+#endif
+}
+
+// One byte for each lane, 1 where its bit is set.
+MAM_INLINE void store_flags(uint8_t* to, uint32_t lanes) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_set1_epi8(static_cast<__mmask16>(lanes), 1));
+#elif defined(__AVX2__)
+  // seven bits are spread by a product that moves bit i by 7 i; the eighth would meet another
+  const uint64_t bytes = ((lanes & 0x7Full) * 0x0002040810204081ull & 0x0101010101010101ull) | static_cast<uint64_t>(lanes >> 7) << 56;
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+#else
+  const uint32_t bytes = lanes * 0x00204081u & 0x01010101u;
+  __builtin_memcpy(to, &bytes, sizeof bytes);
 #endif
 }
 
