@@ -151,6 +151,23 @@ MAM_INLINE Int flag_lanes(const uint8_t* flags) {
   return lanes != 0;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each of the 256 sets of lanes, the numbers of those in it, the lowest first.
+struct LaneNumbers {
+  uint8_t number[256][8];
+};
+
+constexpr LaneNumbers lane_numbers_by_bits() {
+  LaneNumbers table{};
+  for (int bits = 0; bits < 256; ++bits)
+    for (int lane = 0, count = 0; lane < 8; ++lane)
+      if (bits >> lane & 1) table.number[bits][count++] = static_cast<uint8_t>(lane);
+  return table;
+}
+
+static constexpr LaneNumbers kLaneNumbers = lane_numbers_by_bits();
+#endif
+
 // The lanes whose bit is set, one after the other; returns the end. May write a whole vector.
 template <typename T, typename Vector>
 MAM_INLINE T* append(T* to, Vector vector, uint32_t lanes) {
@@ -158,6 +175,10 @@ MAM_INLINE T* append(T* to, Vector vector, uint32_t lanes) {
 #if defined(__AVX512F__)
   const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), reinterpret_cast<__m512i>(vector));
   _mm512_storeu_si512(to, packed);
+  return to + __builtin_popcount(lanes);
+#elif defined(__AVX2__)
+  const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLaneNumbers.number[lanes])));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(vector), order));
   return to + __builtin_popcount(lanes);
 #else
   for (; lanes; lanes &= lanes - 1) *to++ = vector[__builtin_ctz(lanes)];
