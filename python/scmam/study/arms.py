@@ -69,6 +69,10 @@ ARMS: dict[str, Arm] = {
         "mam on gene and value embeddings of the non-zeros",
         {"strategy": "mam-embedding", "corruption": "all", "injection": "decoder", "zero_ratio": 0.03},
     ),
+    "mam-embedding-mixed": Arm(
+        "the same with the corruption that uniform masks have, 80/10/10",
+        {"strategy": "mam-embedding", "corruption": "80/10/10", "injection": "decoder", "zero_ratio": 0.03},
+    ),
     "expression": Arm("in proportion to expression", {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03}),
 }
 
