@@ -9,6 +9,7 @@ compiled for the host, take the place of the real ones in a third.
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -110,6 +111,8 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown group: {', '.join(sorted(unknown))}")
     chosen = [group for group in GROUPS if not options.groups or group.name in options.groups]
+    # Started in the background of a script, this process ignores Ctrl-C, and so would the tests of it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(pool.map(run, chosen))
     print("\n" + report(outcomes))

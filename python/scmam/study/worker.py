@@ -27,6 +27,7 @@ ABANDONED = 10.0  # seconds for a checkpoint when the study was killed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the task; returns the exit status. A user's error is the last line of the output."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a study in the background of a script ignores it, and so would its workers
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     import torch
 
