@@ -125,11 +125,13 @@ def test_a_readme_with_other_figures_is_noticed(tmp_path, monkeypatch):
 
 
 def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch):
+    pytest.importorskip("yaml", reason="the single-cell layer is not installed")
     folder = tmp_path / "blood"
     folder.mkdir()
     cells = {"num_cells": 1200, "num_genes": 300, "classes": {"a": 700, "b": 500}}
     record = {"cells": cells, "arms": ["none", "uniform"], "seeds": [0, 1, 2], "reference": "uniform"}
     (folder / "study.json").write_text(json.dumps(record))
+    (folder / "config.yaml").write_text("evaluation: {folds: 3, development: 0.3, train_cells: 400}\n")
     (folder / "summary.csv").write_text(
         "arm,method,metric,mean,low,high,seeds,difference,difference_low,difference_high,p_value\n"
         "none,linear-probe,macro_f1,0.5,0.48,0.52,3,-0.1,-0.15,-0.05,0.01\n"
@@ -140,7 +142,10 @@ def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch
     )
     monkeypatch.setattr(readme, "MASKING", tmp_path)
     lines = readme.comparisons().splitlines()
-    assert lines[0] == "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; on the data itself: pca 62.5."
+    assert lines[0] == (
+        "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; 3 folds of the 70% that no setting was chosen on, "
+        "at most 400 labelled cells to train on; on the data itself: pca 62.5."
+    )
     assert lines[2] == "| arm | linear probe | minus uniform | fine-tuning | minus uniform |"
     assert lines[4] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
     assert lines[5] == "| `uniform` | 60.0 ± 5.0 | – | – | – |"

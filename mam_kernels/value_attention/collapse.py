@@ -6,13 +6,16 @@ type, and one call of C++ (``csrc/cpu/collapse.cpp``) for float32 on the CPU, wh
 The operations are registered, so that both can be compiled and exported.
 """
 
+import functools
+import importlib
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dispatch import resolve
 from ..registration import define
-from . import cpu
 
 
 class ScalarProjections(torch.autograd.Function):
@@ -181,9 +184,15 @@ def _in_cpp(x: Tensor, backend: str) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and resolve(backend, "value_mask", "cpu", x.dtype) == "cpu"
 
 
+@functools.cache
+def _cpp() -> ModuleType:
+    """The C++ version; loaded when it is needed first, not when the package is imported."""
+    return importlib.import_module(f"{__package__}.cpu")
+
+
 def _run_project(latents: Tensor, *others: Tensor | int | str) -> tuple[Tensor, ...]:
     *arguments, backend = others
-    return (cpu.project if _in_cpp(latents, backend) else project)(latents, *arguments)
+    return (_cpp().project if _in_cpp(latents, backend) else project)(latents, *arguments)
 
 
 def _fake_project(latents: Tensor, *others: Tensor | int | str) -> tuple[Tensor, ...]:
@@ -194,7 +203,7 @@ def _fake_project(latents: Tensor, *others: Tensor | int | str) -> tuple[Tensor,
 
 def _run_project_backward(*arguments: Tensor | str) -> tuple[Tensor, ...]:
     *tensors, backend = arguments
-    return (cpu.project_backward if _in_cpp(tensors[0], backend) else project_backward)(*tensors)
+    return (_cpp().project_backward if _in_cpp(tensors[0], backend) else project_backward)(*tensors)
 
 
 def _fake_project_backward(*arguments: Tensor | str) -> tuple[Tensor, ...]:
@@ -203,7 +212,7 @@ def _fake_project_backward(*arguments: Tensor | str) -> tuple[Tensor, ...]:
 
 def _run_context(*arguments: Tensor | str) -> tuple[Tensor, ...]:
     *tensors, backend = arguments
-    return (cpu.context if _in_cpp(tensors[0], backend) else context)(*tensors)
+    return (_cpp().context if _in_cpp(tensors[0], backend) else context)(*tensors)
 
 
 def _fake_context(mean: Tensor, *others: Tensor | str) -> tuple[Tensor, ...]:
@@ -213,7 +222,7 @@ def _fake_context(mean: Tensor, *others: Tensor | str) -> tuple[Tensor, ...]:
 
 def _run_context_backward(*arguments: Tensor | str) -> tuple[Tensor, ...]:
     *tensors, backend = arguments
-    return (cpu.context_backward if _in_cpp(tensors[0], backend) else context_backward)(*tensors)
+    return (_cpp().context_backward if _in_cpp(tensors[0], backend) else context_backward)(*tensors)
 
 
 def _fake_context_backward(grad_context: Tensor, grad_penalty: Tensor, mean: Tensor, *others: Tensor | str) -> tuple[Tensor, ...]:
