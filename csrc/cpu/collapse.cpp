@@ -1,4 +1,4 @@
-// Products of the size of the parameters, which every call pays for whatever its batch: each parameter is read once.
+// Products of the size of the parameters, which every call pays for whatever its batch.
 
 #include "cpu/collapse.h"
 
@@ -45,10 +45,10 @@ void offset_of(const ContextInput& from, int64_t row, float* offset) {
 void project(const Projection& from, const Projected& to) {
   const Kernels& run = kernels();
   const int64_t width = from.width, heads = from.heads, head = from.head_width(), square = width * width;
-  float *const key = to.unit, *const gain = key + width, *const constant = gain + width;
-  run.dots(from.in_weight + square, 2 * width, width, width, from.token_weight, key);  // keys and values of a unit
-  run.dots(from.in_weight + 2 * square, width, width, width, from.token_bias, constant);
-  for (int64_t i = 0; i < width; ++i) constant[i] += from.in_bias[2 * width + i];
+  float *const key = to.unit, *const gain = key + width, *const nothing = gain + width;  // nothing: e
+  run.dots(from.in_weight + square, 2 * width, width, width, from.token_weight, key);    // keys and values of a unit
+  run.dots(from.in_weight + 2 * square, width, width, width, from.token_bias, nothing);
+  for (int64_t i = 0; i < width; ++i) nothing[i] += from.in_bias[2 * width + i];
 
   const float scale = 1.0f / std::sqrt(static_cast<float>(head));
   Buffer<float> bias(heads);
@@ -62,7 +62,7 @@ void project(const Projection& from, const Projected& to) {
     for (int64_t h = 0; h < heads; ++h) slope[h] = scale * (slope[h] + bias[h]);
   }
   for (int64_t h = 0; h < heads; ++h) run.dots(from.out_weight + h * head, width, head, width, gain + h * head, to.directions + h * width);
-  run.dots(from.out_weight, width, width, width, constant, to.constant);
+  run.dots(from.out_weight, width, width, width, nothing, to.constant);
 }
 
 void project_backward(const Projection& from, const float* folded, const float* unit, const ProjectedGradient& incoming,
@@ -123,16 +123,16 @@ void context(const ContextInput& from, const ContextOutput& to) {
   for (int64_t g = 0; g < heads; ++g)
     kernels().dots(from.directions, heads, width, width, from.directions + g * width, to.gram + g * heads);
 
-  Buffer<float> offset(width), ones(latents), products(heads * heads);
+  Buffer<float> offset(width), share(latents), products(heads * heads);
   Buffer<double> second(heads * heads);  // over all cells, in double
-  std::fill_n(ones.get(), latents, 1.0f / static_cast<float>(latents));
+  std::fill_n(share.get(), latents, 1.0f / static_cast<float>(latents));
   std::fill_n(second.get(), heads * heads, 0.0);
   double cross = 0;  // sum of |r|^2 + 2 mean(m) P r^T = 2 r . (context - r / 2)
   for (int64_t row = 0; row < rows; ++row) {
     const float* const mean = from.mean + row * latents * heads;
     float* const out = to.context + row * width;
     float* const average = to.average + row * heads;
-    product(ones.get(), mean, latents, 1, heads, average);
+    product(share.get(), mean, latents, 1, heads, average);
     product(mean, mean, latents, heads, heads, products.get());
     for (int64_t i = 0; i < heads * heads; ++i) second[i] += products[i];
     offset_of(from, row, offset.get());

@@ -173,11 +173,8 @@ MAM_INLINE Float relative_weight(Float weight, const Relative& relative) {
   return ratio > kSmallestRelativeWeight ? ratio : splat<Float>(kSmallestRelativeWeight);
 }
 
-static int64_t total_of(Int counts) {
-  int64_t total = 0;
-  for (int i = 0; i < kFloats; ++i) total -= counts[i];
-  return total;
-}
+// How many lanes were true, of sums of comparisons.
+static int64_t total_of(Int counts) { return -sum(counts); }
 
 static int64_t race(const float* weight, const uint8_t* flags, int64_t positions, const RowDraw& draw, const Weighting& weighting,
                     int32_t* keys) {
