@@ -1,4 +1,4 @@
-// The value path by one exponential for each value and slope, stable for any finite slope: where the nodes do not reach.
+// The value path by one exponential for each value and slope, stable for any finite slope: where the series do not reach.
 #pragma once
 
 #include "cpu/elementary.h"

@@ -2,13 +2,12 @@
 
 #include "cpu/kernels.h"
 
-#include "cpu/chebyshev.h"
 #include "cpu/compaction.h"
 #include "cpu/direct.h"
-#include "cpu/moments.h"
 #include "cpu/order_statistics.h"
 #include "cpu/products.h"
 #include "cpu/race.h"
+#include "cpu/series.h"
 
 #define MAM_STRING_OF(token) #token
 #define MAM_STRING(token) MAM_STRING_OF(token)
@@ -19,8 +18,8 @@ namespace MAM_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    MAM_STRING(MAM_ISA), kTile, compact,      range,  exponentials, partition, node_weights, moments, importance, direct_moments,
-    direct_importance,   race,  uniform_race, adjust, threshold,    mark,      dots,         combine,
+    MAM_STRING(MAM_ISA), compact, range,        partition, power_sums, moments, importance, direct_moments,
+    direct_importance,   race,    uniform_race, adjust,    threshold,  mark,    dots,       combine,
 };
 
 }  // namespace MAM_ISA

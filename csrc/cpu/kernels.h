@@ -13,7 +13,7 @@
 namespace mam {
 namespace cpu {
 
-// Buffers that kernels fill in whole vectors need this many elements beyond their nominal size.
+// Buffers that kernels read or fill in whole vectors need this many elements beyond their nominal size.
 constexpr int64_t kPadding = 64;
 
 // Keys of the race are compared as the bits of float32 >= 0, which order as integers do. Positions that cannot be drawn have the last one;
@@ -27,31 +27,21 @@ struct Entries {
   int64_t count, zeros;
 };
 
-// The interval [low, low + panels * width] in equal panels, each with the same number of Chebyshev nodes.
-constexpr int kMaxOrder = 64, kMaxNodes = 512;
-struct Grid {
-  int panels, order, nodes;
-  double low, width, centre;
-  const double* node;       // (nodes,) ascending panels
-  const double* transform;  // (order, order): weight_k = sum_j transform[j][k] moment_j; coefficient_j = sum_k transform[j][k] f_k
-  int zero_panel;           // the panel of 0, or -1 where 0 is outside
+// How exp(slope x) is evaluated over a row's values: in equal panels of the interval that holds them, each with a power series about its
+// middle, in t = (x - middle) / half.
+constexpr int kMaxOrder = 40, kMaxPanels = 16;
+struct Series {
+  int panels, order;  // `order` terms in each
+  double low, half;   // where the interval begins, and half the width of a panel; 0 where all values are one
+  double centre;      // of the interval
+  int zero_panel;     // the panel of 0, or -1 where 0 is outside
 };
-
-// Exponentials exp(slope * (node - centre)) of every slope, in tiles of kernels().tile slopes: [tile][node][slope in tile].
-struct Exponentials {
-  const double* tiles;
-  const double* shift;  // (slopes, padded to whole tiles): slope * centre, which log M gets back
-  int64_t slopes, num_tiles;
-};
-
-// A row's measure on the nodes: [node][3] = sum over its values of the cardinal function, times 1, x - centre, (x - centre)^2.
-using NodeWeights = const double*;
 
 struct RowMoments {
   float* log_partition;
   float* mean;
   float* variance;
-  double* inverse;  // 1 / M without the shift, (slopes, padded)
+  double* inverse;  // exp(slope centre) / M, (slopes, padded)
 };
 
 // The words of the random stream of one row.
@@ -74,26 +64,24 @@ struct Combination {
 
 struct Kernels {
   const char* name;
-  int tile;
 
   // Split a row into its values that are not zero (returned count) and the number of zeros; only where `valid` (null: everywhere).
   int64_t (*compact)(const float* row, const uint8_t* valid, int64_t positions, float* value, int32_t* position, int64_t* zeros);
   // Smallest and largest; false where a value is NaN or infinite.
   bool (*range)(const float* value, int64_t count, float* low, float* high);
 
-  void (*exponentials)(const Grid& grid, const float* slope, int64_t slopes, int64_t first_tile, int64_t last_tile, double* tiles,
-                       double* shift);
   // Order entries by panel; offsets: (panels + 1,).
-  void (*partition)(const Grid& grid, const Entries& entries, float* value, int32_t* position, int64_t* offsets);
-  void (*node_weights)(const Grid& grid, const float* value, const int64_t* offsets, int64_t zeros, double* weights);
-  // rows is 1 or 2.
-  void (*moments)(const Grid& grid, const Exponentials& exponentials, int rows, const NodeWeights* weights, const RowMoments* out);
-  // f(x) = sum over the chosen slopes of exp(slope x) / M at the entries (ordered by panel) and at 0. `chosen` holds the exponentials of
-  // the chosen slopes: [node][slope, padded to whole tiles]; `inverse`: 1 / M of them, padded with zeros.
-  void (*importance)(const Grid& grid, const double* chosen, int64_t padded, const double* inverse, const float* value,
+  void (*partition)(const Series& series, const Entries& entries, float* value, int32_t* position, int64_t* offsets);
+  // coefficients: [panel][order] = sum over the values of t^j / j!. Entries are in order of their panels, at `offsets`.
+  void (*power_sums)(const Series& series, const float* value, const int64_t* offsets, int64_t zeros, double* coefficients);
+  // slope: padded to a whole tile.
+  void (*moments)(const Series& series, const double* coefficients, const double* slope, int64_t slopes, const RowMoments& out);
+  // f(x) = sum over the slopes of exp(slope x) / M at the entries and at 0. slope and inverse: those of the chosen slopes, padded with zeros
+  // to a whole tile.
+  void (*importance)(const Series& series, const double* slope, const double* inverse, int64_t slopes, const float* value,
                      const int64_t* offsets, float* importance, float* of_zero);
 
-  // The same by exponentials of every value, for rows and slopes beyond the reach of the nodes. log_partition of doubles: (slopes,).
+  // The same by exponentials of every value, for rows and slopes beyond the reach of the series. log_partition of doubles: (slopes,).
   void (*direct_moments)(const Entries& entries, const float* slope, int64_t slopes, double* log_partition, const RowMoments& out);
   void (*direct_importance)(const Entries& entries, const float* slope, const double* log_partition, int64_t slopes, float* importance,
                             float* of_zero);
