@@ -3,7 +3,6 @@
 #include "cpu/panels.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 namespace mam {
@@ -14,32 +13,16 @@ namespace {
 // beta = |slope| * (half the width of a panel). Rounding in double is amplified by up to exp(2 beta): 2e4 at this limit.
 constexpr double kLargestBeta = 5.0;
 constexpr double kTruncation = 1e-11;
-constexpr int kMinOrder = 3;
 
-// What `order` terms of the series cut off, relative to the sum. Two of the terms are spent on the factors x and x^2.
-double cut_off(int order, double beta) {
-  const int n = order - 2;
-  if (beta >= n + 1) return HUGE_VAL;
-  return std::exp(beta + n * std::log(beta) - std::lgamma(n + 1.0)) / (1.0 - beta / (n + 1));
-}
-
-// The largest beta for which so many terms suffice, by number of terms.
-std::array<double, kMaxOrder + 1> reaches() {
-  std::array<double, kMaxOrder + 1> reach{};
-  for (int order = kMinOrder; order <= kMaxOrder; ++order) {
-    double within = 0, beyond = kLargestBeta + 1.0;
-    for (int i = 0; i < 60; ++i) {
-      const double middle = 0.5 * (within + beyond);
-      (cut_off(order, middle) <= kTruncation ? within : beyond) = middle;
-    }
-    reach[static_cast<size_t>(order)] = within;
-  }
-  return reach;
-}
-
+// Terms for which what is cut off, relative to the sum, is within the truncation: exp(beta) beta^n / n! / (1 - beta / (n + 1)) with two terms
+// fewer, which the factors x and x^2 take.
 int order_for(double beta) {
-  static const std::array<double, kMaxOrder + 1> reach = reaches();
-  return static_cast<int>(std::lower_bound(reach.begin() + kMinOrder, reach.end() - 1, beta) - reach.begin());
+  double term = std::exp(beta);
+  for (int n = 1; n + 2 < kMaxOrder; ++n) {
+    term *= beta / n;
+    if (beta < n + 1 && term <= kTruncation * (1.0 - beta / (n + 1))) return n + 2;
+  }
+  return kMaxOrder;
 }
 
 }  // namespace
