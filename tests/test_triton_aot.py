@@ -89,7 +89,7 @@ def record(kernel: object, launches: dict[Launch, None]) -> Callable:
     """Stands in for `kernel.run`: notes a launch as Triton would specialize it."""
     import torch
 
-    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
+    names = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "i1"}
     names |= {torch.int32: "i32", torch.int64: "i64"}
 
     def run(*args: object, grid: tuple, warmup: bool, **kwargs: object) -> None:

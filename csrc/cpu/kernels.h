@@ -76,8 +76,8 @@ struct Kernels {
   void (*power_sums)(const Series& series, const float* value, const int64_t* offsets, int64_t zeros, double* coefficients);
   // slope: padded to a whole tile.
   void (*moments)(const Series& series, const double* coefficients, const double* slope, int64_t slopes, const RowMoments& out);
-  // f(x) = sum over the slopes of exp(slope x) / M at the entries and at 0. slope and inverse: those of the chosen slopes, padded with zeros
-  // to a whole tile.
+  // f(x) = sum over the slopes of exp(slope x) / M at the entries and at 0. slope and inverse: those of the chosen slopes, padded with
+  // zeros to a whole tile.
   void (*importance)(const Series& series, const double* slope, const double* inverse, int64_t slopes, const float* value,
                      const int64_t* offsets, float* importance, float* of_zero);
 

@@ -14,8 +14,8 @@ namespace {
 constexpr double kLargestBeta = 5.0;
 constexpr double kTruncation = 1e-11;
 
-// Terms for which what is cut off, relative to the sum, is within the truncation: exp(beta) beta^n / n! / (1 - beta / (n + 1)) with two terms
-// fewer, which the factors x and x^2 take.
+// Terms for which what is cut off, relative to the sum, is within the truncation: exp(beta) beta^n / n! / (1 - beta / (n + 1)) with two
+// terms fewer, which the factors x and x^2 take.
 int order_for(double beta) {
   double term = std::exp(beta);
   for (int n = 1; n + 2 < kMaxOrder; ++n) {

@@ -147,7 +147,8 @@ MAM_INLINE void store_some(float* to, HalfFloat vector, int64_t count) {
 }
 
 // M, M' and M'' are those of the values' distances from the middle of the row, in halves of a panel.
-MAM_INLINE void finish(const Series& series, Double slope, Double m, Double m1, Double m2, int64_t at, int64_t slopes, const RowMoments& out) {
+MAM_INLINE void finish(const Series& series, Double slope, Double m, Double m1, Double m2, int64_t at, int64_t slopes,
+                       const RowMoments& out) {
   const Double inverse = 1.0 / m, mean = m1 * inverse;
   const Double variance = m2 * inverse - mean * mean;
   const int64_t count = slopes - at;

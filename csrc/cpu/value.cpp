@@ -106,8 +106,8 @@ class ValuePass {
   const Masking* masking_;
   const int threads_;
   std::vector<Worker> workers_;
-  double steepest_ = 0;        // of the slopes that are finite
-  Buffer<double> wide_slope_;  // padded with zeros, as are the two below
+  double steepest_ = 0;          // of the slopes that are finite
+  Buffer<double> wide_slope_;    // padded with zeros, as are the two below
   std::vector<int64_t> chosen_;  // indices of the chosen slopes
   std::vector<float> chosen_slope_;
   Buffer<double> wide_chosen_;
@@ -150,8 +150,7 @@ Entries ValuePass::read_dense(int64_t row, Worker& worker) const {
   const float* values = dense_row(values_, row, worker.row.get());
   const EntryBuffer& to = worker.entries;
   Entries entries{to.value.get(), to.position.get(), 0, 0};
-  entries.count =
-      kernels().compact(values, valid_row(row, worker), values_.positions, to.value.get(), to.position.get(), &entries.zeros);
+  entries.count = kernels().compact(values, valid_row(row, worker), values_.positions, to.value.get(), to.position.get(), &entries.zeros);
   return entries;
 }
 

@@ -2,14 +2,16 @@
 // mam_kernels/value_attention/README.md.
 //
 // moments_kernel: one block a row. For every slope a, M(a) = sum exp(a x), the mean M'/M and the variance M''/M - (M'/M)^2 in one pass over
-// the nonzeros in shared memory. importance_kernel: sum over the chosen slopes of exp(a x) / M(a), which all zeros of a row share.
+// the nonzeros in shared memory: from their power sums, or where the series do not reach, by an exponential for each value and slope.
+// importance_kernel: sum over the chosen slopes of exp(a x) / M(a), which all zeros of a row share.
 #include "row.cuh"
+#include "series.cuh"
 
 namespace mam::cuda {
 
 namespace {
 
-constexpr int kSlopesPerThread = 4;
+constexpr int kSlopesPerThread = 2;
 constexpr int kFold = 64;      // quads of values whose sums are kept in float32 before they join the sums in float64
 constexpr int kFirstFold = 4;  // the first is short: its mean becomes the centre of the second
 constexpr int kChosenTile = 512;
@@ -18,6 +20,7 @@ constexpr int kChosenTile = 512;
 struct Summary {
   float lowest, highest;  // of the valid values, zeros included
   int64_t zeros, nonzeros;
+  bool finite;
 
   __device__ float shift(float slope) const { return slope >= 0.0f ? slope * highest : slope * lowest; }
   __device__ bool empty() const { return zeros + nonzeros == 0; }
@@ -32,20 +35,21 @@ __device__ int64_t count_valid(const FlagRow& valid, int64_t positions) {
 
 __device__ Summary summarize(const Row& row, int64_t positions) {
   float lowest = INFINITY, highest = -INFINITY;
-  int nonzeros = 0;
+  int nonzeros = 0, infinite = 0;
 #pragma unroll 4
   for (int64_t entry = threadIdx.x; entry < row.entries; entry += kRowThreads) {
     const float x = row.value(entry);
     if (x == 0.0f || !row.valid[row.position(entry)]) continue;
     lowest = fminf(lowest, x);
     highest = fmaxf(highest, x);
+    infinite += !isfinite(x);
     ++nonzeros;
   }
   nonzeros = block_reduce(nonzeros, Sum());
   const int64_t zeros = count_valid(row.valid, positions) - nonzeros;
   lowest = block_reduce(zeros > 0 ? fminf(lowest, 0.0f) : lowest, Min());
   highest = block_reduce(zeros > 0 ? fmaxf(highest, 0.0f) : highest, Max());
-  return {lowest, highest, zeros, nonzeros};
+  return {lowest, highest, zeros, nonzeros, block_reduce(infinite, Sum()) == 0};
 }
 
 // Sums of the weights, and the weighted mean and squared deviations from it, as they grow. Deviations are taken from the current mean, so
@@ -151,13 +155,9 @@ __device__ void write_moments(const Slope& slope, bool empty, int64_t index, con
 }
 
 // A slope is shared by `lanes` threads of a warp, a power of two; a thread works on kSlopesPerThread slopes at a time.
-__global__ void __launch_bounds__(kRowThreads, 2)
-    moments_kernel(Values values, Flags valid, const float* slope, int64_t num_slopes, int lanes, Moments out, float2* normalizer) {
-  __shared__ __align__(16) float gathered[kGathered];
-  const Row row = row_of(values, valid, blockIdx.x);
-  const Summary summary = summarize(row, values.positions);
+__device__ void moments_directly(const Row& row, const Summary& summary, const float* slope, int64_t num_slopes, int lanes, float* gathered,
+                                 const Moments& out, float2* normalizer) {
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = kRowThreads / lanes;
-
   for (int64_t first = 0; first < num_slopes; first += groups * kSlopesPerThread) {
     Slope slopes[kSlopesPerThread];
 #pragma unroll
@@ -178,6 +178,80 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       if (lane == 0 && n < num_slopes) write_moments(slopes[i], summary.empty(), blockIdx.x * num_slopes + n, out, normalizer);
     }
   }
+}
+
+// The chosen slopes, and what becomes of them.
+struct Deciding {
+  const int64_t* latents;
+  int64_t count, heads;
+  float2* normalizer;  // (B, N H): shift and 1 / sum, where a row goes directly
+  RowSeries* series;   // (B,)
+
+  __device__ int64_t slope(int64_t i) const { return latents[i / heads] * heads + i % heads; }
+};
+
+__device__ double wide_slope(float slope) { return slope + slope * 0.0; }  // an infinite slope has no softmax
+
+__device__ void moments_by_series(const Row& row, const Summary& summary, const Series& series, const float* slope, int64_t num_slopes,
+                                  float* gathered, double* partial, double* sums, const Moments& out) {
+  for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads) sums[i] = 0.0;
+  __syncthreads();
+  for (int64_t next = 0; next < row.entries;) {
+    const int count = gather_nonzeros(row, next, row.entries, gathered, nullptr);
+    add_values(gathered, count, series, partial, sums);
+  }
+  add_zeros(summary.zeros, series, sums);
+  __syncthreads();
+  for (int64_t n = threadIdx.x; n < num_slopes; n += kRowThreads) {
+    const double alpha = wide_slope(slope[n]);
+    const SeriesMoments total = moments_of(series, sums, alpha * series.half);
+    const double mean = total.m1 / total.m, variance = total.m2 / total.m - mean * mean;
+    const int64_t index = blockIdx.x * num_slopes + n;
+    out.log_partition[index] = static_cast<float>(alpha * series.centre() + log(total.m));
+    out.mean[index] = static_cast<float>(series.centre() + mean * series.half);
+    out.variance[index] = static_cast<float>((variance < 0.0 ? 0.0 : variance) * series.half * series.half);
+  }
+}
+
+// The series of the importance in each panel.
+__device__ void write_shares(const Series& series, const float* slope, const Deciding& deciding, const double* sums, double* partial,
+                             double* shares) {
+  for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads) shares[i] = 0.0;
+  __syncthreads();
+  const int64_t count = deciding.count * deciding.heads;
+  for (int64_t first = 0; first < count; first += kRowThreads) {
+    const int64_t i = first + threadIdx.x;
+    const double y[1] = {i < count ? wide_slope(slope[deciding.slope(i)]) * series.half : 0.0};
+    const double weight = i < count ? 1.0 / moments_of(series, sums, y[0]).m : 0.0;
+    for (int panel = 0; panel < series.panels; ++panel) {
+      double term[1] = {weight * exp(y[0] * (2 * panel + 1 - series.panels))};
+      add_power_sums(term, y, series.order, partial, shares + panel * kMaxOrder);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kRowThreads, 2)
+    moments_kernel(Values values, Flags valid, const float* slope, int64_t num_slopes, int lanes, Moments out, Deciding deciding) {
+  __shared__ __align__(16) float gathered[kGathered];
+  __shared__ double partial[kRowWarps * kMaxOrder], sums[kMaxPanels * kMaxOrder], shares[kMaxPanels * kMaxOrder];
+  const Row row = row_of(values, valid, blockIdx.x);
+  const Summary summary = summarize(row, values.positions);
+  float steepest = 0.0f;
+  for (int64_t n = threadIdx.x; n < num_slopes; n += kRowThreads) steepest = fmaxf(steepest, isfinite(slope[n]) ? fabsf(slope[n]) : 0.0f);
+  steepest = block_reduce(steepest, Max());
+
+  Series series{0.0, 0.0, 0, 0};
+  if (summary.finite && !summary.empty()) series = plan_series(summary.lowest, summary.highest, steepest);
+  if (deciding.series != nullptr && threadIdx.x == 0) deciding.series[blockIdx.x].series = series;
+  if (series.panels == 0) {
+    moments_directly(row, summary, slope, num_slopes, lanes, gathered, out, deciding.normalizer);
+    return;
+  }
+  moments_by_series(row, summary, series, slope, num_slopes, gathered, partial, sums, out);
+  if (deciding.series == nullptr) return;
+  write_shares(series, slope, deciding, sums, partial, shares);
+  double* const kept = deciding.series[blockIdx.x].share;
+  for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads) kept[i] = shares[i];
 }
 
 // The chosen slopes of a row: weight(x) = exp(slope * x - shift) * scale is the attention to a value.
@@ -227,15 +301,20 @@ __device__ void add_importance(const float* values, const uint32_t* positions, i
 // A block takes `chunk` entries of a row: of a dense row a part, of a CSR row all, since it also fills the positions that are not stored.
 __global__ void __launch_bounds__(kRowThreads)
     importance_kernel(Values values, Flags valid, const float* slope, int64_t num_slopes, int64_t heads, const int64_t* latents,
-                      int64_t num_chosen, const float2* normalizer, int64_t chunks, int64_t chunk, float* importance) {
+                      int64_t num_chosen, const float2* normalizer, const RowSeries* kept, int64_t chunks, int64_t chunk,
+                      float* importance) {
   __shared__ float gathered[kGathered];
   __shared__ uint32_t positions[kGathered];
+  __shared__ double share[kMaxPanels * kMaxOrder];
   const int64_t index = blockIdx.x / chunks;
   const Row row = row_of(values, valid, index);
+  const Series series = kept[index].series;
   const Chosen chosen{slope, normalizer + index * num_slopes, latents, heads, num_chosen * heads};
   float* out = importance + index * values.positions;
 
-  const float of_zero = importance_of_zero(chosen);
+  for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads) share[i] = kept[index].share[i];
+  __syncthreads();
+  const float of_zero = series.panels > 0 ? static_cast<float>(evaluate(series, share, 0.0)) : importance_of_zero(chosen);
   const int64_t first = blockIdx.x % chunks * chunk, last = min(first + chunk, values.positions);
   for (int64_t l = first + threadIdx.x; l < last; l += kRowThreads) out[l] = row.valid[l] ? of_zero : 0.0f;
   __syncthreads();
@@ -243,7 +322,11 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t end = values.crow == nullptr ? last : row.entries;
   for (int64_t next = values.crow == nullptr ? first : 0; next < end;) {
     const int count = gather_nonzeros(row, next, end, gathered, positions);
-    add_importance(gathered, positions, count, chosen, out);
+    if (series.panels > 0) {
+      for (int v = threadIdx.x; v < count; v += kRowThreads) out[positions[v]] = static_cast<float>(evaluate(series, share, gathered[v]));
+    } else {
+      add_importance(gathered, positions, count, chosen, out);
+    }
     __syncthreads();
   }
 }
@@ -255,41 +338,44 @@ int lanes_per_slope(int64_t slopes) {
   return lanes;
 }
 
-void launch_moments(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, float2* normalizer,
-                    const Launch& where) {
+void launch_moments(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out,
+                    const Deciding& deciding, const Launch& where) {
   launch("value_attention", moments_kernel, values.rows, kRowThreads, 0, where, values, valid, slope, slopes, lanes_per_slope(slopes), out,
-         normalizer);
+         deciding);
 }
 
 constexpr int64_t kDenseChunk = 8 * kRound;
+
+size_t series_bytes(const Values& values) { return values.rows * sizeof(RowSeries); }
 
 size_t normalizer_bytes(const Values& values, int64_t slopes) { return values.rows * slopes * sizeof(float2); }
 
 }  // namespace
 
 size_t value_workspace(const Values& values, int64_t slopes) {
-  return normalizer_bytes(values, slopes) + select_workspace(values.rows, values.positions);
+  return series_bytes(values) + normalizer_bytes(values, slopes) + select_workspace(values.rows, values.positions);
 }
 
 void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, void*,
                      const Launch& where) {
-  launch_moments(values, valid, slope, slopes, out, nullptr, where);
+  launch_moments(values, valid, slope, slopes, out, {}, where);
 }
 
 void value_mask(const Values& values, const Flags& valid, const Flags& maskable, const float* slope, int64_t num_latents, int64_t heads,
                 const int64_t* latents, int64_t num_chosen, const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
                 uint8_t* mask, float* importance, const Moments& out, void* workspace, const Launch& where) {
   const int64_t slopes = num_latents * heads;
-  float2* normalizer = static_cast<float2*>(workspace);
-  launch_moments(values, valid, slope, slopes, out, normalizer, where);
+  RowSeries* const series = static_cast<RowSeries*>(workspace);
+  float2* const normalizer = reinterpret_cast<float2*>(series + values.rows);
+  launch_moments(values, valid, slope, slopes, out, {latents, num_chosen, heads, normalizer, series}, where);
 
   const int64_t chunk = values.crow == nullptr ? kDenseChunk : values.positions;
   const int64_t chunks = ceil_div(values.positions, chunk);
   launch("value_importance", importance_kernel, values.rows * chunks, kRowThreads, 0, where, values, valid, slope, slopes, heads, latents,
-         num_chosen, normalizer, chunks, chunk, importance);
+         num_chosen, normalizer, series, chunks, chunk, importance);
 
   const Values weights{importance, DType::float32, values.rows, values.positions, values.positions, 1, nullptr, nullptr, false};
-  select(weights, maskable, num_masked, draw, weighting, mask, static_cast<char*>(workspace) + normalizer_bytes(values, slopes), where);
+  select(weights, maskable, num_masked, draw, weighting, mask, normalizer + values.rows * slopes, where);
 }
 
 }  // namespace mam::cuda

@@ -155,6 +155,16 @@ def test_a_row_with_nan_harms_no_other(backend, device):
     assert not mask[1].any()
 
 
+def test_a_row_is_the_same_bits_whatever_is_beside_it(backend, device):
+    case = CASES["cells"].to(device, torch.float32)
+    values = case.values.clone()
+    values[1:] *= -7.0  # another range: another series
+    together = cell_mask(cases.replace(case, values=values), backend)
+    alone = cell_mask(cases.replace(case, values=values[:1], num_masked=case.num_masked[:1]), backend)
+    for one, other in zip((*together[:2], *together[2]), (*alone[:2], *alone[2]), strict=True):
+        assert torch.equal(one[:1], other)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
 def test_empty_batches_give_empty_results(shape, backend, device):
     slope = torch.randn(4, 2, device=device, requires_grad=True)
