@@ -163,7 +163,7 @@ def write_power_sums(compact_ptr, count, num_zeros, low, half, panels, order, se
     scale = reciprocal_of(half)
     lane = tl.arange(0, LANES)
     zero_panel = panel_of(low * 0.0, low, half, panels)
-    for panel in range(0, panels):
+    for panel in range(panels):
         middle = low + (2 * panel + 1) * half
         sums = tl.zeros([LANES], dtype=tl.float64)
         # the zeros come in with the first values
@@ -174,7 +174,7 @@ def write_power_sums(compact_ptr, count, num_zeros, low, half, panels, order, se
             t = (x - middle) * scale
             power = ((value < count) & (panel_of(x, low, half, panels) == panel)).to(tl.float64)
             weight = zero_power * 0.0 + 1.0  # 1 / j!
-            for j in range(0, order):
+            for j in range(order):
                 sums += tl.where(lane == j, (tl.sum(power, 0) + zero_power) * weight, 0.0)
                 power *= t
                 zero_power *= -middle * scale
@@ -220,7 +220,7 @@ def write_moments_by_series(
         total = y * 0.0
         moment = y * 0.0
         square = y * 0.0
-        for panel in range(0, panels):
+        for panel in range(panels):
             p, first, second = series_of_panel(series_ptr + panel * MAX_ORDER, order, y)
             distance = 1.0 * (2 * panel + 1 - panels)
             scale = tl.exp(y * distance)
@@ -250,18 +250,18 @@ def write_importance_series(
         alpha += alpha * 0.0
         y = alpha * half
         total = y * 0.0
-        for panel in range(0, panels):
+        for panel in range(panels):
             p = y * 0.0
-            for i in range(0, order):
+            for i in range(order):
                 p = p * y + tl.load(series_ptr + panel * MAX_ORDER + order - 1 - i)
             total += tl.exp(y * (1.0 * (2 * panel + 1 - panels))) * p
-        for panel in range(0, panels):
+        for panel in range(panels):
             share = tl.where(live, tl.exp(y * (1.0 * (2 * panel + 1 - panels))) / total, 0.0)
             # of the slopes before; a number is held by several threads, and none may still have to read it when it is overwritten
             sums = tl.load(shares_ptr + panel * MAX_ORDER + lane, mask=(lane < order) & (start > 0), other=0.0)
             tl.debug_barrier()
             weight = half * 0.0 + 1.0  # 1 / j!
-            for j in range(0, order):
+            for j in range(order):
                 sums += tl.where(lane == j, tl.sum(share, 0) * weight, 0.0)
                 share *= y
                 weight /= j + 1
@@ -275,7 +275,7 @@ def importance_of_zero_by_series(shares_ptr, low, half, panels, order):
     panel = panel_of(low * 0.0, low, half, panels)
     t = -(low + (2 * panel + 1) * half) * reciprocal_of(half)
     importance = t * 0.0
-    for i in range(0, order):
+    for i in range(order):
         importance = importance * t + tl.load(shares_ptr + panel * MAX_ORDER + order - 1 - i)
     return importance.to(tl.float32)
 
@@ -290,7 +290,7 @@ def importance_by_series(shares_ptr, compact_ptr, count, low, half, panels, orde
         panel = panel_of(x, low, half, panels)
         t = (x - (low + (2 * panel + 1) * half)) * scale
         importance = t * 0.0
-        for i in range(0, order):
+        for i in range(order):
             importance = importance * t + tl.load(shares_ptr + panel * MAX_ORDER + order - 1 - i)
         tl.debug_barrier()
         tl.store(compact_ptr + value, importance.to(tl.float32), mask=value < count)
