@@ -33,11 +33,12 @@ __all__ = [
     "testing",
     "use_backend",
     "value_attention",
+    "weights",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # The specification and the validation are loaded when they are asked for: a training run needs neither.
-    if name in ("reference", "testing"):
+    # The specification, the validation and the files are loaded when they are asked for: a training step needs none of them.
+    if name in ("reference", "testing", "weights"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ _HOMES = {
     ".sequences": ("CellBatch", "Sequences", "expression", "gather"),
     ".study": ("ARMS", "Study", "arm_config", "compare", "open_study", "summarize"),
     ".training": ("pretrain",),
+    ".weights": ("ExportedModel", "export_model", "load_model"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,10 +10,8 @@ Each file is written whole or not at all; metrics.csv grows by whole rows.
 
 import hashlib
 import json
-import pickle
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from mam_kernels.weights.files import WeightsError, read_checkpoint
 
 from .config import Config, as_yaml, load_config, write_atomically
 from .errors import ConfigError, RunError
@@ -267,13 +267,9 @@ def load_file(path: Path, remedy: str, required: tuple[str, ...] = (), map_locat
     if not path.is_file():
         raise RunError(f"{path}: no such file; {remedy}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-        if wrong is not None:
-            raise RunError(f"{path}: damaged (the checksum of {wrong} is wrong); {remedy}")
-        contents = torch.load(path, map_location=map_location, weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: damaged ({_one_line(error)}); {remedy}") from error
+        contents = read_checkpoint(path, map_location)
+    except WeightsError as error:
+        raise RunError(f"{path}: damaged ({str(error).removeprefix(f'{path}: ')}); {remedy}") from error
     missing = [name for name in required if not isinstance(contents, dict) or name not in contents]
     if missing:
         raise RunError(f"{path}: holds no {', '.join(missing)}, so it was not written by pretraining; {remedy}")

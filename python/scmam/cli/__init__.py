@@ -33,6 +33,7 @@ One model by itself:
   scmam evaluate run                           how well it tells cell types
   scmam genes run                              which genes its masks hide
   scmam report run                             a page to look at
+  scmam export run model.safetensors           one file to keep or pass on
 
 Without --data each takes scanpy's 700 labelled blood cells. Every setting can come from a YAML file (`scmam config > study.yaml` writes
 one with all of them explained); flags go before the file.

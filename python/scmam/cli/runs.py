@@ -1,4 +1,4 @@
-"""``scmam pretrain``, ``evaluate`` and ``genes``: one model, what it knows, and what its masks hide."""
+"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: one model, what it knows, what its masks hide, and its file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +37,7 @@ MovedData = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (pretrain, evaluate, genes):
+    for command in (pretrain, evaluate, genes, export):
         add_command(app, command)
 
 
@@ -199,6 +199,30 @@ def genes(
     found = interpret(opened, open_cells(settings.data), draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
     print(genes_text(found))
     print(f"Written: {found.folder}")
+
+
+@ends_tidily("nothing was written; the same command starts again")
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced", show_default=False)],
+) -> None:
+    """Write the model of a finished run to one file, to be kept, passed on and used without the folder.
+
+    Reads the folder RUN and writes OUT.safetensors: the weights of the encoder-decoder, the masking and the injection, and in
+    its header the settings and the genes. The file holds no cells, and of paths only the names. In Python,
+    scmam.load_model("OUT.safetensors").embed(cells) gives the features that `scmam evaluate` classifies.
+
+    Examples
+
+      scmam export runs/mam mam.safetensors
+    """
+    from ..runs import open_run
+    from ..weights import export_model
+
+    opened = open_run(run)
+    path = export_model(opened, out)
+    print(f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,} genes, {path.stat().st_size / 1e6:.1f} MB)")
+    print(f'Next: scmam.load_model("{path}") in Python')
 
 
 def _changed(config: Config, assignments: list[str] | None, flags: dict[str, object]) -> Config:

@@ -18,7 +18,7 @@ from ..data import Cells, folds
 from ..data.matrix import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
-from ..runs import WEIGHTS
+from ..runs import GENES, WEIGHTS
 from . import fine_tuning, probing
 from .cross_validation import Say, scored, scored_positions, silent
 from .embedding import embed
@@ -78,7 +78,7 @@ def evaluate(
     """
     methods = tuple(settings.methods if methods is None else methods)
     _require_methods(methods)
-    cells = with_genes(cells, run.genes, run.folder)
+    cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
     folds(known, settings.folds, settings.fold_seed)  # whatever is wrong with the labels is said before the work, not after
     say: Say = _print if progress else silent
@@ -97,8 +97,14 @@ def evaluate(
     return {method: done[method] for method in methods}
 
 
-def with_genes(cells: Cells, genes: tuple[str, ...], folder: Path) -> Cells:
-    """The cells over the genes of a run, in its order; matched by name, nothing is copied.
+def with_genes(cells: Cells, genes: tuple[str, ...], trained: Path, vocabulary: str) -> Cells:
+    """The cells over the genes of a model, in its order; matched by name, nothing is copied.
+
+    Args:
+        cells: with these genes and maybe others.
+        genes: of the model.
+        trained: the run or the file that the model is from, for the error.
+        vocabulary: where its genes are, one a line, for the error.
 
     Raises:
         CellsError: some are not there.
@@ -110,8 +116,8 @@ def with_genes(cells: Cells, genes: tuple[str, ...], folder: Path) -> Cells:
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CellsError(
-            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {folder} was trained on are not among the {len(cells.genes)} of"
-            f" these cells ({shown}); read the cells with data.genes=vocabulary and data.vocabulary={folder / 'genes.txt'}"
+            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained on are not among the {len(cells.genes)}"
+            f" of these cells ({shown}); read the cells with data.genes=vocabulary and data.vocabulary={vocabulary}"
         )
     chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
     counts = cells.counts
