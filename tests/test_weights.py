@@ -1,6 +1,7 @@
 """Weights from the published code and in files: what is read computes the same, and what is no such file is refused in one line."""
 
 import json
+import os
 import pickle
 import struct
 import sys
@@ -262,7 +263,7 @@ class Trap:
     """An object whose reading would run code."""
 
     def __reduce__(self) -> tuple:
-        return (Path.touch, (Path("trap-was-run"),))
+        return (os.mkdir, ("ran",))
 
 
 def written(path: Path, kind: str, published: Published) -> None:
@@ -302,7 +303,7 @@ def written(path: Path, kind: str, published: Published) -> None:
         ("an .h5ad", "expected a checkpoint that torch.save wrote; got an HDF5 file, such as .h5ad"),
         ("a pickle", "expected a checkpoint that torch.save wrote; got a pickle"),
         ("bytes", "expected a checkpoint that torch.save wrote; got 256 bytes of neither safetensors nor torch.save"),
-        ("an object", "expected tensors and plain values; got objects, which could run code (pathlib"),
+        ("an object", "expected tensors and plain values; got objects, which could run code (posix.mkdir)"),
         ("a module", "expected tensors and plain values; got objects, which could run code ("),
         ("a tensor", "expected a state dict or a checkpoint that holds one; got torch.float32 of shape (3,) on cpu"),
         ("another module", "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got weight_ih_l0, weight_hh_l0, "),
@@ -476,7 +477,7 @@ def test_another_file_is_refused_by_what_it_is(file, content, found):
         ),
         (
             {"arguments": {"latent_dim": DZ, "num_latents": 7, "num_heads": H}},
-            "expected the tensors of MultinomialAttentionMasking; got latents, torch.float32 of shape (6, 16) on cpu, instead of shape (7, 16)",
+            "expected the tensors of MultinomialAttentionMasking; got latents, torch.float32 of shape (6, 16) on cpu, instead of ",
         ),
     ],
     ids=["format", "kind", "no arguments", "unknown argument", "wrong argument", "shape"],

@@ -47,7 +47,7 @@ def write(path: str | os.PathLike, kind: str, arguments: Mapping[str, Any], tens
     files = _safetensors()
     path = Path(path)
     description = {"format": FORMAT, "kind": kind, "arguments": dict(arguments), "version": __version__}
-    metadata = {"format": "pt", ENTRY: json.dumps(description, allow_nan=False)}  # "pt" is what other readers look for
+    metadata = {ENTRY: json.dumps(description, allow_nan=False)}  # one entry: of several the order, and so the file, would vary
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -103,7 +103,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
                 wrong = file.testzip()
             if wrong is not None:
                 raise WeightsError(f"{path}: expected a whole checkpoint; got one with a wrong checksum ({wrong})")
-            if objects := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            if objects := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
                 raise WeightsError(
                     f"{path}: expected tensors and plain values; got objects, which could run code ({listed(objects)}); save a state dict"
                 )

@@ -17,7 +17,7 @@ from scmam.cli.settings_text import commented_yaml
 from scmam.config import Config, validated
 from scmam.errors import CellsError, ConfigError
 
-COMMANDS = ("inspect", "config", "pretrain", "evaluate", "genes", "compare", "report", "demo", "doctor")
+COMMANDS = ("inspect", "config", "pretrain", "evaluate", "genes", "export", "compare", "report", "demo", "doctor")
 
 
 @pytest.fixture
@@ -153,6 +153,7 @@ def test_numbers_that_are_none(text):
         (["compare", "--out", "study", "--methods", ""], "evaluation.methods: expected at least one, got none"),
         (["evaluate", "no-run"], "no-run: no such folder"),
         (["genes", "no-run"], "no-run: no such folder"),
+        (["export", "no-run", "model.safetensors"], "no-run: no such folder"),
         (["report", "no-study"], "no-study: "),
     ],
 )
