@@ -16,10 +16,10 @@ IN = $(VENV)/bin/
 PIP = $(IN)python -m pip install --quiet --disable-pip-version-check
 SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
 CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-LINTED = mam_kernels python tests benchmarks setup.py
+LINTED = mam_kernels python tests benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engine test gpu bench lint format clean
+.PHONY: help demo demo-engine test gpu bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -41,6 +41,10 @@ bench: $(VENV)/dev.stamp ## the side-by-side study, the sweeps and the micro-ben
 	$(IN)python -m benchmarks.sweeps
 	$(IN)python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -q
 
+docs: $(VENV)/docs.stamp ## the guides and the API reference as pages in docs/_build; no network needed
+	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "Written: docs/_build/index.html"
+
 lint: $(VENV)/lint.stamp ## check style and formatting
 	$(IN)ruff check $(LINTED)
 	$(IN)ruff format --check $(LINTED)
@@ -52,7 +56,7 @@ format: $(VENV)/lint.stamp ## bring the code into shape
 	$(IN)clang-format -i $(CPP)
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) build dist *.egg-info mam_kernels/*.so $(REPORT) $(REPORT)-engine .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) $(REPORT)-engine .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for. The Triton is the one that
@@ -75,6 +79,10 @@ $(VENV)/engine.stamp: $(VENV)/torch.stamp $(SOURCES)
 # The package is there already, so these add what its extras name, without building it again.
 $(VENV)/demo.stamp: $(VENV)/engine.stamp
 	$(PIP) "mam-kernels[scmam]"
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/engine.stamp
+	$(PIP) "mam-kernels[docs]"
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/engine.stamp

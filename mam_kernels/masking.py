@@ -24,10 +24,10 @@ SCHEMES = ("encoder", "decoder", "both", "separate")
 class MaskingOutput(NamedTuple):
     """What one masking step returns."""
 
-    mask: Tensor  # (B, L) bool, True = hidden
-    importance: Tensor  # (B, L) float32: attention summed over heads and the drawn latents; no gradient
-    context: Tensor  # (B, Dz): mean over the latents of the attended output; differentiable
-    penalty: Tensor  # scalar: mean over cells of the squared norm of the attended output; differentiable
+    mask: Tensor  #: (B, L) bool, True = hidden
+    importance: Tensor  #: (B, L) float32: attention summed over heads and the drawn latents; no gradient
+    context: Tensor  #: (B, Dz): mean over the latents of the attended output; differentiable
+    penalty: Tensor  #: scalar: mean over cells of the squared norm of the attended output; differentiable
 
 
 class _Options(NamedTuple):
@@ -188,7 +188,7 @@ class MultinomialAttentionMasking(nn.Module):
             seed: an int, an integer tensor of one element, or None for one from torch's generator of the device.
             step: an int in [0, 2**32) or an integer tensor of one element. The mask is a function of (seed, step, sample id).
             sample_ids: (B,) integers, 32 bits, a stable id of each cell. None: the index of the row.
-            latents: int64 (|R|,), to fix the subset ``R``; None draws it.
+            latents: int64 ``(|R|,)``, to fix the subset ``R``; None draws it.
 
         Returns:
             ``MaskingOutput(mask, importance, context, penalty)``. A cell without valid tokens: nothing hidden, importance 0, and the

@@ -41,7 +41,7 @@ def forward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def forward_backward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
-    """The masking step and its gradients, for the parameters and for tokens that want one: (mask, importance, *gradients)."""
+    """The masking step and its gradients, for the parameters and for tokens that want one: ``(mask, importance, *gradients)``."""
     parameters = list(module.parameters())
     weight = _weight(module.latents)
 

@@ -1,4 +1,4 @@
-"""Trained weights: safetensors files that hold their configuration too, and checkpoints of the published code.
+"""Trained weights: safetensors files that hold their configuration too, and checkpoints of the published code::
 
     masker = mam.weights.from_published("epoch=9.ckpt", num_heads=8, mask_ratio=0.3)
     mam.weights.save(masker, "masker.safetensors")

@@ -1,4 +1,4 @@
-"""The study layer over `mam_kernels`: real cells in; pretraining, evaluation, interpretation and a report out.
+"""The study layer over `mam_kernels`: real cells in; pretraining, evaluation, interpretation and a report out::
 
     import scmam
 

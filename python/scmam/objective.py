@@ -27,13 +27,13 @@ class Losses(NamedTuple):
     """Scalars of a batch; all but ``total`` without gradient."""
 
     total: Tensor
-    reconstruction: Tensor  # of the decoder, at hidden positions
-    cell: Tensor  # of the cell head, at hidden positions
-    penalty: Tensor  # before its weight
-    hidden: Tensor  # share of the genes that is hidden
-    hidden_nonzero: Tensor  # of the non-zero ones
-    hidden_zero: Tensor  # of the zeros
-    entropy: Tensor  # of the masking distribution; 1 = uniform
+    reconstruction: Tensor  #: of the decoder, at hidden positions
+    cell: Tensor  #: of the cell head, at hidden positions
+    penalty: Tensor  #: before its weight
+    hidden: Tensor  #: share of the genes that is hidden
+    hidden_nonzero: Tensor  #: of the non-zero ones
+    hidden_zero: Tensor  #: of the zeros
+    entropy: Tensor  #: of the masking distribution; 1 = uniform
 
 
 class Pretraining(nn.Module):

@@ -64,7 +64,7 @@ class Run:
 
     folder: Path
     config: Config
-    record: dict[str, Any]  # run.json
+    record: dict[str, Any]  #: run.json
     genes: tuple[str, ...]
 
     @property

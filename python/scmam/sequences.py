@@ -12,10 +12,10 @@ COUNTS_PER = 1e4
 class CellBatch(NamedTuple):
     """A batch of ``B`` cells over ``G`` genes."""
 
-    counts: Tensor  # (B, G) float32: raw counts of the chosen genes
-    depth: Tensor  # (B,) float32: total count of the cell over all genes of its file, before genes were chosen
-    cell_ids: Tensor  # (B,) int64: the cell's row in its file, which masks depend on
-    labels: Tensor  # (B,) int64: code of its class, -1 where there is none
+    counts: Tensor  #: (B, G) float32: raw counts of the chosen genes
+    depth: Tensor  #: (B,) float32: total count of the cell over all genes of its file, before genes were chosen
+    cell_ids: Tensor  #: (B,) int64: the cell's row in its file, which masks depend on
+    labels: Tensor  #: (B,) int64: code of its class, -1 where there is none
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CellBatch":
         """The same on another device."""
@@ -29,9 +29,9 @@ class CellBatch(NamedTuple):
 class Sequences(NamedTuple):
     """The genes of each cell that are taken, in the order of their ids, padded to the longest cell of the batch."""
 
-    gene_ids: Tensor  # (B, T) int64; 0 in the padding
-    values: Tensor  # (B, T) float32; 0 in the padding
-    valid: Tensor  # (B, T) bool, True = a gene, False = padding
+    gene_ids: Tensor  #: (B, T) int64; 0 in the padding
+    values: Tensor  #: (B, T) float32; 0 in the padding
+    valid: Tensor  #: (B, T) bool, True = a gene, False = padding
 
 
 def expression(counts: Tensor, depth: Tensor, transform: str) -> Tensor:

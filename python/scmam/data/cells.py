@@ -15,20 +15,20 @@ from .matrix import Rows
 class Cells:
     """What `open_cells` makes of a file. Nothing here is as large as the file where the counts are read from it."""
 
-    counts: Rows  # (cells, genes); `.take(indices)` gives scipy CSR float32 raw counts
+    counts: Rows  #: (cells, genes); `.take(indices)` gives scipy CSR float32 raw counts
     genes: tuple[str, ...]
-    names: np.ndarray  # (cells,) str, of .obs
-    cell_ids: np.ndarray  # (cells,) int64: row in the file, whatever was dropped
-    depth: np.ndarray  # (cells,) float32: total count over all genes of the file
-    labels: np.ndarray | None = None  # (cells,) str, "" where a cell has none
-    label: str | None = None  # the column of .obs that they come from
-    donors: np.ndarray | None = None  # (cells,) str
+    names: np.ndarray  #: (cells,) str, of .obs
+    cell_ids: np.ndarray  #: (cells,) int64: row in the file, whatever was dropped
+    depth: np.ndarray  #: (cells,) float32: total count over all genes of the file
+    labels: np.ndarray | None = None  #: (cells,) str, "" where a cell has none
+    label: str | None = None  #: the column of .obs that they come from
+    donors: np.ndarray | None = None  #: (cells,) str
     donor: str | None = None
-    source: str = ""  # "pbmc68k_reduced: .raw.X"
-    unit: str = "counts"  # or "counts recovered from log1p of counts per 10k", or "counts per 10k (no raw counts there)"
-    block: int = 1  # cells next to each other that a loader draws together
-    notes: tuple[str, ...] = ()  # what was found, taken and dropped, in sentences
-    classes: tuple[str, ...] = ()  # the labels there are, sorted; a subset keeps them all, so that codes mean the same
+    source: str = ""  #: "pbmc68k_reduced: .raw.X"
+    unit: str = "counts"  #: or "counts recovered from log1p of counts per 10k", or "counts per 10k (no raw counts there)"
+    block: int = 1  #: cells next to each other that a loader draws together
+    notes: tuple[str, ...] = ()  #: what was found, taken and dropped, in sentences
+    classes: tuple[str, ...] = ()  #: the labels there are, sorted; a subset keeps them all, so that codes mean the same
 
     def __post_init__(self) -> None:
         if self.labels is not None and not self.classes:

@@ -21,10 +21,10 @@ Embed = Callable[[Sequences], Tensor]
 class Masking(NamedTuple):
     """What a strategy decides for a batch."""
 
-    mask: Tensor  # (B, G) bool, True = hidden
-    importance: Tensor | None  # (B, G) float32 >= 0: what positions are drawn in proportion to; None: uniform
-    context: Tensor | None  # (B, Dz), differentiable; None: no latents
-    penalty: Tensor | None  # scalar: mean over cells of the squared norm of the latents' output; None: no latents
+    mask: Tensor  #: (B, G) bool, True = hidden
+    importance: Tensor | None  #: (B, G) float32 >= 0: what positions are drawn in proportion to; None: uniform
+    context: Tensor | None  #: (B, Dz), differentiable; None: no latents
+    penalty: Tensor | None  #: scalar: mean over cells of the squared norm of the latents' output; None: no latents
 
 
 class MaskingStrategy(nn.Module):
