@@ -127,10 +127,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, *, assign
         problems.append(f"no {listed(missing)}")
     if extra := [name for name in tensors if name not in wanted]:
         problems.append(f"{listed(extra)}, which it has not")
-    for name in wanted.keys() & tensors.keys():
-        shape, found = tuple(wanted[name].shape), tensors[name]
-        if tuple(found.shape) != shape or found.is_floating_point() != wanted[name].is_floating_point():
-            problems.append(f"{name}, {describe(found)}, instead of shape {shape}")
+    for name, own in wanted.items():
+        found = tensors.get(name, own)
+        if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
+            problems.append(f"{name}, {describe(found)}, instead of shape {tuple(own.shape)}")
     if problems:
         raise WeightsError(f"{where}: expected the tensors of {type(module).__name__}; got {'; '.join(problems[:3])}")
     module.load_state_dict(tensors, assign=assign)

@@ -39,6 +39,7 @@ SMALL = {
     "training.batch_size": 8,
     "training.steps": 3,
     "training.validation": 0,
+    "training.checkpoint_every": 3,
     "evaluation.folds": 2,
 }
 
@@ -163,13 +164,14 @@ def test_the_file_names_no_folder_of_the_machine(cells, tmp_path):
     assert (config.data.path, config.data.vocabulary) == (Path("cells.h5ad"), Path("genes.txt"))
 
 
-def test_the_masking_module_can_be_taken_out(file, tmp_path, cells):
+def test_the_masking_module_can_be_taken_out(run, file, tmp_path, cells):
     strategy = load_model(file).pretraining.strategy
     mam.weights.save(strategy.latents, tmp_path / "masker.safetensors")
     values = torch.log1p(cells.batch(np.arange(5)).counts)
     assert torch.equal(mam.weights.load(tmp_path / "masker.safetensors")(values, seed=0).mask, strategy.latents(values, seed=0).mask)
-    found = mam.weights.from_published(file, num_heads=2, prefix="strategy.latents.")
-    assert torch.equal(found(values, seed=0).context, strategy.latents(values, seed=0).context)
+    for source in (file, run.folder / "checkpoints" / "last.ckpt"):  # the second by Lightning
+        found = mam.weights.from_published(source, num_heads=2)
+        assert torch.equal(found(values, seed=0).context, strategy.latents(values, seed=0).context)
 
 
 # What is refused
