@@ -91,15 +91,15 @@ struct Collapse {
       kHeads,      kWidth};
 
   void forward() {
-    mam::cpu::project(projection, {slope.data(), directions.data(), constant.data(), folded.data(), unit.data()});
-    mam::cpu::context(input, {context.data(), penalty.data(), average.data(), second.data(), gram.data()});
+    mam::cpu::project(projection, {slope.data(), directions.data(), constant.data(), folded.data(), unit.data()}, 1);
+    mam::cpu::context(input, {context.data(), penalty.data(), average.data(), second.data(), gram.data()}, 1);
   }
   void backward() {
     mam::cpu::context_backward(input, average.data(), second.data(), gram.data(), context.data(), 0.5f,
-                               {d_slope.data(), d_directions.data(), d_constant.data(), d_bias.data()});
+                               {d_slope.data(), d_directions.data(), d_constant.data(), d_bias.data()}, 1);
     mam::cpu::project_backward(
         projection, folded.data(), unit.data(), {d_slope.data(), d_directions.data(), d_constant.data()},
-        {d_latents.data(), d_in_weight.data(), d_in_bias.data(), d_token_weight.data(), d_token_bias.data(), d_out_weight.data()});
+        {d_latents.data(), d_in_weight.data(), d_in_bias.data(), d_token_weight.data(), d_token_bias.data(), d_out_weight.data()}, 1);
   }
 };
 

@@ -182,32 +182,34 @@ void bind_collapse(py::module_& m) {
       }));
   m.def(
       "project",
-      [](const Projection& from, Address slope, Address directions, Address constant, Address folded, Address unit) {
-        mam::cpu::project(from, {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(folded), at<float>(unit)});
+      [](const Projection& from, Address slope, Address directions, Address constant, Address folded, Address unit, int threads) {
+        mam::cpu::project(from, {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(folded), at<float>(unit)},
+                          threads);
       },
       NoGil());
   m.def(
       "project_backward",
       [](const Projection& from, Address folded, Address unit, Address grad_slope, Address grad_directions, Address grad_constant,
-         Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight) {
+         Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight, int threads) {
         mam::cpu::project_backward(from, at<float>(folded), at<float>(unit),
                                    {at<float>(grad_slope), at<float>(grad_directions), at<float>(grad_constant)},
                                    {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
-                                    at<float>(token_bias), at<float>(out_weight)});
+                                    at<float>(token_bias), at<float>(out_weight)},
+                                   threads);
       },
       NoGil());
   m.def(
       "context",
-      [](const ContextInput& from, Address context, Address penalty, Address average, Address second, Address gram) {
-        mam::cpu::context(from, {at<float>(context), at<float>(penalty), at<float>(average), at<float>(second), at<float>(gram)});
+      [](const ContextInput& from, Address context, Address penalty, Address average, Address second, Address gram, int threads) {
+        mam::cpu::context(from, {at<float>(context), at<float>(penalty), at<float>(average), at<float>(second), at<float>(gram)}, threads);
       },
       NoGil());
   m.def(
       "context_backward",
       [](const ContextInput& from, Address average, Address second, Address gram, Address grad_context, float grad_penalty, Address slope,
-         Address directions, Address constant, Address out_bias) {
+         Address directions, Address constant, Address out_bias, int threads) {
         mam::cpu::context_backward(from, at<float>(average), at<float>(second), at<float>(gram), at<float>(grad_context), grad_penalty,
-                                   {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(out_bias)});
+                                   {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(out_bias)}, threads);
       },
       NoGil());
 }

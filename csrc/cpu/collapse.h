@@ -1,5 +1,6 @@
 // What scalar tokens leave of multi-head attention, before and after the pass over the cells: see mam_kernels/value_attention/collapse.py
-// for the equations. Everything is float32, contiguous and row-major; nothing may overlap.
+// for the equations. Everything is float32, contiguous and row-major; nothing may overlap. The results do not depend on the number of
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ struct Projected {
   float *slope, *directions, *constant, *folded, *unit;
 };
 
-void project(const Projection& from, const Projected& to);
+void project(const Projection& from, const Projected& to, int threads);
 
 // Gradients of a loss by what `project` returned.
 struct ProjectedGradient {
@@ -39,7 +40,7 @@ struct ProjectionGradient {
 };
 
 void project_backward(const Projection& from, const float* folded, const float* unit, const ProjectedGradient& incoming,
-                      const ProjectionGradient& outgoing);
+                      const ProjectionGradient& outgoing, int threads);
 
 // Means of the values (rows, latents, heads), their variances, which the gradient alone needs, and their log-partitions, which are -inf in
 // cells without tokens.
@@ -53,7 +54,7 @@ struct ContextOutput {
   float *context, *penalty, *average, *second, *gram;
 };
 
-void context(const ContextInput& from, const ContextOutput& to);
+void context(const ContextInput& from, const ContextOutput& to, int threads);
 
 // By the slopes (latents, heads), since d mean / d slope is the variance: no gradient of the means is stored.
 struct ContextGradient {
@@ -61,7 +62,7 @@ struct ContextGradient {
 };
 
 void context_backward(const ContextInput& from, const float* average, const float* second, const float* gram, const float* grad_context,
-                      float grad_penalty, const ContextGradient& outgoing);
+                      float grad_penalty, const ContextGradient& outgoing, int threads);
 
 }  // namespace cpu
 }  // namespace mam

@@ -27,7 +27,7 @@ def project(*arguments: Tensor | int) -> tuple[Tensor, ...]:
     count, width = parameters[0].shape
     out = _empty((count, heads), (heads, width), (width,), (heads, width), (3, width))
     lib = native.cpu()
-    lib.project(lib.Projection(*_addresses(parameters), count, heads, width), *_addresses(out))
+    lib.project(lib.Projection(*_addresses(parameters), count, heads, width), *_addresses(out), torch.get_num_threads())
     return out
 
 
@@ -39,7 +39,9 @@ def project_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
     out = tuple(torch.empty_like(x) for x in parameters)
     lib = native.cpu()
     lib.project_backward(
-        lib.Projection(*_addresses(parameters), count, folded.shape[0], width), *_addresses((folded, unit, *incoming, *out))
+        lib.Projection(*_addresses(parameters), count, folded.shape[0], width),
+        *_addresses((folded, unit, *incoming, *out)),
+        torch.get_num_threads(),
     )
     return out
 
@@ -50,7 +52,7 @@ def context(*tensors: Tensor) -> tuple[Tensor, ...]:
     (rows, _, heads), width = inputs[0].shape, inputs[3].shape[1]
     out = _empty((rows, width), (), (rows, heads), (heads, heads), (heads, heads))
     lib = native.cpu()
-    lib.context(_context_input(lib, inputs), *_addresses(out))
+    lib.context(_context_input(lib, inputs), *_addresses(out), torch.get_num_threads())
     return out
 
 
@@ -60,7 +62,9 @@ def context_backward(grad_context: Tensor, grad_penalty: Tensor, *tensors: Tenso
     saved, grad_context = [x.contiguous() for x in tensors[6:]], grad_context.contiguous()
     out = _empty(inputs[0].shape[1:], *(x.shape for x in inputs[3:]))
     lib = native.cpu()
-    lib.context_backward(_context_input(lib, inputs), *_addresses((*saved, grad_context)), grad_penalty.item(), *_addresses(out))
+    lib.context_backward(
+        _context_input(lib, inputs), *_addresses((*saved, grad_context)), grad_penalty.item(), *_addresses(out), torch.get_num_threads()
+    )
     return out
 
 

@@ -372,7 +372,7 @@ void check_projections(const Sizes& size, const std::string& name) {
   auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width), constant = exactly<float>(width);
   auto folded = exactly<float>(heads * width), unit = exactly<float>(3 * width);
   const mam::cpu::Projection from{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(), p[5].get(), size.latents, heads, width};
-  mam::cpu::project(from, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()});
+  mam::cpu::project(from, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()}, 2);
   const auto function = [&](const std::vector<Doubles>& inputs) { return plain_projections(size, inputs); };
   const Doubles wanted = function(plain);
   expect_alike(wanted, 0, slope, slopes, name + ": slope");
@@ -381,7 +381,7 @@ void check_projections(const Sizes& size, const std::string& name) {
 
   const auto into_slope = some(slopes, 1.0), into_directions = some(heads * width, 1.0), into_constant = some(width, 1.0);
   mam::cpu::project_backward(from, folded.get(), unit.get(), {into_slope.get(), into_directions.get(), into_constant.get()},
-                             {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()});
+                             {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()}, 2);
   Doubles weight = as_doubles(into_slope, slopes);
   for (const double x : as_doubles(into_directions, heads * width)) weight.push_back(x);
   for (const double x : as_doubles(into_constant, width)) weight.push_back(x);
@@ -398,7 +398,7 @@ void check_context(const Sizes& size, const std::string& name) {
   auto second = exactly<float>(heads * heads), gram = exactly<float>(heads * heads);
   const mam::cpu::ContextInput from{
       mean.get(), variance.get(), log_partition.get(), directions.get(), constant.get(), bias.get(), rows, size.latents, heads, width};
-  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()});
+  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()}, 2);
   const auto function = [&](const std::vector<Doubles>& inputs) { return plain_context(size, inputs); };
   const std::vector<Doubles> plain = {as_doubles(mean, rows * slopes), as_doubles(directions, heads * width), as_doubles(constant, width),
                                       as_doubles(bias, width)};
@@ -410,7 +410,7 @@ void check_context(const Sizes& size, const std::string& name) {
   auto slope = exactly<float>(slopes), into_directions = exactly<float>(heads * width), into_constant = exactly<float>(width),
        into_bias = exactly<float>(width);
   mam::cpu::context_backward(from, average.get(), second.get(), gram.get(), incoming.get(), 0.3f,
-                             {slope.get(), into_directions.get(), into_constant.get(), into_bias.get()});
+                             {slope.get(), into_directions.get(), into_constant.get(), into_bias.get()}, 2);
   Doubles weight = as_doubles(incoming, rows * width);
   weight.push_back(0.3f);
   // a slope moves the means of all cells, each by its variance
