@@ -7,7 +7,7 @@ Only shapes, types and devices are looked at, so nothing here waits for a GPU. T
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,6 +69,16 @@ def require_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
     """On the same device as the tensor called ``of``."""
     if x.device != device:
         raise ValueError(f"{name}: expected on {device}, as {of} is; got {describe(x)}")
+
+
+def require_whole(parameters: Iterable[Tensor]) -> None:
+    """No parameter of which a process holds a part, as ``fully_shard`` leaves those of a module outside of its own forward pass."""
+    for x in parameters:
+        if type(x).__name__ == "DTensor":
+            raise ValueError(
+                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call fully_shard on the masking module itself or on a "
+                "module around it, not on its parts"
+            )
 
 
 def require_flags(name: str, x: object, rows: int, positions: int, device: torch.device) -> Tensor | None:

@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from . import checks
 from .dispatch import requested
 from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
+from .registration import no_forward_mode, refuse_compiled_transforms
 from .selection.ops import draw_latents
+from .value_attention import functional
 from .value_attention.collapse import ScalarMasking, ScalarProjections
 from .value_attention.ops import take_apart
 
@@ -29,6 +32,9 @@ class MaskingOutput(NamedTuple):
     context: Tensor  #: (B, Dz): mean over the latents of the attended output; differentiable
     penalty: Tensor  #: scalar: mean over cells of the squared norm of the attended output; differentiable
 
+
+# By this name an exported program that returns it is saved and loaded.
+_pytree._register_namedtuple(MaskingOutput, serialized_type_name="mam_kernels.MaskingOutput")
 
 class _Options(NamedTuple):
     """What a call may say besides its tokens; as the arguments of ``MultinomialAttentionMasking.forward``."""
@@ -59,6 +65,8 @@ class _TokenProjection(torch.autograd.Function):
     NaN. Zeroing the padding here, in the backward pass alone, spares the forward pass a copy of its input.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(tokens: Tensor, weight: Tensor, valid: Tensor | None) -> Tensor:
         return F.linear(tokens, weight)
@@ -76,6 +84,8 @@ class _TokenProjection(torch.autograd.Function):
             kept = tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0)
             grad_weight = gradient.flatten(0, 1).T @ kept.flatten(0, 1)
         return grad_tokens, grad_weight, None
+
+    jvp = staticmethod(no_forward_mode)
 
 
 class MultinomialAttentionMasking(nn.Module):
@@ -198,6 +208,7 @@ class MultinomialAttentionMasking(nn.Module):
             TypeError, ValueError: an argument is not as above; ``BackendUnavailableError`` if the named backend cannot run.
         """
         options = _Options(valid, maskable, num_masked, seed, step, sample_ids, latents)
+        refuse_compiled_transforms()
         return self._mask_values(tokens, options) if self.input_dim is None else self._mask_tokens(tokens, options)
 
     def _prepare(self, data: Tensor, rows: int, positions: int, options: _Options, backend: str) -> _Prepared:
@@ -231,7 +242,8 @@ class MultinomialAttentionMasking(nn.Module):
             # a tensor may be an input of an autograd.Function only once where that is compiled
             drawn_from = None if maskable is valid else maskable
             slope, directions, constant = self._scalar_projections(torch.promote_types(values.data.dtype, torch.float32))
-            mask, importance, context, penalty = ScalarMasking.apply(
+            masking = functional.masking if functional.required() else ScalarMasking.apply
+            mask, importance, context, penalty = masking(
                 slope, directions, constant, _cast(self.cross_attention.out_proj.bias, slope.dtype), self.context_from == "visible",
                 values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
                 self.eps, 1.0 / self.temperature, values.positions, backend,
@@ -244,8 +256,10 @@ class MultinomialAttentionMasking(nn.Module):
         parameters = (
             self.latents, attention.in_proj_weight, attention.in_proj_bias, token.weight, token.bias, attention.out_proj.weight
         )  # fmt: skip
+        checks.require_whole(parameters)
         exact = torch.promote_types(dtype, self.latents.dtype)
-        projected = ScalarProjections.apply(*(_cast(x, exact) for x in parameters), self.num_heads, requested(self.backend))
+        projections = functional.projections if functional.required() else ScalarProjections.apply
+        projected = projections(*(_cast(x, exact) for x in parameters), self.num_heads, requested(self.backend))
         slope, directions, constant = (_cast(x, dtype) for x in projected)
         return slope, directions, constant
 
@@ -282,6 +296,8 @@ class MultinomialAttentionMasking(nn.Module):
         The two projections of a token are one: ``K = X (W_k W_p)^T``. The bias of the keys adds the same to every score of a query, so it
         cancels in the softmax; that of the values is added to the attended output, since attention sums to 1.
         """
+        projection = self.cross_attention.out_proj
+        checks.require_whole((self.latents, self.cross_attention.in_proj_weight, self.input_proj.weight, projection.weight))
         device = tokens.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
         exact = torch.promote_types(compute, torch.float32)

@@ -10,13 +10,51 @@ import torch
 NAMESPACE = "mam_kernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_transformable: dict[str, type[torch.autograd.Function]] = {}
 
 
 def define(schema: str, run: Callable, fake: Callable, backward: Callable | None = None, setup_context: Callable | None = None) -> None:
     """Define ``mam_kernels::<schema>``: ``run`` for real tensors, ``fake`` for shapes, and optionally its gradient."""
-    name = f"{NAMESPACE}::{schema.split('(', 1)[0]}"
+    name = schema.split("(", 1)[0]
+    qualified = f"{NAMESPACE}::{name}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    _library.impl(schema.split("(", 1)[0], run, "CompositeExplicitAutograd")
-    torch.library.register_fake(name, fake, lib=_library)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
     if backward is not None:
-        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+        _transformable[name] = _as_function(name, backward, setup_context)
+
+
+def _as_function(name: str, backward: Callable, setup_context: Callable | None) -> type[torch.autograd.Function]:
+    """The operation in the form that ``torch.func`` takes; ``vmap`` runs it in a loop."""
+    operation = getattr(torch.ops.mam_kernels, name)
+    members = {
+        "forward": staticmethod(lambda *arguments: operation(*arguments)),
+        "setup_context": staticmethod(setup_context or (lambda ctx, inputs, output: None)),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(no_forward_mode),
+        "generate_vmap_rule": True,
+    }
+    return type(name, (torch.autograd.Function,), members)
+
+
+def no_forward_mode(ctx, *tangents: object) -> None:
+    """The ``jvp`` of every autograd function here."""
+    raise NotImplementedError("forward-mode derivatives (jvp, jacfwd, hessian) are not computed; use reverse mode (grad, vjp, jacrev)")
+
+
+def transforming() -> bool:
+    """Whether a transform of ``torch.func`` is being computed; gradients registered by ``torch.library`` take no part in those."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def refuse_compiled_transforms() -> None:
+    """Raise where ``torch.compile`` traces a transform of ``torch.func``: every gradient would be lost without a word."""
+    if transforming() and torch.compiler.is_compiling():
+        raise RuntimeError("mam_kernels: a transform of torch.func cannot be compiled; call it outside of torch.compile")
+
+
+def differentiable(name: str) -> Callable:
+    """The operation ``mam_kernels::name``, differentiable by autograd and inside ``torch.func`` alike."""
+    refuse_compiled_transforms()
+    return _transformable[name].apply if transforming() else getattr(torch.ops.mam_kernels, name)

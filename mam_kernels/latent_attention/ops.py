@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implementation, requested
-from ..registration import define
+from ..registration import define, differentiable
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -41,7 +41,7 @@ def _attention_backward(ctx, grad_output: Tensor | None, grad_logsumexp: Tensor 
     query, key, value, valid, output, logsumexp = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    gradients = torch.ops.mam_kernels.latent_attention_backward(
+    gradients = differentiable("latent_attention_backward")(
         grad_output.contiguous(),
         None if grad_logsumexp is None else grad_logsumexp.contiguous(),
         query, key, value, valid, output, logsumexp, ctx.scale, ctx.backend,
@@ -223,7 +223,7 @@ def latent_attention(
     for name, x, where in (("query", query, None), ("key", key, valid), ("value", value, valid)):
         checks.require_finite(name, x, where)
     query, key, value = _dense_width(query), _dense_width(key), _dense_width(value)
-    return torch.ops.mam_kernels.latent_attention(query, key, value, valid, _scale(scale, query), requested(backend))
+    return differentiable("latent_attention")(query, key, value, valid, _scale(scale, query), requested(backend))
 
 
 def attention_logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float, backend: str) -> Tensor:

@@ -1,5 +1,7 @@
 """Matrices of cells × genes whose rows are read when they are asked for, from memory or from an `.h5ad` file."""
 
+import contextlib
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from scipy.sparse import csr_matrix
 from ..errors import CellsError
 
 BLOCK_VALUES = 2**20  # stored values that a pass over a file holds at a time: 8 MiB with their indices
+GAP = 2**12  # stored values that are read although nobody asked for them: a second request to HDF5 costs as much as thousands
+GAP = 2**12  # stored values that are read although nobody asked for them: a second request to HDF5 costs as much as thousands
 
 
 class Matrix(ABC):
@@ -22,11 +26,13 @@ class Matrix(ABC):
         shape: (cells, genes).
         storage: ``"csr"``, ``"csc"`` or ``"dense"``, as it is kept.
         stored: number of values that are kept, zeros of a dense matrix included.
+        in_memory: whether a row costs no reading.
     """
 
     shape: tuple[int, int]
     storage: str
     stored: int
+    in_memory: bool = True
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> csr_matrix:
@@ -88,11 +94,13 @@ class FileMatrix(Matrix):
     Only a matrix stored by columns has to be read whole, on first use.
     """
 
+    in_memory = False
+
     def __init__(self, path: Path, key: str) -> None:
         import h5py
 
         self.path, self.key = Path(path), key
-        self._file, self._opened_by, self._values, self._columns_read = None, None, None, None
+        self._file, self._opened_by, self._starts, self._columns_read = None, None, None, None
         with h5py.File(path, "r") as file:
             node = file[key]
             sparse = isinstance(node, h5py.Group)
@@ -103,43 +111,83 @@ class FileMatrix(Matrix):
     def take(self, rows: np.ndarray) -> csr_matrix:
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             return self.span(int(rows[0]), int(rows[-1]) + 1)
-        ordered, places = np.unique(rows, return_inverse=True)  # a file is read forwards, every row once
-        taken = canonical(self._read(ordered))
-        return taken if np.array_equal(places, np.arange(len(taken.indptr) - 1)) else taken[places]
+        with self._reading() as node:
+            if self.storage == "csc":
+                return canonical(self._whole(node)[rows])
+            starts = self._row_starts(node)
+            first, last = _runs(np.unique(rows), starts)  # a file is read forwards, every row once
+            read = np.concatenate([np.arange(*run) for run in zip(first.tolist(), last.tolist(), strict=True)] or [rows])
+            return canonical(self._rows(node, starts, first, last)[np.searchsorted(read, rows)])
 
     def span(self, start: int, stop: int) -> csr_matrix:
-        return canonical(self._read(slice(start, stop)))
+        with self._reading() as node:
+            if self.storage == "csc":
+                return canonical(self._whole(node)[start:stop])
+            return canonical(self._rows(node, self._row_starts(node), np.array([start]), np.array([stop])))
 
     def close(self) -> None:
         if self._file is not None and self._opened_by == os.getpid():
             self._file.close()
-        self._file = self._values = None
+        self._file = self._starts = None
 
-    def _read(self, rows: np.ndarray | slice) -> csr_matrix:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """The matrix in the file, open."""
         try:
-            if self.storage == "csc":
-                if self._columns_read is None:
-                    self._columns_read = csr_matrix(self._opened().to_memory())
-                return self._columns_read[rows]
-            return csr_matrix(self._opened()[rows])
+            if self._file is None or self._opened_by != os.getpid():
+                import h5py
+
+                self._file, self._opened_by = h5py.File(self.path, "r"), os.getpid()
+            yield self._file[self.key]
         except (OSError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CellsError(
                 f"{self.path}: {self.key} cannot be read ({reason}); the file is damaged or has changed: copy it again"
             ) from error
 
-    def _opened(self) -> Any:
-        if self._file is None or self._opened_by != os.getpid():
-            import h5py
+    def _whole(self, node: Any) -> csr_matrix:
+        if self._columns_read is None:
             from anndata.io import sparse_dataset
 
-            self._file, self._opened_by = h5py.File(self.path, "r"), os.getpid()
-            node = self._file[self.key]
-            self._values = node if self.storage == "dense" else sparse_dataset(node)
-        return self._values
+            self._columns_read = csr_matrix(sparse_dataset(node).to_memory())
+        return self._columns_read
+
+    def _row_starts(self, node: Any) -> np.ndarray:
+        """(cells + 1,) int64: where each row begins among the stored values, and where the last one ends."""
+        if self._starts is None:
+            dense = self.storage == "dense"
+            self._starts = np.arange(self.shape[0] + 1) * self.shape[1] if dense else node["indptr"][:].astype(np.int64)
+        return self._starts
+
+    def _rows(self, node: Any, starts: np.ndarray, first: np.ndarray, last: np.ndarray) -> csr_matrix:
+        """The rows of all runs, from `first` to before `last`, one after another."""
+        if self.storage == "dense":
+            return csr_matrix(_read(node, first, last))
+        values, columns = (_read(node[name], starts[first], starts[last]) for name in ("data", "indices"))
+        if len(columns) and not 0 <= columns.min() <= columns.max() < self.shape[1]:
+            raise ValueError(f"a column of {self.shape[1]} is numbered {columns.max() if columns.min() >= 0 else columns.min()}")
+        lengths = [np.diff(starts[start : stop + 1]) for start, stop in zip(first, last, strict=True)]
+        ends = np.concatenate([[0], *lengths]).cumsum()
+        return csr_matrix((values, columns, ends), shape=(len(ends) - 1, self.shape[1]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_values": None, "_opened_by": None}
+        return {**self.__dict__, "_file": None, "_opened_by": None, "_starts": None}
+
+
+def _runs(rows: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of neighbouring rows that hold all of the ascending `rows`, and no more than `GAP` values between two of them."""
+    breaks = np.flatnonzero(starts[rows[1:]] - starts[rows[:-1] + 1] > GAP)
+    return rows[np.append(0, breaks + 1)[: len(rows)]], rows[np.append(breaks, len(rows) - 1)[: len(rows)]] + 1
+
+
+def _read(dataset: Any, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Parts of an HDF5 dataset along its first dimension, one after another."""
+    places = np.concatenate([[0], np.cumsum(last - first)]).tolist()
+    read = np.empty((places[-1], *dataset.shape[1:]), dtype=dataset.dtype)
+    for start, stop, place, end in zip(first.tolist(), last.tolist(), places[:-1], places[1:], strict=True):
+        if stop > start:
+            dataset.read_direct(read, np.s_[start:stop], np.s_[place:end])
+    return read
 
 
 def canonical(rows: csr_matrix) -> csr_matrix:
@@ -175,7 +223,7 @@ class Rows:
     @property
     def in_memory(self) -> bool:
         """Whether a row costs no reading."""
-        return isinstance(self.matrix, MemoryMatrix)
+        return self.matrix.in_memory
 
     def take(self, indices: np.ndarray) -> csr_matrix:
         """Rows in the order that is asked for; (len(indices), genes) float32 raw counts.

@@ -1,0 +1,44 @@
+"""The masking step of collapse.py made of differentiable operations, for ``torch.func`` and ``torch.export``.
+
+Neither can differentiate the two autograd functions there: the first refuses their form, the second forgets that they have gradients.
+What is computed is the same, the bits of the slopes, which decide the mask, included.
+"""
+
+import torch
+from torch import Tensor
+
+from ..registration import differentiable, transforming
+from .collapse import context, project
+
+
+def required() -> bool:
+    """Whether the step is being transformed or exported."""
+    return transforming() or torch.compiler.is_exporting()
+
+
+def projections(latents, in_weight, in_bias, token_weight, token_bias, out_weight, heads: int, backend: str) -> tuple[Tensor, ...]:
+    """As ``ScalarProjections``: slope (N, H), directions (H, Dz) and constant (Dz,)."""
+    parameters = (latents, in_weight, in_bias, token_weight, token_bias, out_weight)
+    exact, *_ = torch.ops.mam_kernels.scalar_projections(*(x.detach() for x in parameters), heads, backend)
+    slope, directions, constant, *_ = project(*parameters, heads)
+    return exact + (slope - slope.detach()), directions, constant  # adds 0, and the gradient
+
+
+def masking(slope, directions, constant, out_bias, visible: bool, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``ScalarMasking``: mask, importance, context and penalty."""
+    values, crow, col, valid, maskable, counts, chosen, *others = arguments
+    positions, backend = arguments[-2:]
+    if visible:
+        every = torch.arange(chosen.shape[0], device=chosen.device)
+        mask, importance, *_ = torch.ops.mam_kernels.value_mask(
+            values, crow, col, slope.detach()[chosen], valid, maskable, counts, every, *others
+        )
+        left = ~mask if valid is None else valid & ~mask
+        moments = differentiable("value_attention")(values, crow, col, slope, left, positions, backend)
+    else:
+        mask, importance, *moments = differentiable("value_mask")(
+            values, crow, col, slope, valid, maskable, counts, chosen, *others
+        )
+    log_partition, mean, variance = moments
+    injected, penalty, *_ = context(mean, variance.detach(), log_partition.detach(), directions, constant, out_bias)
+    return mask, importance.detach(), injected, penalty
