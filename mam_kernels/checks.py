@@ -76,8 +76,8 @@ def require_whole(parameters: Iterable[Tensor]) -> None:
     for x in parameters:
         if type(x).__name__ == "DTensor":
             raise ValueError(
-                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call fully_shard on the masking module itself or on a "
-                "module around it, not on its parts"
+                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call fully_shard on the masking module or on one "
+                "around it, not on its parts"
             )
 
 

@@ -36,6 +36,7 @@ class MaskingOutput(NamedTuple):
 # By this name an exported program that returns it is saved and loaded.
 _pytree._register_namedtuple(MaskingOutput, serialized_type_name="mam_kernels.MaskingOutput")
 
+
 class _Options(NamedTuple):
     """What a call may say besides its tokens; as the arguments of ``MultinomialAttentionMasking.forward``."""
 
@@ -364,12 +365,19 @@ class ContextInjection(nn.Module):
     def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """From the context (B, Dz) to (encoder_shift, decoder_shift), each (B, 1, De), or None where the scheme adds nothing.
 
+        The shifts are of the type of the adapter's parameters (of the type of autocast inside it), whatever that of the context.
+
         Raises:
             TypeError, ValueError: the context is not a floating-point tensor (B, Dz).
         """
         checks.require_floating("context", context, f"(B, {self.latent_dim})", 2)
         checks.require_shape("context", context, (None, self.latent_dim), "(B, latent_dim)")
         if self.scheme == "separate":
-            return self.encoder_adapter(context)[:, None], self.decoder_adapter(context)[:, None]
-        shift = self.adapter(context)[:, None]
+            return _shift(self.encoder_adapter, context), _shift(self.decoder_adapter, context)
+        shift = _shift(self.adapter, context)
         return (shift if self.scheme != "decoder" else None), (shift if self.scheme != "encoder" else None)
+
+
+def _shift(adapter: nn.Linear, context: Tensor) -> Tensor:
+    """(B, 1, De). The context is float32 also where the model, the adapter with it, was cast to a narrower type."""
+    return adapter(_cast(context, adapter.weight.dtype))[:, None]

@@ -36,9 +36,7 @@ def masking(slope, directions, constant, out_bias, visible: bool, *arguments) ->
         left = ~mask if valid is None else valid & ~mask
         moments = differentiable("value_attention")(values, crow, col, slope, left, positions, backend)
     else:
-        mask, importance, *moments = differentiable("value_mask")(
-            values, crow, col, slope, valid, maskable, counts, chosen, *others
-        )
+        mask, importance, *moments = differentiable("value_mask")(values, crow, col, slope, valid, maskable, counts, chosen, *others)
     log_partition, mean, variance = moments
     injected, penalty, *_ = context(mean, variance.detach(), log_partition.detach(), directions, constant, out_bias)
     return mask, importance.detach(), injected, penalty
