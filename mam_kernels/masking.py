@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from . import checks
+from . import checks, functional
 from .dispatch import requested
 from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
-from .registration import no_forward_mode, refuse_compiled_transforms
+from .registration import refuse_compiled_transforms
 from .selection.ops import draw_latents
-from .value_attention import functional
 from .value_attention.collapse import ScalarMasking, ScalarProjections
 from .value_attention.ops import take_apart
 
@@ -66,8 +65,6 @@ class _TokenProjection(torch.autograd.Function):
     NaN. Zeroing the padding here, in the backward pass alone, spares the forward pass a copy of its input.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(tokens: Tensor, weight: Tensor, valid: Tensor | None) -> Tensor:
         return F.linear(tokens, weight)
@@ -85,8 +82,6 @@ class _TokenProjection(torch.autograd.Function):
             kept = tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0)
             grad_weight = gradient.flatten(0, 1).T @ kept.flatten(0, 1)
         return grad_tokens, grad_weight, None
-
-    jvp = staticmethod(no_forward_mode)
 
 
 class MultinomialAttentionMasking(nn.Module):
@@ -243,7 +238,7 @@ class MultinomialAttentionMasking(nn.Module):
             # a tensor may be an input of an autograd.Function only once where that is compiled
             drawn_from = None if maskable is valid else maskable
             slope, directions, constant = self._scalar_projections(torch.promote_types(values.data.dtype, torch.float32))
-            masking = functional.masking if functional.required() else ScalarMasking.apply
+            masking = functional.scalar_masking if functional.required() else ScalarMasking.apply
             mask, importance, context, penalty = masking(
                 slope, directions, constant, _cast(self.cross_attention.out_proj.bias, slope.dtype), self.context_from == "visible",
                 values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
@@ -259,7 +254,7 @@ class MultinomialAttentionMasking(nn.Module):
         )  # fmt: skip
         checks.require_whole(parameters)
         exact = torch.promote_types(dtype, self.latents.dtype)
-        projections = functional.projections if functional.required() else ScalarProjections.apply
+        projections = functional.scalar_projections if functional.required() else ScalarProjections.apply
         projected = projections(*(_cast(x, exact) for x in parameters), self.num_heads, requested(self.backend))
         slope, directions, constant = (_cast(x, dtype) for x in projected)
         return slope, directions, constant
@@ -297,18 +292,19 @@ class MultinomialAttentionMasking(nn.Module):
         The two projections of a token are one: ``K = X (W_k W_p)^T``. The bias of the keys adds the same to every score of a query, so it
         cancels in the softmax; that of the values is added to the attended output, since attention sums to 1.
         """
-        projection = self.cross_attention.out_proj
-        checks.require_whole((self.latents, self.cross_attention.in_proj_weight, self.input_proj.weight, projection.weight))
+        attention = self.cross_attention
+        checks.require_whole((self.latents, attention.in_proj_weight, self.input_proj.weight, attention.out_proj.weight))
         device = tokens.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
         exact = torch.promote_types(compute, torch.float32)
         with torch.autocast(device_type=device, enabled=False):
-            query_weight, *token_weights = self.cross_attention.in_proj_weight.chunk(3)
-            query_bias, _, value_bias = self.cross_attention.in_proj_bias.chunk(3)
+            query_weight, *token_weights = attention.in_proj_weight.chunk(3)
+            query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
             query = F.linear(self.latents.to(exact), query_weight.to(exact), query_bias.to(exact)).to(compute)
             input_weight = self.input_proj.weight.to(exact)
             folded = torch.cat([weight.to(exact) @ input_weight for weight in token_weights]).to(compute)  # (2 Dz, D)
-            both = _TokenProjection.apply(tokens.to(compute), folded, valid)
+            project = functional.token_projection if functional.required() else _TokenProjection.apply
+            both = project(tokens.to(compute), folded, valid)
             key, value = both.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(dim=2)
             bias = token_weights[1].to(exact) @ self.input_proj.bias.to(exact) + value_bias.to(exact)
         return query.unflatten(-1, (self.num_heads, self.head_dim)), key, value, bias

@@ -1,14 +1,15 @@
-"""The masking step of collapse.py made of differentiable operations, for ``torch.func`` and ``torch.export``.
+"""The masking step made of differentiable operations, for ``torch.func`` and ``torch.export``.
 
-Neither can differentiate the two autograd functions there: the first refuses their form, the second forgets that they have gradients.
-What is computed is the same, the bits of the slopes, which decide the mask, included.
+Neither can differentiate the autograd functions that the step is made of otherwise: the first refuses their form, the second forgets that
+they have gradients. What is computed is the same, and the mask is the same to the bit.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..registration import differentiable, transforming
-from .collapse import context, project
+from .registration import differentiable, transforming
+from .value_attention.collapse import context, project
 
 
 def required() -> bool:
@@ -16,15 +17,16 @@ def required() -> bool:
     return transforming() or torch.compiler.is_exporting()
 
 
-def projections(latents, in_weight, in_bias, token_weight, token_bias, out_weight, heads: int, backend: str) -> tuple[Tensor, ...]:
+def scalar_projections(latents, in_weight, in_bias, token_weight, token_bias, out_weight, heads: int, backend: str) -> tuple[Tensor, ...]:
     """As ``ScalarProjections``: slope (N, H), directions (H, Dz) and constant (Dz,)."""
     parameters = (latents, in_weight, in_bias, token_weight, token_bias, out_weight)
     exact, *_ = torch.ops.mam_kernels.scalar_projections(*(x.detach() for x in parameters), heads, backend)
     slope, directions, constant, *_ = project(*parameters, heads)
-    return exact + (slope - slope.detach()), directions, constant  # adds 0, and the gradient
+    # The bits of the slopes decide the mask; what is added is 0, and carries the gradient.
+    return exact + (slope - slope.detach()), directions, constant
 
 
-def masking(slope, directions, constant, out_bias, visible: bool, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def scalar_masking(slope, directions, constant, out_bias, visible: bool, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``ScalarMasking``: mask, importance, context and penalty."""
     values, crow, col, valid, maskable, counts, chosen, *others = arguments
     positions, backend = arguments[-2:]
@@ -40,3 +42,8 @@ def masking(slope, directions, constant, out_bias, visible: bool, *arguments) ->
     log_partition, mean, variance = moments
     injected, penalty, *_ = context(mean, variance.detach(), log_partition.detach(), directions, constant, out_bias)
     return mask, importance.detach(), injected, penalty
+
+
+def token_projection(tokens: Tensor, weight: Tensor, valid: Tensor | None) -> Tensor:
+    """``tokens @ weight.T``, padding as zeros: its gradient is 0, and 0 * NaN is NaN."""
+    return F.linear(tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0), weight)
