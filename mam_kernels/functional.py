@@ -17,16 +17,18 @@ def required() -> bool:
     return transforming() or torch.compiler.is_exporting()
 
 
-def scalar_projections(latents, in_weight, in_bias, token_weight, token_bias, out_weight, heads: int, backend: str) -> tuple[Tensor, ...]:
+def scalar_projections(*arguments: Tensor | int | str) -> tuple[Tensor, Tensor, Tensor]:
     """As ``ScalarProjections``: slope (N, H), directions (H, Dz) and constant (Dz,)."""
-    parameters = (latents, in_weight, in_bias, token_weight, token_bias, out_weight)
+    *parameters, heads, backend = arguments
     exact, *_ = torch.ops.mam_kernels.scalar_projections(*(x.detach() for x in parameters), heads, backend)
     slope, directions, constant, *_ = project(*parameters, heads)
     # The bits of the slopes decide the mask; what is added is 0, and carries the gradient.
     return exact + (slope - slope.detach()), directions, constant
 
 
-def scalar_masking(slope, directions, constant, out_bias, visible: bool, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def scalar_masking(
+    slope: Tensor, directions: Tensor, constant: Tensor, out_bias: Tensor, visible: bool, *arguments: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``ScalarMasking``: mask, importance, context and penalty."""
     values, crow, col, valid, maskable, counts, chosen, *others = arguments
     positions, backend = arguments[-2:]

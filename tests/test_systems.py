@@ -26,7 +26,10 @@ both_kinds = pytest.mark.parametrize("kind", BOTH)
 both_contexts = pytest.mark.parametrize("context_from", ["all", "visible"])
 narrow_types = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's own, when its compiler is loaded
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script"),  # torch's own, when its compiler is loaded
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # vmap runs the kernels in a loop
+]
 
 
 class Model(nn.Module):
@@ -163,7 +166,7 @@ def test_a_training_step_replays_in_a_cuda_graph(kind):
     for number in (0, 5):
         step.fill_(number)
         graph.replay()
-        agree(captured, step_of(model, model, tokens, seed=11, step=number))
+        agree(captured, step_of(model, model, tokens, seed=11, step=number), rtol=1e-4, atol=1e-5)
     with torch.cuda.graph(without_seed):
         drawn = model.masking(tokens, num_masked=8).mask
     masks = []
