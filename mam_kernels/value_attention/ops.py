@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implementation, requested
-from ..registration import define
+from ..registration import define, differentiable
 
 
 class ValueMoments(NamedTuple):
@@ -183,7 +183,7 @@ define(
 
 def value_moments(values: Values, slope: Tensor, valid: Tensor | None, backend: str) -> ValueMoments:
     """``value_attention`` on arguments that were checked; differentiable in ``slope``."""
-    log_partition, mean, variance = torch.ops.mam_kernels.value_attention(
+    log_partition, mean, variance = differentiable("value_attention")(
         values.data, values.crow, values.col, slope, valid, values.positions, backend
     )
     return ValueMoments(log_partition, mean, variance.detach())
@@ -202,7 +202,7 @@ def value_mask(
     backend: str,
 ) -> tuple[Tensor, Tensor, ValueMoments]:
     """Values to mask in one call: (B, L) bool, importance (B, L) without gradient, and the moments, differentiable in ``slope``."""
-    mask, importance, log_partition, mean, variance = torch.ops.mam_kernels.value_mask(
+    mask, importance, log_partition, mean, variance = differentiable("value_mask")(
         values.data, values.crow, values.col, slope, valid, maskable, num_masked, latents, draw.sample_ids, draw.seed, draw.step,
         eps, inverse_temperature, values.positions, backend,
     )  # fmt: skip
