@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make gpu`: build in place for the GPU at hand, test every GPU backend, then measure. Under 8 minutes, and nothing is downloaded.
+# `make gpu`: build in place for the GPU at hand, test every GPU backend, then measure. Under 10 minutes, and nothing is downloaded.
 # Failing tests do not keep the measurements from being taken, but they fail the exit status.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ MAM_WITH_CUDA=1 MAM_CUDA_ARCHS=$arch timeout 150 "$python" setup.py --quiet buil
 echo "== tests"
 workers=$("$python" -c 'import os, xdist; print("-n", min(8, os.cpu_count()))' 2>/dev/null)
 # shellcheck disable=SC2086  # two words
-MAM_TEST_BACKENDS=triton,cuda MAM_TEST_DEVICE=cuda timeout 180 "$python" -m pytest -q --maxfail=20 $workers tests/conformance 2>&1 |
+MAM_TEST_BACKENDS=triton,cuda MAM_TEST_DEVICE=cuda timeout 180 "$python" -m pytest -q --maxfail=20 $workers tests/conformance tests/test_systems.py 2>&1 |
   tee "$out/gpu_tests.log" | tail -n 30
 tests=${PIPESTATUS[0]}
 
@@ -33,5 +33,9 @@ echo "== measurements"
 timeout 140 "$python" -m benchmarks.gpu --out "$out" --seconds 90
 measured=$?
 
+echo "== row configurations"
+timeout 150 "$python" -m benchmarks.tune --out "$out/row_configurations.json" --seconds 30
+tuned=$?
+
 [ "$tests" -eq 0 ] || echo "tests FAILED (exit status $tests): $out/gpu_tests.log" >&2
-exit $((tests != 0 || measured != 0))
+exit $((tests != 0 || measured != 0 || tuned != 0))

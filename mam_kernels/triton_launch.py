@@ -7,17 +7,14 @@ import torch
 import triton
 from torch import Tensor
 
+from .row_configurations import RowConfiguration, row_configuration
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton runs its kernels in the interpreter; it decides that when a kernel is defined."""
 
 _NO_DEVICE_CHANGE = contextlib.nullcontext()
 
-ROW_WARPS = 16
-ROW_REGISTERS = 128
-"""A program that works on a row has so many warps, and at most so many registers a thread: the most that a multiprocessor holds."""
-
-SMALLEST_ROW_BLOCK, LARGEST_ROW_BLOCK = 256, 2048
-"""Positions that it holds at a time: enough to hide the latency of reading them, few enough to spill no register."""
+SMALLEST_ROW_BLOCK = 256
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
@@ -27,9 +24,12 @@ def on(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device)
 
 
-def row_block(num_positions: int) -> int:
-    """Positions that a row's program holds at a time."""
-    return min(max(triton.next_power_of_2(num_positions), SMALLEST_ROW_BLOCK), LARGEST_ROW_BLOCK)
+def row_options(kernel: str, device: torch.device, num_positions: int) -> tuple[RowConfiguration, dict[str, int]]:
+    """How a kernel with a program for each row is launched; as its configuration, ``block`` fitted to the row, and as launch options."""
+    chosen = row_configuration(kernel, device, num_positions)
+    fitting = max(triton.next_power_of_2(num_positions), SMALLEST_ROW_BLOCK)
+    chosen = chosen._replace(block=min(fitting, chosen.block))
+    return chosen, {"num_warps": chosen.warps, **register_limit(chosen.registers)}
 
 
 def is_amd() -> bool:

@@ -76,6 +76,7 @@ def select(
     keys = torch.empty((rows, num_positions), dtype=torch.float32, device=weights.device)
     seed_value, seed_ptr = launch.word(seed)
     step_value, step_ptr = launch.word(step)
+    blocks, options = launch.row_options("selection", weights.device, num_positions)
     with launch.on(weights.device):
         select_kernel[(rows,)](
             weights,
@@ -98,9 +99,8 @@ def select(
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
-            BLOCK_L=launch.row_block(num_positions),
-            num_warps=launch.ROW_WARPS,
-            **launch.register_limit(launch.ROW_REGISTERS),
+            BLOCK_L=blocks.block,
+            **options,
         )
     return mask
 

@@ -10,7 +10,6 @@ from ..triton_language import draw_row, read_word
 
 BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
 BLOCK_X = 64
-SERIES_BLOCK = 512  # slopes, or values, whose series are summed at a time
 
 LARGEST_BETA = tl.constexpr(5.0)  # as in csrc/cpu/panels.cpp
 TRUNCATION = tl.constexpr(1e-11)
@@ -640,14 +639,15 @@ def moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
     rows = _Rows(values, crow, slope, valid, num_positions)
+    blocks, options = launch.row_options("value", values.device, num_positions)
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, None, slope, None, None, None, None, None, rows.compact, rows.series, None, None, *rows.moments,
             0, 0, 0.0, 1.0, num_positions, slope.numel(), 0, 1, *rows.strides, 0, 0,
             IS_CSR=rows.is_csr, MASKING=False, HAS_VALID=valid is not None, HAS_MASKABLE=False, HAS_SAMPLE_IDS=False,
             SEED_ON_DEVICE=False, STEP_ON_DEVICE=False, SHARPEN=False,
-            BLOCK_L=launch.row_block(num_positions), BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=SERIES_BLOCK,
-            num_warps=launch.ROW_WARPS, **launch.register_limit(launch.ROW_REGISTERS),
+            BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
+            **options,
         )  # fmt: skip
     return rows.moments
 
@@ -675,6 +675,7 @@ def mask(
     importance = torch.empty(rows.shape, **rows.new)
     seed_value, seed_ptr = launch.word(seed)
     step_value, step_ptr = launch.word(step)
+    blocks, options = launch.row_options("value", values.device, num_positions)
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, maskable, slope, latents, num_masked, sample_ids, seed_ptr, step_ptr,
@@ -684,7 +685,7 @@ def mask(
             IS_CSR=rows.is_csr, MASKING=True, HAS_VALID=valid is not None, HAS_MASKABLE=maskable is not None,
             HAS_SAMPLE_IDS=sample_ids is not None, SEED_ON_DEVICE=seed_ptr is not None, STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
-            BLOCK_L=launch.row_block(num_positions), BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=SERIES_BLOCK,
-            num_warps=launch.ROW_WARPS, **launch.register_limit(launch.ROW_REGISTERS),
+            BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
+            **options,
         )  # fmt: skip
     return hidden, importance, *rows.moments
