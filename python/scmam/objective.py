@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 import mam_kernels as mam
 
+from .injection import Injection
 from .masking import MaskingStrategy, build_strategy, corrupt, masking_entropy
 from .model import CellModel, build_model
+from .parameter_groups import parameter_groups
 from .randomness import substream
 from .sequences import CellBatch, Sequences, expression
 
@@ -75,11 +77,10 @@ class Pretraining(nn.Module):
         if injection != "none" and strategy.latents is None:
             raise ValueError(f"injection: a strategy without latents has no context to inject; got {injection!r}")
         self.injection = (
-            None if injection == "none" else _Injection(strategy.latents.latent_dim, model.width, model.decoder_width, injection)
+            None
+            if injection == "none"
+            else Injection(strategy.latents.latent_dim, model.width, model.decoder_width, injection, start=injection_start)
         )
-        if self.injection is not None and injection_start == "zero":
-            for parameter in self.injection.parameters():
-                nn.init.zeros_(parameter)
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no dropout."""
@@ -118,16 +119,8 @@ class Pretraining(nn.Module):
         slopes of the latents, the decay alone moves a parameter, by nearly a full learning rate a step, until the masks are uniform. So
         the group "masking" may have its own; None: the same.
         """
-        decays = {"model": weight_decay, "masking": weight_decay if masking_weight_decay is None else masking_weight_decay}
-        groups: dict[str, list[nn.Parameter]] = {"model": [], "masking": []}
-        for name, parameter in self.named_parameters():
-            groups["masking" if name.startswith(LATENT_PARAMETERS) else "model"].append(parameter)
-        rates = {"model": lr, "masking": masking_lr}
-        return [
-            {"params": parameters, "lr": rates[name], "weight_decay": decays[name], "name": name}
-            for name, parameters in groups.items()
-            if parameters
-        ]
+        masking = {name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)}
+        return parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
 
     def _embed(self, sequences: Sequences) -> Tensor:
         return self.model.embedding(sequences.gene_ids, sequences.values)
@@ -154,26 +147,6 @@ class Pretraining(nn.Module):
         hidden, both, there = mask.sum(), (mask & nonzero).sum(), nonzero.sum()
         zeros = values.numel() - there
         return hidden / values.numel(), both / there.clamp(min=1), (hidden - both) / zeros.clamp(min=1)
-
-
-class _Injection(nn.Module):
-    """``ContextInjection`` for an encoder and a decoder that may differ in width."""
-
-    def __init__(self, latent_dim: int, encoder_width: int, decoder_width: int, scheme: str) -> None:
-        super().__init__()
-        if scheme == "both" and encoder_width != decoder_width:
-            raise ValueError(f"injection: both shares one adapter, so widths must be equal; got {encoder_width} and {decoder_width}")
-        if scheme == "separate":
-            self.encoder = mam.ContextInjection(latent_dim, encoder_width, "encoder")
-            self.decoder = mam.ContextInjection(latent_dim, decoder_width, "decoder")
-        else:
-            self.shared = mam.ContextInjection(latent_dim, encoder_width if scheme == "encoder" else decoder_width, scheme)
-        self.scheme = scheme
-
-    def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if self.scheme == "separate":
-            return self.encoder(context)[0], self.decoder(context)[1]
-        return self.shared(context)
 
 
 def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which genes are hidden (`strategies`), and what stands in their place (`corruption`)."""
 
-from .corruption import CORRUPTIONS, Corrupted, corrupt
+from .corruption import CORRUPTIONS, Corrupted, Outcomes, corrupt, corruption_shares, draw_outcomes
 from .strategies import (
     ContextOnly,
     EmbeddingAttention,
@@ -25,9 +25,12 @@ __all__ = [
     "MaskingStrategy",
     "MatchedFractions",
     "Nothing",
+    "Outcomes",
     "Uniform",
     "ValueAttention",
     "build_strategy",
     "corrupt",
+    "corruption_shares",
+    "draw_outcomes",
     "masking_entropy",
 ]

@@ -24,6 +24,14 @@ class Corrupted(NamedTuple):
     token: Tensor  # (B, G) bool: behind a mask token
 
 
+class Outcomes(NamedTuple):
+    """What hidden positions become; unchanged where neither."""
+
+    token: Tensor  # bool: the mask token
+    wrong: Tensor  # bool: a random value
+    which: Tensor  # int64 in [0, 2**32): random bits to choose that value by
+
+
 def corrupt(values: Tensor, mask: Tensor, scheme: str, cell_ids: Tensor, *, seed: int, step: int) -> Corrupted:
     """Replace what a mask hides.
 
@@ -38,22 +46,48 @@ def corrupt(values: Tensor, mask: Tensor, scheme: str, cell_ids: Tensor, *, seed
         cell_ids: (B,) int64.
         seed, step: of the draw.
     """
-    if scheme not in CORRUPTIONS:
-        raise ValueError(f"corruption: expected one of {', '.join(CORRUPTIONS)}; got {scheme!r}")
-    token_share, random_share = CORRUPTIONS[scheme]
-    if token_share == 1.0:
+    shares = corruption_shares(scheme)
+    if shares[0] == 1.0:
         return Corrupted(values, mask)
     rows, genes = mask.nonzero(as_tuple=True)
     seed_word = torch.tensor(substream(seed, "corruption"), device=values.device)
-    zero = torch.zeros((), dtype=torch.int64, device=values.device)
-    kind, which, _, _ = philox.philox4x32(seed_word, (genes, cell_ids[rows], zero + step, zero))
-    kind = philox.uniforms(kind)
-    wrong = (kind >= token_share) & (kind < token_share + random_share)
+    token_there, wrong, which = draw_outcomes(shares, genes, cell_ids[rows], seed=seed_word, step=step)
     there = gather(values, values != 0)
     count = there.valid.sum(dim=1)[rows].clamp(min=1)  # a cell of zeros gets 0, which is what its sequence holds
     replacement = there.values[rows, which % count]
     corrupted = values.clone()
     corrupted[rows, genes] = torch.where(wrong, replacement, values[rows, genes])
     token = torch.zeros_like(mask)
-    token[rows, genes] = kind < token_share
+    token[rows, genes] = token_there
     return Corrupted(corrupted, token)
+
+
+def corruption_shares(scheme: str | tuple[float, float]) -> tuple[float, float]:
+    """The shares of the mask token and of a random value, of a name in ``CORRUPTIONS`` or of the two shares themselves."""
+    if isinstance(scheme, str):
+        if scheme not in CORRUPTIONS:
+            raise ValueError(f"corruption: expected one of {', '.join(CORRUPTIONS)}; got {scheme!r}")
+        return CORRUPTIONS[scheme]
+    token, wrong = scheme
+    if min(token, wrong) < 0 or token + wrong > 1:
+        raise ValueError(f"corruption: expected shares of mask token and random value that add up to at most 1; got {scheme!r}")
+    return token, wrong
+
+
+def draw_outcomes(
+    shares: tuple[float, float], positions: Tensor, cell_ids: Tensor, *, seed: Tensor, step: int | Tensor, stream: int = 0
+) -> Outcomes:
+    """Decide what hidden positions become, without a synchronisation: a function of (seed, step, cell, position).
+
+    Args:
+        shares: of the mask token and of a random value.
+        positions, cell_ids: int64, of shapes that broadcast together; outcomes are of the shape they broadcast to.
+        seed: int64 of 0 dims.
+        step: an int or int64 of 0 dims.
+        stream: of the random bits; 0 and 1 are those of the masks, for a seed that is also theirs.
+    """
+    zero = torch.zeros((), dtype=torch.int64, device=positions.device)
+    kind, which, _, _ = philox.philox4x32(seed, (positions, cell_ids, zero + step, zero + stream))
+    kind = philox.uniforms(kind)
+    token_share, random_share = shares
+    return Outcomes(kind < token_share, (kind >= token_share) & (kind < token_share + random_share), which)
