@@ -26,7 +26,7 @@ from transformers import (
 from tests.scmam.real_cells import CLS, EOS, MASK, PAD, SPECIAL, counts, rank_encoded
 
 MASKING = {"latent_dim": 16, "num_latents": 8, "num_heads": 2, "mask_ratio": 0.3}
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256}
 ENDS = {"bos_token_id": CLS, "cls_token_id": CLS, "eos_token_id": EOS, "sep_token_id": EOS}
 
 
@@ -63,21 +63,21 @@ def trainer(model, folder, **options) -> Trainer:
     optimizer = torch.optim.AdamW(model.parameter_groups(lr=3e-3, masking_lr=1e-3))
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     collator = PaddingCollator(PAD)
-    return Trainer(model, arguments, collator, cells()[:128], cells()[128:], optimizers=(optimizer, rate))
+    return Trainer(model, arguments, collator, cells()[:96], cells()[96:], optimizers=(optimizer, rate))
 
 
 def test_trainer_trains_model_and_latents(tmp_path):
     model = wrapped()
     latents = model.masking.masker.latents.detach().clone()
-    training = trainer(model, tmp_path, max_steps=80)
+    training = trainer(model, tmp_path, max_steps=60)
     before = training.evaluate()["eval_loss"]
     training.train()
     after = training.evaluate()["eval_loss"]
-    assert after < 0.9 * before
+    assert after < before - 0.3  # nats; guessing starts at the logarithm of the vocabulary
     logged = [entry["loss"] for entry in training.state.log_history if "loss" in entry]
     assert logged[-1] < logged[0]
     assert not torch.equal(model.masking.masker.latents, latents)
-    assert model.masking.steps == 80
+    assert model.masking.steps == 60
     assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
@@ -181,10 +181,10 @@ def test_wrapping_leaves_the_weights_alone():
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        (BertForMaskedLM, BertConfig(vocab_size=154, **SMALL)),
-        (RobertaForMaskedLM, RobertaConfig(vocab_size=154, pad_token_id=PAD, **SMALL)),
-        (DistilBertForMaskedLM, DistilBertConfig(vocab_size=154, dim=32, n_layers=1, n_heads=2, hidden_dim=64)),
-        (ModernBertForMaskedLM, ModernBertConfig(vocab_size=154, pad_token_id=PAD, **ENDS, **SMALL)),
+        (BertForMaskedLM, BertConfig(vocab_size=104, **SMALL)),
+        (RobertaForMaskedLM, RobertaConfig(vocab_size=104, pad_token_id=PAD, **SMALL)),
+        (DistilBertForMaskedLM, DistilBertConfig(vocab_size=104, dim=32, n_layers=1, n_heads=2, hidden_dim=64)),
+        (ModernBertForMaskedLM, ModernBertConfig(vocab_size=104, pad_token_id=PAD, **ENDS, **SMALL)),
     ],
 )  # fmt: skip
 def test_any_masked_language_model_predicts_as_it_would_without(kind, config):
@@ -240,21 +240,21 @@ def test_the_collator_pads_and_refuses_empty_cells():
 )
 def test_what_is_no_masked_language_model_is_refused(model, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        wrapped(model(BertConfig(vocab_size=154, **SMALL)))
+        wrapped(model(BertConfig(vocab_size=104, **SMALL)))
 
 
 def test_a_vocabulary_without_mask_token_is_refused():
     with pytest.raises(ValueError, match="mask_token_id: expected the id of a mask token; got None"):
         MamForMaskedLM.wrap(geneformer(), mask_token_id=None, special_token_ids=SPECIAL)
-    with pytest.raises(ValueError, match=r"mask_token_id: expected ids in \[0, 154\), the model's vocabulary; got 154"):
-        MamForMaskedLM.wrap(geneformer(), mask_token_id=154, special_token_ids=SPECIAL)
+    with pytest.raises(ValueError, match=r"mask_token_id: expected ids in \[0, 104\), the model's vocabulary; got 104"):
+        MamForMaskedLM.wrap(geneformer(), mask_token_id=104, special_token_ids=SPECIAL)
 
 
 def test_bad_batches_are_refused():
     model, batch = wrapped(), first_batch(4)
     for change, message in (
-        ({"input_ids": batch["input_ids"] + 100}, r"input_ids: expected ids in \[0, 154\), the vocabulary; got ids from 100 to"),
-        ({"attention_mask": batch["attention_mask"] * 0}, r"attention_mask: expected a token \(1\) in each row; got row 0 of padding"),
+        ({"input_ids": batch["input_ids"] + 90}, r"input_ids: expected ids in \[0, 104\), the vocabulary; got ids from 90 to"),
+        ({"attention_mask": batch["attention_mask"] * 0}, r"attention_mask: expected a token \(1\) in each row; got none in row 0"),
         ({"attention_mask": batch["attention_mask"] * 2}, "attention_mask: expected 0 and 1; got values from 0 to 2"),
         ({"attention_mask": batch["attention_mask"].float()}, "attention_mask: expected a bool or integer tensor"),
         ({"attention_mask": batch["attention_mask"][:, 1:]}, r"attention_mask: expected shape \(B, L\)"),

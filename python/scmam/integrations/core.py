@@ -16,7 +16,7 @@ import mam_kernels as mam
 from mam_kernels import checks
 
 from ..injection import Injection
-from ..masking import Masking, corruption_shares, draw_outcomes
+from ..masking import Masking, corruption_shares, draw_outcomes, masking_entropy
 from ..parameter_groups import parameter_groups
 
 PENALTY = 1e-5
@@ -112,6 +112,11 @@ class MaskingStep(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.random_ids = None if random_ids is None else _IdSet(random_ids)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the module, and of the batches it takes."""
+        return self.masker.latents.device
+
     def extra_repr(self) -> str:
         return f"mask_value={self.mask_value}, ignore_value={self.ignore_value}, shares={self.shares}, seed={self.seed}"
 
@@ -151,6 +156,19 @@ class MaskingStep(nn.Module):
         out = self.masker(tokens, valid, maskable, seed=draw.seed, step=draw.step, sample_ids=draw.sample_ids)
         drawable = valid if maskable is None else valid & maskable
         return Masking(out.mask, out.importance * drawable, out.context, out.penalty)
+
+    def entropy(self, masked: MaskedBatch) -> Tensor:
+        """Of the distribution that positions were drawn from, over the logarithm of their number: 1 is uniform masking. Scalar."""
+        return masking_entropy(Masking(masked.mask, masked.importance, None, None), self.masker.eps, self.masker.temperature)
+
+    def tokens(self, values: Tensor, embeddings: Tensor | None) -> Tensor:
+        """What the latents attend to: the values, or the embeddings where ``masker.input_dim`` is theirs."""
+        if self.masker.input_dim is None and embeddings is None:
+            return values
+        if self.masker.input_dim is None or embeddings is None:
+            expected = "None" if self.masker.input_dim is None else f"(B, L, {self.masker.input_dim})"
+            raise ValueError(f"embeddings: expected {expected}, as input_dim of the masker says; got {checks.describe(embeddings)}")
+        return embeddings
 
     def parameter_groups(
         self, model: nn.Module, lr: float, masking_lr: float, weight_decay: float = 0.0, masking_weight_decay: float | None = None
@@ -236,10 +254,7 @@ def real_tokens(name: str, mask: Tensor | None, inputs: Tensor, *, true_means: s
     if values_are_looked_at(mask) and mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
         raise ValueError(f"{name}: expected 0 and 1; got values from {mask.min()} to {mask.max()}")
     valid = mask.bool() if true_means == "token" else ~mask.bool()
-    if values_are_looked_at(mask) and not bool(valid.any(dim=1).all()):
-        row = int((~valid.any(dim=1)).nonzero()[0])
-        one = "1" if true_means == "token" else "0"
-        raise ValueError(f"{name}: expected a token ({one}) in each row; got row {row} of padding alone")
+    require_any(name, valid, f"a token ({1 if true_means == 'token' else 0})")
     return valid
 
 
@@ -251,6 +266,21 @@ def require_ids(name: str, ids: Tensor, vocab_size: int, device: torch.device) -
     checks.require_device(name, ids, device, "the model")
     if values_are_looked_at(ids) and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
         raise ValueError(f"{name}: expected ids in [0, {vocab_size}), the vocabulary; got ids from {int(ids.min())} to {int(ids.max())}")
+
+
+def require_any(name: str, flags: Tensor, what: str) -> None:
+    """At least one True in each row of ``flags`` (B, L); looked at as in ``real_tokens``."""
+    if values_are_looked_at(flags) and not bool(flags.any(dim=1).all()):
+        row = int((~flags.any(dim=1)).nonzero()[0])
+        raise ValueError(f"{name}: expected {what} in each row; got none in row {row}")
+
+
+def not_among(ids: Tensor, special_ids: Iterable[int]) -> Tensor:
+    """(B, L) bool, True where an id is none of these."""
+    other = torch.ones_like(ids, dtype=torch.bool)
+    for special in special_ids:
+        other = other & (ids != special)
+    return other
 
 
 def require_values(name: str, values: Tensor, device: torch.device) -> None:

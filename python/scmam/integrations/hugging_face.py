@@ -141,10 +141,9 @@ class MamForMaskedLM(PreTrainedModel):
         step: int | Tensor | None = None,
     ) -> core.MaskedBatch:
         """What ``forward`` hides of a batch; arguments as there."""
-        core.require_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0], self.masking.masker.latents.device)
+        core.require_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0], self.masking.device)
         valid = core.real_tokens("attention_mask", attention_mask, input_ids, true_means="token")
-        for special in {*self.config.special_token_ids, self.config.mask_token_id}:
-            valid = valid & (input_ids != special)
+        valid = valid & core.not_among(input_ids, {*self.config.special_token_ids, self.config.mask_token_id})
         embed = self.model.get_input_embeddings() if self.config.tokens_from is None else self.model.get_submodule(self.config.tokens_from)
         return self.masking(input_ids, embed(input_ids), valid, seed=seed, step=step, sample_ids=sample_ids)
 

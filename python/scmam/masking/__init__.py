@@ -11,6 +11,7 @@ from .strategies import (
     Nothing,
     Uniform,
     ValueAttention,
+    attend_to_values,
     build_strategy,
     masking_entropy,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Outcomes",
     "Uniform",
     "ValueAttention",
+    "attend_to_values",
     "build_strategy",
     "corrupt",
     "corruption_shares",

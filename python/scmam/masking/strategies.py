@@ -161,19 +161,33 @@ class ValueAttention(MaskingStrategy):
         return self.latents.eps, self.latents.temperature
 
     def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
-        draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
-        if self.zero_ratio is None:
-            return Masking(*self.latents(values, num_masked=math.floor(self.ratio * values.shape[1]), **draw))
-        nonzero = values != 0
-        out = self.latents(values, maskable=nonzero, num_masked=_share(nonzero, self.ratio), **draw)
-        mask = out.mask | _uniform(~nonzero, self.zero_ratio, draw)
-        if self.latents.context_from == "visible" and self.zero_ratio > 0:  # without the hidden zeros too
-            seen = _context(self.latents, values, ~mask, seed, step)
-            out = out._replace(context=seen.context, penalty=seen.penalty)
-        return Masking(mask, out.importance * nonzero, out.context, out.penalty)
+        return attend_to_values(self.latents, values, self.ratio, self.zero_ratio, cell_ids, seed=seed, step=step)
 
     def extra_repr(self) -> str:
         return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
+
+
+def attend_to_values(
+    latents: mam.MultinomialAttentionMasking,
+    values: Tensor,
+    ratio: float,
+    zero_ratio: float | None,
+    cell_ids: Tensor,
+    *,
+    seed: int | Tensor,
+    step: int | Tensor,
+) -> Masking:
+    """What ``ValueAttention`` hides; arguments as there."""
+    draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
+    if zero_ratio is None:
+        return Masking(*latents(values, num_masked=math.floor(ratio * values.shape[1]), **draw))
+    nonzero = values != 0
+    out = latents(values, maskable=nonzero, num_masked=_share(nonzero, ratio), **draw)
+    mask = out.mask | _uniform(~nonzero, zero_ratio, draw)
+    if latents.context_from == "visible" and zero_ratio > 0:  # without the hidden zeros too
+        seen = _context(latents, values, ~mask, seed, step)
+        out = out._replace(context=seen.context, penalty=seen.penalty)
+    return Masking(mask, out.importance * nonzero, out.context, out.penalty)
 
 
 class EmbeddingAttention(MaskingStrategy):
@@ -285,7 +299,9 @@ def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMa
     return mam.MultinomialAttentionMasking(**options)
 
 
-def _context(latents: mam.MultinomialAttentionMasking, values: Tensor, valid: Tensor | None, seed: int, step: int) -> mam.MaskingOutput:
+def _context(
+    latents: mam.MultinomialAttentionMasking, values: Tensor, valid: Tensor | None, seed: int | Tensor, step: int | Tensor
+) -> mam.MaskingOutput:
     """Context and penalty of what is ``valid``; with nothing to hide, "visible" and "all" are the same."""
     return latents(values, valid, num_masked=0, seed=seed, step=step)
 
