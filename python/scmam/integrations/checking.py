@@ -154,10 +154,8 @@ def _looks_inverted(padding: Tensor, marked: Tensor | None) -> str | None:
         if wrong > right:
             return f"{carrying} of {int(padding.sum())} positions it calls padding carry a token"
         return None
-    if bool((padding[:, 0] & ~padding[:, -1]).all()) and bool((padding.int().diff(dim=1) <= 0).all()):
+    if bool(padding[:, 0].all()) and bool((padding.int().diff(dim=1) <= 0).all()):
         return "every row begins with what it calls padding (if it does, say pad_id or pad_value)"
-    if bool(padding.all()):
-        return "it calls every position padding"
     return None
 
 

@@ -123,7 +123,7 @@ def _separate(configured: Any, masking: list[nn.Parameter], lr: float, weight_de
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ours]
     like = (own or optimizer.param_groups)[0]
     index = next(i for i, group in enumerate(optimizer.param_groups) if group is like)
-    ratio = lr / float(like.get("initial_lr", like["lr"]))
+    ratio = lr / float(like.get("max_lr", like.get("initial_lr", like["lr"])))  # to the rate that a schedule rises to, or starts from
     group = {**like, "params": masking} | {key: like[key] * ratio for key in SCALED if key in like}
     optimizer.add_param_group(group if weight_decay is None else {**group, "weight_decay": weight_decay})
     for scheduler in found:

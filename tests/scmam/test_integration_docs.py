@@ -1,0 +1,116 @@
+"""The pages of the integrations: their Python blocks run, one after the other, with what a page calls yours."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from transformers import BertConfig, BertForMaskedLM, TrainingArguments
+
+from tests.scmam import stand_ins
+from tests.scmam.real_cells import SPECIAL, counts, rank_encoded, sequences
+from tests.scmam.test_integrations_adapters import FIRST_GENE
+from tests.scmam.test_integrations_lightning import Pairs, Theirs
+
+PAGES = Path(__file__).parents[2] / "docs" / "integrations"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+GENES = counts().shape[1]
+
+
+def hugging_face(folder: Path) -> dict[str, Any]:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    arguments = TrainingArguments(
+        str(folder / "run"),
+        use_cpu=True,
+        max_steps=3,
+        per_device_train_batch_size=8,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    cells = [{"input_ids": ids, "sample_ids": cell} for cell, ids in enumerate(rank_encoded()[:32])]
+    return {
+        "model": BertForMaskedLM(BertConfig(vocab_size=len(SPECIAL) + GENES, pad_token_id=0, **sizes)),
+        "arguments": arguments,
+        "cells": cells,
+        "folder": folder,
+    }
+
+
+def scgpt(folder: Path) -> dict[str, Any]:
+    vocab = {"<pad>": 0, "<cls>": 1, "<eoc>": 2, **{f"gene {i}": 3 + i for i in range(GENES)}}
+    return {
+        "model": stand_ins.ScGpt(len(vocab)),
+        "loader": DataLoader(Pairs(slice(48)), 16),
+        "vocab": vocab,
+        "masked_mse_loss": lambda predicted, target, mask: F.mse_loss(predicted[mask], target[mask]),
+    }
+
+
+def scfoundation(folder: Path) -> dict[str, Any]:
+    total = torch.log10(counts().sum(dim=1, keepdim=True))
+    config = {"seq_len": GENES + 2, "mask_token_id": 102, "pad_token_id": 103, "encoder": {"hidden_dim": 32}, "decoder": {"hidden_dim": 16}}
+    values = torch.cat([torch.log1p(counts()), total, total], dim=1)
+    return {"model": stand_ins.MaeAutobin(GENES + 2, 102, 103), "config": config, "loader": values[:48].split(16)}
+
+
+def scbert(folder: Path) -> dict[str, Any]:
+    model = stand_ins.PerformerLM(num_tokens=7, max_seq_len=GENES + 1)
+    return {"model": model, "loader": torch.log2(1 + counts()[:48]).split(16)}
+
+
+def nicheformer(folder: Path) -> dict[str, Any]:
+    rows = [row.argsort(descending=True)[: int((row > 0).sum())] + FIRST_GENE for row in counts()[:48]]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    n_tokens = FIRST_GENE + GENES
+    return {"model": stand_ins.Nicheformer(n_tokens, ids.shape[1]), "n_tokens": n_tokens, "loader": [{"X": x} for x in ids.split(16)]}
+
+
+def bmfm(folder: Path) -> dict[str, Any]:
+    gene_ids, values = sequences(1, 0, -1)
+    rest = {"attention_mask": (gene_ids != 0).long(), "special_tokens_mask": (gene_ids < 3).long()}
+    fields = {"genes": {"input_ids": gene_ids, **rest}, "expressions": {"input_ids": values.masked_fill(gene_ids == 1, -2), **rest}}
+    loader = [{name: {key: x[i : i + 16] for key, x in field.items()} for name, field in fields.items()} for i in (0, 16, 32)]
+    return {"model": stand_ins.Bmfm(GENES + 3), "Masker": stand_ins.BmfmMasker, "loader": loader}
+
+
+YOURS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "index": lambda folder: {},
+    "hugging-face": hugging_face,
+    "lightning": lambda folder: {"TheirModule": Theirs, "loader": DataLoader(Pairs(slice(96)), 16)},
+    "scgpt": scgpt,
+    "scfoundation": scfoundation,
+    "scbert": scbert,
+    "nicheformer": nicheformer,
+    "bmfm": bmfm,
+}
+
+
+@pytest.mark.parametrize("page", YOURS)
+def test_the_examples_of_a_page_run(page, tmp_path, capsys):
+    path = PAGES / f"{page}.md"
+    text = path.read_text()
+    blocks = list(BLOCK.finditer(text))
+    names = YOURS[page](tmp_path)
+    for block in blocks:
+        code = "\n" * text[: block.start(1)].count("\n") + block[1]  # so that a traceback gives the line of the page
+        exec(compile(code, str(path), "exec"), names)
+    masking = {
+        "hugging-face": lambda: names["wrapped"].masking,
+        "lightning": lambda: names["module"].masking,
+        "bmfm": lambda: names["strategy"],
+    }
+    latents = masking.get(page, lambda: names["masking"])().masker.latents
+    assert latents.grad is not None or page in ("hugging-face", "lightning")  # their optimizers forget it
+    promised = [line.partition("# ")[2] for line in text.splitlines() if line.startswith("print(") and "# " in line]
+    assert all(output in capsys.readouterr().out for output in promised)
+
+
+def test_every_page_is_tried_and_listed():
+    assert {path.stem for path in PAGES.glob("*.md")} == set(YOURS)
+    index = (PAGES / "index.md").read_text()
+    assert all(f"({page}.md)" in index for page in YOURS if page != "index")
