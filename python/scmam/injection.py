@@ -35,6 +35,7 @@ class Injection(nn.Module):
 
     def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """From the context (B, Dz) to (encoder_shift, decoder_shift), each (B, 1, width), or None where the scheme adds nothing."""
+        context = context.to(next(self.parameters()).dtype)  # the engine computes in float32 or better
         if self.scheme == "separate":
             return self.encoder(context)[0], self.decoder(context)[1]
         return self.shared(context)

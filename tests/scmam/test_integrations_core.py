@@ -1,7 +1,14 @@
 """The masking step that all integrations share."""
 
+import copy
+import pickle
+import subprocess
+import sys
+from contextlib import nullcontext
+
 import pytest
 import torch
+from scmam import integrations
 from scmam.integrations import MaskingStep, real_tokens
 from scmam.integrations.core import PENALTY
 from torch import nn
@@ -114,7 +121,7 @@ def test_without_a_seed_torch_s_generator_decides(values, valid):
 def test_compiles_without_a_break(values, valid):
     masking = step(corruption="80/10/10")
     expected = masking(values, values, valid, step=4)
-    compiled = torch.compile(masking, fullgraph=True, backend="aot_eager")(values, values, valid, step=4)
+    compiled = torch.compile(masking, fullgraph=True, backend="eager")(values, values, valid, step=4)
     assert torch.equal(compiled.inputs, expected.inputs)
     torch.testing.assert_close(compiled.penalty, expected.penalty)
 
@@ -142,10 +149,38 @@ def test_the_context_reaches_the_model_and_trains_the_latents(values, valid, sch
     with masked.injected(**places):
         injected = model(masked.inputs)
     assert not torch.allclose(plain, injected)
-    torch.testing.assert_close(model(masked.inputs), plain)  # the hooks are gone
+    torch.testing.assert_close(model(masked.inputs), plain)  # nothing is added any more
     (injected.square().mean() + PENALTY * masked.penalty).backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in masking.injection.parameters())
     assert masking.masker.latents.grad.abs().max() > 0
+
+
+def test_a_compiled_model_gets_the_context_of_each_batch(values, valid):
+    model, masking = EncoderDecoder(), step()
+    compiled = torch.compile(model, backend="eager")
+    for injected in (True, True, False, True):
+        masked = masking(values, values, valid)
+        with masked.injected(model.encoder) if injected else nullcontext():
+            found, expected = compiled(masked.inputs), model(masked.inputs)
+        torch.testing.assert_close(found, expected)
+        assert torch.allclose(expected, model(masked.inputs)) != injected
+
+    compiled_before = torch.compile(other := EncoderDecoder(), backend="eager")
+    compiled_before(values)
+    with pytest.raises(RuntimeError, match=r"was not called .* call torch\.compiler\.reset"), masked.injected(other.encoder):
+        compiled_before(values)
+
+
+def test_a_model_that_had_a_context_is_copied_and_pickled(values, valid):
+    model = EncoderDecoder()
+    masked = step()(values, values, valid)
+    with masked.injected(model.encoder):
+        expected = model(masked.inputs)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.state_dict().keys() == model.state_dict().keys()
+        torch.testing.assert_close(copied(masked.inputs), model(masked.inputs))
+        with masked.injected(copied.encoder):
+            torch.testing.assert_close(copied(masked.inputs), expected)
 
 
 def test_an_injection_can_start_at_zero(values, valid):
@@ -207,3 +242,22 @@ def test_bad_arguments_are_named(values, valid):
         step(injection_start="small")
     with mam.check_values(), pytest.raises(ValueError, match="tokens: expected finite values; got nan"):
         step()(values, values.masked_fill(values > 0, torch.nan), valid)
+
+
+def test_importing_needs_none_of_the_frameworks():
+    script = """
+import sys
+for name in ("transformers", "accelerate", "lightning", "pytorch_lightning", "pandas", "anndata"):
+    sys.modules[name] = None
+import scmam.integrations as integrations
+print([name for name in integrations.__all__ if name not in ("MamConfig", "MamForMaskedLM", "PaddingCollator") and not getattr(integrations, name)])
+try:
+    integrations.MamForMaskedLM
+except ImportError as error:
+    print("transformers" in str(error))
+"""  # noqa: E501
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["[]", "True"]
+    with pytest.raises(AttributeError, match="has no attribute 'no_such'"):
+        integrations.no_such  # noqa: B018

@@ -198,6 +198,25 @@ def test_any_masked_language_model_predicts_as_it_would_without(kind, config):
     assert isinstance(output, type(model(batch["input_ids"])))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("what", ["model", "both", "autocast"])
+def test_trains_in_any_precision(dtype, what):
+    model = wrapped(geneformer().to(dtype) if what == "model" else None)
+    model = model.to(dtype) if what == "both" else model
+    expected = wrapped()(**first_batch()).loss
+    with torch.autocast("cpu", dtype, enabled=what == "autocast" and dtype != torch.float64):
+        loss = model(**first_batch()).loss
+    torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=0.0)
+    loss.backward()
+    assert model.masking.masker.latents.grad.abs().max() > 0
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_compiles_whole():
+    model, batch = wrapped(), first_batch()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(**batch, step=3).loss, model(**batch, step=3).loss)
+
+
 def test_the_loss_is_the_model_s_plus_the_penalty():
     model, batch = wrapped(injection="none", penalty_weight=0.5).eval(), first_batch()
     output, masked = model(**batch), model.mask_batch(**batch)

@@ -5,7 +5,7 @@ place, ``real_tokens``.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -51,18 +51,57 @@ class MaskedBatch(NamedTuple):
                 module is not (B, L, De).
             RuntimeError: a module was not called, so the context reached nothing.
         """
-        uncalled = []
-        with ExitStack() as hooks:
-            for name, module, shift in (("encoder", encoder, self.encoder_shift), ("decoder", decoder, self.decoder_shift)):
-                if (module is None) != (shift is None):
-                    there = "nothing to add" if shift is None else "a context to add"
-                    raise ValueError(f"{name}: expected {'None' if shift is None else 'a module'}, as the scheme has {there}; got {module}")
-                if module is not None:
-                    uncalled.append(name)
-                    hooks.callback(module.register_forward_pre_hook(_adding(name, shift, uncalled), with_kwargs=True).remove)
+        hooks = []
+        for name, module, shift in (("encoder", encoder, self.encoder_shift), ("decoder", decoder, self.decoder_shift)):
+            if (module is None) != (shift is None):
+                there = "nothing to add" if shift is None else "a context to add"
+                raise ValueError(f"{name}: expected {'None' if shift is None else 'a module'}, as the scheme has {there}; got {module}")
+            if module is not None:
+                hooks.append(_ContextHook.of(module))
+                hooks[-1].name, hooks[-1].shift, hooks[-1].called = name, shift, False
+        try:
             yield
-        if uncalled:
-            raise RuntimeError(f"{uncalled[0]}: its module was not called while the context was injected; name the one that the model runs")
+        finally:
+            for hook in hooks:
+                hook.shift = None
+        for hook in hooks:
+            if not hook.called:
+                raise RuntimeError(
+                    f"{hook.name}: its module was not called while the context was injected; name the one that the model runs, and where"
+                    " the model was compiled before its first injection, call torch.compiler.reset()"
+                )
+
+
+class _ContextHook:
+    """A forward pre-hook that adds ``shift`` to the first argument, and does nothing while that is None.
+
+    It stays with its module: torch.compile does not notice hooks that come and go.
+    """
+
+    def __init__(self) -> None:
+        self.name, self.shift, self.called = "", None, False
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_ContextHook":
+        """The hook of a module, which is given one the first time."""
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, cls):
+                return hook
+        hook = cls()
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+        return hook
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        shift = self.shift
+        if shift is None:
+            return None
+        tokens = args[0] if args else None
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3 or (tokens.shape[0], tokens.shape[2]) != (shift.shape[0], shift.shape[2]):
+            wanted = f"({shift.shape[0]}, L, {shift.shape[2]})"
+            got = checks.describe(tokens) if isinstance(tokens, Tensor) else f"{type(tokens).__name__} by position"
+            raise ValueError(f"{self.name}: expected a module whose first argument is token embeddings {wanted}; got {got}")
+        self.called = True
+        return (tokens + shift.to(tokens.dtype), *args[1:]), kwargs
 
 
 class MaskingStep(nn.Module):
@@ -292,22 +331,3 @@ def require_values(name: str, values: Tensor, device: torch.device) -> None:
 def values_are_looked_at(x: Tensor) -> bool:
     """Whether looking at values costs little: on the CPU, or where it was asked for."""
     return checks.values_are_checked() or (x.device.type == "cpu" and not torch.compiler.is_compiling())
-
-
-def _adding(name: str, shift: Tensor, uncalled: list[str]) -> Any:
-    """A forward pre-hook that adds ``shift`` to the first argument."""
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        tokens = args[0] if args else None
-        if not isinstance(tokens, Tensor) or tokens.dim() != 3 or (tokens.shape[0], tokens.shape[2]) != (shift.shape[0], shift.shape[2]):
-            wanted = f"({shift.shape[0]}, L, {shift.shape[2]})"
-            raise ValueError(f"{name}: expected a module whose first argument is token embeddings {wanted}; got {_briefly(tokens)}")
-        if name in uncalled:
-            uncalled.remove(name)
-        return (tokens + shift, *args[1:]), kwargs
-
-    return hook
-
-
-def _briefly(x: object) -> str:
-    return checks.describe(x) if isinstance(x, Tensor) else f"{type(x).__name__} by position"

@@ -82,9 +82,6 @@ class MamForMaskedLM(PreTrainedModel):
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # the number of predicted tokens is not known before the masking
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
 
     def __init__(self, config: MamConfig, model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -181,7 +178,7 @@ class MamForMaskedLM(PreTrainedModel):
         masked = self.mask_batch(input_ids, attention_mask, sample_ids, seed, step)
         embeddings = self.model.get_input_embeddings()(masked.inputs)
         if masked.encoder_shift is not None:
-            embeddings = embeddings + masked.encoder_shift
+            embeddings = embeddings + masked.encoder_shift.to(embeddings.dtype)
         model_arguments = {**model_arguments, "return_dict": True}
         output = self.model(inputs_embeds=embeddings, attention_mask=attention_mask, labels=masked.labels.long(), **model_arguments)
         output.loss = output.loss + self.config.penalty_weight * masked.penalty

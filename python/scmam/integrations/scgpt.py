@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 import mam_kernels as mam
+from mam_kernels import checks
 
 from . import core
 from .checking import FirstBatch, check_first_batch
@@ -63,6 +64,8 @@ class ScGptMasking(core.MaskingStep):
             A ``MaskedBatch``: ``inputs`` are the values that the model reads, ``mask`` is where its loss is computed.
         """
         core.require_values("values", values, self.device)
+        checks.require_shape("gene_ids", gene_ids, values.shape, "(B, L)")
+        checks.require_device("gene_ids", gene_ids, values.device, "values")
         real = core.real_tokens("src_key_padding_mask", src_key_padding_mask, values, true_means="padding")
         valid = real & core.not_among(gene_ids, self.special_ids)
         return super().forward(values, self.tokens(values, embeddings), valid, seed=seed, step=step, sample_ids=sample_ids)
