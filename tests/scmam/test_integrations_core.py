@@ -54,13 +54,14 @@ def test_only_what_is_maskable_changes(values, valid, corruption):
         assert (masked.inputs[masked.mask] == -1).all()
 
 
-def test_a_random_value_is_one_of_the_genes_of_the_cell(values, valid):
-    values = values + torch.arange(values.numel()).view_as(values) * 1e-3 + 0.1  # each is told apart
-    masked = step(corruption=(0.0, 1.0), mask_value=-1.0)(values, values, valid)
-    changed = masked.mask & (masked.inputs != values)
-    assert changed.any()
-    for cell in range(CELLS):
-        assert torch.isin(masked.inputs[cell][masked.mask[cell]], values[cell][valid[cell]]).all()
+def test_a_random_value_is_a_non_zero_one_of_the_cell(values, valid):
+    values = values + (values > 0) * torch.arange(values.numel()).view_as(values) * 1e-3  # each is told apart
+    values[2] = 0.0
+    masked = step(corruption=(0.0, 1.0))(values, values, valid)
+    assert (masked.inputs != values)[masked.mask].any()
+    assert not masked.inputs[2].any()  # has no other value to give
+    for cell in set(range(CELLS)) - {2}:
+        assert torch.isin(masked.inputs[cell][masked.mask[cell]], values[cell][valid[cell] & (values[cell] > 0)]).all()
 
 
 @pytest.mark.parametrize("ids", [range(5, 9), (0, 3, 4, 9), {7}])

@@ -224,6 +224,12 @@ def test_the_loss_is_the_model_s_plus_the_penalty():
     torch.testing.assert_close(output.loss, expected + 0.5 * masked.penalty)
 
 
+def test_checks_a_first_batch_with_its_own_facts():
+    model, batch = wrapped(), first_batch()
+    assert model.check(batch["input_ids"], batch["attention_mask"]).right
+    assert "looks inverted" in str(model.check(batch["input_ids"], 1 - batch["attention_mask"]))
+
+
 def test_two_groups_hold_every_parameter_once():
     model = wrapped()
     groups = {group["name"]: group for group in model.parameter_groups(1e-4, 1e-3, 0.1, 0.0)}

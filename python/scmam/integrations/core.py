@@ -115,7 +115,7 @@ class MaskingStep(nn.Module):
         mask_value: what stands at a hidden position: the id of the mask token, or a value that no gene has.
         ignore_value: of ``labels`` where nothing is hidden.
         corruption: one of ``scmam.masking.CORRUPTIONS``, or the shares of mask token and random value; the rest is unchanged.
-        random_ids: what random values are taken from, each as likely; None: the values of the same cell.
+        random_ids: what random values are taken from, each as likely; None: the non-zero values of the same cell.
         embed_dim: ``De``, the width of the model's token embeddings, of the encoder where the decoder differs.
         decoder_dim: of the decoder; None: the same.
         scheme: where the context is added: "encoder", "decoder", "both", "separate", or "none".
@@ -238,12 +238,13 @@ class MaskingStep(nn.Module):
         return inputs.masked_fill(mask & token, self.mask_value)
 
     def _random_values(self, inputs: Tensor, valid: Tensor, which: Tensor) -> Tensor:
-        """(B, L), of ``random_ids`` or of the genes of the same cell, by the bits ``which`` (B, L)."""
+        """(B, L), of ``random_ids`` or of the non-zero genes of the same cell, by the bits ``which`` (B, L)."""
         if self.random_ids is not None:
             return self.random_ids.choose(which).to(inputs.dtype)
-        upto = valid.cumsum(dim=1)  # the n-th gene of a cell is where this first exceeds n
-        place = torch.searchsorted(upto, which % upto[:, -1:].clamp(min=1), right=True)
-        return inputs.gather(1, place.clamp(max=inputs.shape[1] - 1))
+        upto = (valid & (inputs != 0)).cumsum(dim=1)  # the n-th such gene of a cell is where this first exceeds n
+        count = upto[:, -1:]
+        place = torch.searchsorted(upto, which % count.clamp(min=1), right=True)
+        return torch.where(count > 0, inputs.gather(1, place.clamp(max=inputs.shape[1] - 1)), inputs)
 
 
 class _IdSet:

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 import mam_kernels as mam
 
 from . import core
+from .checking import FirstBatch, check_first_batch
 
 
 class MamConfig(PreTrainedConfig):
@@ -90,12 +91,9 @@ class MamForMaskedLM(PreTrainedModel):
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
         _require_mask_token(config, vocab_size)
         width = self.model.get_input_embeddings().weight.shape[1]
-        tokens = self.model.get_input_embeddings() if config.tokens_from is None else self.model.get_submodule(config.tokens_from)
+        seen = width if config.tokens_from is None else _width_of(self.model.get_submodule(config.tokens_from), config.tokens_from)
         self.masking = core.MaskingStep(
-            mam.MultinomialAttentionMasking(
-                input_dim=width if config.tokens_from is None else _width_of(tokens, config.tokens_from),
-                **config.masking,
-            ),
+            mam.MultinomialAttentionMasking(input_dim=seen, **config.masking),
             mask_value=config.mask_token_id,
             embed_dim=width,
             corruption=config.corruption if isinstance(config.corruption, str) else tuple(config.corruption),
@@ -189,6 +187,18 @@ class MamForMaskedLM(PreTrainedModel):
     ) -> list[dict[str, Any]]:
         """Two groups for an optimizer, "model" and "masking", each with its learning rate and weight decay (None: the same)."""
         return self.masking.parameter_groups(self.model, lr, masking_lr, weight_decay, masking_weight_decay)
+
+    def check(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> FirstBatch:
+        """Whether a batch is what ``forward`` takes it for."""
+        return check_first_batch(
+            ids=input_ids,
+            padding_mask=attention_mask,
+            true_means="token",
+            special_ids=self.config.special_token_ids,
+            mask_value=self.config.mask_token_id,
+            vocab_size=self.model.get_input_embeddings().weight.shape[0],
+            module=self,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -280,7 +280,8 @@ def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
     log_probability = torch.log_softmax(logits, dim=1)
     entropy = -(log_probability.exp() * log_probability.masked_fill(~drawable, 0.0)).sum(dim=1)
     count = drawable.sum(dim=1)
-    return (entropy / torch.log(count.double()))[count > 1].mean()
+    some = count > 1
+    return torch.where(some, entropy / torch.log(count.double()), 0.0).sum() / some.sum()  # an index would wait for a GPU
 
 
 def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMasking:
