@@ -99,6 +99,10 @@ def test_another_device_is_said(tokens):
     assert [str(finding) for finding in found.wrong] == ["WRONG device: the module is on meta, and ids on cpu, padding_mask on cpu"]
     with pytest.raises(ValueError, match="ids, values: expected at least one of them; got None and None"):
         check_first_batch()
+    with pytest.raises(ValueError, match="true_means: expected token or padding; got 'keep'"):
+        check_first_batch(**{**tokens, "true_means": "keep"})
+    with pytest.raises(ValueError, match=r"ids: expected shape \(B, L\) with at least one position; got"):
+        check_first_batch(ids=tokens["ids"][:, :0])
     with pytest.raises(ValueError, match=r"padding_mask: expected shape \(B, L\) = \(16, "):
         check_first_batch(**{**tokens, "padding_mask": tokens["padding_mask"][:, 1:]})
 

@@ -76,13 +76,17 @@ def test_random_ids_are_each_as_likely(ids):
     assert (share - p).abs().max() <= 5.5 * (p * (1 - p) / drawn.numel()) ** 0.5  # exceeded by chance once in 2e7
 
 
-def test_shares_are_those_of_the_scheme_and_independent_of_the_mask(values):
+def test_shares_are_those_of_the_scheme_and_independent_of_the_mask():
     tokens = torch.arange(1.0, 61.0).expand(500, 60)
     valid = torch.ones(500, 60, dtype=torch.bool)
     masked = step(corruption="80/10/10")(tokens, tokens, valid)
     hidden = masked.mask.sum()
     for share, found in ((0.8, masked.inputs == -1), (0.1 + 0.1 / 60, masked.inputs == tokens)):
         assert abs(float((found & masked.mask).sum() / hidden) - share) <= 5.5 * (share * (1 - share) / float(hidden)) ** 0.5
+    # The bits of position 4 l are the first of their block of four, whose number is l: they must not decide what l becomes.
+    both = masked.mask[:, :15] & masked.mask[:, ::4]
+    token = (masked.inputs[:, :15] == -1)[both].double().mean()
+    assert abs(token - 0.8) <= 5.5 * (0.16 / float(both.sum())) ** 0.5
 
 
 def test_training_counts_its_steps_and_evaluation_repeats_itself(values, valid):

@@ -73,19 +73,22 @@ def check_first_batch(
         Findings, right and wrong; ``print`` shows them.
 
     Raises:
-        TypeError, ValueError: ``ids`` and ``values`` are both None, or are not (B, L).
+        ValueError: ``ids`` and ``values`` are both None; a tensor is not (B, L), with B and L at least 1; ``true_means`` is neither.
     """
     batch = {name: x for name, x in (("ids", ids), ("values", values), ("padding_mask", padding_mask)) if x is not None}
     if ids is None and values is None:
         raise ValueError("ids, values: expected at least one of them; got None and None")
-    shape = (ids if values is None else values).shape
+    core.require_meaning(true_means)
+    name, first = next(iter(batch.items()))
+    if first.dim() != 2 or not first.numel():
+        raise ValueError(f"{name}: expected shape (B, L) with at least one position; got {checks.describe(first)}")
     for name, x in batch.items():
-        checks.require_shape(name, x, (shape[0], shape[1]) if len(shape) == 2 else (None, None), "(B, L)")
+        checks.require_shape(name, x, first.shape, "(B, L)")
     special_ids = set(special_ids)
     findings = list(_device(batch, module))
     ids, values, padding_mask = (None if x is None else x.detach().cpu() for x in (ids, values, padding_mask))
     inputs = ids if values is None else values
-    findings += _padding(inputs, ids, values, padding_mask, true_means, pad_id, pad_value)
+    findings += _padding(ids, values, padding_mask, true_means, pad_id, pad_value)
     real = torch.ones_like(inputs, dtype=torch.bool) if padding_mask is None else padding_mask.bool() == (true_means == "token")
     if ids is not None:
         findings += _vocabulary(ids, vocab_size, special_ids, mask_value if values is None else None)
@@ -107,7 +110,6 @@ def _device(batch: dict[str, Tensor], module: nn.Module | None) -> Iterator[Find
 
 
 def _padding(
-    inputs: Tensor,
     ids: Tensor | None,
     values: Tensor | None,
     mask: Tensor | None,

@@ -283,8 +283,7 @@ def real_tokens(name: str, mask: Tensor | None, inputs: Tensor, *, true_means: s
         TypeError, ValueError: a mask is not as above; or (on the CPU, and inside ``mam_kernels.check_values``) it holds other numbers,
             or a row that is all padding.
     """
-    if true_means not in ("token", "padding"):
-        raise ValueError(f"true_means: expected token or padding; got {true_means!r}")
+    require_meaning(true_means)
     if mask is None:
         return torch.ones_like(inputs, dtype=torch.bool)
     if not isinstance(mask, Tensor) or mask.dtype not in (torch.bool, *checks.INTEGERS):
@@ -296,6 +295,12 @@ def real_tokens(name: str, mask: Tensor | None, inputs: Tensor, *, true_means: s
     valid = mask.bool() if true_means == "token" else ~mask.bool()
     require_any(name, valid, f"a token ({1 if true_means == 'token' else 0})")
     return valid
+
+
+def require_meaning(true_means: str) -> None:
+    """One of the two things that True stands for in padding masks."""
+    if true_means not in ("token", "padding"):
+        raise ValueError(f"true_means: expected token or padding; got {true_means!r}")
 
 
 def require_ids(name: str, ids: Tensor, vocab_size: int, device: torch.device) -> None:
