@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mam_kernels as mam
 from mam_kernels import dispatch
 from mam_kernels.value_attention import collapse, cpu
 from mam_kernels.value_attention.collapse import ScalarMasking, ScalarProjections
@@ -163,3 +164,26 @@ def test_operations_are_registered_as_torch_asks(dtype):
     outputs = ops.scalar_context(*arguments, "")
     torch.library.opcheck(ops.scalar_context.default, (*arguments, ""), test_utils=checks)
     torch.library.opcheck(ops.scalar_context_backward.default, (*outputs[:2], *arguments, *outputs[2:], ""), test_utils=checks)
+
+
+@needs_cpp
+@pytest.mark.parametrize("rows", [1, 3, 37])  # fewer than the threads, so that several work on one row; some; more
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_the_number_of_threads_changes_no_bit(rows, density):
+    generator = torch.Generator().manual_seed(rows)
+    values = torch.rand(rows, 3000, generator=generator) * (torch.rand(rows, 3000, generator=generator) < density)
+    torch.manual_seed(0)
+    module = mam.MultinomialAttentionMasking(latent_dim=256, num_latents=70, backend="cpu")
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            module.zero_grad()
+            out = module(values, seed=1)
+            (out.context.square().sum() + out.penalty).backward()
+            results.append([*(x.detach() for x in out), *(parameter.grad for parameter in module.parameters())])
+            results[-1] = [x.clone() for x in results[-1]]
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))

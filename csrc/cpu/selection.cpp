@@ -41,11 +41,14 @@ void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int6
   kernels().mark(scratch.keys.get(), positions, threshold, k, mask);
 }
 
-bool draw_grouped_row(const Entries& entries, const float* importance, float of_zero, const uint8_t* flags, int64_t positions, int64_t k,
-                      const RowDraw& draw, const Weighting& weighting, const DrawScratch& scratch, uint8_t* mask) {
+int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const DrawScratch& scratch) {
+  return kernels().uniform_race(flags, positions, draw, scratch.keys.get());
+}
+
+bool draw_grouped_row(const Entries& entries, const float* importance, float of_zero, int64_t positions, int64_t left, int64_t k,
+                      const Weighting& weighting, const DrawScratch& scratch, uint8_t* mask) {
   if (!drawable(of_zero, weighting.eps)) return false;
-  int64_t num_drawable = kernels().uniform_race(flags, positions, draw, scratch.keys.get());
-  num_drawable -= kernels().adjust(importance, entries.position, entries.count, of_zero, weighting, scratch.keys.get());
+  const int64_t num_drawable = left - kernels().adjust(importance, entries.position, entries.count, of_zero, weighting, scratch.keys.get());
   if (k <= 0 || k >= num_drawable) return false;
   const int32_t threshold = kernels().threshold(scratch.keys.get(), positions, num_drawable, k, scratch.candidates.get());
   float largest;

@@ -43,6 +43,12 @@ struct Worker {
   Buffer<uint8_t> valid, maskable;
   Buffer<double> coefficients, inverse, chosen_inverse, log_partition;
   DrawScratch draw;
+
+  // What is known of the row so far.
+  Entries found;
+  float of_zero;  // the importance that its zeros share
+  int64_t left;   // positions that take part in the draw, once their uniforms are there
+  bool drawn;
 };
 
 // What the masking step adds to the moments.
@@ -67,8 +73,8 @@ class ValuePass {
         slopes_(slopes),
         out_(out),
         masking_(masking),
-        threads_(threads_for(values.rows, threads)),
-        workers_(static_cast<size_t>(threads_)) {
+        threads_(threads),
+        workers_(static_cast<size_t>(threads_for(values.rows, threads))) {
     if (values.positions > kMaxPositions) throw std::length_error("value attention on the CPU takes at most 2^31 - 2^10 positions a row");
     wide_slope_ = widened(slope, slopes);
     for (int64_t s = 0; s < slopes; ++s)
@@ -78,7 +84,18 @@ class ValuePass {
   }
 
   void run() {
-    parallel_for(values_.rows, threads_, [&](int64_t row, int thread) { compute(row, workers_[static_cast<size_t>(thread)]); });
+    if (masking_ && values_.rows < threads_) return run_by_halves();
+    parallel_for(values_.rows, static_cast<int>(workers_.size()), [&](int64_t row, int thread) {
+      Worker& worker = workers_[static_cast<size_t>(thread)];
+      measure(row, worker);
+      if (!masking_) return;
+      write_importance(row, worker);
+      if (groups(row, worker)) {
+        race(row, worker);
+        draw_grouped(row, worker);
+      }
+      if (!worker.drawn) draw_alone(row, worker);
+    });
   }
 
  private:
@@ -91,12 +108,21 @@ class ValuePass {
   Entries read_sparse(int64_t row, Worker& worker) const;
   const uint8_t* valid_row(int64_t row, Worker& worker) const { return flag_row(valid_, row, values_.positions, worker.valid.get()); }
 
-  void compute(int64_t row, Worker& worker) const;
-  void compute_by_series(int64_t row, const Series& series, Entries entries, Worker& worker) const;
-  void compute_directly(int64_t row, const Entries& entries, Worker& worker) const;
+  void run_by_halves();
+  void measure(int64_t row, Worker& worker) const;
+  void measure_by_series(int64_t row, const Series& series, Worker& worker) const;
+  void measure_directly(int64_t row, Worker& worker) const;
   RowMoments moments_of(int64_t row, const Worker& worker) const;
   void fill_moments(int64_t row, float log_partition, float other) const;
-  void finish_row(int64_t row, const Entries& entries, float of_zero, Worker& worker) const;
+
+  void write_importance(int64_t row, Worker& worker) const;
+  bool groups(int64_t row, const Worker& worker) const;
+  void race(int64_t row, Worker& worker) const;
+  void draw_grouped(int64_t row, Worker& worker) const;
+  void draw_alone(int64_t row, Worker& worker) const;
+  const uint8_t* maskable_row(int64_t row, Worker& worker) const {
+    return flag_row(masking_->maskable, row, values_.positions, worker.maskable.get());
+  }
 
   const Values& values_;
   const Flags& valid_;
@@ -178,8 +204,31 @@ Entries ValuePass::read(int64_t row, Worker& worker) const { return values_.crow
 
 // --- Moments and importance ---
 
-void ValuePass::compute(int64_t row, Worker& worker) const {
-  const Entries entries = read(row, worker);
+// Where there are fewer rows than threads, two work on each: one on its moments and importance, one on the uniforms of its draw; then one
+// writes the importance, and one draws.
+void ValuePass::run_by_halves() {
+  const int64_t rows = values_.rows;
+  const auto in_halves = [&](auto&& first, auto&& second) {
+    parallel_for(2 * rows, threads_for(2 * rows, threads_), [&](int64_t item, int) {
+      if (item < rows) return first(item, workers_[static_cast<size_t>(item)]);
+      second(item - rows, workers_[static_cast<size_t>(item - rows)]);
+    });
+  };
+  in_halves([&](int64_t row, Worker& worker) { measure(row, worker); }, [&](int64_t row, Worker& worker) { race(row, worker); });
+  in_halves([&](int64_t row, Worker& worker) { write_importance(row, worker); },
+            [&](int64_t row, Worker& worker) {
+              if (groups(row, worker)) draw_grouped(row, worker);
+            });
+  for (int64_t row = 0; row < rows; ++row) {
+    Worker& worker = workers_[static_cast<size_t>(row)];
+    if (!worker.drawn) draw_alone(row, worker);
+  }
+}
+
+void ValuePass::measure(int64_t row, Worker& worker) const {
+  const Entries& entries = worker.found = read(row, worker);
+  worker.of_zero = 0.0f;
+  worker.drawn = false;
   float low, high;
   const bool finite = kernels().range(entries.value, entries.count, &low, &high);
   if (entries.zeros) {
@@ -188,15 +237,14 @@ void ValuePass::compute(int64_t row, Worker& worker) const {
   }
   if (entries.count + entries.zeros == 0) {
     fill_moments(row, -std::numeric_limits<float>::infinity(), 0.0f);
-    if (masking_) finish_row(row, entries, 0.0f, worker);
   } else if (!finite) {
     fill_moments(row, kNaN, kNaN);
     std::fill_n(worker.importance.get(), entries.count, kNaN);
-    if (masking_) finish_row(row, entries, kNaN, worker);
+    worker.of_zero = kNaN;
   } else if (const std::optional<Series> series = plan_series(low, high, steepest_)) {
-    compute_by_series(row, *series, entries, worker);
+    measure_by_series(row, *series, worker);
   } else {
-    compute_directly(row, entries, worker);
+    measure_directly(row, worker);
   }
 }
 
@@ -205,7 +253,8 @@ RowMoments ValuePass::moments_of(int64_t row, const Worker& worker) const {
   return {out_.log_partition + at, out_.mean + at, out_.variance + at, worker.inverse.get()};
 }
 
-void ValuePass::compute_by_series(int64_t row, const Series& series, Entries entries, Worker& worker) const {
+void ValuePass::measure_by_series(int64_t row, const Series& series, Worker& worker) const {
+  Entries& entries = worker.found;
   int64_t offsets[kMaxPanels + 1] = {0, entries.count};
   if (series.panels > 1) {
     const EntryBuffer& to = worker.by_panel;
@@ -220,20 +269,16 @@ void ValuePass::compute_by_series(int64_t row, const Series& series, Entries ent
   double* const inverse = worker.chosen_inverse.get();
   for (int64_t i = 0; i < count; ++i) inverse[i] = worker.inverse[chosen_[static_cast<size_t>(i)]];
   std::fill_n(inverse + count, kPadding, 0.0);
-  float of_zero = 0;
-  kernels().importance(series, wide_chosen_.get(), inverse, count, entries.value, offsets, worker.importance.get(), &of_zero);
-  finish_row(row, entries, of_zero, worker);
+  kernels().importance(series, wide_chosen_.get(), inverse, count, entries.value, offsets, worker.importance.get(), &worker.of_zero);
 }
 
-void ValuePass::compute_directly(int64_t row, const Entries& entries, Worker& worker) const {
-  kernels().direct_moments(entries, slope_, slopes_, worker.log_partition.get(), moments_of(row, worker));
+void ValuePass::measure_directly(int64_t row, Worker& worker) const {
+  kernels().direct_moments(worker.found, slope_, slopes_, worker.log_partition.get(), moments_of(row, worker));
   if (!masking_) return;
   const int64_t count = static_cast<int64_t>(chosen_.size());
   double* const log_partition = worker.chosen_inverse.get();
   for (int64_t i = 0; i < count; ++i) log_partition[i] = worker.log_partition[chosen_[static_cast<size_t>(i)]];
-  float of_zero = 0;
-  kernels().direct_importance(entries, chosen_slope_.data(), log_partition, count, worker.importance.get(), &of_zero);
-  finish_row(row, entries, of_zero, worker);
+  kernels().direct_importance(worker.found, chosen_slope_.data(), log_partition, count, worker.importance.get(), &worker.of_zero);
 }
 
 void ValuePass::fill_moments(int64_t row, float log_partition, float other) const {
@@ -243,27 +288,41 @@ void ValuePass::fill_moments(int64_t row, float log_partition, float other) cons
   std::fill_n(out_.variance + at, slopes_, other);
 }
 
-// Importance and mask of a row from the importance of its entries and of its zeros.
-void ValuePass::finish_row(int64_t row, const Entries& entries, float of_zero, Worker& worker) const {
+// --- The draw ---
+
+void ValuePass::write_importance(int64_t row, Worker& worker) const {
   const int64_t positions = values_.positions;
-  const float* const importance = worker.importance.get();
   float* const out = masking_->importance + row * positions;
   if (const uint8_t* valid = valid_row(row, worker)) {
-    for (int64_t l = 0; l < positions; ++l) out[l] = valid[l] ? of_zero : 0.0f;
+    for (int64_t l = 0; l < positions; ++l) out[l] = valid[l] ? worker.of_zero : 0.0f;
   } else {
-    std::fill_n(out, positions, of_zero);
+    std::fill_n(out, positions, worker.of_zero);
   }
-  for (int64_t i = 0; i < entries.count; ++i) out[entries.position[i]] = importance[i];
+  const Entries& entries = worker.found;
+  for (int64_t i = 0; i < entries.count; ++i) out[entries.position[i]] = worker.importance[i];
+}
 
-  const uint8_t* maskable = flag_row(masking_->maskable, row, positions, worker.maskable.get());
-  const int64_t k = masking_->num_masked[row];
-  uint8_t* const mask = masking_->mask + row * positions;
-  const RowDraw draw = row_draw(masking_->draw, row);
-  // nearly all share the zeros' weight, and the threshold is where float32 resolves the uniforms
-  const bool grouped = entries.zeros > 0 && 4 * entries.count <= positions && 4 * k <= 3 * positions;
-  if (grouped && draw_grouped_row(entries, importance, of_zero, maskable, positions, k, draw, masking_->weighting, worker.draw, mask))
-    return;
-  draw_row(out, maskable, positions, k, draw, masking_->weighting, worker.draw, mask);
+// Whether nearly all positions share the zeros' weight, and the threshold is where float32 resolves the uniforms.
+bool ValuePass::groups(int64_t row, const Worker& worker) const {
+  const Entries& entries = worker.found;
+  const int64_t positions = values_.positions, k = masking_->num_masked[row];
+  return entries.zeros > 0 && 4 * entries.count <= positions && 4 * k <= 3 * positions;
+}
+
+void ValuePass::race(int64_t row, Worker& worker) const {
+  worker.left = race_uniforms(maskable_row(row, worker), values_.positions, row_draw(masking_->draw, row), worker.draw);
+}
+
+void ValuePass::draw_grouped(int64_t row, Worker& worker) const {
+  const int64_t positions = values_.positions;
+  worker.drawn = draw_grouped_row(worker.found, worker.importance.get(), worker.of_zero, positions, worker.left, masking_->num_masked[row],
+                                  masking_->weighting, worker.draw, masking_->mask + row * positions);
+}
+
+void ValuePass::draw_alone(int64_t row, Worker& worker) const {
+  const int64_t at = row * values_.positions;
+  draw_row(masking_->importance + at, maskable_row(row, worker), values_.positions, masking_->num_masked[row],
+           row_draw(masking_->draw, row), masking_->weighting, worker.draw, masking_->mask + at);
 }
 
 }  // namespace
