@@ -88,15 +88,6 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [arch for arch in CUDA_ARCHS if f"compute_{arch}" in known]
 
 
-def openmp_flags(cxx: list[str]) -> list[str]:
-    """The flag for OpenMP if this compiler has it; without it the kernels run on one thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cpp"
-        source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() > 0 ? 0 : 1; }\n")
-        probe = subprocess.run([*cxx, "-fopenmp", str(source), "-o", str(source.with_suffix(""))], capture_output=True, check=False)
-    return ["-fopenmp"] if probe.returncode == 0 else []
-
-
 def ninja() -> str:
     """The ninja program, from the PATH or from its Python package."""
     found = shutil.which("ninja")
@@ -147,14 +138,14 @@ class NativeBuild(build_ext):
     def cpu_steps(self, folder: Path, output: Path) -> list[Step]:
         """The kernels for each instruction set, what chooses among them, and the bindings."""
         cxx, sources = find_cxx(), ROOT / "csrc" / "cpu"
-        threads = openmp_flags(cxx)
+        threads = ["-pthread"]
         sets = instruction_sets()
         flags = ["-DMAM_BACKEND=cpu", f"-DMAM_X86={int(len(sets) > 1)}"]
         steps = [
             self.compile(cxx, sources / "kernels.cpp", folder / f"kernels_{name}.o", [*flags, f"-DMAM_ISA={name}", *extra])
             for name, extra in sets.items()
         ]
-        for name in ("collapse", "dispatch", "panels", "selection", "value"):
+        for name in ("collapse", "dispatch", "panels", "selection", "value", "workers"):
             steps.append(self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads))
         binding = [*flags, "-DMAM_CPU_DISPATCH", *self.described("_cpu", "cpu", ",".join(sets))]
         steps.append(self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding))

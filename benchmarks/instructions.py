@@ -63,7 +63,7 @@ def build(folder: Path) -> Path:
     if sum(abs(process.wait()) for process in running.values()):
         raise Uncountable("the kernels do not compile")
     program = folder / "instructions"
-    subprocess.run([cxx, *map(str, running), "-o", str(program)], check=True)
+    subprocess.run([cxx, "-pthread", *map(str, running), "-o", str(program)], check=True)
     return program
 
 

@@ -222,7 +222,6 @@ py::dict build_info() {
   info["targets"] = MAM_TARGETS;
 #ifdef MAM_CPU_DISPATCH
   info["active"] = backend::kernels().name;
-  info["openmp"] = backend::has_openmp();
 #endif
   return info;
 }

@@ -1,5 +1,8 @@
 """What scalar tokens leave of multi-head attention: both versions against plain attention in float64, and their hand-written gradients."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -187,3 +190,29 @@ def test_the_number_of_threads_changes_no_bit(rows, density):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+FORKING = """
+import os, sys, threading, torch
+import mam_kernels as mam
+torch.set_num_threads(2)
+weights = torch.rand(8, 5000)
+draw = lambda: mam.sample_without_replacement(weights, 1000, seed=1, backend="cpu")
+expected = draw()
+child = os.fork()  # a worker of a data loader: the threads that help are not there
+if child == 0:
+    os._exit(0 if torch.equal(draw(), expected) else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+found = []
+callers = [threading.Thread(target=lambda: found.extend(draw() for _ in range(50))) for _ in range(4)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+assert len(found) == 200 and all(torch.equal(mask, expected) for mask in found)
+print("equal")
+"""
+
+
+@needs_cpp
+def test_forked_processes_and_several_callers_draw_the_same():
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]

@@ -63,13 +63,5 @@ const Kernels& kernels() {
   return chosen;
 }
 
-bool has_openmp() {
-#ifdef _OPENMP
-  return true;
-#else
-  return false;
-#endif
-}
-
 }  // namespace cpu
 }  // namespace mam

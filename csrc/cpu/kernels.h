@@ -108,7 +108,5 @@ struct Kernels {
 // The table for this machine. MAM_CPU_ISA=baseline|avx2|avx512, read once, lowers it.
 const Kernels& kernels();
 
-bool has_openmp();
-
 }  // namespace cpu
 }  // namespace mam

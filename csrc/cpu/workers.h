@@ -1,16 +1,10 @@
 // Threads and their memory.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
-#include <exception>
 #include <memory>
 #include <new>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace mam {
 namespace cpu {
@@ -38,39 +32,26 @@ class Buffer {
   std::unique_ptr<T, Free> memory_;
 };
 
-// body(item, thread) for every item in [0, items), on up to `threads` threads; which thread takes an item changes nothing but its scratch
-// memory. The first exception is passed on.
+// The work of one call: items that any thread may take, in any order.
+struct Job {
+  int64_t items;
+  void (*body)(const void* context, int64_t item, int thread);
+  const void* context;
+};
+
+// Takes every item, on the calling thread and up to `threads` - 1 others. An exception of the body's is passed on, the first one.
+void run_job(const Job& job, int threads);
+
+// body(item, thread) for every item in [0, items); which of the `threads` takes an item changes nothing but its scratch memory.
 template <typename Body>
 void parallel_for(int64_t items, int threads, const Body& body) {
-  if (threads <= 1 || items <= 1) {
-    for (int64_t item = 0; item < items; ++item) body(item, 0);
-    return;
-  }
-#ifdef _OPENMP
-  std::exception_ptr failure;
-  std::atomic<bool> failed{false};
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t item = 0; item < items; ++item) {
-    try {
-      if (!failed.load(std::memory_order_relaxed)) body(item, omp_get_thread_num());
-    } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
-#else
-  for (int64_t item = 0; item < items; ++item) body(item, 0);
-#endif
+  run_job({items, [](const void* context, int64_t item, int thread) { (*static_cast<const Body*>(context))(item, thread); }, &body},
+          threads);
 }
 
-// How many threads are worth starting.
+// How many threads there is work for.
 inline int threads_for(int64_t items, int allowed) {
-#ifdef _OPENMP
   return static_cast<int>(items < allowed ? (items > 0 ? items : 1) : (allowed > 0 ? allowed : 1));
-#else
-  (void)items, (void)allowed;
-  return 1;
-#endif
 }
 
 }  // namespace cpu

@@ -446,6 +446,7 @@ void check_value_masks() {
           check_value_mask(problem, {1e-8f, steepness > 1 ? 0.5f : 1.0f}, 2);
         }
   check_value_mask({1, 2500, 16, 2, Layout::contiguous, false, false, 0.08, 0.7, "one row"}, {1e-8f, 1.0f}, 2);
+  check_value_mask({3, 2500, 16, 2, Layout::csr32, true, false, 0.08, 0.7, "more threads than rows"}, {1e-8f, 1.0f}, 8);
   check_value_mask({5, 700, 1, 1, Layout::contiguous, true, false, 1.0, 0.7, "no zeros"}, {0.0f, 2.0f}, 1);
   check_value_mask({5, 700, 1, 1, Layout::csr64, false, false, 0.0, 0.7, "zeros alone"}, {1e-8f, 1.0f}, 1);
 }
