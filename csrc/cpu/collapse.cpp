@@ -82,7 +82,7 @@ class Tasks {
 };
 
 // Cells are summed over in so many parts, whatever the number of threads, and the parts in order.
-constexpr int64_t kParts = 16;
+constexpr int64_t kParts = 8;
 
 int64_t rows_of_part(int64_t rows) { return (rows + kParts - 1) / kParts; }
 
@@ -297,15 +297,14 @@ void context_backward(const ContextInput& from, const float* average, const floa
   Buffer<float> moments(heads * heads);
   for (int64_t i = 0; i < heads * heads; ++i) moments[i] = twice * second[i];
   product_by_rows(moments.get(), from.directions, heads, heads, width, outgoing.directions, true);
-  const auto total = [&](int64_t i) {
-    double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += partial[part * sums + i];
-    return static_cast<float>(sum);
-  };
-  for (int64_t i = 0; i < slopes; ++i) outgoing.slope[i] = total(i);
+  Buffer<double> total(sums);
+  std::fill_n(total.get(), sums, 0.0);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t i = 0; i < sums; ++i) total[i] += partial[part * sums + i];
+  for (int64_t i = 0; i < slopes; ++i) outgoing.slope[i] = static_cast<float>(total[i]);
   for (int64_t c = 0; c < width; ++c) {
-    outgoing.constant[c] = total(slopes + c);
-    outgoing.out_bias[c] = total(slopes + width + c);
+    outgoing.constant[c] = static_cast<float>(total[slopes + c]);
+    outgoing.out_bias[c] = static_cast<float>(total[slopes + width + c]);
   }
 }
 

@@ -23,7 +23,7 @@ namespace cpu {
 namespace {
 
 // A helper looks for more work this long before it sleeps: calls often come in pairs, and waking takes longer than the work of some.
-constexpr std::chrono::microseconds kAttentive{50};
+constexpr std::chrono::microseconds kAttentive{500};
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
