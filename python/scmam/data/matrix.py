@@ -1,7 +1,6 @@
 """Matrices of cells × genes whose rows are read when they are asked for, from memory or from an `.h5ad` file."""
 
 import contextlib
-import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from scipy.sparse import csr_matrix
 from ..errors import CellsError
 
 BLOCK_VALUES = 2**20  # stored values that a pass over a file holds at a time: 8 MiB with their indices
-GAP = 2**12  # stored values that are read although nobody asked for them: a second request to HDF5 costs as much as thousands
 GAP = 2**12  # stored values that are read although nobody asked for them: a second request to HDF5 costs as much as thousands
 
 
