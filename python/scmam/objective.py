@@ -83,9 +83,12 @@ class Pretraining(nn.Module):
         )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
-        """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no dropout."""
-        values = expression(batch.counts, batch.depth, self.transform)
-        masking = self.strategy(values, batch.cell_ids, seed=seed, step=step, embed=self._embed)
+        """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no dropout.
+
+        Sparse CSR counts go to the engine as they are; the model works on the dense values.
+        """
+        values, stored = _dense(expression(batch.counts, batch.depth, self.transform))
+        masking = self.strategy(values, batch.cell_ids, seed=seed, step=step, embed=self._embed, stored=stored)
         mask = _keep_something(values, masking.mask)
         corrupted, token = corrupt(values, mask, self.corruption, batch.cell_ids, seed=seed, step=step)
         visible = (corrupted != 0) & ~token
@@ -97,7 +100,7 @@ class Pretraining(nn.Module):
         predicted = self.model.reconstruct(
             corrupted, visible, token, batch.depth, encoder_shift=encoder_shift, decoder_shift=decoder_shift, gene_ids=gene_ids
         )
-        target = values if self.loss == "mse" else batch.counts
+        target = values if self.loss == "mse" else _dense(batch.counts)[0]
         sampled = (target, mask) if gene_ids is None else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
         reconstruction = self._error(predicted.genes, *sampled, batch.depth)
         cell = self._error(predicted.cell, target, mask, batch.depth)
@@ -108,7 +111,7 @@ class Pretraining(nn.Module):
 
     def features(self, batch: CellBatch) -> Tensor:
         """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
-        return self.model.features(expression(batch.counts, batch.depth, self.transform), batch.depth)
+        return self.model.features(_dense(expression(batch.counts, batch.depth, self.transform))[0], batch.depth)
 
     def parameter_groups(
         self, lr: float, masking_lr: float, weight_decay: float, masking_weight_decay: float | None = None
@@ -187,6 +190,11 @@ def build_pretraining(config: Any, num_genes: int, *, schedule: Tensor | None = 
             cell_loss=config.training.cell_loss,
             penalty=config.masking.penalty,
         )
+
+
+def _dense(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Values (B, G) as a dense tensor, and as sparse CSR where they are."""
+    return (values.to_dense(), values) if values.layout == torch.sparse_csr else (values, None)
 
 
 def _keep_something(values: Tensor, mask: Tensor) -> Tensor:

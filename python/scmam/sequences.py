@@ -1,5 +1,7 @@
 """Cells as tensors: what a loader hands to a model, and the padded sequences of genes that an encoder reads."""
 
+import functools
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ COUNTS_PER = 1e4
 class CellBatch(NamedTuple):
     """A batch of ``B`` cells over ``G`` genes."""
 
-    counts: Tensor  #: (B, G) float32: raw counts of the chosen genes
+    counts: Tensor  #: (B, G) float32, dense or sparse CSR: raw counts of the chosen genes
     depth: Tensor  #: (B,) float32: total count of the cell over all genes of its file, before genes were chosen
     cell_ids: Tensor  #: (B,) int64: the cell's row in its file, which masks depend on
     labels: Tensor  #: (B,) int64: code of its class, -1 where there is none
@@ -38,18 +40,43 @@ def expression(counts: Tensor, depth: Tensor, transform: str) -> Tensor:
     """What the model sees of the counts.
 
     Args:
-        counts: (B, G) raw counts.
+        counts: (B, G) raw counts, dense or sparse CSR.
         depth: (B,) total count of each cell.
         transform: "log1p_counts": ``log(1 + count)``; "log1p_cp10k": ``log(1 + 10000 count / depth)``.
 
     Returns:
-        (B, G), zero where the count is.
+        (B, G) of the layout of the counts, zero where the count is.
     """
+    if counts.layout == torch.sparse_csr:
+        crow, columns, stored = counts.crow_indices(), counts.col_indices(), counts.values()
+        scale = depth.repeat_interleave(crow.diff(), output_size=len(stored))
+        return csr_tensor(crow, columns, expression(stored[:, None], scale, transform)[:, 0], counts.shape)
     if transform == "log1p_counts":
         return torch.log1p(counts)
     if transform == "log1p_cp10k":
         return torch.log1p(counts * (COUNTS_PER / depth.clamp(min=1.0))[:, None])
     raise ValueError(f"transform: expected one of {', '.join(TRANSFORMS)}; got {transform!r}")
+
+
+def csr_tensor(crow: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A sparse CSR tensor of parts that fit; they are not checked.
+
+    Args:
+        crow: (B + 1,) integers, where each row begins among the values.
+        columns: (n,) integers, ascending in each row.
+        values: (n,).
+        shape: (B, G).
+    """
+    _hear_that_csr_is_in_beta()
+    return torch.sparse_csr_tensor(crow, columns, values, size=shape, check_invariants=False)
+
+
+@functools.cache
+def _hear_that_csr_is_in_beta() -> None:
+    """Torch says so once in a process; there is nothing a user could do about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), size=(0, 0))
 
 
 def gather(values: Tensor, taken: Tensor) -> Sequences:

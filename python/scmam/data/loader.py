@@ -1,24 +1,29 @@
 """Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of workers or where the counts are."""
 
 import signal
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch.utils.data
+from scipy.sparse import csr_matrix
 
 from ..errors import CellsError
 from ..sequences import CellBatch
 from .cells import Cells
+from .matrix import Rows
 
-READ_AHEAD = 512  # cells that are read from a file at once, in the file's order: several times as fast as batch by batch
+READ_AHEAD = 4096  # cells that are read from a file at once, in the file's order; those of a block are spread over as many
+READ_VALUES = 2**23  # stored values that are read at once at most: 64 MiB with their indices
 
 
 class CellLoader:
     """Batches of cells on the CPU.
 
     Every pass over it is an epoch, and the next pass the next epoch. Its place within an epoch can be saved and restored: the batches that
-    follow are the same.
+    follow are the same. Cells in a file are read thousands at a time, and the next ones while these are used: by a thread, or by workers.
 
     Args:
         cells: from `open_cells`.
@@ -26,9 +31,11 @@ class CellLoader:
         seed: of the order.
         shuffle: a fresh random order each epoch, of blocks of `cells.block` cells; else the order of the cells.
         drop_last: leave out the last batch where it is smaller than the others.
+        sparse: counts as sparse CSR, which the engine takes as they are; else dense.
         rank, world_size: this process and how many there are. Together they go through each step's ``batch_size * world_size`` cells once;
             all make the same number of steps, for which the last one may repeat up to ``world_size - 1`` cells from the beginning.
         workers: processes that read ahead; 0 reads in this one.
+        multiprocessing_context: how workers are started, "fork", "spawn" or "forkserver"; None: as torch's DataLoader does.
         pin_memory: put batches into page-locked memory.
 
     Raises:
@@ -43,9 +50,11 @@ class CellLoader:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        sparse: bool = False,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        multiprocessing_context: str | None = None,
         pin_memory: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
@@ -61,6 +70,7 @@ class CellLoader:
             )
         self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = cells, batch_size, seed, shuffle, drop_last
         self.rank, self.world_size, self.workers, self.pin_memory = rank, world_size, workers, pin_memory
+        self.sparse, self.multiprocessing_context = sparse, multiprocessing_context
         self.epoch, self.position, self._start = 0, 0, 0
         self._plan = _Plan()
         self._workers: torch.utils.data.DataLoader | None = None
@@ -75,7 +85,7 @@ class CellLoader:
         start, self._start = self._start, 0
         epoch = self.epoch
         self.position = start
-        for batch in self._read(batches[start:]):
+        for batch in self._read(batches, start):
             start += 1
             # Said before the batch is handed out: whoever counts the batches never asks for one more.
             self.epoch, self.position = (epoch + 1, 0) if start == len(batches) else (epoch, start)
@@ -89,7 +99,16 @@ class CellLoader:
         step = self.batch_size * self.world_size
         used = count // step * step if self.drop_last else -(-count // self.world_size) * self.world_size
         order = np.resize(order, used)  # cut, or filled up from its beginning
-        return [order[first : first + step][self.rank :: self.world_size] for first in range(0, len(order), step)]
+        return [self._share(order[first : first + step]) for first in range(0, len(order), step)]
+
+    def _share(self, step: np.ndarray) -> np.ndarray:
+        """What this process takes of the cells of a step.
+
+        Where blocks are drawn, it takes neighbours: whatever cells of a block a process needs, it has to read the whole block.
+        """
+        if self.cells.block == 1 or self.world_size == 1:
+            return step[self.rank :: self.world_size]
+        return np.split(np.sort(step), self.world_size)[self.rank]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         random, count, block = np.random.default_rng([self.seed, epoch]), len(self.cells), self.cells.block
@@ -126,27 +145,57 @@ class CellLoader:
         names = ("seed", "shuffle", "drop_last", "batch_size", "world_size")
         return {"cells": len(self.cells), "block": self.cells.block, **{name: getattr(self, name) for name in names}}
 
-    def _read(self, batches: list[np.ndarray]) -> Iterator[CellBatch]:
-        together = 1 if self.cells.counts.in_memory else max(1, READ_AHEAD // self.batch_size)
-        groups = [batches[first : first + together] for first in range(0, len(batches), together)]
-        if not self.workers:
-            for group in groups:
-                yield from _read_group(self.cells, group)
-            return
-        self._plan.groups = groups
+    def _read(self, batches: list[np.ndarray], start: int) -> Iterator[CellBatch]:
+        """The batches from `start` on. Those that are read together are the same, wherever it starts."""
+        together = self._batches_together()
+        ends = [*range(start - start % together + together, len(batches), together), len(batches)]
+        groups = [batches[first:end] for first, end in zip([start, *ends], ends, strict=False) if first < end]
+        for group, rows in zip(groups, self._rows([np.concatenate(group) for group in groups]), strict=True):
+            first = 0
+            for indices in group:
+                part = rows[first : first + len(indices)] if len(group) > 1 else rows
+                yield self.cells.batch_of(part, indices, sparse=self.sparse)
+                first += len(indices)
+
+    def _batches_together(self) -> int:
+        if self.cells.counts.in_memory:
+            return 1
+        return max(1, min(READ_AHEAD, self.cells.counts.cells_of(READ_VALUES)) // self.batch_size)
+
+    def _rows(self, requests: list[np.ndarray]) -> Iterator[csr_matrix]:
+        """The counts of each request, read ahead where that takes time."""
+        if self.workers:
+            return self._from_workers(requests)
+        if self.cells.counts.in_memory:
+            return map(self.cells.counts.take, requests)
+        return self._from_thread(requests)
+
+    def _from_thread(self, requests: list[np.ndarray]) -> Iterator[csr_matrix]:
+        with ThreadPoolExecutor(1, "cells") as thread:
+            ahead: deque[Future[csr_matrix]] = deque()
+            for request in requests:
+                ahead.append(thread.submit(self.cells.counts.take, request))
+                if len(ahead) > 1:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _from_workers(self, requests: list[np.ndarray]) -> Iterator[csr_matrix]:
+        self._plan.requests = requests
         if self._workers is None:
             self.cells.counts.close()  # an open HDF5 file must not be shared with a child
             self._workers = torch.utils.data.DataLoader(
-                _Reader(self.cells),
+                _Reader(self.cells.counts),
                 batch_size=None,
                 sampler=self._plan,
                 num_workers=self.workers,
                 persistent_workers=True,
+                collate_fn=_as_it_is,
                 worker_init_fn=_leave_interrupts_to_the_trainer,
+                multiprocessing_context=self.multiprocessing_context,
                 generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's random numbers
             )
-        for group in self._workers:
-            yield from group
+        yield from self._workers
 
 
 def _leave_interrupts_to_the_trainer(worker: int) -> None:
@@ -154,32 +203,28 @@ def _leave_interrupts_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _as_it_is(rows: csr_matrix) -> csr_matrix:
+    return rows
+
+
 class _Plan:
-    """What the workers read next, as a sampler: groups of batches."""
+    """What the workers read next, as a sampler."""
 
     def __init__(self) -> None:
-        self.groups: list[list[np.ndarray]] = []
+        self.requests: list[np.ndarray] = []
 
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
-        return iter(self.groups)
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.requests)
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.requests)
 
 
 class _Reader(torch.utils.data.Dataset):
-    """Cells as a dataset whose items are groups of batches."""
+    """Counts as a dataset whose items are the rows of a request."""
 
-    def __init__(self, cells: Cells) -> None:
-        self.cells = cells
+    def __init__(self, counts: Rows) -> None:
+        self.counts = counts
 
-    def __getitem__(self, group: list[np.ndarray]) -> list[CellBatch]:
-        return list(_read_group(self.cells, group))
-
-
-def _read_group(cells: Cells, group: list[np.ndarray]) -> Iterator[CellBatch]:
-    rows = cells.counts.take(np.concatenate(group))
-    first = 0
-    for indices in group:
-        yield cells.batch_of(rows[first : first + len(indices)] if len(group) > 1 else rows, indices)
-        first += len(indices)
+    def __getitem__(self, request: np.ndarray) -> csr_matrix:
+        return self.counts.take(request)

@@ -249,6 +249,10 @@ class Rows:
             self._nonzero = sum(block.nnz for block in self.blocks())
         return self._nonzero
 
+    def cells_of(self, values: int) -> int:
+        """How many cells have about so many stored values, at least 1."""
+        return max(1, values * max(1, self.matrix.shape[0]) // max(1, self.matrix.stored))
+
     def subset(self, indices: np.ndarray) -> "Rows":
         """Some of the cells; nothing is copied."""
         return Rows(self.matrix, self.cells[np.asarray(indices, dtype=np.int64)], self.columns, self.conversion)

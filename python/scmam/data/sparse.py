@@ -1,6 +1,5 @@
 """Cells as one sparse tensor of normalised expression, which the engine takes as it is."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CellsError
-from ..sequences import COUNTS_PER
+from ..sequences import COUNTS_PER, csr_tensor
 from .cells import Cells
 
 
@@ -44,8 +43,5 @@ def sparse_expression(cells: Cells) -> SparseExpression:
         raise CellsError(f"{cells.source}: holds nothing but zeros for the genes that are taken; take other genes, or another file")
     scale = COUNTS_PER / np.maximum(cells.depth, 1.0)
     values = np.log1p(rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)
-    crow, column = (torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")  # nothing a user could do about
-        tensor = torch.sparse_csr_tensor(crow, column, torch.from_numpy(values), size=rows.shape, check_invariants=True)
-    return SparseExpression(tensor, cells.genes, cells.source)
+    crow, columns = (torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices))
+    return SparseExpression(csr_tensor(crow, columns, torch.from_numpy(values), rows.shape), cells.genes, cells.source)

@@ -38,7 +38,9 @@ class MaskingStrategy(nn.Module):
         """(eps, temperature): positions are drawn in proportion to ``(importance + eps) ** (1 / temperature)``."""
         return 0.0, 1.0
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         """Decide what is hidden.
 
         Args:
@@ -46,6 +48,7 @@ class MaskingStrategy(nn.Module):
             cell_ids: (B,) int64.
             seed, step: of the draw.
             embed: gene and value embeddings, for the strategies that attend to them.
+            stored: the values as sparse CSR too, where they came so: attention to values then reads the non-zeros alone.
         """
         raise NotImplementedError
 
@@ -53,7 +56,9 @@ class MaskingStrategy(nn.Module):
 class Nothing(MaskingStrategy):
     """Nothing is hidden."""
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         return Masking(torch.zeros_like(values, dtype=torch.bool), None, None, None)
 
 
@@ -69,7 +74,9 @@ class Uniform(MaskingStrategy):
         super().__init__()
         self.ratio, self.zero_ratio = ratio, zero_ratio
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
         if self.zero_ratio is None:
             mask = mam.sample_without_replacement(torch.ones_like(values), math.floor(self.ratio * values.shape[1]), **draw)
@@ -93,7 +100,9 @@ class ExpressionSampling(MaskingStrategy):
         super().__init__()
         self.ratio, self.zero_ratio = ratio, zero_ratio or 0.0
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
         mask = mam.sample_without_replacement(values, _share(values != 0, self.ratio), **draw)
         return Masking(mask | _uniform(values == 0, self.zero_ratio, draw), values, None, None)
@@ -119,7 +128,9 @@ class MatchedFractions(MaskingStrategy):
             raise ValueError(f"schedule: expected shares in [0, 1]; got values from {schedule.min():g} to {schedule.max():g}")
         self.shares = schedule.tolist()
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         zeros, nonzeros = self.shares[min(step, len(self.shares) - 1)]
         draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
         return Masking(_uniform(values != 0, nonzeros, draw) | _uniform(values == 0, zeros, draw), None, None, None)
@@ -138,9 +149,11 @@ class ContextOnly(MaskingStrategy):
         super().__init__()
         self.selection, self.latents, self.visible = selection, latents, visible
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         chosen = self.selection(values, cell_ids, seed=seed, step=step, embed=embed)
-        out = _context(self.latents, values, ~chosen.mask if self.visible else None, seed, step)
+        out = _context(self.latents, values if stored is None else stored, ~chosen.mask if self.visible else None, seed, step)
         return chosen._replace(context=out.context, penalty=out.penalty)
 
 
@@ -160,8 +173,10 @@ class ValueAttention(MaskingStrategy):
     def weighting(self) -> tuple[float, float]:
         return self.latents.eps, self.latents.temperature
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
-        return attend_to_values(self.latents, values, self.ratio, self.zero_ratio, cell_ids, seed=seed, step=step)
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
+        return attend_to_values(self.latents, values, self.ratio, self.zero_ratio, cell_ids, seed=seed, step=step, stored=stored)
 
     def extra_repr(self) -> str:
         return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
@@ -176,16 +191,18 @@ def attend_to_values(
     *,
     seed: int | Tensor,
     step: int | Tensor,
+    stored: Tensor | None = None,
 ) -> Masking:
     """What ``ValueAttention`` hides; arguments as there."""
     draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
+    read = values if stored is None else stored
     if zero_ratio is None:
-        return Masking(*latents(values, num_masked=math.floor(ratio * values.shape[1]), **draw))
+        return Masking(*latents(read, num_masked=math.floor(ratio * values.shape[1]), **draw))
     nonzero = values != 0
-    out = latents(values, maskable=nonzero, num_masked=_share(nonzero, ratio), **draw)
+    out = latents(read, maskable=nonzero, num_masked=_share(nonzero, ratio), **draw)
     mask = out.mask | _uniform(~nonzero, zero_ratio, draw)
     if latents.context_from == "visible" and zero_ratio > 0:  # without the hidden zeros too
-        seen = _context(latents, values, ~mask, seed, step)
+        seen = _context(latents, read, ~mask, seed, step)
         out = out._replace(context=seen.context, penalty=seen.penalty)
     return Masking(mask, out.importance * nonzero, out.context, out.penalty)
 
@@ -208,7 +225,9 @@ class EmbeddingAttention(MaskingStrategy):
     def weighting(self) -> tuple[float, float]:
         return self.latents.eps, self.latents.temperature
 
-    def forward(self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None) -> Masking:
+    def forward(
+        self, values: Tensor, cell_ids: Tensor, *, seed: int, step: int, embed: Embed | None = None, stored: Tensor | None = None
+    ) -> Masking:
         if embed is None:
             raise ValueError("embed: expected a function from sequences to embeddings; got None")
         draw = {"seed": seed, "step": step, "sample_ids": cell_ids}

@@ -90,6 +90,7 @@ class CellData(LightningDataModule):
         return CellLoader(
             cells,
             self.settings.batch_size,
+            sparse=True,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             pin_memory=self.pin_memory,
