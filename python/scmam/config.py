@@ -32,7 +32,9 @@ class Section(BaseModel):
 class Data(Section):
     """The cells, and what is made of them."""
 
-    path: Path | None = Field(None, description="an .h5ad file; null: scanpy's pbmc68k_reduced")
+    path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = Field(
+        None, description="an .h5ad file, a folder of them, or a list of them with the same genes; null: scanpy's pbmc68k_reduced"
+    )
     counts: str = Field("auto", description="where the raw counts are: auto, X, raw, or the name of a layer")
     label: str | None = Field(None, description="column of .obs with the cell types; null: found by name where only one fits")
     donor: str | None = Field(None, description="column of .obs with the donor or batch; folds are then grouped by it")
@@ -49,8 +51,10 @@ class Data(Section):
     backed: Literal["auto", "always", "never"] = Field(
         "auto", description="read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB"
     )
-    shuffle_block: Count = Field(
-        1, description="cells next to each other in the file that are drawn together; 8 or more reads large compressed files faster"
+    shuffle_block: Count | None = Field(
+        None,
+        description="cells next to each other in the file that are drawn together: more of them are read faster from a compressed file;"
+        " null: 16 when its matrix takes more than 2 GiB, else 1",
     )
 
     @model_validator(mode="after")
@@ -295,7 +299,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _problem(detail: Mapping[str, Any]) -> str:
-    where = ".".join(map(str, detail["loc"])) or "configuration"
+    where = ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"  # not which type of a union
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown setting"
     message = detail["msg"].removeprefix("Value error, ")

@@ -81,6 +81,8 @@ def places_in_order(source: Source) -> tuple[str, ...]:
 
 def require_place(source: Source, place: str) -> None:
     """Raise a `CellsError` unless there is such a place."""
+    if place in source.refused:
+        raise CellsError(f"{source.name}: data.counts names {place!r}, and {source.refused[place]}")
     if place not in source.places:
         raise CellsError(
             f"{source.name}: data.counts names {place!r}, which is not there; there are {listing(list(source.places))}, or auto"

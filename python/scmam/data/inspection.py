@@ -10,9 +10,10 @@ from ..config import Data
 from ..errors import CellsError
 from .columns import as_text, donor_columns, label_column, label_columns, require_column
 from .counts import Found, find_counts, first_look, places_in_order
+from .files import open_source
 from .genes import gene_names, numbered
 from .reading import DEFAULTS, IN_MEMORY, prepared
-from .source import Source, open_source
+from .source import Source
 
 FOLDS = 5  # of the evaluation, by default
 SHOWN = 12  # classes and columns that the text lists at most
@@ -79,7 +80,7 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
     """Look at a file: where its counts are and why, how deep and how sparse they are, and which columns could be labels and donors.
 
     Args:
-        path: an .h5ad file; None takes `settings.path`, and scanpy's pbmc68k_reduced where that is None too.
+        path: an .h5ad file, or a folder of them; None takes `settings.path`, and scanpy's pbmc68k_reduced where that is None too.
         settings: `counts`, `label`, `donor` and `backed` are heeded. Filters and the choice of genes are not.
 
     Raises:
@@ -91,7 +92,7 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
     label, sentence = label_column(source.obs, settings.label, source.name, required=False)
     if settings.donor is not None:
         require_column(source.obs, settings.donor, "data.donor", source.name)
-    warnings: list[str] = []
+    warnings = [f"Not taken: {why}." for why in source.refused.values()]
     found = _found(source, settings, warnings)
     _look_at_genes(source, found, warnings)
     labels = {column: _sizes(source, column) for column in dict.fromkeys([*([label] if label else []), *label_columns(source.obs)])}

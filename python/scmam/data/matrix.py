@@ -24,12 +24,14 @@ class Matrix(ABC):
         shape: (cells, genes).
         storage: ``"csr"``, ``"csc"`` or ``"dense"``, as it is kept.
         stored: number of values that are kept, zeros of a dense matrix included.
+        key: where it is in its file.
         in_memory: whether a row costs no reading.
     """
 
     shape: tuple[int, int]
     storage: str
     stored: int
+    key: str = ""
     in_memory: bool = True
 
     @abstractmethod

@@ -10,15 +10,17 @@ from ..errors import CellsError
 from .cells import Cells
 from .columns import as_text, label_column, require_column
 from .counts import Found, find_counts
+from .files import open_source
 from .genes import gene_names, numbered, read_vocabulary, variable_genes, vocabulary_columns
-from .matrix import FileMatrix, Matrix, MemoryMatrix, Rows
-from .source import MemorySource, Source, open_source
+from .matrix import Matrix, MemoryMatrix, Rows
+from .source import MemorySource, Source
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 DEFAULTS = Data()
 IN_MEMORY = 2 * 2**30  # bytes of a matrix that is read whole, unless asked otherwise
+BLOCK = 16  # cells that are drawn together from a larger matrix, in memory or not, unless asked otherwise
 MITOCHONDRIAL = "MT-"
 SHOWN = 10  # classes that a message lists at most
 
@@ -53,7 +55,7 @@ def prepared(matrix: Matrix, backed: str, source: str) -> Matrix:
     Raises:
         CellsError: rows were asked for of a file that cannot give them.
     """
-    if not isinstance(matrix, FileMatrix):
+    if matrix.in_memory:
         return matrix
     by_columns = matrix.storage == "csc"
     if backed == "always" and by_columns:
@@ -79,10 +81,10 @@ def _cells(source: Source, data: Data, need_label: bool) -> Cells:
     var = source.var(found.place)
     names = gene_names(var, where)
     labels = None if label is None else as_text(obs[label])
-    notes = [*found.notes, sentence]
+    notes = [*found.notes, *(f"Not taken: {why}." for why in source.refused.values()), sentence]
     if numbered(names):
         notes.append("The genes have numbers for names, so that no vocabulary and no gene set will fit them.")
-    if isinstance(found.matrix, FileMatrix):
+    if not found.matrix.in_memory:
         notes.append("Rows are read from the file when they are needed.")
     kept, dropped = _kept_cells(found, names, data, labels, where)
     notes += dropped
@@ -103,7 +105,7 @@ def _cells(source: Source, data: Data, need_label: bool) -> Cells:
         donor=donor,
         source=where,
         unit=found.unit,
-        block=data.shuffle_block,
+        block=data.shuffle_block or (BLOCK if source.matrix(found.place).nbytes > IN_MEMORY else 1),
         notes=tuple(notes),
     )
     if need_label:

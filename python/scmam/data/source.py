@@ -3,7 +3,9 @@
 import importlib.util
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ class Source(ABC):
         layers: names of the layers.
         has_x, has_raw: whether there is an X, and a `.raw`.
         log_base: base of the logarithm that was taken of X, where the file says so; None: natural.
+        refused: places whose values cannot be taken, and why.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Source(ABC):
     has_x: bool
     has_raw: bool
     log_base: float | None
+    refused: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def matrix(self, place: str) -> Matrix:
@@ -102,7 +106,7 @@ class FileSource(Source):
         return self._var["raw" if place == "raw" else "X"]
 
 
-def open_source(path: Path | None) -> Source:
+def open_file(path: Path | None) -> Source:
     """The AnnData of a file; None: scanpy's `pbmc68k_reduced`.
 
     Raises:

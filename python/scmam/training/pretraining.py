@@ -215,7 +215,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Paths that mean the same from another working directory: a run is opened from anywhere."""
-    paths = {name: path.absolute() for name in ("path", "vocabulary") if (path := getattr(config.data, name)) is not None}
+    given = {name: path for name in ("path", "vocabulary") if (path := getattr(config.data, name)) is not None}
+    paths = {name: tuple(p.absolute() for p in path) if isinstance(path, tuple) else path.absolute() for name, path in given.items()}
     config = with_settings(config, data=paths) if paths else config
     matched_to = config.masking.matched_to
     if matched_to is not None and (Path(matched_to) / RECORD).is_file():

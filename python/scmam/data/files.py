@@ -1,0 +1,171 @@
+"""Several `.h5ad` files as one: their cells one after another, their genes matched by name."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csr_matrix
+
+from ..errors import CellsError
+from .counts import look_at
+from .genes import gene_names
+from .matrix import Matrix, canonical
+from .source import Source, open_file
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LOOKED_AT = 64  # first cells of each file by which it is told what a place holds
+SHOWN = 3  # genes or files that a message names at most
+
+
+def open_source(path: Path | Sequence[Path] | None) -> Source:
+    """The AnnData of a file, of all `.h5ad` files of a folder, in the order of their names, or of a list of files; None: the example.
+
+    Raises:
+        CellsError: no such file, not an AnnData file, a folder without any, or files that do not go together.
+    """
+    if path is None or isinstance(path, (str, Path)):
+        path = None if path is None else Path(path)
+        if path is None or not path.is_dir():
+            return open_file(path)
+        files = sorted(path.glob("*.h5ad"))
+        if not files:
+            raise CellsError(f"{path}: a folder without .h5ad files; give one that has some, or a file, as data.path")
+        name = path.name
+    else:
+        files = [Path(file) for file in path]
+        name = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        repeated = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
+        if repeated:
+            raise CellsError(f"data.path: names {', '.join(repeated[:SHOWN])} more than once; name each file once")
+    return open_file(files[0]) if len(files) == 1 else JoinedSource([open_file(file) for file in files], name)
+
+
+class JoinedSource(Source):
+    """Several sources as one. Only places that all of them have, of the same genes and the same kind of values, are its places.
+
+    Args:
+        sources: at least one; the genes are in the order of the first.
+        name: for messages.
+
+    Raises:
+        CellsError: no place is common to all.
+    """
+
+    def __init__(self, sources: Sequence[Source], name: str) -> None:
+        self.sources, self.name = tuple(sources), name
+        self._columns: dict[str, list[np.ndarray]] = {}
+        places = dict.fromkeys(place for source in sources for place in source.places)
+        self.refused = {place: why for place in places if (why := self._refusal(place)) is not None}
+        if places and len(self.refused) == len(places):
+            raise CellsError(f"{name}: its {len(sources)} files do not go together: {'; '.join(self.refused.values())}")
+        self.has_x, self.has_raw = "X" in self._columns, "raw" in self._columns
+        self.layers = tuple(layer for layer in self.sources[0].layers if layer in self._columns)
+        self.log_base = self.sources[0].log_base
+
+    @cached_property
+    def obs(self) -> "DataFrame":
+        import anndata
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that occur in several files: cells are told apart by their row
+            return anndata.concat([anndata.AnnData(obs=source.obs) for source in self.sources], join="outer").obs
+
+    def matrix(self, place: str) -> Matrix:
+        return JoinedMatrix([source.matrix(place) for source in self.sources], self._columns[place])
+
+    def var(self, place: str) -> "DataFrame":
+        return self.sources[0].var(place)
+
+    def _refusal(self, place: str) -> str | None:
+        """Why a place cannot be taken from all files as one; None where it can. Notes the order of its genes in each."""
+        where = self.where(place)
+        without = [source.name for source in self.sources if place not in source.places]
+        if without:
+            return f"{where} is not in {_some(without)}"
+        genes = [gene_names(source.var(place), f"{source.name}: {where}") for source in self.sources]
+        for source, names in zip(self.sources, genes, strict=True):
+            missing, added = set(genes[0]) - set(names), set(names) - set(genes[0])
+            if missing or added:
+                return (
+                    f"{where} of {source.name} has other genes than that of {self.sources[0].name} ({len(missing)} are missing"
+                    f"{_named(missing)}, {len(added)} are there beside them{_named(added)}); bring all files to the same genes"
+                )
+        kinds = {kind: source.name for source in reversed(self.sources) if (kind := _kind(source.matrix(place))) != "empty"}
+        if len(kinds) > 1:
+            said = " and ".join(f"{kind} in {name}" for kind, name in kinds.items())
+            return f"{where} holds values of different kinds ({said}); bring all files to the same"
+        if "counts" not in kinds and len({source.log_base for source in self.sources}) > 1:
+            return f"{where} holds logarithms of different bases (uns['log1p']['base']); bring all files to the same"
+        order = {gene: column for column, gene in enumerate(genes[0])}
+        self._columns[place] = [np.array([order[gene] for gene in names], dtype=np.int32) for names in genes]
+        return None
+
+
+class JoinedMatrix(Matrix):
+    """Matrices one below the other.
+
+    Args:
+        parts: at least one.
+        columns: of each part, (genes,) int32: which column of the whole each of its columns is.
+    """
+
+    def __init__(self, parts: Sequence[Matrix], columns: Sequence[np.ndarray]) -> None:
+        self.parts, self.columns = tuple(parts), tuple(columns)
+        self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+        storages = {part.storage for part in parts}
+        self.storage = "csc" if "csc" in storages else parts[0].storage
+        self.stored, self.key = sum(part.stored for part in parts), parts[0].key
+        self.in_memory = all(part.in_memory for part in parts)
+        self._first = np.cumsum([0, *(part.shape[0] for part in parts)])
+
+    def take(self, rows: np.ndarray) -> csr_matrix:
+        part_of = np.searchsorted(self._first, rows, side="right") - 1
+        by_part = np.argsort(part_of, kind="stable")
+        taken = [self._ordered(part, self.parts[part].take(rows[part_of == part] - self._first[part])) for part in np.unique(part_of)]
+        return self._below(taken)[np.argsort(by_part)]
+
+    def span(self, start: int, stop: int) -> csr_matrix:
+        firsts, ends = self._first[:-1], self._first[1:]
+        spans = enumerate(zip(np.maximum(start, firsts) - firsts, np.minimum(stop, ends) - firsts, strict=True))
+        return self._below([self._ordered(part, self.parts[part].span(int(a), int(b))) for part, (a, b) in spans if a < b])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+    def _ordered(self, part: int, rows: csr_matrix) -> csr_matrix:
+        """Rows of a part, their genes in the order of the whole."""
+        columns = self.columns[part]
+        if np.array_equal(columns, np.arange(len(columns))):
+            return rows
+        return canonical(csr_matrix((rows.data, columns[rows.indices], rows.indptr), shape=rows.shape))
+
+    def _below(self, parts: list[csr_matrix]) -> csr_matrix:
+        if not parts:
+            return csr_matrix((0, self.shape[1]), dtype=np.float32)
+        return parts[0] if len(parts) == 1 else scipy.sparse.vstack(parts, format="csr")
+
+
+def _kind(matrix: Matrix) -> str:
+    """What the first cells hold, as `Look.kind`."""
+    kind = look_at([matrix.span(0, LOOKED_AT)]).kind
+    matrix.close()
+    return kind
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _named(genes: set[str]) -> str:
+    return f": {_some(sorted(genes))}" if genes else ""
