@@ -141,6 +141,11 @@ class CellLoader:
         self.epoch, self.position = state["epoch"], state["position"]
         self._start = self.position
 
+    def close(self) -> None:
+        """Let go of workers and of an open file; both come back when they are needed."""
+        self._workers = None
+        self.cells.counts.close()
+
     def _identity(self) -> dict[str, Any]:
         names = ("seed", "shuffle", "drop_last", "batch_size", "world_size")
         return {"cells": len(self.cells), "block": self.cells.block, **{name: getattr(self, name) for name in names}}

@@ -74,11 +74,15 @@ class StepTimes(Callback):
         self.seconds, self._times = state["seconds"], state["times"]
 
     def summary(self) -> dict[str, float | None]:
-        """Seconds of training, and medians over steps in milliseconds; None where no step was measured."""
+        """Seconds of training, medians over steps in milliseconds, and shares of a step; None where no step was measured.
+
+        Cells are read thousands at a time, so nearly no step waits for them, and some wait long: their share is that of the sums.
+        """
         self._read()
         medians = {name: median(times) if times else None for name, times in self._times.items()}
         share = medians["masking_ms"] / medians["step_ms"] if medians["step_ms"] else None
-        return {"seconds": self._seconds_now(), **medians, "masking_share": share}
+        waiting = sum(self._times["loader_ms"]) / sum(self._times["step_ms"]) if medians["step_ms"] else None
+        return {"seconds": self._seconds_now(), **medians, "masking_share": share, "waiting_share": waiting}
 
     def _seconds_now(self) -> float:
         return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
