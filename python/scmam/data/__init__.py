@@ -1,5 +1,6 @@
 """Cells from AnnData: which values are the counts, which cells and genes are taken, folds, and batches for training."""
 
+from .adapters import cell_batch
 from .cells import Cells
 from .inspection import Inspection, inspect
 from .loader import CellLoader
@@ -10,6 +11,7 @@ __all__ = [
     "CellLoader",
     "Cells",
     "Inspection",
+    "cell_batch",
     "development_split",
     "folds",
     "from_anndata",

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from ..sequences import CellBatch, csr_tensor
-from .matrix import Rows
+from ..sequences import CellBatch
+from .matrix import Rows, as_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,7 @@ class Cells:
 
     def batch_of(self, rows: csr_matrix, indices: np.ndarray, *, sparse: bool = False) -> CellBatch:
         """A batch of rows that were read already; its counts sparse CSR, or dense."""
-        if sparse:
-            crow, columns = (torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices))
-            counts = csr_tensor(crow, columns, torch.from_numpy(rows.data), rows.shape)
-        else:
-            counts = torch.from_numpy(rows.toarray())
+        counts = as_tensor(rows) if sparse else torch.from_numpy(rows.toarray())
         depth, cell_ids, labels = (torch.from_numpy(x[indices]) for x in (self.depth, self.cell_ids, self.codes))
         return CellBatch(counts, depth, cell_ids, labels)
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import torch
 from scipy.sparse import csr_matrix
+from torch import Tensor
 
 from ..errors import CellsError
+from ..sequences import csr_tensor
 
 BLOCK_VALUES = 2**20  # stored values that a pass over a file holds at a time: 8 MiB with their indices
 GAP = 2**12  # stored values that are read although nobody asked for them: a second request to HDF5 costs as much as thousands
@@ -198,6 +201,12 @@ def canonical(rows: csr_matrix) -> csr_matrix:
     if rows.nnz and not rows.data.all():
         rows.eliminate_zeros()
     return rows
+
+
+def as_tensor(rows: csr_matrix) -> Tensor:
+    """The same as a torch tensor, sparse CSR with int64 indices; the values are not copied."""
+    crow, columns = (torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices))
+    return csr_tensor(crow, columns, torch.from_numpy(rows.data), rows.shape)
 
 
 class Rows:

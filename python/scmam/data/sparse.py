@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from ..errors import CellsError
-from ..sequences import COUNTS_PER, csr_tensor
+from ..sequences import COUNTS_PER
 from .cells import Cells
+from .matrix import as_tensor
 
 
 @dataclass(frozen=True)
@@ -43,5 +45,4 @@ def sparse_expression(cells: Cells) -> SparseExpression:
         raise CellsError(f"{cells.source}: holds nothing but zeros for the genes that are taken; take other genes, or another file")
     scale = COUNTS_PER / np.maximum(cells.depth, 1.0)
     values = np.log1p(rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)
-    crow, columns = (torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices))
-    return SparseExpression(csr_tensor(crow, columns, torch.from_numpy(values), rows.shape), cells.genes, cells.source)
+    return SparseExpression(as_tensor(csr_matrix((values, rows.indices, rows.indptr), shape=rows.shape)), cells.genes, cells.source)
