@@ -1,7 +1,5 @@
 """The loader: its order, its place in an epoch, its shards and its workers; and the splits of the cells."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import chain
 
@@ -246,41 +244,3 @@ def test_holdout_is_the_share_and_keeps_donors_together(cells):
     assert [len(part) for part in holdout(alone, 0.0, seed=0)] == [53, 0]
     with pytest.raises(CellsError, match=r"1 cells cannot be split; set training.validation to 0"):
         holdout(alone.subset(np.array([3])), 0.5, seed=0)
-
-
-# Memory
-
-MEASURED = """
-import sys
-from itertools import islice
-import anndata.io, h5py, scipy.sparse, torch
-from scmam.config import Data
-from scmam.data import CellLoader, open_cells
-def peak():  # MiB; ru_maxrss would begin with that of the parent
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-before = peak()
-cells = open_cells(Data(path=sys.argv[1], backed=sys.argv[2]))
-batches = list(map(len, islice(CellLoader(cells, 64), 40)))
-print(len(cells), len(batches), peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_memory_is_bounded_by_the_batch_and_not_by_the_file(tmp_path):
-    cells, genes, nonzero = 20_000, 5_000, 800
-    pattern = np.sort(np.random.default_rng(0).permuted(np.tile(np.arange(genes, dtype=np.int32), (64, 1)), axis=1)[:, :nonzero], axis=1)
-    indices = np.tile(pattern, (cells // 64 + 1, 1))[:cells].ravel()
-    values = np.random.default_rng(1).integers(1, 9, len(indices)).astype(np.float32)
-    matrix = scipy_sparse.csr_matrix((values, indices, np.arange(0, len(indices) + 1, nonzero)), shape=(cells, genes))
-    anndata.AnnData(matrix).write_h5ad(tmp_path / "large.h5ad")
-    megabytes = (tmp_path / "large.h5ad").stat().st_size / 2**20
-    assert megabytes > 120
-    grown = {}
-    for backed in ("always", "never"):
-        command = [sys.executable, "-W", "ignore", "-c", MEASURED, str(tmp_path / "large.h5ad"), backed]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        assert said[:2] == ["20000", "40"]
-        grown[backed] = float(said[2])
-    assert grown["never"] > 120  # so that the measure sees the file where it is read whole
-    assert grown["always"] < 60

@@ -38,7 +38,7 @@ def cell_batch(counts: Any, cell_ids: Any, *, depth: Any = None, labels: Any = N
 def _matrix(counts: Any) -> Tensor:
     """(B, G) float32, sparse CSR or dense."""
     if scipy.sparse.issparse(counts):
-        return as_tensor(canonical(scipy.sparse.csr_matrix(counts)))
+        return as_tensor(canonical(scipy.sparse.csr_matrix(counts, copy=True)))
     matrix = counts if isinstance(counts, Tensor) else torch.as_tensor(np.asarray(counts))
     if matrix.dim() != 2 or matrix.layout not in (torch.strided, torch.sparse_csr):
         raise ValueError(f"counts: expected (B, G), dense or sparse CSR; got shape {tuple(matrix.shape)}, {matrix.layout}")

@@ -96,7 +96,10 @@ class JoinedSource(Source):
                     f"{where} of {source.name} has other genes than that of {self.sources[0].name} ({len(missing)} are missing"
                     f"{_named(missing)}, {len(added)} are there beside them{_named(added)}); bring all files to the same genes"
                 )
-        kinds = {kind: source.name for source in reversed(self.sources) if (kind := _kind(source.matrix(place))) != "empty"}
+        kinds: dict[str, str] = {}
+        for source in self.sources:
+            kinds.setdefault(_kind(source.matrix(place)), source.name)
+        kinds.pop("empty", None)
         if len(kinds) > 1:
             said = " and ".join(f"{kind} in {name}" for kind, name in kinds.items())
             return f"{where} holds values of different kinds ({said}); bring all files to the same"
@@ -158,7 +161,7 @@ class JoinedMatrix(Matrix):
 
 def _kind(matrix: Matrix) -> str:
     """What the first cells hold, as `Look.kind`."""
-    kind = look_at([matrix.span(0, LOOKED_AT)]).kind
+    kind = look_at([matrix.span(0, min(LOOKED_AT, matrix.shape[0]))]).kind
     matrix.close()
     return kind
 

@@ -160,6 +160,8 @@ class FileMatrix(Matrix):
         if self._starts is None:
             dense = self.storage == "dense"
             self._starts = np.arange(self.shape[0] + 1) * self.shape[1] if dense else node["indptr"][:].astype(np.int64)
+            if len(self._starts) != self.shape[0] + 1:
+                raise ValueError(f"{len(self._starts) - 1} rows begin somewhere, and there are {self.shape[0]} cells")
         return self._starts
 
     def _rows(self, node: Any, starts: np.ndarray, first: np.ndarray, last: np.ndarray) -> csr_matrix:
