@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -534,3 +535,21 @@ def test_scdataset_reads_our_cells(backed, counts):
             assert torch.isfinite(objective(batch, seed=0, step=0).total)
             np.testing.assert_array_equal(batch.counts.to_dense(), counts[batch.cell_ids.numpy()].toarray())
     assert sorted(seen) == list(range(CELLS))
+
+
+def test_the_examples_of_the_page_run():
+    pytest.importorskip("scdataset", reason="scDataset is not installed")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "scale.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert torch.isfinite(names["losses"].total)
+    assert names["step"] == -(-700 // 64) - 1
+
+
+def test_every_setting_that_the_page_names_is_one():
+    config = load_config(None)
+    named = set(re.findall(r"\b(data|training)\.(\w+)\b", (ROOT / "docs" / "scale.md").read_text())) - {("data", "cell_batch")}
+    assert ("training", "num_nodes") in named
+    assert all(hasattr(getattr(config, section), name) for section, name in named)
