@@ -398,6 +398,12 @@ def test_files_that_do_not_go_together(real):
         CellsError, match=r"atlas: its 4 files .* X of d\.h5ad has other genes than that of a\.h5ad \(5 are missing: .*0 are there"
     ):
         open_cells(Data(path=folder))
+    normalised = [whole[:50].copy(), whole[50:90].copy()]
+    for data, total in zip(normalised, (1e4, 1e3), strict=True):
+        data.X = scipy_sparse.csr_matrix(data.X.multiply(total / data.X.sum(axis=1)))
+        data.write_h5ad(folder.parent / f"{total:.0f}.h5ad")
+    with pytest.raises(CellsError, match="normalised to a sum that is not the same in all files"):
+        open_cells(Data(path=(folder.parent / "10000.h5ad", folder.parent / "1000.h5ad")))
     logged = whole[:50].copy()
     logged.layers["counts"] = logged.X.copy()
     logged.X.data = np.log1p(logged.X.data)
@@ -432,8 +438,8 @@ def test_paths_that_name_no_files(tmp_path):
 
 
 def test_a_run_from_files_goes_on_in_the_middle_of_an_epoch(real, tmp_path, monkeypatch):
-    folder, _ = real
-    streamed = {"data__path": str(folder), "data__backed": "always", "data__shuffle_block": 4, "training__workers": 1}
+    paths = sorted(real[0].iterdir())
+    streamed = {"data__path": [str(path) for path in paths], "data__backed": "always", "data__shuffle_block": 4, "training__workers": 1}
     whole = small_run(tmp_path / "whole", **streamed)
     step = PretrainingModule.training_step
     stopped = []
@@ -453,7 +459,7 @@ def test_a_run_from_files_goes_on_in_the_middle_of_an_epoch(real, tmp_path, monk
     weights = whole.load().state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in resumed.load().state_dict().items())
     assert 0 <= resumed.record["waiting_share"] <= 1
-    assert resumed.config.data.path == folder
+    assert resumed.config.data.path == tuple(paths)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ Assignments = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 
-DataFile = Annotated[Path | None, setting("data.path", "--data", metavar="FILE.h5ad")]
+DataFile = Annotated[Path | None, setting("data.path", "--data", metavar="PATH")]
 Label = Annotated[str | None, setting("data.label", "--label", metavar="COLUMN")]
 Donor = Annotated[str | None, setting("data.donor", "--donor", metavar="COLUMN")]
 Counts = Annotated[str | None, setting("data.counts", "--counts", metavar="WHERE")]

@@ -88,7 +88,10 @@ class JoinedSource(Source):
         without = [source.name for source in self.sources if place not in source.places]
         if without:
             return f"{where} is not in {_some(without)}"
-        genes = [gene_names(source.var(place), f"{source.name}: {where}") for source in self.sources]
+        try:
+            genes = [gene_names(source.var(place), f"{where} of {source.name}") for source in self.sources]
+        except CellsError as error:
+            return str(error)
         for source, names in zip(self.sources, genes, strict=True):
             missing, added = set(genes[0]) - set(names), set(names) - set(genes[0])
             if missing or added:
@@ -96,13 +99,16 @@ class JoinedSource(Source):
                     f"{where} of {source.name} has other genes than that of {self.sources[0].name} ({len(missing)} are missing"
                     f"{_named(missing)}, {len(added)} are there beside them{_named(added)}); bring all files to the same genes"
                 )
+        first_cells = [_first_cells(source.matrix(place)) for source in self.sources]
         kinds: dict[str, str] = {}
-        for source in self.sources:
-            kinds.setdefault(_kind(source.matrix(place)), source.name)
+        for source, cells in zip(self.sources, first_cells, strict=True):
+            kinds.setdefault(look_at([cells]).kind, source.name)
         kinds.pop("empty", None)
         if len(kinds) > 1:
             said = " and ".join(f"{kind} in {name}" for kind, name in kinds.items())
             return f"{where} holds values of different kinds ({said}); bring all files to the same"
+        if "normalised" in kinds and look_at(first_cells).kind != "normalised":
+            return f"{where} holds cells normalised to a sum that is not the same in all files; bring all to the same"
         if "counts" not in kinds and len({source.log_base for source in self.sources}) > 1:
             return f"{where} holds logarithms of different bases (uns['log1p']['base']); bring all files to the same"
         order = {gene: column for column, gene in enumerate(genes[0])}
@@ -159,11 +165,10 @@ class JoinedMatrix(Matrix):
         return parts[0] if len(parts) == 1 else scipy.sparse.vstack(parts, format="csr")
 
 
-def _kind(matrix: Matrix) -> str:
-    """What the first cells hold, as `Look.kind`."""
-    kind = look_at([matrix.span(0, min(LOOKED_AT, matrix.shape[0]))]).kind
+def _first_cells(matrix: Matrix) -> csr_matrix:
+    rows = matrix.span(0, min(LOOKED_AT, matrix.shape[0]))
     matrix.close()
-    return kind
+    return rows
 
 
 def _some(names: list[str]) -> str:
