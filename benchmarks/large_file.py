@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,7 @@ def reading(path: Path, sizes: Sizes) -> dict[str, Any]:
     """Cells a second of the loader, for each of `READERS`, when nothing else is done."""
     from scmam.config import Data
     from scmam.data import CellLoader, open_cells
+    from scmam.data.loader import READ_AHEAD
 
     _forget(path)
     began, before = time.perf_counter(), peak_mebibytes()
@@ -111,17 +113,21 @@ def reading(path: Path, sizes: Sizes) -> dict[str, Any]:
         workers = way.get("workers", 0)
         loader = CellLoader(replace(cells, block=way["block"]), sizes.batch_size, sparse=True, workers=workers)
         began = time.perf_counter()
-        batches = iter(loader)
-        next(batches)
-        first, read = time.perf_counter(), 0
-        while time.perf_counter() - first < sizes.seconds and (batch := next(batches, None)) is not None:
+        batches, read, together = iter(loader), 0, max(1, READ_AHEAD // sizes.batch_size) * sizes.batch_size
+        for batch in batches:
+            if not read:
+                first = time.perf_counter()
             read += len(batch.cell_ids)
-        seconds = time.perf_counter() - first
+            if read % together == 0 and time.perf_counter() - began > sizes.seconds:  # whole requests, and the time of the first as well
+                break
+        seconds = time.perf_counter() - began
         record["ways"].append(
             {"shuffle_block": way["block"], "workers": workers, "cells_per_second": read / seconds, "first_batch_seconds": first - began}
         )
+        batches.close()
         loader.close()
-    return {**record, "peak_mebibytes": peak_mebibytes(), "of_which_before": before}
+    largest_worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {**record, "peak_mebibytes": peak_mebibytes(), "of_which_before": before, "largest_worker_mebibytes": largest_worker}
 
 
 def training(path: Path, sizes: Sizes) -> dict[str, Any]:

@@ -346,6 +346,7 @@ def test_the_benchmark_measures(tmp_path, capsys, monkeypatch):
     assert 0.02 < file["reading"]["density"] < 0.08
     assert len(file["reading"]["ways"]) == len(large_file.READERS)
     assert all(way["cells_per_second"] > 0 for way in file["reading"]["ways"])
+    assert file["reading"]["largest_worker_mebibytes"] > 100  # it has torch in it
     assert 0 <= file["training"]["waiting_share"] < 1
     assert file["training"]["steps"] == 12
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["3000x400-gzip.h5ad"]
