@@ -21,7 +21,6 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 

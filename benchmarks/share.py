@@ -14,8 +14,8 @@ from pathlib import Path
 import anndata
 import numpy as np
 import scipy.sparse
-
 import scmam
+
 from mam_kernels.testing import measure
 
 from . import results
