@@ -1,4 +1,4 @@
-"""The CPU kernels under the sanitizers of addresses and of undefined behaviour, for every instruction set here, and under that of threads."""
+"""The CPU kernels under the sanitizers of memory and undefined behaviour, for every instruction set here, and under that of threads."""
 
 import importlib.util
 import os
