@@ -36,9 +36,10 @@ test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time
 gpu: ## on a machine with an NVIDIA GPU and its own torch: build in place, test, measure; no network needed
 	bash benchmarks/on_gpu.sh
 
-bench: $(VENV)/dev.stamp ## the side-by-side study, the sweeps and the micro-benchmarks of this machine's CPU
+bench: $(VENV)/dev.stamp ## the side-by-side study, the sweeps, masking's share of a step and the micro-benchmarks of this machine's CPU
 	$(IN)python -m benchmarks.study
 	$(IN)python -m benchmarks.sweeps
+	$(IN)python -m benchmarks.share
 	$(IN)python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -q
 
 docs: $(VENV)/docs.stamp ## the guides and the API reference as pages in docs/_build; no network needed

@@ -13,8 +13,8 @@ STUDY_BEGIN, STUDY_END = "<!-- study:begin -->\n", "<!-- study:end -->\n"
 MASKING = results.COMMITTED / "masking"  # a folder for each set of cells, with files of a study folder
 
 
-def table(study: dict) -> str:
-    """The measurements of benchmarks/results/study.json in Markdown."""
+def table(study: dict, sweeps: dict | None = None, share: dict | None = None) -> str:
+    """The measurements of study.json, and where they are there of sweeps.json and share.json, in Markdown."""
     machine, versions = study["environment"], study["environment"]["versions"]
     lines = [
         "| on two CPU cores | baseline | ours | ratio | memory |",
@@ -23,6 +23,7 @@ def table(study: dict) -> str:
     for title, rows in study["sections"].items():
         lines += _section(title, rows)
     lines += ["", *_batches(study["batches"], next(iter(study["sections"].values()))), *_rivals(study["sections"])]
+    lines += [*_curves(sweeps), *_shares(share)]
     lines += [
         "",
         f"Medians of {study['sizes']['samples']} interleaved measurements in one process; on the value path "
@@ -55,6 +56,36 @@ def _rivals(sections: dict[str, list[dict]]) -> list[str]:
                 found.setdefault(row["contender"], []).append(where)
     parts = [f"{name}: {', '.join(some)}" for name, some in found.items()]
     return ["", f"On the same cells, a cell: {'; '.join(parts)}."] if parts else []
+
+
+def _curves(sweeps: dict | None) -> list[str]:
+    """How the cost grows, and what the machine reaches on the simplest programs."""
+    if sweeps is None:
+        return []
+    by_positions, by_cells = (sweeps["lines"][axis]["dense, forward"] for axis in ("positions", "cells"))
+    copied, products = sweeps["ceilings"]["copied_bytes"], sweeps["ceilings"]["multiply_adds"]
+    point = next(row for row in sweeps["rows"] if row["axis"] == "positions")
+    floor = 9 * 19264 / copied * 1e6
+    return [
+        "",
+        "![Cost of a masking step by positions, cells, density, latents and ratio](benchmarks/results/sweeps.svg)",
+        "",
+        f"The cost is a line in the positions ({1e3 * by_positions['us_each'] / point['cells']:.2f} ns each, forward, dense, "
+        f"{point['cells']} cells a call, beside {by_positions['fixed_us']:,.0f} µs a call) and in the cells ({by_cells['us_each']:,.0f} µs each). "
+        f"This machine copies {copied / 1e9:.1f} GB/s and multiplies and adds {products / 1e9:,.0f} G/s: moving a dense cell's "
+        f"{9 * 19264 / 1e3:.0f} KB in and out takes it {floor:.0f} µs.",
+    ]
+
+
+def _shares(share: dict | None) -> list[str]:
+    """Masking's share of a pretraining step, by size of the model."""
+    if share is None:
+        return []
+    parts = []
+    for record in share["shares"]:
+        of = f"{record['size']}, {record['genes']} genes × {record['cells']}"
+        parts.append(f"{record['masking_share']:.2%} of {_time(1e3 * record['step_ms'])} ({of})")
+    return ["", f"Masking's share of a pretraining step of `scmam`, forward and backward: {'; '.join(parts)}."]
 
 
 def _section(title: str, rows: list[dict]) -> list[str]:
@@ -137,7 +168,13 @@ def _points(share: str | float, sign: str = "") -> str:
 
 def with_table(readme: str, study: dict) -> str:
     """The README with both tables between their marks."""
-    return _between(_between(readme, BEGIN, END, table(study)), STUDY_BEGIN, STUDY_END, comparisons())
+    measured = table(study, _committed("sweeps"), _committed("share"))
+    return _between(_between(readme, BEGIN, END, measured), STUDY_BEGIN, STUDY_END, comparisons())
+
+
+def _committed(name: str) -> dict | None:
+    path = results.COMMITTED / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _between(text: str, begin: str, end: str, content: str) -> str:

@@ -201,3 +201,27 @@ def test_a_rival_that_is_wrong_is_refused_and_one_that_does_not_run_left_out(mon
     monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
     assert side_by_side._rival(side_by_side.COMPILED, paper, tokens, said.append) == {}
     assert "left out, for it does not run here" in said[-1]
+
+
+def test_curves_and_shares_join_the_table_of_the_readme():
+    content = json.loads((results.COMMITTED / "study.json").read_text())
+    line = {"dense, forward": {"fixed_us": 400.0, "us_each": 0.02}}
+    found = {
+        "lines": {"positions": line, "cells": {"dense, forward": {"fixed_us": 350.0, "us_each": 45.0}}},
+        "ceilings": {"copied_bytes": 1e10, "multiply_adds": 8e10},
+        "rows": [{"axis": "positions", "cells": 8}],
+    }
+    share = {"shares": [{"size": "tiny", "genes": 300, "cells": 32, "step_ms": 80.0, "masking_share": 0.0123}]}
+    text = readme.table(content, found, share)
+    assert "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call) and in the cells (45 µs each)" in text
+    assert "copies 10.0 GB/s and multiplies and adds 80 G/s: moving a dense cell's 173 KB in and out takes it 17 µs" in text
+    assert "1.23% of 80.0 ms (tiny, 300 genes × 32)" in text
+    assert "sweeps.svg" not in readme.table(content)
+
+
+def test_masking_takes_a_part_of_a_step(tmp_path):
+    from benchmarks import share
+
+    record = share.measured(share.Case("tiny", genes=60, cells=8, steps=6), tmp_path)
+    assert 0 < record["masking_share"] < 1
+    assert record["masking_ms"] == pytest.approx(record["masking_share"] * record["step_ms"])
