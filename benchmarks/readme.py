@@ -71,7 +71,8 @@ def _curves(sweeps: dict | None) -> list[str]:
         "![Cost of a masking step by positions, cells, density, latents and ratio](benchmarks/results/sweeps.svg)",
         "",
         f"The cost is a line in the positions ({1e3 * by_positions['us_each'] / point['cells']:.2f} ns each, forward, dense, "
-        f"{point['cells']} cells a call, beside {by_positions['fixed_us']:,.0f} µs a call) and in the cells ({by_cells['us_each']:,.0f} µs each). "
+        f"{point['cells']} cells a call, beside {by_positions['fixed_us']:,.0f} µs a call) and in the cells "
+        f"({by_cells['us_each']:,.0f} µs each). "
         f"This machine copies {copied / 1e9:.1f} GB/s and multiplies and adds {products / 1e9:,.0f} G/s: moving a dense cell's "
         f"{9 * 19264 / 1e3:.0f} KB in and out takes it {floor:.0f} µs.",
     ]
