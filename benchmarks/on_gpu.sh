@@ -30,11 +30,11 @@ MAM_TEST_BACKENDS=triton,cuda MAM_TEST_DEVICE=cuda timeout 180 "$python" -m pyte
 tests=${PIPESTATUS[0]}
 
 echo "== measurements"
-timeout 140 "$python" -m benchmarks.gpu --out "$out" --seconds 90
+timeout 130 "$python" -m benchmarks.gpu --out "$out" --seconds 90
 measured=$?
 
 echo "== row configurations"
-timeout 150 "$python" -m benchmarks.tune --out "$out/row_configurations.json" --seconds 30
+timeout 120 "$python" -m benchmarks.tune --out "$out/row_configurations.json" --seconds 30
 tuned=$?
 
 [ "$tests" -eq 0 ] || echo "tests FAILED (exit status $tests): $out/gpu_tests.log" >&2

@@ -76,7 +76,7 @@ from mam_kernels.row_configurations import RowConfiguration, Measured
 tune.CELLS = 3
 found = {}
 for kernel in ("value", "selection"):
-    default, *others = tune.candidates(kernel)
+    default, *others = tune.candidates()
     assert default == RowConfiguration() and default not in others and len(others) == len(set(others))
     best, microseconds = tune.fastest(kernel, 300, "cpu", [default, RowConfiguration(4, 64, 256, 128)], 0.1)
     assert microseconds > 0
