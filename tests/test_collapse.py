@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import mam_kernels as mam
 from mam_kernels import dispatch
@@ -216,3 +218,23 @@ print("equal")
 def test_forked_processes_and_several_callers_draw_the_same():
     done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that an operation returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)), 0)
+        return out
+
+
+def test_the_backward_pass_makes_nothing_of_the_size_of_the_cells():
+    module = mam.MultinomialAttentionMasking(latent_dim=8, num_latents=4, num_heads=2)
+    out = module(torch.rand(3, 5000), seed=1)
+    for result in (out.context.sum(), out.penalty):
+        with Largest() as largest:
+            result.backward(retain_graph=True)
+        assert 0 < largest.numbers < 1000

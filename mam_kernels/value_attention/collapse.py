@@ -81,12 +81,19 @@ class ScalarMasking(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *saved)
         ctx.backend = backend
         ctx.mark_non_differentiable(mask, importance)
+        ctx.set_materialize_grads(False)  # zeros of the size of mask and importance otherwise, whose gradients nobody looks at
         return mask, importance, context, penalty
 
     @staticmethod
     @once_differentiable
     def backward(ctx, _grad_mask, _grad_importance, grad_context, grad_penalty) -> tuple:
-        gradients = torch.ops.mam_kernels.scalar_context_backward(grad_context, grad_penalty, *ctx.saved_tensors, ctx.backend)
+        saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
+        mean, out_bias = saved[0], saved[5]
+        if grad_context is None:
+            grad_context = mean.new_zeros((mean.shape[0], out_bias.shape[0]))
+        if grad_penalty is None:
+            grad_penalty = mean.new_zeros(())
+        gradients = torch.ops.mam_kernels.scalar_context_backward(grad_context, grad_penalty, *saved, ctx.backend)
         return *gradients, *(None,) * 16
 
 
