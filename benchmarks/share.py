@@ -33,7 +33,7 @@ class Case:
     steps: int
 
 
-CASES = (Case("tiny", 300, 32, 60), Case("small", 2000, 16, 20), Case("base", 2000, 8, 12), Case("paper", 19264, 1, 3))
+CASES = (Case("tiny", 300, 32, 60), Case("small", 2000, 16, 20), Case("base", 2000, 8, 12), Case("paper", 19264, 1, 2))
 
 
 def counts(cells: int, genes: int) -> anndata.AnnData:
