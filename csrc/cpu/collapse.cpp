@@ -86,8 +86,8 @@ constexpr int64_t kParts = 8;
 
 int64_t rows_of_part(int64_t rows) { return (rows + kParts - 1) / kParts; }
 
-// Starting a second thread costs some microseconds: it has to be worth that many multiplications.
-int threads_worth(int64_t multiplications, int threads) { return multiplications < (1 << 16) ? 1 : threads; }
+// Waking a second thread costs 10 to 100 us: it has to be worth that many multiplications.
+int threads_worth(int64_t multiplications, int threads) { return multiplications < (1 << 20) ? 1 : threads; }
 
 }  // namespace
 

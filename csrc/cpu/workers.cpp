@@ -6,7 +6,6 @@
 #include "cpu/workers.h"
 
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -21,9 +20,6 @@ namespace mam {
 namespace cpu {
 
 namespace {
-
-// A helper looks for more work this long before it sleeps: calls often come in pairs, and waking takes longer than the work of some.
-constexpr std::chrono::microseconds kAttentive{500};
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -89,7 +85,7 @@ class Pool {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       current_ = &run;
-      posted_.fetch_add(1, std::memory_order_release);
+      ++posted_;
       asleep = asleep_;
     }
     for (int i = 0; i < asleep && i < threads - 1; ++i) wake_.notify_one();
@@ -127,26 +123,19 @@ class Pool {
     }
   }
 
-  // Returns the number of jobs posted so far, once it is more than `seen`.
+  // Returns the number of jobs posted so far, once it is more than `seen`. It sleeps at once: a helper that spins for more work takes a
+  // core from torch's own threads, whose operations surround these.
   uint64_t await(uint64_t seen) {
-    const auto until = std::chrono::steady_clock::now() + kAttentive;
-    do {
-      for (int i = 0; i < 64; ++i) {
-        const uint64_t posted = posted_.load(std::memory_order_acquire);
-        if (posted != seen) return posted;
-        pause();
-      }
-    } while (std::chrono::steady_clock::now() < until);
     std::unique_lock<std::mutex> lock(mutex_);
     ++asleep_;
-    wake_.wait(lock, [&] { return posted_.load(std::memory_order_acquire) != seen; });
+    wake_.wait(lock, [&] { return posted_ != seen; });
     --asleep_;
-    return posted_.load(std::memory_order_acquire);
+    return posted_;
   }
 
   std::mutex in_use_, mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> posted_{0};
+  uint64_t posted_ = 0;
   Run* current_ = nullptr;
   int hired_ = 0, asleep_ = 0;
 };
