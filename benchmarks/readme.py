@@ -85,7 +85,7 @@ def _shares(share: dict | None) -> list[str]:
     parts = []
     for record in share["shares"]:
         of = f"{record['size']}, {record['genes']} genes × {record['cells']}"
-        parts.append(f"{record['masking_share']:.2%} of {_time(1e3 * record['step_ms'])} ({of})")
+        parts.append(f"{100 * record['masking_share']:.2g} % of {_time(1e3 * record['step_ms'])} ({of})")
     return ["", f"Masking's share of a pretraining step of `scmam`, forward and backward: {'; '.join(parts)}."]
 
 

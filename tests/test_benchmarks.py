@@ -215,7 +215,7 @@ def test_curves_and_shares_join_the_table_of_the_readme():
     text = readme.table(content, found, share)
     assert "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call) and in the cells (45 µs each)" in text
     assert "copies 10.0 GB/s and multiplies and adds 80 G/s: moving a dense cell's 173 KB in and out takes it 17 µs" in text
-    assert "1.23% of 80.0 ms (tiny, 300 genes × 32)" in text
+    assert "1.2 % of 80.0 ms (tiny, 300 genes × 32)" in text
     assert "sweeps.svg" not in readme.table(content)
 
 
