@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mam_kernels.testing.paper import PaperMasking
+from tests.examples import run_examples
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 BUILD = """
 import socket, sys
@@ -76,17 +76,6 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
     for page in pages:
         loaded = re.findall(r"<(?:script|link|img)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^\"]*\"", (site / page).read_text())
         assert not loaded, page
-
-
-def run_examples(page: Path) -> dict[str, object]:
-    """What the examples of a page, run one after the other, leave behind."""
-    blocks = BLOCK.findall(page.read_text())
-    assert blocks
-    names: dict[str, object] = {}
-    for block in blocks:
-        line = page.read_text()[: page.read_text().index(block)].count("\n")
-        exec(compile("\n" * line + block, str(page), "exec"), names)
-    return names
 
 
 def test_the_examples_of_the_first_page_run():

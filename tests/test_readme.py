@@ -5,21 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.examples import run_examples
+
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
 README = ROOT / "README.md"
-
-
-def run_examples(blocks: list[str]) -> dict[str, object]:
-    """What the blocks, run one after the other, leave behind; tracebacks give the line of README.md."""
-    assert blocks
-    names: dict[str, object] = {}
-    for block in blocks:
-        line = README.read_text()[: README.read_text().index(block)].count("\n")
-        exec(compile("\n" * line + block, str(README), "exec"), names)
-    return names
 
 
 def of_the_study(block: str) -> bool:
@@ -28,14 +17,14 @@ def of_the_study(block: str) -> bool:
 
 
 def test_the_examples_of_the_engine_run():
-    names = run_examples([block for block in BLOCK.findall(README.read_text()) if not of_the_study(block)])
+    names = run_examples(README, only=lambda block: not of_the_study(block))
     assert names["out"].mask.any()
 
 
 def test_the_examples_of_the_study_run(capsys):
     for package in ("anndata", "lightning", "pydantic", "scanpy", "sklearn"):
         pytest.importorskip(package, reason="the single-cell layer is not installed")
-    names = run_examples([block for block in BLOCK.findall(README.read_text()) if of_the_study(block)])
+    names = run_examples(README, only=of_the_study)
     assert names["run"].done
     assert "macro-F1 0." in capsys.readouterr().out
 

@@ -30,18 +30,14 @@ from scmam.training import pretrain  # noqa: E402
 from scmam.training.module import PretrainingModule  # noqa: E402
 
 from benchmarks import large_file  # noqa: E402
+from tests.examples import run_examples  # noqa: E402
+from tests.scmam.small import SMALL_MODEL  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CELLS, GENES = 20_000, 5_000
 BLOCK, BATCH = 16, 64
 SMALL = {
-    "model.width": 8,
-    "model.heads": 2,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 1,
-    "masking.num_latents": 4,
-    "masking.latent_dim": 8,
-    "masking.latent_heads": 2,
+    **SMALL_MODEL,
     "training.device": "cpu",
     "training.batch_size": 4,
     "training.steps": 6,
@@ -291,6 +287,7 @@ import anndata.io, h5py, scipy.sparse, torch
 from benchmarks.large_file import peak_mebibytes
 from scmam.config import Data
 from scmam.data import CellLoader, open_cells
+
 before = peak_mebibytes()
 cells = open_cells(Data(path=sys.argv[1], backed=sys.argv[2], shuffle_block=16))
 batches = list(map(len, islice(CellLoader(cells, 64, sparse=True), 200)))
@@ -546,11 +543,7 @@ def test_scdataset_reads_our_cells(backed, counts):
 
 def test_the_examples_of_the_page_run():
     pytest.importorskip("scdataset", reason="scDataset is not installed")
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "scale.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
+    names = run_examples(ROOT / "docs" / "scale.md")
     assert torch.isfinite(names["losses"].total)
     assert names["step"] == -(-700 // 64) - 1
 

@@ -1,6 +1,5 @@
 """The pages of the integrations: their Python blocks run, one after the other, with what a page calls yours."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, TrainingArguments
 
 import mam_kernels as mam
+from tests.examples import run_examples
 from tests.scmam import stand_ins
 from tests.scmam.real_cells import SPECIAL, counts, rank_encoded, sequences
 from tests.scmam.test_integrations_adapters import FIRST_GENE
 from tests.scmam.test_integrations_lightning import Pairs, Theirs
 
 PAGES = Path(__file__).parents[2] / "docs" / "integrations"
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GENES = counts().shape[1]
 
 
@@ -147,12 +146,7 @@ YOURS: dict[str, Callable[[Path], dict[str, Any]]] = {
 @pytest.mark.parametrize("page", YOURS)
 def test_the_examples_of_a_page_run(page, tmp_path, capsys):
     path = PAGES / f"{page}.md"
-    text = path.read_text()
-    blocks = list(BLOCK.finditer(text))
-    names = YOURS[page](tmp_path)
-    for block in blocks:
-        code = "\n" * text[: block.start(1)].count("\n") + block[1]  # so that a traceback gives the line of the page
-        exec(compile(code, str(path), "exec"), names)
+    names = run_examples(path, YOURS[page](tmp_path))
     masking = {
         "hugging-face": lambda: names["wrapped"].masking,
         "lightning": lambda: names["module"].masking,
@@ -160,8 +154,9 @@ def test_the_examples_of_a_page_run(page, tmp_path, capsys):
     }
     latents = masking.get(page, lambda: names["masking"])().masker.latents
     assert latents.grad is not None or page in ("hugging-face", "lightning")  # their optimizers forget it
-    promised = [line.partition("# ")[2] for line in text.splitlines() if line.startswith("print(") and "# " in line]
-    assert all(output in capsys.readouterr().out for output in promised)
+    promised = [line.partition("# ")[2] for line in path.read_text().splitlines() if line.startswith("print(") and "# " in line]
+    printed = capsys.readouterr().out
+    assert all(output in printed for output in promised)
 
 
 def test_every_page_is_tried_and_listed():

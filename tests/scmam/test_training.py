@@ -24,15 +24,11 @@ from scmam.runs import METRIC_COLUMNS, Run, open_run
 from scmam.training import pretrain
 from scmam.training.module import rate_factor
 
+from tests.scmam.small import SMALL_MODEL
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "model.width": 8,
-    "model.heads": 2,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 1,
-    "masking.num_latents": 4,
-    "masking.latent_dim": 8,
-    "masking.latent_heads": 2,
+    **SMALL_MODEL,
     "training.batch_size": 4,
     "training.steps": 12,
     "training.validate_every": 4,

@@ -23,18 +23,13 @@ from scmam.runs import Run, create_folder, open_run, update_record, write_weight
 from scmam.weights import export_model, load_model
 
 import mam_kernels as mam
+from tests.scmam.small import SMALL_MODEL
 
 SMALL = {
     "data.label": "bulk_labels",
     "data.genes": "variable",
     "data.num_genes": 60,
-    "model.width": 8,
-    "model.heads": 2,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 1,
-    "masking.num_latents": 4,
-    "masking.latent_dim": 8,
-    "masking.latent_heads": 2,
+    **SMALL_MODEL,
     "masking.ratio": 0.25,
     "training.batch_size": 8,
     "training.steps": 3,

@@ -6,30 +6,19 @@ reads, what it is to predict, and the context. All rest on one core, ``MaskingSt
 Names are looked up when they are used: importing this needs neither transformers nor Lightning.
 """
 
-from importlib import import_module
-from typing import Any
+from ..lazy import lazy_names
 
-_HOMES = {
-    ".bmfm": ("LatentMaskingStrategy",),
-    ".checking": ("FirstBatch", "Finding", "check_first_batch"),
-    ".core": ("MaskedBatch", "MaskingStep", "real_tokens"),
-    ".hugging_face": ("MamConfig", "MamForMaskedLM", "PaddingCollator"),
-    ".lightning": ("MaskedPretrainingMixin",),
-    ".nicheformer": ("NicheformerMasking",),
-    ".scbert": ("ScBertMasking",),
-    ".scfoundation": ("ScFoundationMasking",),
-    ".scgpt": ("ScGptMasking",),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".bmfm": ("LatentMaskingStrategy",),
+        ".checking": ("FirstBatch", "Finding", "check_first_batch"),
+        ".core": ("MaskedBatch", "MaskingStep", "real_tokens"),
+        ".hugging_face": ("MamConfig", "MamForMaskedLM", "PaddingCollator"),
+        ".lightning": ("MaskedPretrainingMixin",),
+        ".nicheformer": ("NicheformerMasking",),
+        ".scbert": ("ScBertMasking",),
+        ".scfoundation": ("ScFoundationMasking",),
+        ".scgpt": ("ScGptMasking",),
+    },
+)
