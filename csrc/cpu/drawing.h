@@ -1,6 +1,8 @@
 // The draw of one row, on top of the kernels: keys, k-th key, mask.
 #pragma once
 
+#include <vector>
+
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
 
@@ -25,7 +27,8 @@ void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int6
 
 // The same where most positions share the weight `of_zero` and only the entries have their own, in two halves; the first knows nothing of
 // weights. See mam_kernels/value_attention/README.md. It returns how many positions the flags leave.
-int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const DrawScratch& scratch);
+int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const std::vector<Ahead>& ahead,
+                      const DrawScratch& scratch);
 
 // The second; false where the scale of the uniforms does not tell the keys at the threshold apart, and nothing was drawn.
 bool draw_grouped_row(const Entries& entries, const float* importance, float of_zero, int64_t positions, int64_t left, int64_t k,

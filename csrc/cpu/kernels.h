@@ -44,6 +44,12 @@ struct RowMoments {
   double* inverse;  // exp(slope centre) / M, (slopes, padded)
 };
 
+// Memory along a row that is needed soon, `bytes` for each position: fetched while arithmetic goes on that touches little itself.
+struct Ahead {
+  const void* from;
+  int64_t bytes;
+};
+
 // The words of the random stream of one row.
 struct RowDraw {
   uint64_t seed;
@@ -90,7 +96,7 @@ struct Kernels {
   int64_t (*race)(const float* weight, const uint8_t* flags, int64_t positions, const RowDraw& draw, const Weighting& weighting,
                   int32_t* keys);
   // The uniforms of a row as keys: those of positions that share one weight.
-  int64_t (*uniform_race)(const uint8_t* flags, int64_t positions, const RowDraw& draw, int32_t* keys);
+  int64_t (*uniform_race)(const uint8_t* flags, int64_t positions, const RowDraw& draw, const Ahead* ahead, int num_ahead, int32_t* keys);
   // Replace the uniforms at the entries by the keys of their weights, on the scale of the uniforms. Returns how many became undrawable.
   int64_t (*adjust)(const float* importance, const int32_t* position, int64_t count, float of_zero, const Weighting& weighting,
                     int32_t* keys);

@@ -197,10 +197,21 @@ static int64_t race(const float* weight, const uint8_t* flags, int64_t positions
   return total_of(drawable);
 }
 
-static int64_t uniform_race(const uint8_t* flags, int64_t positions, const RowDraw& draw, int32_t* keys) {
+// Fetches what belongs to positions [first, first + count) into the second-level cache. It may be beyond the row: no fetch fails.
+MAM_INLINE void fetch(const Ahead& ahead, int64_t first, int64_t count) {
+  const char* const from = static_cast<const char*>(ahead.from) + first * ahead.bytes;
+  for (int64_t byte = 0; byte < count * ahead.bytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+}
+
+static int64_t uniform_race(const uint8_t* flags, int64_t positions, const RowDraw& draw, const Ahead* ahead, int num_ahead,
+                            int32_t* keys) {
   Philox philox;
   start(draw, &philox);
-  fill_uniforms(philox, 0, positions, keys);
+  constexpr int64_t kFetched = 2 * kChains * kStep;
+  for (int64_t first = 0; first < positions; first += kFetched) {
+    for (int i = 0; i < num_ahead; ++i) fetch(ahead[i], first, kFetched);
+    fill_uniforms(philox, first, positions - first < kFetched ? positions - first : kFetched, keys + first);
+  }
   for (int64_t l = positions; l < positions + kFloats; ++l) keys[l] = kNeverDrawn;
   if (!flags) return positions;
   int64_t drawable = 0;

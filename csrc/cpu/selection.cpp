@@ -41,8 +41,9 @@ void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int6
   kernels().mark(scratch.keys.get(), positions, threshold, k, mask);
 }
 
-int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const DrawScratch& scratch) {
-  return kernels().uniform_race(flags, positions, draw, scratch.keys.get());
+int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const std::vector<Ahead>& ahead,
+                      const DrawScratch& scratch) {
+  return kernels().uniform_race(flags, positions, draw, ahead.data(), static_cast<int>(ahead.size()), scratch.keys.get());
 }
 
 bool draw_grouped_row(const Entries& entries, const float* importance, float of_zero, int64_t positions, int64_t left, int64_t k,

@@ -89,11 +89,10 @@ class ValuePass {
       Worker& worker = workers_[static_cast<size_t>(thread)];
       measure(row, worker);
       if (!masking_) return;
+      const bool grouped = groups(row, worker);
+      if (grouped) race(row, soon(row), worker);
       write_importance(row, worker);
-      if (groups(row, worker)) {
-        race(row, worker);
-        draw_grouped(row, worker);
-      }
+      if (grouped) draw_grouped(row, worker);
       if (!worker.drawn) draw_alone(row, worker);
     });
   }
@@ -117,7 +116,8 @@ class ValuePass {
 
   void write_importance(int64_t row, Worker& worker) const;
   bool groups(int64_t row, const Worker& worker) const;
-  void race(int64_t row, Worker& worker) const;
+  std::vector<Ahead> soon(int64_t row) const;
+  void race(int64_t row, const std::vector<Ahead>& ahead, Worker& worker) const;
   void draw_grouped(int64_t row, Worker& worker) const;
   void draw_alone(int64_t row, Worker& worker) const;
   const uint8_t* maskable_row(int64_t row, Worker& worker) const {
@@ -214,7 +214,7 @@ void ValuePass::run_by_halves() {
       second(item - rows, workers_[static_cast<size_t>(item - rows)]);
     });
   };
-  in_halves([&](int64_t row, Worker& worker) { measure(row, worker); }, [&](int64_t row, Worker& worker) { race(row, worker); });
+  in_halves([&](int64_t row, Worker& worker) { measure(row, worker); }, [&](int64_t row, Worker& worker) { race(row, {}, worker); });
   in_halves([&](int64_t row, Worker& worker) { write_importance(row, worker); },
             [&](int64_t row, Worker& worker) {
               if (groups(row, worker)) draw_grouped(row, worker);
@@ -309,8 +309,19 @@ bool ValuePass::groups(int64_t row, const Worker& worker) const {
   return entries.zeros > 0 && 4 * entries.count <= positions && 4 * k <= 3 * positions;
 }
 
-void ValuePass::race(int64_t row, Worker& worker) const {
-  worker.left = race_uniforms(maskable_row(row, worker), values_.positions, row_draw(masking_->draw, row), worker.draw);
+// What is touched after the race of a row: its outputs, and the values of the row that its thread is likely to take next.
+std::vector<Ahead> ValuePass::soon(int64_t row) const {
+  const int64_t at = row * values_.positions, next = row + static_cast<int64_t>(workers_.size());
+  std::vector<Ahead> ahead{{masking_->importance + at, sizeof(float)}, {masking_->mask + at, sizeof(uint8_t)}};
+  if (!values_.crow && values_.stride_position == 1 && next < values_.rows) {
+    const int64_t bytes = values_.dtype == DType::float32 ? 4 : 2;
+    ahead.push_back({static_cast<const char*>(values_.data) + next * values_.stride_row * bytes, bytes});
+  }
+  return ahead;
+}
+
+void ValuePass::race(int64_t row, const std::vector<Ahead>& ahead, Worker& worker) const {
+  worker.left = race_uniforms(maskable_row(row, worker), values_.positions, row_draw(masking_->draw, row), ahead, worker.draw);
 }
 
 void ValuePass::draw_grouped(int64_t row, Worker& worker) const {
