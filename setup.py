@@ -144,7 +144,7 @@ class NativeBuild(build_ext):
             self.compile(cxx, sources / "kernels.cpp", folder / f"kernels_{name}.o", [*flags, f"-DMAM_ISA={name}", *extra])
             for name, extra in sets.items()
         ]
-        for name in ("collapse", "dispatch", "panels", "selection", "value", "workers"):
+        for name in ("collapse", "dispatch", "panels", "selection", "step", "value", "workers"):
             steps.append(self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads))
         binding = [*flags, "-DMAM_CPU_DISPATCH", *self.described("_cpu", "cpu", ",".join(sets))]
         steps.append(self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding))

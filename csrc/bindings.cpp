@@ -9,8 +9,8 @@
 #include "mam/ops.h"
 
 #ifdef MAM_CPU_DISPATCH
-#include "cpu/collapse.h"
 #include "cpu/kernels.h"
+#include "cpu/step.h"
 #endif
 
 namespace py = pybind11;
@@ -150,9 +150,9 @@ void bind_token_ops(py::module_& m) {
 #endif
 
 #ifdef MAM_CPU_DISPATCH
-void bind_collapse(py::module_& m) {
-  using mam::cpu::ContextInput;
+void bind_step(py::module_& m) {
   using mam::cpu::Projection;
+  using mam::cpu::Step;
   py::class_<Projection>(m, "Projection", py::module_local())
       .def(py::init([](Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight,
                        int64_t num_latents, int64_t heads, int64_t width) {
@@ -166,50 +166,34 @@ void bind_collapse(py::module_& m) {
                           heads,
                           width};
       }));
-  py::class_<ContextInput>(m, "ContextInput", py::module_local())
-      .def(py::init([](Address mean, Address variance, Address log_partition, Address directions, Address constant, Address out_bias,
-                       int64_t rows, int64_t num_latents, int64_t heads, int64_t width) {
-        return ContextInput{at<float>(mean),
-                            at<float>(variance),
-                            at<float>(log_partition),
-                            at<float>(directions),
-                            at<float>(constant),
-                            at<float>(out_bias),
-                            rows,
-                            num_latents,
-                            heads,
-                            width};
-      }));
   m.def(
       "project",
-      [](const Projection& from, Address slope, Address directions, Address constant, Address folded, Address unit, int threads) {
-        mam::cpu::project(from, {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(folded), at<float>(unit)},
-                          threads);
+      [](const Projection& from, Address slope, Address directions, Address constant, Address folded, Address unit) {
+        mam::cpu::project(from, {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(folded), at<float>(unit)}, 1);
+      },
+      NoGil());
+  m.def("state_size", &mam::cpu::State::size, "Elements of the state of a masking step.");
+  m.def(
+      "masking_step",
+      [](const Projection& parameters, Address out_bias, const Values& values, const Flags& valid, const Flags& maskable, Address chosen,
+         int64_t num_chosen, Address num_masked, double mask_ratio, const Draw& draw, const Weighting& weighting, bool visible,
+         Address mask, Address importance, Address context, Address penalty, Address state, const Launch& launch) {
+        const Step step{parameters, at<float>(out_bias),     values,     valid, maskable,  at<int64_t>(chosen),
+                        num_chosen, at<int32_t>(num_masked), mask_ratio, draw,  weighting, visible};
+        mam::cpu::masking_step(step, {at<uint8_t>(mask), at<float>(importance), at<float>(context), at<float>(penalty), at<float>(state)},
+                               launch.threads);
       },
       NoGil());
   m.def(
-      "project_backward",
-      [](const Projection& from, Address folded, Address unit, Address grad_slope, Address grad_directions, Address grad_constant,
-         Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight, int threads) {
-        mam::cpu::project_backward(from, at<float>(folded), at<float>(unit),
-                                   {at<float>(grad_slope), at<float>(grad_directions), at<float>(grad_constant)},
-                                   {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
-                                    at<float>(token_bias), at<float>(out_weight)},
-                                   threads);
-      },
-      NoGil());
-  m.def(
-      "context",
-      [](const ContextInput& from, Address context, Address penalty, Address average, Address second, Address gram, int threads) {
-        mam::cpu::context(from, {at<float>(context), at<float>(penalty), at<float>(average), at<float>(second), at<float>(gram)}, threads);
-      },
-      NoGil());
-  m.def(
-      "context_backward",
-      [](const ContextInput& from, Address average, Address second, Address gram, Address grad_context, float grad_penalty, Address slope,
-         Address directions, Address constant, Address out_bias, int threads) {
-        mam::cpu::context_backward(from, at<float>(average), at<float>(second), at<float>(gram), at<float>(grad_context), grad_penalty,
-                                   {at<float>(slope), at<float>(directions), at<float>(constant), at<float>(out_bias)}, threads);
+      "masking_step_backward",
+      [](const Projection& parameters, Address out_bias, int64_t rows, Address state, Address grad_context, Address grad_penalty,
+         Address latents, Address in_weight, Address in_bias, Address token_weight, Address token_bias, Address out_weight,
+         Address grad_out_bias, const Launch& launch) {
+        mam::cpu::masking_step_backward(parameters, at<float>(out_bias), rows, at<float>(state),
+                                        {at<float>(grad_context), at<float>(grad_penalty)},
+                                        {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
+                                         at<float>(token_bias), at<float>(out_weight)},
+                                        at<float>(grad_out_bias), launch.threads);
       },
       NoGil());
 }
@@ -236,7 +220,7 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_token_ops(m);
 #endif
 #ifdef MAM_CPU_DISPATCH
-  bind_collapse(m);
+  bind_step(m);
 #endif
   m.attr("device") = MAM_DEVICE;
   m.attr("build_info") = build_info();

@@ -172,13 +172,16 @@ def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
 class Draw(NamedTuple):
     """Where a call's random bits come from."""
 
-    seed: Tensor  # int64, 0 dims, on the CPU or on the device of the data
-    step: Tensor  # int64, 0 dims, likewise
+    seed: Tensor | int  # int64, 0 dims, on the CPU or on the device of the data; an int where that was asked for
+    step: Tensor | int  # int64, 0 dims, likewise
     sample_ids: Tensor | None  # int64 (B,); None: the index of the row
 
 
-def draw_source(seed: object, step: object, sample_ids: object, rows: int, device: torch.device) -> Draw:
-    """Validated ``seed``, ``step`` and ``sample_ids``; a missing seed comes from torch's own generator of the device."""
+def draw_source(seed: object, step: object, sample_ids: object, rows: int, device: torch.device, *, ints: bool = False) -> Draw:
+    """Validated ``seed``, ``step`` and ``sample_ids``; a missing seed comes from torch's own generator of the device.
+
+    Words that come as ints become tensors, or stay as they are with ``ints``.
+    """
     step_word = _word("step", step, 0, 2**32, device)
     if sample_ids is not None:
         if not isinstance(sample_ids, Tensor) or sample_ids.dtype not in INTEGERS:
@@ -193,10 +196,17 @@ def draw_source(seed: object, step: object, sample_ids: object, rows: int, devic
         seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
     else:
         seed_word = _word("seed", seed, -(2**63), 2**64, device)
+    if not ints:
+        seed_word, step_word = as_tensor(seed_word), as_tensor(step_word)
     return Draw(seed_word, step_word, sample_ids)
 
 
-def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor:
+def as_tensor(word: Tensor | int) -> Tensor:
+    """A seed or a step as int64 of no dimensions; an int goes to the CPU."""
+    return word if isinstance(word, Tensor) else torch.tensor(word, dtype=torch.int64, device="cpu")
+
+
+def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor | int:
     if isinstance(x, Tensor):
         if x.dtype not in INTEGERS or x.numel() != 1:
             raise TypeError(f"{name}: expected an int or an integer tensor of one element; got {describe(x)}")
@@ -207,7 +217,7 @@ def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Te
         raise TypeError(f"{name}: expected an int or an integer tensor of one element; got {describe(x)}")
     if x < low or x >= high:
         raise ValueError(f"{name}: expected an int in [{low}, {high}); got {x}")
-    return torch.tensor(x if x < 2**63 else x - 2**64, dtype=torch.int64)
+    return x if x < 2**63 else x - 2**64
 
 
 def count_masked(mask_ratio: float, maskable: Tensor | None, rows: int, positions: int, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ def required() -> bool:
 
 
 def scalar_projections(*arguments: Tensor | int | str) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``ScalarProjections``: slope (N, H), directions (H, Dz) and constant (Dz,)."""
+    """Slope (N, H), directions (H, Dz) and constant (Dz,) of ``collapse.project``'s parameters, the number of heads and the backend."""
     *parameters, heads, backend = arguments
     exact, *_ = torch.ops.mam_kernels.scalar_projections(*(x.detach() for x in parameters), heads, backend)
     slope, directions, constant, *_ = project(*parameters, heads)
@@ -29,7 +29,7 @@ def scalar_projections(*arguments: Tensor | int | str) -> tuple[Tensor, Tensor, 
 def scalar_masking(
     slope: Tensor, directions: Tensor, constant: Tensor, out_bias: Tensor, visible: bool, *arguments: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``ScalarMasking``: mask, importance, context and penalty."""
+    """What ``ScalarMasking`` returns, from what ``scalar_projections`` does, and the arguments of ``value_mask`` but for the slopes."""
     values, crow, col, valid, maskable, counts, chosen, *others = arguments
     positions, backend = arguments[-2:]
     if visible:
@@ -41,8 +41,9 @@ def scalar_masking(
         moments = differentiable("value_attention")(values, crow, col, slope, left, positions, backend)
     else:
         mask, importance, *moments = differentiable("value_mask")(values, crow, col, slope, valid, maskable, counts, chosen, *others)
-    log_partition, mean, variance = moments
-    injected, penalty, *_ = context(mean, variance.detach(), log_partition.detach(), directions, constant, out_bias)
+    log_partition, mean, _ = moments
+    occupied = (log_partition[:, 0, 0] != -torch.inf).to(mean.dtype)
+    injected, penalty, *_ = context(mean, occupied, directions, constant, out_bias)
     return mask, importance.detach(), injected, penalty
 
 

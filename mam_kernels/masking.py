@@ -16,8 +16,8 @@ from .dispatch import requested
 from .latent_attention.ops import attention_logsumexp, latent_attention, token_mask
 from .registration import refuse_compiled_transforms
 from .selection.ops import draw_latents
-from .value_attention.collapse import ScalarMasking, ScalarProjections
 from .value_attention.ops import take_apart
+from .value_attention.step import scalar_masking
 
 CONTEXTS = ("all", "visible")
 SCHEMES = ("encoder", "decoder", "both", "separate")
@@ -49,13 +49,13 @@ class _Options(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """The same, checked and complete."""
+    """The same, checked."""
 
     valid: Tensor | None  # (B, L) bool
     maskable: Tensor | None  # (B, L) bool, only where valid
-    counts: Tensor  # k: (B,) int32
+    num_masked: Tensor | None  # k: (B,) int32; None: by the ratio
     draw: checks.Draw
-    chosen: Tensor  # R: (|R|,) int64
+    chosen: Tensor | None  # R: (|R|,) int64; None: to be drawn
 
 
 class _TokenProjection(torch.autograd.Function):
@@ -207,7 +207,7 @@ class MultinomialAttentionMasking(nn.Module):
         refuse_compiled_transforms()
         return self._mask_values(tokens, options) if self.input_dim is None else self._mask_tokens(tokens, options)
 
-    def _prepare(self, data: Tensor, rows: int, positions: int, options: _Options, backend: str) -> _Prepared:
+    def _prepare(self, data: Tensor, rows: int, positions: int, options: _Options, *, ints: bool = False) -> _Prepared:
         device = data.device
         checks.require_device("tokens", data, self.latents.device, "the module")
         valid = checks.require_flags("valid", options.valid, rows, positions, device)
@@ -216,46 +216,71 @@ class MultinomialAttentionMasking(nn.Module):
             maskable = valid
         elif valid is not None:
             maskable = maskable & valid
-        if options.num_masked is None:
-            counts = checks.count_masked(self.mask_ratio, maskable, rows, positions, device)
-        else:
-            counts = checks.row_counts("num_masked", options.num_masked, rows, positions, device)
-        chosen = None if options.latents is None else checks.indices("latents", options.latents, self.num_latents, device)
-        draw = checks.draw_source(options.seed, options.step, options.sample_ids, rows, device)
+        counts, chosen = options.num_masked, options.latents
+        if counts is not None:
+            counts = checks.row_counts("num_masked", counts, rows, positions, device)
+        if chosen is not None:
+            chosen = checks.indices("latents", chosen, self.num_latents, device)
+        draw = checks.draw_source(options.seed, options.step, options.sample_ids, rows, device, ints=ints)
+        return _Prepared(valid, maskable, counts, draw, chosen)
+
+    def _decided(self, data: Tensor, rows: int, positions: int, prepared: _Prepared, backend: str) -> tuple[Tensor, Tensor]:
+        """``k`` of every row and ``R``: those given, or by the ratio and drawn."""
+        counts, chosen, draw = prepared.num_masked, prepared.chosen, prepared.draw
+        if counts is None:
+            counts = checks.count_masked(self.mask_ratio, prepared.maskable, rows, positions, data.device)
         if chosen is None:
             chosen = draw_latents(data, self.num_latents, self.num_drawn_latents, draw.seed, draw.step, backend)
-        return _Prepared(valid, maskable, counts, draw, chosen)
+        return counts, chosen
 
     # Scalar values
 
     def _mask_values(self, tokens: Tensor, options: _Options) -> MaskingOutput:
         values = take_apart("tokens", tokens)
         backend = requested(self.backend)
-        valid, maskable, counts, draw, chosen = self._prepare(values.data, values.rows, values.positions, options, backend)
+        whole = not self._composed and not functional.required()
+        ints = whole and not torch.compiler.is_compiling()  # which would compile a call anew for every seed
+        prepared = self._prepare(values.data, values.rows, values.positions, options, ints=ints)
+        valid, maskable, counts, draw, chosen = prepared
         if values.crow is None:
             checks.require_finite("tokens", tokens, valid)
-        with torch.autocast(device_type=values.device.type, enabled=False):
-            # a tensor may be an input of an autograd.Function only once where that is compiled
-            drawn_from = None if maskable is valid else maskable
-            slope, directions, constant = self._scalar_projections(torch.promote_types(values.data.dtype, torch.float32))
-            masking = functional.scalar_masking if functional.required() else ScalarMasking.apply
-            mask, importance, context, penalty = masking(
-                slope, directions, constant, _cast(self.cross_attention.out_proj.bias, slope.dtype), self.context_from == "visible",
+        # a tensor may be an input of an autograd.Function only once where that is compiled
+        drawn_from = None if maskable is valid else maskable
+        visible, positions = self.context_from == "visible", values.positions
+        weighting = (self.eps, 1.0 / self.temperature)
+        if whole:
+            exact = torch.promote_types(torch.promote_types(values.data.dtype, torch.float32), self.latents.dtype)
+            out = scalar_masking(
+                *self._scalar_parameters(exact), _cast(self.cross_attention.out_proj.bias, exact),
                 values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
-                self.eps, 1.0 / self.temperature, values.positions, backend,
+                self.num_heads, self.num_drawn_latents, self.mask_ratio, *weighting, visible, positions, backend,
             )  # fmt: skip
-        return MaskingOutput(mask, importance, context, penalty)
+            return MaskingOutput(*out)
+        with torch.autocast(device_type=values.device.type, enabled=False):
+            counts, chosen = self._decided(values.data, values.rows, positions, prepared, backend)
+            slope, directions, constant = self._scalar_projections(torch.promote_types(values.data.dtype, torch.float32))
+            out = functional.scalar_masking(
+                slope, directions, constant, _cast(self.cross_attention.out_proj.bias, slope.dtype), visible,
+                values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
+                *weighting, positions, backend,
+            )  # fmt: skip
+            return MaskingOutput(*out)
 
-    def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Slopes (N, H) in ``dtype``, directions (H, Dz) and constant (Dz,): see ``ScalarProjections``."""
+    _composed = False
+    """Whether the step is always made of differentiable operations: for a subclass with a ``_scalar_projections`` of its own."""
+
+    def _scalar_parameters(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         attention, token = self.cross_attention, self.input_proj
         parameters = (
             self.latents, attention.in_proj_weight, attention.in_proj_bias, token.weight, token.bias, attention.out_proj.weight
         )  # fmt: skip
         checks.require_whole(parameters)
-        exact = torch.promote_types(dtype, self.latents.dtype)
-        projections = functional.scalar_projections if functional.required() else ScalarProjections.apply
-        projected = projections(*(_cast(x, exact) for x in parameters), self.num_heads, requested(self.backend))
+        return tuple(_cast(x, dtype) for x in parameters)
+
+    def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes (N, H) in ``dtype``, directions (H, Dz) and constant (Dz,): see ``value_attention.collapse.project``."""
+        parameters = self._scalar_parameters(torch.promote_types(dtype, self.latents.dtype))
+        projected = functional.scalar_projections(*parameters, self.num_heads, requested(self.backend))
         slope, directions, constant = (_cast(x, dtype) for x in projected)
         return slope, directions, constant
 
@@ -266,7 +291,9 @@ class MultinomialAttentionMasking(nn.Module):
         checks.require_shape("tokens", tokens, (None, None, self.input_dim), "(B, L, input_dim)")
         rows, positions, _ = tokens.shape
         backend = requested(self.backend)
-        valid, maskable, counts, draw, chosen = self._prepare(tokens, rows, positions, options, backend)
+        prepared = self._prepare(tokens, rows, positions, options)
+        valid, maskable, _, draw, _ = prepared
+        counts, chosen = self._decided(tokens, rows, positions, prepared, backend)
         checks.require_finite("tokens", tokens, valid)
         scale = self.head_dim**-0.5
         weighting = (self.eps, 1.0 / self.temperature, scale)

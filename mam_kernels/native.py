@@ -109,15 +109,15 @@ def flags(lib: ModuleType, x: Tensor | None) -> object:
     return lib.Flags(0, 0, 0) if x is None else lib.Flags(x.data_ptr(), x.stride(0), x.stride(1))
 
 
-def draw(lib: ModuleType, seed: Tensor, step: Tensor, sample_ids: Tensor | None, stream: int) -> object:
+def draw(lib: ModuleType, seed: Tensor | int, step: Tensor | int, sample_ids: Tensor | None, stream: int) -> object:
     """The source of the random bits as ``Draw``. Words on the library's device are passed by address, others by value."""
     seed_word, seed_address = _word(lib, seed)
     step_word, step_address = _word(lib, step)
     return lib.Draw(seed_word & (2**64 - 1), step_word & (2**32 - 1), seed_address, step_address, address(sample_ids), stream)
 
 
-def _word(lib: ModuleType, x: Tensor) -> tuple[int, int]:
-    return (0, x.data_ptr()) if x.device.type == lib.device else (int(x), 0)
+def _word(lib: ModuleType, x: Tensor | int) -> tuple[int, int]:
+    return (0, x.data_ptr()) if isinstance(x, Tensor) and x.device.type == lib.device else (int(x), 0)
 
 
 def launch(lib: ModuleType, device: torch.device) -> object:

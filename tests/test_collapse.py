@@ -1,4 +1,4 @@
-"""What scalar tokens leave of multi-head attention: both versions against plain attention in float64, and their hand-written gradients."""
+"""The masking step of scalar values as one operation: both versions against attention in float64, and their hand-written gradients."""
 
 import subprocess
 import sys
@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_leaves
 import mam_kernels as mam
 from mam_kernels import dispatch
 from mam_kernels.value_attention import collapse, cpu
-from mam_kernels.value_attention.collapse import ScalarMasking, ScalarProjections
+from mam_kernels.value_attention.step import scalar_masking
 
 N, H, D = 5, 2, 3  # latents, heads, head width
 WIDTH = H * D
 
+ops = torch.ops.mam_kernels
 needs_cpp = pytest.mark.skipif(not dispatch.backends()["cpu"], reason="the C++ kernels were not built")
 
 
@@ -24,51 +25,60 @@ def randoms(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: 
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
 
 
-def projection_parameters(count: int = N, heads: int = H, head: int = D, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def parameters_of(count: int = N, heads: int = H, head: int = D, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """latents, in_weight, in_bias, token_weight, token_bias, out_weight, out_bias."""
     width = heads * head
-    parameters = randoms((count, width), (3 * width, width), (3 * width,), (width, 1), (width,), (width, width), dtype=dtype)
+    shapes = ((count, width), (3 * width, width), (3 * width,), (width, 1), (width,), (width, width), (width,))
+    parameters = randoms(*shapes, dtype=dtype)
     for weight in (parameters[1], parameters[5]):
         weight *= width**-0.5
     return parameters
 
 
-def context_arguments(rows: int, count: int = N, heads: int = H, head: int = D, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Means, variances, log-partitions, directions, constant, bias; the second cell has no tokens."""
-    shape, width = (rows, count, heads), heads * head
-    mean, variance, log_partition, *others = randoms(shape, shape, shape, (heads, width), (width,), (width,), dtype=dtype, seed=1)
-    if rows > 1:
-        mean[1], variance[1], log_partition[1] = 0.0, 0.0, -torch.inf
-    return [mean, variance.abs(), log_partition, *others]
-
-
-def masking_arguments(rows: int, positions: int = 7) -> list:
-    """Of ``ScalarMasking``, from the choice of the context on."""
-    (values,) = randoms((rows, positions), seed=2)
-    values = values.abs() * (values > -0.3)
+def others_of(
+    rows: int, heads: int = H, count: int = N, visible: bool = False, dtype: torch.dtype = torch.float64, shift: float = 0.0
+) -> list:
+    """The other arguments of the step but for the backend; the second cell has no tokens."""
+    positions = 7
+    (values,) = randoms((rows, positions), seed=2, dtype=dtype)
+    values = values.abs() * (values > -0.3) + shift
     valid = torch.ones(rows, positions, dtype=torch.bool)
     if rows > 1:
         valid[1] = False
-    counts = valid.sum(dim=1, dtype=torch.int32) // 2
-    chosen, seed, step = torch.tensor([0, 3]), torch.tensor(5), torch.tensor(0)
-    return [values, None, None, valid, valid, counts, chosen, None, seed, step, 1e-8, 1.0, positions, ""]
+    chosen, seed, step = torch.arange(0, count, 2), torch.tensor(5), torch.tensor(0)
+    return [values, None, None, valid, None, None, chosen, None, seed, step, heads, 1, 0.5, 1e-8, 1.0, visible, positions]
 
 
-def test_gradients_of_the_projections():
-    parameters = [x.requires_grad_() for x in projection_parameters()]
-    assert torch.autograd.gradcheck(lambda *x: ScalarProjections.apply(*x, H), parameters)
+def parts_of(state: torch.Tensor, rows: int, count: int, heads: int, width: int) -> list[torch.Tensor]:
+    """mean, variance, occupied, average, directions, constant, folded, unit, second, gram."""
+    moments = (rows, count, heads)
+    shapes = (
+        moments,
+        moments,
+        (rows,),
+        (rows, heads),
+        (heads, width),
+        (width,),
+        (heads, width),
+        (3, width),
+        (heads, heads),
+        (heads, heads),
+    )
+    parts = state.split([torch.Size(shape).numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @pytest.mark.parametrize("visible", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 0])
-def test_gradients_from_slopes_to_context(rows, visible):
-    inputs = [x.requires_grad_() for x in randoms((N, H), (H, WIDTH), (WIDTH,), (WIDTH,))]
-    arguments = masking_arguments(rows)
-    assert torch.autograd.gradcheck(lambda *x: ScalarMasking.apply(*x, visible, *arguments)[2:], inputs)
+def test_gradients_from_parameters_to_context(rows, visible):
+    parameters = [x.requires_grad_() for x in parameters_of()]
+    arguments = others_of(rows, visible=visible)
+    assert torch.autograd.gradcheck(lambda *x: scalar_masking(*x, *arguments, "")[2:], parameters)
 
 
 def test_slopes_are_scaled_products_of_queries_and_keys():
-    latents, in_weight, in_bias, token_weight, token_bias, out_weight = parameters = projection_parameters()
-    slope, directions, offset = ScalarProjections.apply(*parameters, H)
+    latents, in_weight, in_bias, token_weight, token_bias, out_weight, _ = parameters = parameters_of()
+    slope, directions, offset = ops.scalar_projections(*parameters[:6], H, "")
     query = (latents @ in_weight[:WIDTH].T + in_bias[:WIDTH]).view(N, H, D)
     key = (in_weight[WIDTH : 2 * WIDTH] @ token_weight[:, 0]).view(H, D)
     torch.testing.assert_close(slope, torch.einsum("nhd,hd->nh", query, key) / D**0.5)
@@ -78,18 +88,19 @@ def test_slopes_are_scaled_products_of_queries_and_keys():
 
 
 def test_the_penalty_is_the_mean_squared_norm_of_the_attended_output():
-    mean, _, _, directions, constant, bias = arguments = context_arguments(3)
-    occupied = torch.tensor([1.0, 0.0, 1.0], dtype=mean.dtype)[:, None]
-    output = mean @ directions + (occupied * constant + bias)[:, None]  # (B, N, Dz)
-    context, penalty, *_ = collapse.context(*arguments)
+    mean, directions, constant, bias = randoms((3, N, H), (H, WIDTH), (WIDTH,), (WIDTH,))
+    occupied = torch.tensor([1.0, 0.0, 1.0], dtype=mean.dtype)
+    mean[1] = 0.0
+    output = mean @ directions + (occupied[:, None] * constant + bias)[:, None]  # (B, N, Dz)
+    context, penalty, *_ = collapse.context(mean, occupied, directions, constant, bias)
     torch.testing.assert_close(context, output.mean(dim=1))
     torch.testing.assert_close(penalty, output.square().sum(dim=(1, 2)).mean())
 
 
 def test_a_second_derivative_is_refused():
-    inputs = [x.requires_grad_() for x in projection_parameters()]
-    slope, _, _ = ScalarProjections.apply(*inputs, H)
-    (gradient,) = torch.autograd.grad(slope.square().sum(), inputs[0], create_graph=True)
+    parameters = [x.requires_grad_() for x in parameters_of()]
+    _, _, context, _ = scalar_masking(*parameters, *others_of(3), "")
+    (gradient,) = torch.autograd.grad(context.square().sum(), parameters[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -108,67 +119,119 @@ def assert_as_good(found, plain, exact):
             assert error <= 2 * allowed + 3e-7, f"output {number}: {error:.1e}, in products of torch {allowed:.1e}"
 
 
-@needs_cpp
-@pytest.mark.parametrize(("count", "heads", "head", "rows"), SIZES)
-def test_projections_in_cpp(count, heads, head, rows):
-    single = projection_parameters(count, heads, head, torch.float32)
-    double = [x.double() for x in single]
-    plain, exact = collapse.project(*single, heads), collapse.project(*double, heads)
-    assert_as_good(cpu.project(*single, heads), plain, exact)
-    incoming = randoms(*(x.shape for x in plain[:3]), dtype=torch.float32, seed=3)
-    saved = plain[3:]
-    assert_as_good(
-        cpu.project_backward(*incoming, *single, *saved),
-        collapse.project_backward(*incoming, *single, *saved),
-        collapse.project_backward(*(x.double() for x in incoming), *double, *exact[3:]),
-    )
+def doubled(tensors):
+    return [x.double() for x in tensors]
 
 
 @needs_cpp
 @pytest.mark.parametrize(("count", "heads", "head", "rows"), SIZES)
-def test_context_in_cpp(count, heads, head, rows):
-    single = context_arguments(rows, count, heads, head, torch.float32)
-    double = [x.double() for x in single]
-    plain, exact = collapse.context(*single), collapse.context(*double)
-    assert_as_good(cpu.context(*single), plain, exact)
-    incoming = randoms((rows, heads * head), (), dtype=torch.float32, seed=3)
+def test_products_in_cpp(count, heads, head, rows):
+    single, width = parameters_of(count, heads, head, torch.float32), heads * head
+    plain, exact = collapse.project(*single[:6], heads), collapse.project(*doubled(single[:6]), heads)
+    assert_as_good(ops.scalar_projections(*single[:6], heads, "cpu"), plain[:3], exact[:3])
+
+    outputs = cpu.step(*single, *others_of(rows, heads, count, dtype=torch.float32))
+    _, _, context, penalty, state = outputs
+    mean, _, occupied, average, directions, constant, folded, unit, second, gram = parts_of(state, rows, count, heads, width)
+    assert_as_good((directions, constant, folded, unit), plain[1:], exact[1:])
+    assert occupied.tolist() == [float(row != 1) for row in range(rows)]
+
+    inputs = (mean, occupied, directions, constant, single[6])
+    assert_as_good((context, penalty, average, second, gram), collapse.context(*inputs), collapse.context(*doubled(inputs)))
+
+    incoming = randoms((rows, width), (), dtype=torch.float32, seed=3)
+    arguments = (*incoming, *single, state)
     assert_as_good(
-        cpu.context_backward(*incoming, *single, *plain[2:]),
-        collapse.context_backward(*incoming, *single, *plain[2:]),
-        collapse.context_backward(*(x.double() for x in incoming), *double, *exact[2:]),
+        cpu.step_backward(*arguments, rows, heads),
+        ops.scalar_masking_backward(*arguments, rows, heads, "reference"),
+        ops.scalar_masking_backward(*doubled(arguments), rows, heads, "reference"),
     )
 
 
 @needs_cpp
 def test_many_cells_lose_nothing():
-    single = context_arguments(3000, 4, 2, 4, torch.float32)
-    single[0] += 3.0  # means of one sign, whose sums grow
-    exact = collapse.context(*(x.double() for x in single))
-    found = cpu.context(*single)
-    for ours, truth in zip(found, exact, strict=True):
+    rows, count, heads, head = 3000, 4, 2, 4
+    single = parameters_of(count, heads, head, torch.float32)
+    outputs = cpu.step(*single, *others_of(rows, heads, count, dtype=torch.float32, shift=3.0))  # means of one sign, whose sums grow
+    _, _, context, penalty, state = outputs
+    mean, _, occupied, average, directions, constant, _, _, second, gram = parts_of(state, rows, count, heads, heads * head)
+    exact = collapse.context(*doubled((mean, occupied, directions, constant, single[6])))
+    for ours, truth in zip((context, penalty, average, second, gram), exact, strict=True):
         assert ((ours.double() - truth).abs().max() / truth.abs().max()).item() < 1e-6
 
 
 @needs_cpp
 def test_parameters_of_any_strides_are_taken():
-    parameters = projection_parameters(dtype=torch.float32)
+    parameters, others = parameters_of(dtype=torch.float32), others_of(3, dtype=torch.float32)
     apart = [torch.stack([x, x], dim=-1)[..., 0] for x in parameters]
     assert not any(x.is_contiguous() for x in apart if x.numel() > 1)
-    for ours, theirs in zip(cpu.project(*apart, H), cpu.project(*parameters, H), strict=True):
+    for ours, theirs in zip(cpu.step(*apart, *others), cpu.step(*parameters, *others), strict=True):
         assert torch.equal(ours, theirs)
 
 
+@needs_cpp
+@pytest.mark.parametrize("visible", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("maskable", [False, True])
+def test_a_step_is_the_same_in_one_call_and_composed(visible, sparse, maskable):
+    """The mask to the bit, where C++ makes the pass over the cells in both; the rest as near as float32."""
+    rows, positions = 4, 600
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(rows, positions, generator=generator) * (torch.rand(rows, positions, generator=generator) < 0.2)
+    valid = torch.rand(rows, positions, generator=generator) < 0.9
+    valid[1] = False
+    may = valid & (torch.rand(rows, positions, generator=generator) < 0.8) if maskable else valid
+    torch.manual_seed(0)
+    module = mam.MultinomialAttentionMasking(None, 16, 8, 2, context_from="visible" if visible else "all", backend="cpu")
+    tokens = values.to_sparse_csr() if sparse else values
+    options = {"valid": valid, "maskable": may, "seed": -7, "step": 3, "sample_ids": torch.tensor([4, 2, 9, 2**31])}
+    whole = module(tokens, **options)
+    module._composed = True
+    composed = module(tokens, **options)
+    assert torch.equal(whole.mask, composed.mask)
+    assert whole.mask.sum(dim=1).tolist() == [int(0.3 * n) for n in may.sum(dim=1).tolist()]
+    for one, other in zip(whole[1:], composed[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    (gradients, expected) = (torch.autograd.grad(x.context.sum() + x.penalty, list(module.parameters())) for x in (whole, composed))
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_operations_are_registered_as_torch_asks(dtype):
-    parameters = projection_parameters(dtype=dtype)
-    ops, checks = torch.ops.mam_kernels, ("test_schema", "test_faketensor")
-    outputs = ops.scalar_projections(*parameters, H, "")
-    torch.library.opcheck(ops.scalar_projections.default, (*parameters, H, ""), test_utils=checks)
-    torch.library.opcheck(ops.scalar_projections_backward.default, (*outputs[:3], *parameters, *outputs[3:], ""), test_utils=checks)
-    arguments = context_arguments(3, dtype=dtype)
-    outputs = ops.scalar_context(*arguments, "")
-    torch.library.opcheck(ops.scalar_context.default, (*arguments, ""), test_utils=checks)
-    torch.library.opcheck(ops.scalar_context_backward.default, (*outputs[:2], *arguments, *outputs[2:], ""), test_utils=checks)
+@pytest.mark.parametrize("visible", [False, True])
+def test_operations_are_registered_as_torch_asks(dtype, visible):
+    checks = ("test_schema", "test_faketensor")
+    parameters = parameters_of(dtype=dtype)
+    torch.library.opcheck(ops.scalar_projections.default, (*parameters[:6], H, ""), test_utils=checks)
+    arguments = (*parameters, *others_of(3, visible=visible, dtype=dtype), "")
+    torch.library.opcheck(ops.scalar_masking.default, arguments, test_utils=checks)
+    _, _, context, penalty, state = ops.scalar_masking(*arguments)
+    torch.library.opcheck(ops.scalar_masking_backward.default, (context, penalty, *parameters, state, 3, H, ""), test_utils=checks)
+
+
+class Observed(TorchDispatchMode):
+    """Notes the operations that pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_operation_and_changes_nothing():
+    module, values = mam.MultinomialAttentionMasking(latent_dim=8, num_latents=4, num_heads=2), torch.rand(3, 50)
+    plain = module(values, seed=1, step=2)
+    with Observed() as observed:
+        out = module(values, seed=1, step=2)
+        (out.context.sum() + out.penalty).backward()
+    assert {"mam_kernels.scalar_masking.default", "mam_kernels.scalar_masking_backward.default"} <= set(observed.names)
+    assert torch.equal(plain.mask, out.mask)
+    with torch.profiler.profile() as profiled:
+        module(values, seed=1, step=2)
+    assert "mam_kernels::scalar_masking" in {event.name for event in profiled.events()}
 
 
 @needs_cpp

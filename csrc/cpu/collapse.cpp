@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -32,13 +31,9 @@ double dot(const float* a, const float* b, int64_t count) {
   return total;
 }
 
-bool occupied(const ContextInput& from, int64_t row) {
-  return from.log_partition[row * from.num_latents * from.heads] > -std::numeric_limits<float>::infinity();
-}
-
 // What a cell's attended output has besides its means: r of collapse.py.
 void offset_of(const ContextInput& from, int64_t row, float* offset) {
-  const bool any = occupied(from, row);
+  const bool any = from.occupied[row] != 0.0f;
   for (int64_t c = 0; c < from.width; ++c) offset[c] = from.out_bias[c] + (any ? from.constant[c] : 0.0f);
 }
 
@@ -86,8 +81,8 @@ constexpr int64_t kParts = 8;
 
 int64_t rows_of_part(int64_t rows) { return (rows + kParts - 1) / kParts; }
 
-// Waking a second thread costs 10 to 100 us: it has to be worth that many multiplications.
-int threads_worth(int64_t multiplications, int threads) { return multiplications < (1 << 20) ? 1 : threads; }
+// Handing work to a thread that is awake costs about a microsecond, as do so many multiplications.
+int threads_worth(int64_t multiplications, int threads) { return multiplications < (1 << 15) ? 1 : threads; }
 
 }  // namespace
 
@@ -285,7 +280,7 @@ void context_backward(const ContextInput& from, const float* average, const floa
       for (int64_t i = 0; i < slopes; ++i) slope[i] += static_cast<double>(grad_mean[i]) * variance[i];
 
       product_by_rows(average + row * heads, from.directions, heads, 1, width, spread.get());
-      const bool any = occupied(from, row);
+      const bool any = from.occupied[row] != 0.0f;
       for (int64_t c = 0; c < width; ++c) {
         const double gradient = pull[c] + by_latents * spread[c];
         bias[c] += gradient;

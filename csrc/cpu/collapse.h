@@ -42,10 +42,10 @@ struct ProjectionGradient {
 void project_backward(const Projection& from, const float* folded, const float* unit, const ProjectedGradient& incoming,
                       const ProjectionGradient& outgoing, int threads);
 
-// Means of the values (rows, latents, heads), their variances, which the gradient alone needs, and their log-partitions, which are -inf in
-// cells without tokens.
+// Means of the values (rows, latents, heads), their variances, which the gradient alone needs, and whether a cell has tokens, 1 or 0
+// (rows,).
 struct ContextInput {
-  const float *mean, *variance, *log_partition, *directions, *constant, *out_bias;
+  const float *mean, *variance, *occupied, *directions, *constant, *out_bias;
   int64_t rows, num_latents, heads, width;
 };
 

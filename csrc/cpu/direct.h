@@ -51,7 +51,7 @@ static void direct_moments(const Entries& entries, const float* slope, int64_t s
     const double mean = (sum(m1) - weight * heaviest) / total;
     const double variance = (sum(m2) + weight * heaviest * heaviest) / total - mean * mean;
     log_partition[s] = alpha * heaviest + logarithm(splat<Double>(total))[0];
-    out.log_partition[s] = static_cast<float>(log_partition[s]);
+    if (out.log_partition) out.log_partition[s] = static_cast<float>(log_partition[s]);
     out.mean[s] = static_cast<float>(mean + heaviest);
     out.variance[s] = static_cast<float>(variance < 0 ? 0.0 : variance);
   }

@@ -38,7 +38,7 @@ struct Series {
 };
 
 struct RowMoments {
-  float* log_partition;
+  float* log_partition;  // null: not wanted
   float* mean;
   float* variance;
   double* inverse;  // exp(slope centre) / M, (slopes, padded)

@@ -55,5 +55,22 @@ inline const uint8_t* flag_row(const Flags& flags, int64_t row, int64_t position
   return buffer;
 }
 
+// How many of the flags, each 0 or 1, are true.
+inline int64_t count_true(const uint8_t* flags, int64_t count) {
+  int64_t total = 0, i = 0;
+  while (i + 8 <= count) {
+    uint64_t sums = 0;  // of each byte, up to 255
+    for (const int64_t end = i + 8 * 255; i < end && i + 8 <= count; i += 8) {
+      uint64_t word;
+      std::memcpy(&word, flags + i, sizeof word);
+      sums += word;
+    }
+    const uint64_t pairs = (sums & 0x00FF00FF00FF00FFull) + ((sums >> 8) & 0x00FF00FF00FF00FFull);
+    total += static_cast<int64_t>((pairs * 0x0001000100010001ull) >> 48);
+  }
+  for (; i < count; ++i) total += flags[i];
+  return total;
+}
+
 }  // namespace cpu
 }  // namespace mam

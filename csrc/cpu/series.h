@@ -153,7 +153,7 @@ MAM_INLINE void finish(const Series& series, Double slope, Double m, Double m1, 
   const Double variance = m2 * inverse - mean * mean;
   const int64_t count = slopes - at;
   store(out.inverse + at, inverse);
-  store_some(out.log_partition + at, to_float(slope * series.centre + logarithm(m)), count);
+  if (out.log_partition) store_some(out.log_partition + at, to_float(slope * series.centre + logarithm(m)), count);
   store_some(out.mean + at, to_float(mean * series.half + series.centre), count);
   store_some(out.variance + at, to_float((variance < 0.0 ? Double{} : variance) * (series.half * series.half)), count);  // NaN stays NaN
 }

@@ -2,6 +2,8 @@
 // mam_kernels/value_attention/README.md: a row is reduced to its values that are not zero, their power sums give every moment, and the
 // moments the importance. Rows and slopes out of reach of the series go directly.
 
+#include "cpu/value.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -47,20 +49,9 @@ struct Worker {
   // What is known of the row so far.
   Entries found;
   float of_zero;  // the importance that its zeros share
+  int64_t count;  // k: positions to mask
   int64_t left;   // positions that take part in the draw, once their uniforms are there
   bool drawn;
-};
-
-// What the masking step adds to the moments.
-struct Masking {
-  Flags maskable;
-  const int64_t* latents;
-  int64_t num_chosen, heads;
-  const int32_t* num_masked;
-  Draw draw;
-  Weighting weighting;
-  uint8_t* mask;
-  float* importance;
 };
 
 class ValuePass {
@@ -114,8 +105,9 @@ class ValuePass {
   RowMoments moments_of(int64_t row, const Worker& worker) const;
   void fill_moments(int64_t row, float log_partition, float other) const;
 
+  int64_t count_masked(int64_t row, Worker& worker) const;
   void write_importance(int64_t row, Worker& worker) const;
-  bool groups(int64_t row, const Worker& worker) const;
+  bool groups(int64_t row, Worker& worker) const;
   std::vector<Ahead> soon(int64_t row) const;
   void race(int64_t row, const std::vector<Ahead>& ahead, Worker& worker) const;
   void draw_grouped(int64_t row, Worker& worker) const;
@@ -250,7 +242,7 @@ void ValuePass::measure(int64_t row, Worker& worker) const {
 
 RowMoments ValuePass::moments_of(int64_t row, const Worker& worker) const {
   const int64_t at = row * slopes_;
-  return {out_.log_partition + at, out_.mean + at, out_.variance + at, worker.inverse.get()};
+  return {out_.log_partition ? out_.log_partition + at : nullptr, out_.mean + at, out_.variance + at, worker.inverse.get()};
 }
 
 void ValuePass::measure_by_series(int64_t row, const Series& series, Worker& worker) const {
@@ -283,12 +275,19 @@ void ValuePass::measure_directly(int64_t row, Worker& worker) const {
 
 void ValuePass::fill_moments(int64_t row, float log_partition, float other) const {
   const int64_t at = row * slopes_;
-  std::fill_n(out_.log_partition + at, slopes_, log_partition);
+  if (out_.log_partition) std::fill_n(out_.log_partition + at, slopes_, log_partition);
   std::fill_n(out_.mean + at, slopes_, other);
   std::fill_n(out_.variance + at, slopes_, other);
 }
 
 // --- The draw ---
+
+int64_t ValuePass::count_masked(int64_t row, Worker& worker) const {
+  if (masking_->num_masked) return masking_->num_masked[row];
+  const uint8_t* flags = maskable_row(row, worker);
+  const int64_t maskable = flags ? count_true(flags, values_.positions) : values_.positions;
+  return static_cast<int64_t>(masking_->mask_ratio * static_cast<double>(maskable));
+}
 
 void ValuePass::write_importance(int64_t row, Worker& worker) const {
   const int64_t positions = values_.positions;
@@ -302,10 +301,10 @@ void ValuePass::write_importance(int64_t row, Worker& worker) const {
   for (int64_t i = 0; i < entries.count; ++i) out[entries.position[i]] = worker.importance[i];
 }
 
-// Whether nearly all positions share the zeros' weight, and the threshold is where float32 resolves the uniforms.
-bool ValuePass::groups(int64_t row, const Worker& worker) const {
+// How many positions to mask, and whether nearly all share the zeros' weight and the threshold is where float32 resolves the uniforms.
+bool ValuePass::groups(int64_t row, Worker& worker) const {
   const Entries& entries = worker.found;
-  const int64_t positions = values_.positions, k = masking_->num_masked[row];
+  const int64_t positions = values_.positions, k = worker.count = count_masked(row, worker);
   return entries.zeros > 0 && 4 * entries.count <= positions && 4 * k <= 3 * positions;
 }
 
@@ -326,30 +325,35 @@ void ValuePass::race(int64_t row, const std::vector<Ahead>& ahead, Worker& worke
 
 void ValuePass::draw_grouped(int64_t row, Worker& worker) const {
   const int64_t positions = values_.positions;
-  worker.drawn = draw_grouped_row(worker.found, worker.importance.get(), worker.of_zero, positions, worker.left, masking_->num_masked[row],
+  worker.drawn = draw_grouped_row(worker.found, worker.importance.get(), worker.of_zero, positions, worker.left, worker.count,
                                   masking_->weighting, worker.draw, masking_->mask + row * positions);
 }
 
 void ValuePass::draw_alone(int64_t row, Worker& worker) const {
   const int64_t at = row * values_.positions;
-  draw_row(masking_->importance + at, maskable_row(row, worker), values_.positions, masking_->num_masked[row],
-           row_draw(masking_->draw, row), masking_->weighting, worker.draw, masking_->mask + at);
+  draw_row(masking_->importance + at, maskable_row(row, worker), values_.positions, worker.count, row_draw(masking_->draw, row),
+           masking_->weighting, worker.draw, masking_->mask + at);
 }
 
 }  // namespace
 
 size_t value_workspace(const Values&, int64_t) { return 0; }
 
+void attend(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, const Masking* masking,
+            int threads) {
+  ValuePass(values, valid, slope, slopes, out, masking, threads).run();
+}
+
 void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, void*,
                      const Launch& launch) {
-  ValuePass(values, valid, slope, slopes, out, nullptr, launch.threads).run();
+  attend(values, valid, slope, slopes, out, nullptr, launch.threads);
 }
 
 void value_mask(const Values& values, const Flags& valid, const Flags& maskable, const float* slope, int64_t num_latents, int64_t heads,
                 const int64_t* latents, int64_t num_chosen, const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
                 uint8_t* mask, float* importance, const Moments& out, void*, const Launch& launch) {
-  const Masking masking{maskable, latents, num_chosen, heads, num_masked, draw, weighting, mask, importance};
-  ValuePass(values, valid, slope, num_latents * heads, out, &masking, launch.threads).run();
+  const Masking masking{maskable, latents, num_chosen, heads, num_masked, 0.0, draw, weighting, mask, importance};
+  attend(values, valid, slope, num_latents * heads, out, &masking, launch.threads);
 }
 
 }  // namespace cpu

@@ -15,6 +15,11 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace mam {
 namespace cpu {
@@ -28,6 +33,55 @@ inline void pause() {
   std::this_thread::yield();
 #endif
 }
+
+#if defined(__linux__)
+
+int current_core() { return sched_getcpu(); }
+
+// Where a helper runs. Threads of other libraries spin after each of their operations, on every core but the caller's, and Linux, which
+// finds no core idle, wakes a helper on that of its caller, who then does all the work. So it moves to where it shares a core with one that
+// spins.
+class Place {
+ public:
+  Place() {
+    // Waking threads that ask for shorter slices than a running one go first (Linux 6.12; before, this is ignored).
+    struct {
+      uint32_t size, policy;
+      uint64_t flags;
+      int32_t nice;
+      uint32_t priority;
+      uint64_t runtime, deadline, period;
+    } attributes{};
+    if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0u) != 0 || attributes.policy != SCHED_OTHER) return;
+    attributes.runtime = 100'000;  // ns
+    syscall(SYS_sched_setattr, 0, &attributes, 0u);
+  }
+
+  // Leaves this core if it is another thread's, for one of those that are allowed.
+  void leave(int core) {
+    if (core < 0 || sched_getcpu() != core) return;
+    cpu_set_t now;
+    if (sched_getaffinity(0, sizeof now, &now) != 0) return;
+    if (!chosen_ || !CPU_EQUAL(&now, &others_)) allowed_ = now;  // as it was given, or as somebody has changed it since
+    others_ = allowed_;
+    CPU_CLR(core, &others_);
+    chosen_ = CPU_COUNT(&others_) > 0 && sched_setaffinity(0, sizeof others_, &others_) == 0;
+  }
+
+ private:
+  cpu_set_t allowed_, others_;
+  bool chosen_ = false;
+};
+
+#else
+
+int current_core() { return -1; }
+
+struct Place {
+  void leave(int) {}
+};
+
+#endif
 
 // A job under way. It lives on its caller's stack: helpers enter and leave under the pool's eyes.
 class Run {
@@ -73,30 +127,36 @@ class Run {
   std::exception_ptr failure_;
 };
 
+// The session of a thread, which lives on its stack too, has the pool to itself.
+thread_local bool in_session = false;
+
 class Pool {
  public:
   // Takes what is left of a job; false where another caller has the helpers.
   bool run(const Job& job, int threads) {
+    if (in_session) {
+      share(job, threads);
+      return true;
+    }
     const std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
     if (!alone) return false;
     hire(threads - 1);
-    Run run(job, threads - 1);
-    int asleep;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      current_ = &run;
-      ++posted_;
-      asleep = asleep_;
-    }
-    for (int i = 0; i < asleep && i < threads - 1; ++i) wake_.notify_one();
-    run.work(0);
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      current_ = nullptr;
-    }
-    run.wait();
-    run.pass_on();
+    share(job, threads);
     return true;
+  }
+
+  // Wakes the helpers, and keeps them from others; false where another caller has them.
+  bool open(int threads) {
+    if (!in_use_.try_lock()) return false;
+    hire(threads - 1);
+    attending_.store(true, std::memory_order_relaxed);
+    post(nullptr, threads - 1);
+    return true;
+  }
+
+  void close() {
+    attending_.store(false, std::memory_order_relaxed);
+    in_use_.unlock();
   }
 
  private:
@@ -107,9 +167,36 @@ class Pool {
     }
   }
 
+  void share(const Job& job, int threads) {
+    Run run(job, threads - 1);
+    post(&run, threads - 1);
+    run.work(0);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      current_ = nullptr;
+    }
+    run.wait();
+    run.pass_on();
+  }
+
+  // A call for helpers, for a job or to be at hand.
+  void post(Run* run, int helpers) {
+    int asleep;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      current_ = run;
+      core_ = current_core();
+      posted_.fetch_add(1, std::memory_order_release);
+      asleep = asleep_;
+    }
+    for (int i = 0; i < asleep && i < helpers; ++i) wake_.notify_one();
+  }
+
   [[noreturn]] void help() {
+    Place place;
     for (uint64_t seen = 0;;) {
       seen = await(seen);
+      place.leave(core_.load(std::memory_order_relaxed));
       Run* run;
       int thread;
       {
@@ -123,19 +210,28 @@ class Pool {
     }
   }
 
-  // Returns the number of jobs posted so far, once it is more than `seen`. It sleeps at once: a helper that spins for more work takes a
-  // core from torch's own threads, whose operations surround these.
+  // Returns the number of calls for helpers so far, once it is more than `seen`. Outside of a session it sleeps at once: a helper that
+  // spins for more work takes a core from torch's own threads, whose operations surround these. In a session it never yields its core, for
+  // one that spins would keep it for milliseconds.
   uint64_t await(uint64_t seen) {
+    constexpr int kLooks = 5000;  // some 0.2 ms
+    for (int looks = 0; looks < kLooks && attending_.load(std::memory_order_relaxed); ++looks) {
+      const uint64_t posted = posted_.load(std::memory_order_acquire);
+      if (posted != seen) return posted;
+      pause();
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     ++asleep_;
-    wake_.wait(lock, [&] { return posted_ != seen; });
+    wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
     --asleep_;
-    return posted_;
+    return posted_.load(std::memory_order_relaxed);
   }
 
   std::mutex in_use_, mutex_;
   std::condition_variable wake_;
-  uint64_t posted_ = 0;
+  std::atomic<uint64_t> posted_{0};
+  std::atomic<bool> attending_{false};
+  std::atomic<int> core_{-1};  // of the caller
   Run* current_ = nullptr;
   int hired_ = 0, asleep_ = 0;
 };
@@ -161,6 +257,14 @@ Pool& pool() {
 void run_job(const Job& job, int threads) {
   if (threads > 1 && job.items > 1 && pool().run(job, threads)) return;
   for (int64_t item = 0; item < job.items; ++item) job.body(job.context, item, 0);
+}
+
+Session::Session(int threads) : opened_(threads > 1 && !in_session && pool().open(threads)) { in_session |= opened_; }
+
+Session::~Session() {
+  if (!opened_) return;
+  in_session = false;
+  pool().close();
 }
 
 }  // namespace cpu

@@ -1,9 +1,12 @@
 """The value path by the C++ kernels on the CPU (csrc/cpu)."""
 
+from collections.abc import Iterable
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from .. import native
+from .. import native, philox
 from . import native as launcher
 
 
@@ -17,65 +20,104 @@ def mask(*args: Tensor | int | float | None) -> tuple[Tensor, Tensor, Tensor, Te
     return launcher.mask(native.cpu(), *args)
 
 
-# What is computed before and after, as the functions of the same names in collapse.py; float32
+# The whole step, as the operations of step.py; float32
 
 
 def project(*arguments: Tensor | int) -> tuple[Tensor, ...]:
-    """Slopes, directions and constant, then what the gradient needs."""
-    *given, heads = arguments
-    parameters = [x.contiguous() for x in given]
+    """As ``collapse.project``: slopes, directions and constant, then what the gradient needs."""
+    *parameters, heads = arguments
     count, width = parameters[0].shape
-    out = _empty((count, heads), (heads, width), (width,), (heads, width), (3, width))
+    out = tuple(torch.empty(shape, dtype=torch.float32) for shape in ((count, heads), (heads, width), (width,), (heads, width), (3, width)))
     lib = native.cpu()
-    lib.project(lib.Projection(*_addresses(parameters), count, heads, width), *_addresses(out), torch.get_num_threads())
+    contiguous = [x.contiguous() for x in parameters]
+    lib.project(_projection(lib, contiguous, heads), *_addresses(out))
     return out
 
 
-def project_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+def step(
+    latents: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    token_weight: Tensor,
+    token_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    values: Tensor,
+    crow: Tensor | None,
+    col: Tensor | None,
+    valid: Tensor | None,
+    maskable: Tensor | None,
+    num_masked: Tensor | None,
+    chosen: Tensor | None,
+    sample_ids: Tensor | None,
+    seed: Tensor | int,
+    step: Tensor | int,
+    heads: int,
+    num_chosen: int,
+    mask_ratio: float,
+    eps: float,
+    inverse_temperature: float,
+    visible: bool,
+    num_positions: int,
+) -> tuple[Tensor, ...]:
+    """Mask, importance, context and penalty, then the state that the gradient needs."""
+    lib = native.cpu()
+    rows = values.shape[0] if crow is None else crow.shape[0] - 1
+    count, width = latents.shape
+    mask = torch.empty((rows, num_positions), dtype=torch.bool)
+    importance = torch.empty((rows, num_positions), dtype=torch.float32)
+    context = torch.empty((rows, width), dtype=torch.float32)
+    penalty = torch.empty((), dtype=torch.float32)
+    state = torch.empty(lib.state_size(rows, count, heads, width), dtype=torch.float32)
+    parameters = (latents, in_weight, in_bias, token_weight, token_bias, out_weight, out_bias)
+    *parameters, out_bias = [x.contiguous() for x in parameters]
+    lib.masking_step(
+        _projection(lib, parameters, heads),
+        out_bias.data_ptr(),
+        native.values(lib, values, crow, col, num_positions),
+        native.flags(lib, valid),
+        native.flags(lib, valid if maskable is None else maskable),
+        native.address(chosen),
+        num_chosen if chosen is None else chosen.shape[0],
+        native.address(num_masked),
+        mask_ratio,
+        native.draw(lib, seed, step, sample_ids, philox.STREAM_POSITIONS),
+        lib.Weighting(eps, inverse_temperature),
+        visible,
+        mask.data_ptr(),
+        importance.data_ptr(),
+        context.data_ptr(),
+        penalty.data_ptr(),
+        state.data_ptr(),
+        lib.Launch(0, torch.get_num_threads()),
+    )
+    return mask, importance, context, penalty, state
+
+
+def step_backward(grad_context: Tensor | None, grad_penalty: Tensor | None, *tensors: Tensor | int) -> tuple[Tensor, ...]:
     """Gradients by the parameters, in their order."""
-    contiguous = [x.contiguous() for x in tensors]
-    incoming, parameters, (folded, unit) = contiguous[:3], contiguous[3:9], contiguous[9:]
+    lib = native.cpu()
+    *given, rows, heads = tensors
+    *parameters, out_bias, state = [x.contiguous() for x in given]
+    out = tuple(torch.empty(x.shape, dtype=torch.float32) for x in (*parameters, out_bias))
+    incoming = [x if x is None else x.contiguous() for x in (grad_context, grad_penalty)]
+    lib.masking_step_backward(
+        _projection(lib, parameters, heads),
+        out_bias.data_ptr(),
+        rows,
+        state.data_ptr(),
+        *map(native.address, incoming),
+        *_addresses(out),
+        lib.Launch(0, torch.get_num_threads()),
+    )
+    return out
+
+
+def _projection(lib: ModuleType, parameters: list[Tensor], heads: int) -> object:
+    """Contiguous parameters as ``Projection``."""
     count, width = parameters[0].shape
-    out = tuple(torch.empty_like(x) for x in parameters)
-    lib = native.cpu()
-    lib.project_backward(
-        lib.Projection(*_addresses(parameters), count, folded.shape[0], width),
-        *_addresses((folded, unit, *incoming, *out)),
-        torch.get_num_threads(),
-    )
-    return out
+    return lib.Projection(*_addresses(parameters), count, heads, width)
 
 
-def context(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Context and penalty, then what the gradient needs."""
-    inputs = [x.contiguous() for x in tensors]
-    (rows, _, heads), width = inputs[0].shape, inputs[3].shape[1]
-    out = _empty((rows, width), (), (rows, heads), (heads, heads), (heads, heads))
-    lib = native.cpu()
-    lib.context(_context_input(lib, inputs), *_addresses(out), torch.get_num_threads())
-    return out
-
-
-def context_backward(grad_context: Tensor, grad_penalty: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Gradients by the slopes, the directions, the constant and the bias."""
-    inputs = [x.contiguous() for x in tensors[:6]]
-    saved, grad_context = [x.contiguous() for x in tensors[6:]], grad_context.contiguous()
-    out = _empty(inputs[0].shape[1:], *(x.shape for x in inputs[3:]))
-    lib = native.cpu()
-    lib.context_backward(
-        _context_input(lib, inputs), *_addresses((*saved, grad_context)), grad_penalty.item(), *_addresses(out), torch.get_num_threads()
-    )
-    return out
-
-
-def _empty(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(shape, dtype=torch.float32) for shape in shapes)
-
-
-def _addresses(tensors: tuple[Tensor, ...] | list[Tensor]) -> list[int]:
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
     return [x.data_ptr() for x in tensors]
-
-
-def _context_input(lib: object, inputs: list[Tensor]) -> object:
-    rows, latents, heads = inputs[0].shape
-    return lib.ContextInput(*_addresses(inputs), rows, latents, heads, inputs[3].shape[1])

@@ -58,7 +58,7 @@ def _empty_moments(values: Values, slope: Tensor) -> tuple[Tensor, Tensor, Tenso
     return torch.full(shape, -torch.inf, **new), torch.zeros(shape, **new), torch.zeros(shape, **new)
 
 
-def _run_moments(
+def run_moments(
     values: Tensor,
     crow: Tensor | None,
     col: Tensor | None,
@@ -121,14 +121,14 @@ def _moments_backward(ctx, *gradients: Tensor | None) -> tuple:
 define(
     "value_attention(Tensor values, Tensor? crow, Tensor? col, Tensor slope, Tensor? valid, SymInt num_positions, str backend) "
     "-> (Tensor, Tensor, Tensor)",
-    _run_moments,
+    run_moments,
     _fake_moments,
     _moments_backward,
     _save_moments,
 )
 
 
-def _run_mask(
+def run_mask(
     values: Tensor,
     crow: Tensor | None,
     col: Tensor | None,
@@ -174,7 +174,7 @@ define(
     "value_mask(Tensor values, Tensor? crow, Tensor? col, Tensor slope, Tensor? valid, Tensor? maskable, Tensor num_masked, "
     "Tensor latents, Tensor? sample_ids, Tensor seed, Tensor step, float eps, float inverse_temperature, SymInt num_positions, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_mask,
+    run_mask,
     _fake_mask,
     _mask_backward,
     _save_moments,

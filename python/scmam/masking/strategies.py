@@ -254,6 +254,8 @@ class FixedNormMasking(mam.MultinomialAttentionMasking):
         super().__init__(**options)
         self.slope_norm = slope_norm
 
+    _composed = True
+
     def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         slope, directions, constant = super()._scalar_projections(dtype)
         return slope * (self.slope_norm * torch.rsqrt(slope.square().mean() + 1e-20)), directions, constant
