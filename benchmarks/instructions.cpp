@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/collapse.h"
+#include "cpu/step.h"
 #include "mam/keys.h"
 #include "mam/ops.h"
 #include "mam/philox.h"
@@ -70,36 +70,30 @@ struct Weights {
   }
 };
 
-// Parameters, and room for everything that is computed from them.
-struct Collapse {
+// A whole masking step, from the parameters.
+struct WholeStep {
+  Cells cells;
   std::vector<float> latents = floats(kLatents * kWidth, 5, 1), in_weight = floats(3 * kWidth * kWidth, 6, 0.1),
                      in_bias = floats(3 * kWidth, 7, 0.1), token_weight = floats(kWidth, 8, 1), token_bias = floats(kWidth, 9, 1),
-                     out_weight = floats(kWidth * kWidth, 10, 0.1);
-  std::vector<float> slope = std::vector<float>(kSlopes), directions = std::vector<float>(kHeads * kWidth),
-                     constant = std::vector<float>(kWidth), folded = directions, unit = std::vector<float>(3 * kWidth);
+                     out_weight = floats(kWidth * kWidth, 10, 0.1), out_bias = floats(kWidth, 11, 0.1);
   std::vector<float> d_latents = latents, d_in_weight = in_weight, d_in_bias = in_bias, d_token_weight = token_weight,
-                     d_token_bias = token_bias, d_out_weight = out_weight;
-  std::vector<float> mean = floats(kCells * kSlopes, 11, 1), variance = mean, log_partition = mean;
-  std::vector<float> context = std::vector<float>(kCells * kWidth), penalty = {0}, average = std::vector<float>(kCells * kHeads),
-                     second = std::vector<float>(kHeads * kHeads), gram = second, d_slope = slope, d_directions = directions,
-                     d_constant = constant, d_bias = constant;
-  mam::cpu::Projection projection{
+                     d_token_bias = token_bias, d_out_weight = out_weight, d_out_bias = out_bias;
+  std::vector<float> context = std::vector<float>(kCells * kWidth), penalty = {0.5f},
+                     state = std::vector<float>(static_cast<size_t>(mam::cpu::State::size(kCells, kLatents, kHeads, kWidth)));
+  mam::cpu::Projection parameters{
       latents.data(), in_weight.data(), in_bias.data(), token_weight.data(), token_bias.data(), out_weight.data(),
       kLatents,       kHeads,           kWidth};
-  mam::cpu::ContextInput input{
-      mean.data(), variance.data(), log_partition.data(), directions.data(), constant.data(), constant.data(), kCells, kLatents,
-      kHeads,      kWidth};
 
-  void forward() {
-    mam::cpu::project(projection, {slope.data(), directions.data(), constant.data(), folded.data(), unit.data()}, 1);
-    mam::cpu::context(input, {context.data(), penalty.data(), average.data(), second.data(), gram.data()}, 1);
+  void forward(const mam::Values& values) {
+    const mam::Draw draw{1, 0, nullptr, nullptr, nullptr, mam::kStreamPositions};
+    mam::cpu::masking_step({parameters, out_bias.data(), values, {}, {}, nullptr, kChosen, nullptr, 0.3, draw, {1e-8f, 1.0f}, false},
+                           {cells.mask.data(), cells.importance.data(), context.data(), penalty.data(), state.data()}, 1);
   }
   void backward() {
-    mam::cpu::context_backward(input, average.data(), second.data(), gram.data(), context.data(), 0.5f,
-                               {d_slope.data(), d_directions.data(), d_constant.data(), d_bias.data()}, 1);
-    mam::cpu::project_backward(
-        projection, folded.data(), unit.data(), {d_slope.data(), d_directions.data(), d_constant.data()},
-        {d_latents.data(), d_in_weight.data(), d_in_bias.data(), d_token_weight.data(), d_token_bias.data(), d_out_weight.data()}, 1);
+    mam::cpu::masking_step_backward(
+        parameters, out_bias.data(), kCells, state.data(), {context.data(), penalty.data()},
+        {d_latents.data(), d_in_weight.data(), d_in_bias.data(), d_token_weight.data(), d_token_bias.data(), d_out_weight.data()},
+        d_out_bias.data(), 1);
   }
 };
 
@@ -111,26 +105,31 @@ const std::map<std::string, std::function<void()>> kCalls = {
      }},
     {"masking step, dense",
      [] {
+       WholeStep step;
+       measured([&] { step.forward(step.cells.dense()); });
+     }},
+    {"masking step, CSR",
+     [] {
+       WholeStep step;
+       measured([&] { step.forward(step.cells.sparse()); });
+     }},
+    {"masking step, backward",
+     [] {
+       WholeStep step;
+       step.forward(step.cells.dense());
+       measured([&] { step.backward(); });
+     }},
+    {"value mask, dense",
+     [] {
        Cells cells;
        measured([&] { cells.mask_values(cells.dense()); });
      }},
-    {"masking step, CSR",
+    {"value mask, CSR",
      [] {
        Cells cells;
        measured([&] { cells.mask_values(cells.sparse()); });
      }},
     {"selection", [] { Weights().select(); }},
-    {"projections and context",
-     [] {
-       Collapse collapse;
-       measured([&] { collapse.forward(); });
-     }},
-    {"projections and context, backward",
-     [] {
-       Collapse collapse;
-       collapse.forward();
-       measured([&] { collapse.backward(); });
-     }},
 };
 
 }  // namespace

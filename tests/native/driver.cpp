@@ -13,8 +13,10 @@
 
 #include "cpu/collapse.h"
 #include "cpu/kernels.h"
+#include "cpu/step.h"
 #include "mam/keys.h"
 #include "mam/ops.h"
+#include "mam/philox.h"
 
 namespace {
 
@@ -391,13 +393,13 @@ void check_projections(const Sizes& size, const std::string& name) {
 
 void check_context(const Sizes& size, const std::string& name) {
   const int64_t width = size.width(), heads = size.heads, slopes = size.latents * heads, rows = size.rows;
-  auto mean = some(rows * slopes, 1.0), variance = some(rows * slopes, 1.0), log_partition = some(rows * slopes, 1.0);
+  auto mean = some(rows * slopes, 1.0), variance = some(rows * slopes, 1.0), occupied = exactly<float>(rows);
   const auto directions = some(heads * width, 1.0), constant = some(width, 1.0), bias = some(width, 1.0);
-  for (int64_t b = 1; b < rows; b += 2) std::fill_n(log_partition.get() + b * slopes, slopes, static_cast<float>(-kInf));
+  for (int64_t b = 0; b < rows; ++b) occupied[b] = b % 2 ? 0.0f : 1.0f;
   auto context = exactly<float>(rows * width), penalty = exactly<float>(1), average = exactly<float>(rows * heads);
   auto second = exactly<float>(heads * heads), gram = exactly<float>(heads * heads);
-  const mam::cpu::ContextInput from{
-      mean.get(), variance.get(), log_partition.get(), directions.get(), constant.get(), bias.get(), rows, size.latents, heads, width};
+  const mam::cpu::ContextInput from{mean.get(),   variance.get(), occupied.get(), directions.get(), constant.get(), bias.get(), rows,
+                                    size.latents, heads,          width};
   mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()}, 2);
   const auto function = [&](const std::vector<Doubles>& inputs) { return plain_context(size, inputs); };
   const std::vector<Doubles> plain = {as_doubles(mean, rows * slopes), as_doubles(directions, heads * width), as_doubles(constant, width),
@@ -423,6 +425,104 @@ void check_context(const Sizes& size, const std::string& name) {
                   {as_doubles(slope, slopes), as_doubles(into_directions, heads * width), as_doubles(into_constant, width),
                    as_doubles(into_bias, width)},
                   weight, name + ": gradient of input ");
+}
+
+template <typename T>
+void expect_same(const T* one, const T* other, int64_t count, const std::string& what) {
+  for (int64_t i = 0; i < count; ++i) expect(one[i] == other[i] || (one[i] != one[i] && other[i] != other[i]), what);
+}
+
+// The whole step in one call against its parts, one after the other: the same bits.
+void check_step(const Problem& problem, bool visible, bool drawn, int threads) {
+  const int64_t rows = problem.rows, positions = problem.positions, latents = problem.latents, heads = problem.heads, head = 3;
+  const int64_t width = heads * head, slopes = latents * heads, num_chosen = (latents + 1) / 2;
+  const std::string name = problem.name + (visible ? ", visible" : "") + (drawn ? ", drawn" : "");
+  Data data = make(problem);
+  const int64_t counts[] = {latents * width, 3 * width * width, 3 * width, width, width, width * width};
+  std::vector<Exact<float>> p, g, h;
+  for (const int64_t count : counts) p.push_back(some(count, 0.5)), g.push_back(exactly<float>(count)), h.push_back(exactly<float>(count));
+  const auto out_bias = some(width, 1.0);
+  const mam::cpu::Projection parameters{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(), p[5].get(), latents, heads, width};
+  const mam::Draw draw{99, 3, nullptr, nullptr, nullptr, mam::kStreamPositions};
+  const mam::Weighting weighting{1e-8f, 1.0f};
+
+  // the parts
+  auto latent = exactly<int64_t>(num_chosen);
+  if (drawn) {
+    mam::cpu::draw_latents(latents, num_chosen, {99, 3, nullptr, nullptr, nullptr, mam::kStreamLatents}, latent.get(), {0, 1});
+  } else {
+    for (int64_t i = 0; i < num_chosen; ++i) latent[i] = latents - 1 - i;
+  }
+  auto num_masked = exactly<int32_t>(rows);
+  for (int64_t b = 0; b < rows; ++b) {
+    const int64_t maskable = std::count(data.maskable.begin() + b * positions, data.maskable.begin() + (b + 1) * positions, 1);
+    num_masked[b] = static_cast<int32_t>(0.4 * static_cast<double>(maskable));
+  }
+  auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width), constant = exactly<float>(width);
+  auto folded = exactly<float>(heads * width), unit = exactly<float>(3 * width);
+  mam::cpu::project(parameters, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()}, 1);
+  auto log_partition = exactly<float>(rows * slopes), mean = exactly<float>(rows * slopes), variance = exactly<float>(rows * slopes);
+  auto importance = exactly<float>(rows * positions), occupied = exactly<float>(rows);
+  auto mask = exactly<uint8_t>(rows * positions), left = exactly<uint8_t>(rows * positions);
+  const mam::Moments moments{log_partition.get(), mean.get(), variance.get()};
+  mam::cpu::value_mask(data.view, data.valid_view, data.maskable_view, slope.get(), latents, heads, latent.get(), num_chosen,
+                       num_masked.get(), draw, weighting, mask.get(), importance.get(), moments, nullptr, {0, 1});
+  for (int64_t i = 0; i < rows * positions; ++i) left[i] = data.valid[i] && !(visible && mask[i]);
+  if (visible) mam::cpu::value_attention(data.view, {left.get(), positions, 1}, slope.get(), slopes, moments, nullptr, {0, 1});
+  for (int64_t b = 0; b < rows; ++b) occupied[b] = std::count(left.get() + b * positions, left.get() + (b + 1) * positions, 1) > 0;
+  auto context = exactly<float>(rows * width), penalty = exactly<float>(1), average = exactly<float>(rows * heads);
+  auto second = exactly<float>(heads * heads), gram = exactly<float>(heads * heads);
+  const mam::cpu::ContextInput from{mean.get(), variance.get(), occupied.get(), directions.get(), constant.get(), out_bias.get(), rows,
+                                    latents,    heads,          width};
+  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()}, 1);
+
+  // the step
+  auto mask_of_step = exactly<uint8_t>(rows * positions);
+  auto importance_of_step = exactly<float>(rows * positions), context_of_step = exactly<float>(rows * width);
+  auto penalty_of_step = exactly<float>(1), state = exactly<float>(mam::cpu::State::size(rows, latents, heads, width));
+  const mam::cpu::Step step{parameters,
+                            out_bias.get(),
+                            data.view,
+                            data.valid_view,
+                            data.maskable_view,
+                            drawn ? nullptr : latent.get(),
+                            num_chosen,
+                            drawn ? nullptr : num_masked.get(),
+                            0.4,
+                            draw,
+                            weighting,
+                            visible};
+  mam::cpu::masking_step(step, {mask_of_step.get(), importance_of_step.get(), context_of_step.get(), penalty_of_step.get(), state.get()},
+                         threads);
+  expect_same(mask_of_step.get(), mask.get(), rows * positions, name + ": mask");
+  expect_same(importance_of_step.get(), importance.get(), rows * positions, name + ": importance");
+  expect_same(context_of_step.get(), context.get(), rows * width, name + ": context");
+  expect_same(penalty_of_step.get(), penalty.get(), 1, name + ": penalty");
+  expect_same(state.get(), mean.get(), rows * slopes, name + ": mean");
+
+  // their gradients
+  const auto incoming = some(rows * width, 1.0), of_penalty = some(1, 1.0);
+  auto d_slope = exactly<float>(slopes), d_directions = exactly<float>(heads * width), d_constant = exactly<float>(width),
+       d_bias = exactly<float>(width), d_bias_of_step = exactly<float>(width);
+  mam::cpu::context_backward(from, average.get(), second.get(), gram.get(), incoming.get(), of_penalty[0],
+                             {d_slope.get(), d_directions.get(), d_constant.get(), d_bias.get()}, 1);
+  mam::cpu::project_backward(parameters, folded.get(), unit.get(), {d_slope.get(), d_directions.get(), d_constant.get()},
+                             {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()}, 1);
+  mam::cpu::masking_step_backward(parameters, out_bias.get(), rows, state.get(), {incoming.get(), of_penalty.get()},
+                                  {h[0].get(), h[1].get(), h[2].get(), h[3].get(), h[4].get(), h[5].get()}, d_bias_of_step.get(), threads);
+  for (size_t i = 0; i < g.size(); ++i) expect_same(h[i].get(), g[i].get(), counts[i], name + ": gradient of parameter");
+  expect_same(d_bias_of_step.get(), d_bias.get(), width, name + ": gradient of the bias");
+}
+
+void check_steps() {
+  const Layout layouts[] = {Layout::contiguous, Layout::transposed, Layout::csr32};
+  for (const Layout layout : layouts)
+    for (const bool flags : {false, true})
+      for (const bool visible : {false, true})
+        for (const int64_t rows : {1, 5})
+          check_step({rows, 700, 5, 3, layout, flags, false, 0.1, 1.0, "step, layout " + std::to_string(static_cast<int>(layout))}, visible,
+                     rows == 5, 1 + static_cast<int>(rows));
+  check_step({3, 0, 2, 1, Layout::csr64, false, false, 0.1, 1.0, "step, no positions"}, false, true, 2);
 }
 
 void check_collapses() {
@@ -466,5 +566,6 @@ int main() {
   check_value_masks();
   check_selections();
   check_collapses();
+  check_steps();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
