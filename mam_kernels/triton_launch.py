@@ -42,9 +42,9 @@ def register_limit(registers: int | None) -> dict[str, int]:
     return {} if is_amd() or registers is None else {"maxnreg": registers}
 
 
-def word(x: Tensor) -> tuple[int, Tensor | None]:
-    """A seed or step as (value, pointer): by value from the CPU, by pointer from a device, whose content the host must not wait for."""
-    return (int(x), None) if x.device.type == "cpu" else (0, x)
+def word(x: Tensor | int) -> tuple[int, Tensor | None]:
+    """A seed or step as (value, pointer): by value from the host, by pointer from a device, whose content the host must not wait for."""
+    return (0, x) if isinstance(x, Tensor) and x.device.type != "cpu" else (int(x), None)
 
 
 def strides(x: Tensor | None, dims: int) -> tuple[int, ...]:

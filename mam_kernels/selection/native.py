@@ -14,8 +14,8 @@ def select(
     num_samples: Tensor,
     valid: Tensor | None,
     sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
+    seed: Tensor | int,
+    step: Tensor | int,
     eps: float,
     inverse_temperature: float,
 ) -> Tensor:

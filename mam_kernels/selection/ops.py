@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implementation, requested
-from ..registration import define
+from ..registration import define, unobserved
 
 
 def _run_select(
@@ -13,8 +13,8 @@ def _run_select(
     num_samples: Tensor,
     valid: Tensor | None,
     sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
+    seed: Tensor | int,
+    step: Tensor | int,
     eps: float,
     inverse_temperature: float,
     backend: str,
@@ -90,10 +90,12 @@ def sample_without_replacement(
     counts = checks.row_counts("num_samples", num_samples, rows, positions, weights.device)
     checks.require_weights(weights, valid)
     name = requested(backend)
-    draw = checks.draw_source(seed, step, sample_ids, rows, weights.device)
-    return torch.ops.mam_kernels.sample_without_replacement(
-        weights.detach(), counts, valid, draw.sample_ids, draw.seed, draw.step, 0.0, 1.0, name
-    )
+    draw = checks.draw_source(seed, step, sample_ids, rows, weights.device, ints=not torch.compiler.is_compiling())
+    tensors = (weights.detach(), counts, valid, draw.sample_ids)
+    if unobserved(tensors):
+        return _run_select(*tensors, draw.seed, draw.step, 0.0, 1.0, name)
+    words = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
+    return torch.ops.mam_kernels.sample_without_replacement(*tensors, *words, 0.0, 1.0, name)
 
 
 def draw_latents(like: Tensor, num_latents: int, size: int, seed: Tensor, step: Tensor, backend: str) -> Tensor:

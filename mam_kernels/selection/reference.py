@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import philox
+from .. import checks, philox
 
 SMALLEST_RELATIVE_WEIGHT = 1e-37
 """Weights further below the largest of their row than this count as this much of it, so that every drawable key is finite in float32."""
@@ -37,13 +37,14 @@ def select(
     num_samples: Tensor,
     valid: Tensor | None,
     sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
+    seed: Tensor | int,
+    step: Tensor | int,
     eps: float,
     inverse_temperature: float,
 ) -> Tensor:
     """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) ** inverse_temperature``; (B, L) bool."""
     rows, positions = weights.shape
+    seed, step = checks.as_tensor(seed), checks.as_tensor(step)
     ids = torch.arange(rows, device=weights.device) if sample_ids is None else sample_ids
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
     relative = relative_weights(weights.to(torch.float64), valid, eps, inverse_temperature)
