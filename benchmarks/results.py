@@ -28,8 +28,8 @@ def save(target: Path, name: str, sections: dict[str, Sequence[Row]], **more: ob
 
 def table(sections: dict[str, Sequence[Row]]) -> str:
     """The rows in short: time of a call and of a cell, ratio to the baseline, memory."""
-    head = f"{'':46}{'a call':>12}{'a cell':>12}{'spread':>8}{'ratio':>10}{'memory':>9}"
-    lines = [head + "  (memory beyond inputs and outputs, in units of the inputs)"]
+    head = f"{'':46}{'a call':>12}{'a cell':>12}{'spread':>8}{'ratio':>10}{'first':>8}{'memory':>9}"
+    lines = [head + "  (first: ratio of a call right after other work; memory beyond inputs and outputs, in units of the inputs)"]
     for title, rows in sections.items():
         lines += ["", title]
         lines += [_line(row) for row in rows]
@@ -37,11 +37,15 @@ def table(sections: dict[str, Sequence[Row]]) -> str:
 
 
 def _line(row: Row) -> str:
-    ratio = "1" if row.ratio is None else f"{row.ratio:,.1f}" if row.ratio < 10 else f"{row.ratio:,.0f}"
+    ratio, first = (_ratio(x) for x in (row.ratio, row.ratio_of_first_call))
     memory = "?" if row.memory_ratio is None else f"{row.memory_ratio:,.1f}"
     name = f"  {row.what}: {row.contender}"
     call = _time(row.timing.median * 1e6)
-    return f"{name:<46}{call:>12}{_time(row.us_a_cell):>12}{row.timing.spread:>8.0%}{ratio:>10}{memory:>9}"
+    return f"{name:<46}{call:>12}{_time(row.us_a_cell):>12}{row.timing.spread:>8.0%}{ratio:>10}{first:>8}{memory:>9}"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:,.1f}" if ratio < 10 else f"{ratio:,.0f}"
 
 
 def _time(microseconds: float) -> str:

@@ -21,7 +21,7 @@ def test_times_a_known_wait():
 
 def test_takes_turns_and_rotates_the_inputs():
     calls = []
-    contenders = {name: Contender(lambda x, name=name: (calls.append((name, x)), time.sleep(0.003)), [(0,), (1,), (2,)]) for name in "ab"}
+    contenders = {name: Contender(lambda x, name=name: (calls.append((name, x)), time.sleep(0.02)), [(0,), (1,), (2,)]) for name in "ab"}
     measure.time_interleaved(contenders, samples=4)
     timed = calls[-8:]
     assert [name for name, _ in timed] == list("abababab")
@@ -31,6 +31,14 @@ def test_takes_turns_and_rotates_the_inputs():
 def test_repeats_short_calls():
     timing = measure.time_interleaved({"short": Contender(lambda: None)}, samples=3)["short"]
     assert timing.calls_per_sample > 100
+
+
+def test_reports_the_first_call_of_a_sample_by_itself():
+    slow = iter([0.0] * 4 + [0.008, 0.0, 0.0, 0.0] * 3)  # one call to begin with, three to find how many make a sample, then three samples
+    timing = measure.time_interleaved({"some": Contender(lambda: time.sleep(0.005 + next(slow)))}, samples=3)["some"]
+    assert timing.calls_per_sample == 4
+    assert timing.first >= 0.013 > timing.median >= 0.007
+    assert timing.record()["first_call_us"] == timing.first * 1e6
 
 
 def test_counts_the_calls_that_a_call_stands_for():

@@ -20,7 +20,7 @@ import torch
 from .. import native
 
 TYPICAL_CACHE_BYTES = 64 * 2**20  # assumed where the machine does not tell the size of its last-level cache
-SMALLEST_SAMPLE_SECONDS = 2e-3  # a sample on the CPU repeats a short call until it lasts this long: far above the clock's resolution
+SMALLEST_SAMPLE_SECONDS = 20e-3  # a sample on the CPU repeats a short call until it lasts this long
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Timing:
     samples: tuple[float, ...] = field(repr=False)
     calls_per_sample: int = 1
     method: str = ""
+    first: float | None = None  # median of the first call of each sample, which finds other work's data in the caches; None: not known
 
     @property
     def spread(self) -> float:
@@ -57,6 +58,7 @@ class Timing:
             "median_us": self.median / units * 1e6,
             "p20_us": self.p20 / units * 1e6,
             "p80_us": self.p80 / units * 1e6,
+            "first_call_us": None if self.first is None else self.first / units * 1e6,
             "samples": len(self.samples),
             "calls_per_sample": self.calls_per_sample,
             "method": self.method,
@@ -81,7 +83,8 @@ def time_interleaved(
     """Time the contenders in turns, A B A B ..., so that a slow phase of the machine meets all of them.
 
     Takes `samples` rounds, or fewer (but at least three) when `seconds` have passed. On a GPU each sample is one call between two
-    events, after the L2 cache was overwritten; on the CPU a sample repeats a short call, and input sets take turns.
+    events, after the L2 cache was overwritten; on the CPU a sample repeats a short call, input sets take turns, and the first call of
+    each sample, which comes right after another contender's work, is also reported by itself.
     """
     device = torch.device(device)
     sampler = _cuda_sampler(device) if device.type == "cuda" else _cpu_sampler
@@ -90,37 +93,43 @@ def time_interleaved(
         contender.function(*next(inputs[name]))
     _synchronize(device)
     repeats = {name: _repeats(contender, inputs[name], device) for name, contender in contenders.items()}
-    taken = {name: [] for name in contenders}
+    taken, first = ({name: [] for name in contenders} for _ in range(2))
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(samples):
         if done >= 3 and end is not None and time.perf_counter() > end:
             break
         for name, contender in contenders.items():
-            taken[name].append(sampler(contender.function, inputs[name], repeats[name]) / contender.calls)
+            seconds_a_call, seconds_of_first = sampler(contender.function, inputs[name], repeats[name])
+            taken[name].append(seconds_a_call / contender.calls)
+            first[name].append(seconds_of_first / contender.calls)
     method = "CUDA events, L2 overwritten before each call" if device.type == "cuda" else "wall clock, rotating inputs"
     return {
-        name: summarize(taken[name], repeats[name], f"interleaved, {method} ({len(contenders[name].inputs)} input sets)")
+        name: summarize(taken[name], repeats[name], f"interleaved, {method} ({len(contenders[name].inputs)} input sets)", first[name])
         for name in contenders
     }
 
 
-def summarize(samples: Sequence[float], calls_per_sample: int = 1, method: str = "") -> Timing:
-    """Median and the 20th and 80th percentiles of samples in seconds a call."""
+def summarize(samples: Sequence[float], calls_per_sample: int = 1, method: str = "", first: Sequence[float] = ()) -> Timing:
+    """Median and the 20th and 80th percentiles of samples in seconds a call, and the median of their first calls."""
     fifths = statistics.quantiles(samples, n=5, method="inclusive") if len(samples) > 1 else [samples[0]] * 4
-    return Timing(statistics.median(samples), fifths[0], fifths[-1], tuple(samples), calls_per_sample, method)
+    median_of_first = statistics.median(first) if first else None
+    return Timing(statistics.median(samples), fifths[0], fifths[-1], tuple(samples), calls_per_sample, method, median_of_first)
 
 
-def _cpu_sampler(function: Callable, inputs: Iterator[tuple], repeats: int) -> float:
+def _cpu_sampler(function: Callable, inputs: Iterator[tuple], repeats: int) -> tuple[float, float]:
+    """Seconds a call, and those of the first one."""
     start = time.perf_counter()
-    for _ in range(repeats):
+    function(*next(inputs))
+    after_first = time.perf_counter()
+    for _ in range(repeats - 1):
         function(*next(inputs))
-    return (time.perf_counter() - start) / repeats
+    return (time.perf_counter() - start) / repeats, after_first - start
 
 
-def _cuda_sampler(device: torch.device) -> Callable[[Callable, Iterator[tuple], int], float]:
+def _cuda_sampler(device: torch.device) -> Callable[[Callable, Iterator[tuple], int], tuple[float, float]]:
     flush = torch.empty(4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
 
-    def sample(function: Callable, inputs: Iterator[tuple], repeats: int) -> float:
+    def sample(function: Callable, inputs: Iterator[tuple], repeats: int) -> tuple[float, float]:
         arguments = next(inputs)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         flush.zero_()
@@ -128,7 +137,8 @@ def _cuda_sampler(device: torch.device) -> Callable[[Callable, Iterator[tuple], 
         function(*arguments)
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) * 1e-3
+        seconds = start.elapsed_time(end) * 1e-3
+        return seconds, seconds
 
     return sample
 
@@ -136,7 +146,7 @@ def _cuda_sampler(device: torch.device) -> Callable[[Callable, Iterator[tuple], 
 def _repeats(contender: Contender, inputs: Iterator[tuple], device: torch.device) -> int:
     if device.type == "cuda":
         return 1
-    shortest = min(_cpu_sampler(contender.function, inputs, 1) for _ in range(3))
+    shortest = min(_cpu_sampler(contender.function, inputs, 1)[1] for _ in range(3))
     return max(1, round(SMALLEST_SAMPLE_SECONDS / shortest))
 
 

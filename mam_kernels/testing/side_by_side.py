@@ -49,6 +49,11 @@ class Row:
         """Peak memory beyond inputs and outputs, as a multiple of the inputs."""
         return None if self.peak.bytes is None else self.peak.bytes / self.input_bytes
 
+    @property
+    def ratio_of_first_call(self) -> float | None:
+        """The same for a call right after other work."""
+        return None if self.ratio is None or self.timing.first is None else self.ratio * self.timing.median / self.timing.first
+
     def record(self) -> dict:
         """As plain data for a JSON file."""
         return {
@@ -58,6 +63,7 @@ class Row:
             **self.timing.record(self.cells),
             "baseline": self.baseline,
             "ratio": self.ratio,
+            "ratio_of_first_call": self.ratio_of_first_call,
             "peak_bytes_beyond_inputs_and_outputs": self.peak.bytes,
             "input_bytes": self.input_bytes,
             "peak_method": self.peak.method,
