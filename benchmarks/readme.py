@@ -26,10 +26,10 @@ def table(study: dict, sweeps: dict | None = None, share: dict | None = None) ->
     lines += [*_curves(sweeps), *_shares(share)]
     lines += [
         "",
-        f"Medians of {study['sizes']['samples']} interleaved measurements in one process, each of calls in a row for 20 ms or more, with inputs that "
-        f"take turns; on the value path {study['sizes']['cells']} cells a call, the paper computation {study['sizes']['paper_cells']}.",
-        "First call: the ratio of the first of each row of calls, which finds the caches full of another contender's data and torch's threads",
-        "still spinning on the other core.",
+        f"Medians of {study['sizes']['samples']} interleaved measurements in one process, each of calls in a row for 20 ms or more, with "
+        f"inputs that take turns; on the value path {study['sizes']['cells']} cells a call, the paper computation "
+        f"{study['sizes']['paper_cells']}. First call: the ratio of the first of each row of calls, which finds the caches full of another",
+        "contender's data and torch's threads still spinning on the other core.",
         "Memory is the peak beyond inputs and outputs, in units of the inputs.",
         f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}, torch {versions['torch']}, {machine['date'][:10]}.",
         "All rows, with their spread, are in [benchmarks/results/study.json](benchmarks/results/study.json). No GPU figure has been",

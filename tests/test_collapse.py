@@ -1,5 +1,6 @@
 """The masking step of scalar values as one operation: both versions against attention in float64, and their hand-written gradients."""
 
+import os
 import subprocess
 import sys
 
@@ -280,6 +281,30 @@ print("equal")
 @needs_cpp
 def test_forked_processes_and_several_callers_draw_the_same():
     done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
+
+
+PLACES = """
+import os, torch
+import mam_kernels as mam
+torch.set_num_threads(2)
+values, allowed = torch.rand(6, 3000), os.sched_getaffinity(0)
+module = mam.MultinomialAttentionMasking(latent_dim=64, num_latents=8, backend="cpu")
+expected = module(values, seed=1)
+assert os.sched_getaffinity(0) == allowed  # helpers move, their callers do not
+for cores in ({min(allowed)}, {max(allowed)}, allowed):
+    os.sched_setaffinity(0, cores)
+    for _ in range(3):
+        assert all(torch.equal(one, other) for one, other in zip(module(values, seed=1), expected))
+    assert os.sched_getaffinity(0) == cores
+print("equal")
+"""
+
+
+@needs_cpp
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores of a process can be chosen on Linux alone")
+def test_helpers_go_where_their_caller_is_not():
+    done = subprocess.run([sys.executable, "-c", PLACES], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
 
 
