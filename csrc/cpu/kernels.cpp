@@ -4,6 +4,7 @@
 
 #include "cpu/compaction.h"
 #include "cpu/direct.h"
+#include "cpu/fused_selection.h"
 #include "cpu/order_statistics.h"
 #include "cpu/products.h"
 #include "cpu/race.h"
@@ -18,8 +19,8 @@ namespace MAM_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    MAM_STRING(MAM_ISA), compact, range,        partition, power_sums, moments, importance, direct_moments,
-    direct_importance,   race,    uniform_race, adjust,    threshold,  mark,    dots,       combine,
+    MAM_STRING(MAM_ISA), compact, range,     partition, power_sums, moments, importance, direct_moments, direct_importance, race,
+    uniform_race,        adjust,  threshold, mark,      draw_fused, dots,    combine,
 };
 
 }  // namespace MAM_ISA

@@ -105,6 +105,9 @@ struct Kernels {
   int32_t (*threshold)(const int32_t* keys, int64_t positions, int64_t drawable, int64_t k, int32_t* scratch);
   // mask = the k smallest keys, given the k-th; equal keys go to the lower position.
   void (*mark)(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask);
+  // All of it in one pass, for k >= 1 of most rows; false where it takes the three above. Memory as theirs.
+  bool (*draw_fused)(const float* weight, const uint8_t* flags, int64_t positions, int64_t k, const RowDraw& draw,
+                     const Weighting& weighting, int32_t* keys, int32_t* scratch, uint8_t* mask);
 
   // out[i] = matrix[i] . x for rows that are `stride` apart.
   void (*dots)(const float* matrix, int64_t rows, int64_t width, int64_t stride, const float* x, float* out);

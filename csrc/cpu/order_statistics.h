@@ -90,24 +90,24 @@ static int32_t rank_of_few(const int32_t* keys, int64_t count, int64_t rank) {
   return kNeverDrawn;
 }
 
-static int32_t threshold(const int32_t* keys, int64_t positions, int64_t drawable, int64_t k, int32_t* scratch) {
-  const int64_t rank = k - 1;
-  Bracket bracket{0, kInfiniteKey, 0, drawable};
+// What the next smaller bracket is guessed from.
+enum class Guess { sample, even_spread, halves };
+
+// The key of a rank among `keys`, padded to whole vectors, given a bracket that holds it.
+static int32_t key_of_rank(const int32_t* keys, int64_t positions, int64_t rank, Bracket bracket, Guess guess, int32_t* scratch) {
   const int32_t* current = keys;  // holds every key of the bracket; `dropped` keys below them are no longer in it
   int32_t *next = scratch, *other = scratch + positions + kPadding;
   int64_t padded = padded_to_vectors(positions), dropped = 0;
-  bool sampled = positions < 2 * kSampleSize, halve = sampled;
   while (bracket.inside > kFew) {
     if (bracket.to - bracket.from == 1) return bracket.from;
     int32_t from = bracket.from, to = bracket.to;
-    if (!sampled) {
-      likely_bracket(keys, positions, drawable, rank, &from, &to);
-    } else if (halve) {
+    if (guess == Guess::sample) {
+      likely_bracket(keys, positions, bracket.inside, rank, &from, &to);
+    } else if (guess == Guess::halves) {
       to = from + (to - from) / 2;
     } else {
       likely_inside(bracket, rank, &from, &to);
     }
-    sampled = true;
     int64_t below;
     const int64_t inside = collect(current, padded, from, to, next, &below), before = bracket.inside;
     below += dropped;
@@ -126,11 +126,16 @@ static int32_t threshold(const int32_t* keys, int64_t positions, int64_t drawabl
       next = other;
       other = const_cast<int32_t*>(current);
     }
-    halve = 2 * bracket.inside > before;  // after a guess that did not narrow it: 31 halvings at most
+    guess = 2 * bracket.inside > before ? Guess::halves : Guess::even_spread;  // after a guess that did not narrow it: 31 halvings at most
   }
   int64_t below;
   const int64_t inside = collect(current, padded, bracket.from, bracket.to, next, &below);
   return rank_of_few(next, inside, rank - bracket.below);
+}
+
+static int32_t threshold(const int32_t* keys, int64_t positions, int64_t drawable, int64_t k, int32_t* scratch) {
+  const Guess first = positions < 2 * kSampleSize ? Guess::halves : Guess::sample;
+  return key_of_rank(keys, positions, k - 1, {0, kInfiniteKey, 0, drawable}, first, scratch);
 }
 
 static void mark(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask) {

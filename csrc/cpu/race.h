@@ -92,18 +92,25 @@ MAM_INLINE Float uniform_of(Word random) {
   return bits<Float>(v < 0x3F7FFFFF ? v : splat<Int>(0x3F7FFFFF));  // kLargestUniform
 }
 
-template <int Chains>
-MAM_INLINE void store_uniforms(const Philox& philox, int64_t position, int32_t* uniforms) {
-  Word words[2 * Chains];
-  words_of<Chains>(philox, position, words);
-  for (int i = 0; i < 2 * Chains; ++i) store(uniforms + i * kFloats, bits<Int>(uniform_of(words[i])));
+// Calls body(i, words) for the random words of the kFloats positions from first + i on, for all i below `count`, in whole steps.
+template <typename Body>
+MAM_INLINE void for_words(const Philox& philox, int64_t first, int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kChains * kStep <= count; i += kChains * kStep) {
+    Word words[2 * kChains];
+    words_of<kChains>(philox, first + i, words);
+    for (int j = 0; j < 2 * kChains; ++j) body(i + j * kFloats, words[j]);
+  }
+  for (; i < count; i += kStep) {
+    Word words[2];
+    words_of<1>(philox, first + i, words);
+    for (int j = 0; j < 2; ++j) body(i + j * kFloats, words[j]);
+  }
 }
 
 // The uniforms of [first, first + count), as bits, in whole steps.
 static void fill_uniforms(const Philox& philox, int64_t first, int64_t count, int32_t* uniforms) {
-  int64_t i = 0;
-  for (; i + kChains * kStep <= count; i += kChains * kStep) store_uniforms<kChains>(philox, first + i, uniforms + i);
-  for (; i < count; i += kStep) store_uniforms<1>(philox, first + i, uniforms + i);
+  for_words(philox, first, count, [&](int64_t i, Word words) MAM_ALWAYS { store(uniforms + i, bits<Int>(uniform_of(words))); });
 }
 
 // Rows are worked on in blocks that stay in the first-level cache, one short loop after the other: each has more independent work in flight
@@ -176,25 +183,33 @@ MAM_INLINE Float relative_weight(Float weight, const Relative& relative) {
 // How many lanes were true, of sums of comparisons.
 static int64_t total_of(Int counts) { return -sum(counts); }
 
+// Replaces uniforms by the keys of their weights; returns how many can be drawn. Never inlined: the compiler may contract products and sums
+// otherwise where it stands among other code, and keys would differ in their last bit with who asks for them.
+static MAM_APART int64_t to_keys(const float* weight, const uint8_t* flags, int64_t count, const Relative& relative, int32_t* keys) {
+  Int drawable{};
+  for_vectors(weight, flags, 0, count, [&](int64_t l, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
+    const Float x = load<Float>(w);
+    Int can = drawable_lanes(x, relative.eps);
+    if (has_flags.value) can &= flag_lanes(f);
+    const Float key = standard_exponential(bits<Float>(load<Int>(keys + l))) / relative_weight(x, relative);
+    store(keys + l, can ? bits<Int>(key) : splat<Int>(kNeverDrawn));
+    drawable += can;
+  });
+  return total_of(drawable);
+}
+
 static int64_t race(const float* weight, const uint8_t* flags, int64_t positions, const RowDraw& draw, const Weighting& weighting,
                     int32_t* keys) {
   const Relative relative = relative_to(largest_drawable(weight, flags, positions, weighting.eps), weighting);
   Philox philox;
   start(draw, &philox);
-  Int drawable{};
+  int64_t drawable = 0;
   for (int64_t first = 0; first < positions; first += kBlockPositions) {
-    const int64_t last = positions - first < kBlockPositions ? positions : first + kBlockPositions;
-    fill_uniforms(philox, first, last - first, keys + first);
-    for_vectors(weight, flags, first, last, [&](int64_t l, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
-      const Float x = load<Float>(w);
-      Int can = drawable_lanes(x, relative.eps);
-      if (has_flags.value) can &= flag_lanes(f);
-      const Float key = standard_exponential(bits<Float>(load<Int>(keys + l))) / relative_weight(x, relative);
-      store(keys + l, can ? bits<Int>(key) : splat<Int>(kNeverDrawn));
-      drawable += can;
-    });
+    const int64_t count = positions - first < kBlockPositions ? positions - first : kBlockPositions;
+    fill_uniforms(philox, first, count, keys + first);
+    drawable += to_keys(weight + first, flags ? flags + first : nullptr, count, relative, keys + first);
   }
-  return total_of(drawable);
+  return drawable;
 }
 
 // Fetches what belongs to positions [first, first + count) into the second-level cache. It may be beyond the row: no fetch fails.

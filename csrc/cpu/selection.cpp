@@ -30,6 +30,8 @@ RowDraw row_draw(const Draw& draw, int64_t row) {
 
 void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int64_t k, const RowDraw& draw, const Weighting& weighting,
               const DrawScratch& scratch, uint8_t* mask) {
+  int32_t *const keys = scratch.keys.get(), *const candidates = scratch.candidates.get();
+  if (k > 0 && kernels().draw_fused(weight, flags, positions, k, draw, weighting, keys, candidates, mask)) return;
   const int64_t drawable = kernels().race(weight, flags, positions, draw, weighting, scratch.keys.get());
   k = std::min(std::max<int64_t>(k, 0), drawable);
   if (k == 0) {

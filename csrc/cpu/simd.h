@@ -21,6 +21,7 @@ namespace MAM_ISA {
 
 #define MAM_ALWAYS __attribute__((always_inline))
 #define MAM_INLINE static inline MAM_ALWAYS
+#define MAM_APART __attribute__((noinline))
 
 // Lanes of two LongWord vectors by number.
 #if defined(__clang__)
@@ -109,8 +110,15 @@ MAM_INLINE float sum(Float vector) {
 #endif
 }
 
+// One bit for each lane; of the type that keeps them in the registers for it, where there are any.
+#if defined(__AVX512F__)
+using LaneBits = __mmask16;
+#else
+using LaneBits = uint32_t;
+#endif
+
 // One bit for each lane of a comparison.
-MAM_INLINE uint32_t lane_bits(Int comparison) {
+MAM_INLINE LaneBits lane_bits(Int comparison) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(comparison));
 #elif defined(__AVX2__)
@@ -124,8 +132,26 @@ MAM_INLINE uint32_t lane_bits(Int comparison) {
 #endif
 }
 
+// One bit for each lane in which a < b. Not lane_bits(a < b) where the comparison has a register of bits for its result: compilers spread
+// them over lanes and gather them again.
+MAM_INLINE LaneBits less_bits(Float a, Float b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_LT_OQ);
+#else
+  return lane_bits(a < b);
+#endif
+}
+
+MAM_INLINE LaneBits less_bits(Int a, Int b) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#else
+  return lane_bits(a < b);
+#endif
+}
+
 // One byte for each lane, 1 where its bit is set.
-MAM_INLINE void store_flags(uint8_t* to, uint32_t lanes) {
+MAM_INLINE void store_flags(uint8_t* to, LaneBits lanes) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_set1_epi8(static_cast<__mmask16>(lanes), 1));
 #elif defined(__AVX2__)
@@ -170,7 +196,7 @@ static constexpr LaneNumbers kLaneNumbers = lane_numbers_by_bits();
 
 // The lanes whose bit is set, one after the other; returns the end. May write a whole vector.
 template <typename T, typename Vector>
-MAM_INLINE T* append(T* to, Vector vector, uint32_t lanes) {
+MAM_INLINE T* append(T* to, Vector vector, LaneBits lanes) {
   static_assert(sizeof(T) == 4, "lanes of 32 bits");
 #if defined(__AVX512F__)
   const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), reinterpret_cast<__m512i>(vector));

@@ -1,0 +1,313 @@
+// The draw of most rows in one pass over them. Where the k-th key lies is told from the weights alone; on which side of it a key is, nearly
+// always by a comparison that needs neither logarithm nor division. Only the few keys that are left are computed, and they decide exactly
+// as all of them would. Derivation and bounds: mam_kernels/selection/README.md.
+#pragma once
+
+#include "cpu/elementary.h"
+#include "cpu/kernels.h"
+#include "cpu/order_statistics.h"
+#include "cpu/race.h"
+
+namespace mam {
+namespace cpu {
+namespace MAM_ISA {
+
+constexpr int64_t kFewestFused = 2048;  // positions; what is done once for a row costs as much as a pass over so many
+
+struct WeightRow {
+  const float* weight;
+  const uint8_t* flags;
+  int64_t positions;
+};
+
+// What can be drawn of a row: how many positions, and the extremes of their weights.
+struct Survey {
+  int64_t drawable;
+  float smallest, largest;
+};
+
+// Not inlined: with lanes taken one by one the compiler keeps the vector in memory, in the loop before them too.
+static MAM_APART int32_t largest_lane(Int vector) {
+  int32_t largest = vector[0];
+  for (int i = 1; i < kFloats; ++i) largest = vector[i] > largest ? vector[i] : largest;
+  return largest;
+}
+
+static MAM_APART Survey survey(const WeightRow& row, float eps) {
+  Int least = splat<Int>(kNeverDrawn), greatest{}, drawable{};  // floats >= 0 order as their bits do
+  const auto result = [&](int64_t count) MAM_ALWAYS {
+    return Survey{count, bits<Float>(splat<Int>(~largest_lane(~least)))[0], bits<Float>(splat<Int>(largest_lane(greatest)))[0]};
+  };
+  if (!row.flags) {
+    // Mostly all can be drawn, and the extremes tell: as integers, floats below zero are the least, those beyond the finite the greatest.
+    for (int64_t l = 0; l < row.positions; l += kFloats) {
+      const Int x = bits<Int>(load<Float>(row.weight + (l + kFloats <= row.positions ? l : row.positions - kFloats)));
+      least = x < least ? x : least;
+      greatest = x > greatest ? x : greatest;
+    }
+    if (~largest_lane(~least) >= (eps > 0.0f ? 0 : 1) && largest_lane(greatest) < kInfiniteKey) return result(row.positions);
+    least = splat<Int>(kNeverDrawn), greatest = Int{};
+  }
+  for_vectors(row.weight, row.flags, 0, row.positions, [&](int64_t, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
+    const Float x = load<Float>(w);
+    Int can = drawable_lanes(x, eps);
+    if (has_flags.value) can &= flag_lanes(f);
+    const Int magnitude = bits<Int>(x) & 0x7FFFFFFF;
+    least = can & (magnitude < least) ? magnitude : least;
+    greatest = can & (magnitude > greatest) ? magnitude : greatest;
+    drawable += can;
+  });
+  return result(total_of(drawable));
+}
+
+// Relative weights taken evenly from a row, 0 for those that cannot be drawn, and how many can.
+struct WeightSample {
+  static constexpr int64_t kSize = 512;
+  float relative[kSize];
+  int64_t drawable;
+};
+
+static MAM_APART void take(const WeightRow& row, const Relative& relative, WeightSample* sample) {
+  constexpr int64_t kVectors = WeightSample::kSize / kFloats;
+  const int64_t vectors = row.positions / kFloats;
+  Int drawable{};
+  for (int64_t i = 0; i < kVectors; ++i) {
+    const int64_t l = vectors * i / kVectors * kFloats;
+    const Float x = load<Float>(row.weight + l);
+    Int can = drawable_lanes(x, relative.eps);
+    if (row.flags) can &= flag_lanes(row.flags + l);
+    store(sample->relative + i * kFloats, can ? relative_weight(x, relative) : Float{});
+    drawable += can;
+  }
+  sample->drawable = total_of(drawable);
+}
+
+// Means over a sample: of the probability p = 1 - exp(-time r) that a key is below `time`, of its square, and of its derivative.
+struct Expected {
+  double share, squares, slope;
+};
+
+static Expected expected_below(const WeightSample& sample, double time) {
+  Float share{}, squares{}, slope{};
+  for (int64_t i = 0; i < WeightSample::kSize; i += kFloats) {
+    const Float relative = load<Float>(sample.relative + i), p = one_minus_exp(relative * static_cast<float>(time));
+    share += p;
+    squares += p * p;
+    slope += relative - relative * p;
+  }
+  const double size = static_cast<double>(sample.drawable);
+  return {static_cast<double>(sum(share)) / size, static_cast<double>(sum(squares)) / size, static_cast<double>(sum(slope)) / size};
+}
+
+// The interval [from, to) in which the k-th key of a row is likely to be.
+struct Times {
+  float from, to;
+};
+
+constexpr double kLastTime = 1e6;
+
+// False where the sample does not tell.
+static MAM_APART bool likely_times(const WeightSample& sample, int64_t drawable, int64_t k, Times* times) {
+  constexpr double kDeviations = 3.25, kSlack = 2.0;
+  constexpr int kMostSteps = 24;
+  if (sample.drawable == 0) return false;
+  const double all = static_cast<double>(drawable), share = (static_cast<double>(k) - 0.5) / all;
+  // The expected share is concave in the time: Newton's method climbs to it from below, from where equal weights would have it.
+  double time = static_cast<double>(standard_exponential(splat<Float>(static_cast<float>(share)))[0]) / expected_below(sample, 0.0).slope;
+  for (int step = 0; step < kMostSteps; ++step) {
+    if (!(time > 0.0 && time < kLastTime)) return false;
+    const Expected now = expected_below(sample, time);
+    if (!(now.slope > 0.0)) return false;
+    // the variance of the share of keys below `time`, given the weights, and that of its expectation, of which there is a sample
+    const double within = (now.share - now.squares) / all, spread = now.squares - now.share * now.share;
+    const double between = (spread > 0.0 ? spread : 0.0) / static_cast<double>(sample.drawable);
+    const double margin = kDeviations * __builtin_sqrt(within + between) + kSlack / all, missing = share - now.share;
+    time += missing / now.slope;
+    if (missing > 0.5 * margin || missing < -0.5 * margin) continue;
+    if (share + margin >= 1.0) return false;
+    const double early = time - margin / now.slope, guess = time + margin / now.slope;
+    const Expected then = expected_below(sample, guess);  // less than the slope at `time` promises
+    const double late = guess + (share + margin - then.share) / then.slope;
+    *times = {static_cast<float>(early > 0.0 ? early : 0.0), static_cast<float>(late)};
+    return late < kLastTime;
+  }
+  return false;
+}
+
+// A position's uniform v is compared with 1 - exp(-time r), and with some room. This part of 1 is more than everything that rounds comes
+// to, in the comparison and in the key.
+constexpr double kRounding = 5e-6;
+
+// Of kFloats positions, those whose keys are below times.from for sure, and those whose keys may be below times.to.
+struct Early {
+  LaneBits surely, perhaps;
+};
+
+// Where the weights of a row differ little: exp(-time r) by three terms of its series in the middle of the weights. Then what the random
+// word is compared with is a polynomial in the weight.
+struct NearPowers {
+  static constexpr double kMostError = 0.01;
+
+  Float from[3], to[3];
+
+  // 2^32 (1 - exp(-time r) - sign room) for relative weights r; returns how far the series may be off.
+  static double series(double time, double sign, double smallest, const Relative& relative, Float (&terms)[3]) {
+    const double slope = time * relative.inverse, low = slope * (smallest + relative.eps);  // of time r, which ends at `time`
+    const double middle = (time + low) / 2, half = (time - low) / 2, at_zero = slope * relative.eps - middle;
+    const double error = half * half * half / 6 * exponential(splat<Double>(-low))[0];
+    const double scale = 0x1p32 * exponential(splat<Double>(-middle))[0];
+    const double constant = 0x1p32 * (1.0 - sign * (error + kRounding)) - scale * (1.0 - at_zero + at_zero * at_zero / 2);
+    terms[0] = splat<Float>(static_cast<float>(constant));
+    terms[1] = splat<Float>(static_cast<float>(scale * slope * (1.0 - at_zero)));
+    terms[2] = splat<Float>(static_cast<float>(-scale * slope * slope / 2));
+    return error;
+  }
+
+  bool start(const Times& times, float smallest, const Relative& relative) {
+    const double first = series(times.from, 1.0, smallest, relative, from), second = series(times.to, -1.0, smallest, relative, to);
+    return first < kMostError && second < kMostError;
+  }
+
+  MAM_ALWAYS Early operator()(Word random, Float weight) const {
+    const Float v = to_float(random);
+    return {less_bits(v, (from[2] * weight + from[1]) * weight + from[0]), less_bits(v, (to[2] * weight + to[1]) * weight + to[0])};
+  }
+};
+
+// Where they differ more: exp(-from r) as a power of two, and exp(-to r) >= exp(-from r) (1 - (to - from) r).
+struct FarPowers {
+  static constexpr float kRoom = 1e-4f + static_cast<float>(kRounding);
+
+  float exponent, exponent_at_zero, later, later_at_zero;
+
+  FarPowers(const Times& times, const Relative& relative)
+      : exponent(times.from * -0x1.715476p+0f * relative.inverse),
+        exponent_at_zero(exponent * relative.eps),
+        later((times.from - times.to) * relative.inverse),
+        later_at_zero(later * relative.eps + 1.0f) {}
+
+  // 2^x for -4e6 <= x <= 0, absolute error 1e-4.
+  MAM_ALWAYS static Float power_of_two(Float x) {
+    static constexpr float kExp2[] = {0.999924557f, 0.6931367339f, 0.2426394785f, 0.05583828295f};  // 2^r on |r| <= 1 / 2, error 8.1e-5
+    constexpr float kRounder = 0x1.8p23f;
+    constexpr int32_t kLeast = 0x4B400000 - 120;  // the rounder's bits for 2^-120; what is less might as well be 0
+    const Float shifted = x + kRounder, r = x - (shifted - kRounder);
+    const Int n = bits<Int>(shifted);
+    return bits<Float>(bits<Int>(polynomial(r, kExp2)) + ((n > kLeast ? n : splat<Int>(kLeast)) << 23));
+  }
+
+  MAM_ALWAYS Early operator()(Word random, Float weight) const {
+    const Float rest = to_float(random) * -0x1p-32f + 1.0f;  // 1 - v
+    const Float at_from = power_of_two(weight * exponent + exponent_at_zero), at_to = at_from * (weight * later + later_at_zero);
+    return {less_bits(splat<Float>(kRoom), rest - at_from), less_bits(splat<Float>(-kRoom), rest - at_to)};
+  }
+};
+
+// Positions whose keys may be inside the times, in order. `keys` holds their uniforms at first.
+struct Candidates {
+  int32_t* position;
+  int32_t* keys;
+  float* weight;
+  int64_t count, most;
+};
+
+// Marks the positions that are surely early and lists those that are perhaps; returns how many were marked. Gives up beyond `most`
+// candidates. Unless `Careful`, all positions can be drawn.
+template <bool Careful, typename Powers>
+static MAM_APART int64_t sift(const WeightRow& row, float eps, const RowDraw& draw, const Powers powers, Candidates* candidates,
+                              uint8_t* mask) {
+  Philox philox;
+  start(draw, &philox);
+  int64_t marked = 0;
+  Int here = lane_numbers();
+  int32_t* const begin = candidates->position;
+  int32_t* end = begin;
+  uint32_t random[kBlockPositions];
+  uint8_t last_marks[kBlockPositions];
+  for (int64_t first = 0; first < row.positions; first += kBlockPositions) {
+    const bool whole = row.positions - first >= kBlockPositions;
+    const int64_t last = whole ? first + kBlockPositions : row.positions;
+    for_words(philox, first, last - first, [&](int64_t i, Word words) MAM_ALWAYS { store(random + i, words); });
+    uint8_t* const marks = whole ? mask + first : last_marks;
+    int64_t i = end - begin;  // the first of this block
+    for_vectors(row.weight, row.flags, first, last, [&](int64_t l, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
+      const Float x = load<Float>(w);
+      Early early = powers(load<Word>(random + (l - first)), x);
+      if (Careful || has_flags.value) {
+        Int can = drawable_lanes(x, eps);
+        if (has_flags.value) can &= flag_lanes(f);
+        early.surely &= lane_bits(can);
+        early.perhaps &= lane_bits(can);
+      }
+      marked += __builtin_popcount(early.surely);
+      store_flags(marks + (l - first), early.surely);
+      end = append(end, here, static_cast<LaneBits>(early.perhaps & ~early.surely));
+      here += kFloats;
+    });
+    if (!whole)
+      for (int64_t l = first; l < last; ++l) mask[l] = marks[l - first];
+    candidates->count = end - begin;
+    if (candidates->count > candidates->most) break;
+    for (; begin + i < end; ++i) {
+      candidates->keys[i] = static_cast<int32_t>(random[begin[i] - first]);
+      candidates->weight[i] = row.weight[begin[i]];
+    }
+  }
+  for (int64_t i = 0; i < candidates->count; i += kFloats)
+    store(candidates->keys + i, bits<Int>(uniform_of(bits<Word>(load<Int>(candidates->keys + i)))));
+  return marked;
+}
+
+template <typename Powers>
+static int64_t sift(const WeightRow& row, float eps, const RowDraw& draw, const Powers& powers, bool careful, Candidates* candidates,
+                    uint8_t* mask) {
+  return careful ? sift<true>(row, eps, draw, powers, candidates, mask) : sift<false>(row, eps, draw, powers, candidates, mask);
+}
+
+static bool draw_fused(const float* weight, const uint8_t* flags, int64_t positions, int64_t k, const RowDraw& draw,
+                       const Weighting& weighting, int32_t* keys, int32_t* scratch, uint8_t* mask) {
+  constexpr float kSmallest = 1e-12f, kLargest = 1e12f;  // of the largest weight, so that products of three of its inverses are in range
+  if (positions < kFewestFused || weighting.inverse_temperature != 1.0f) return false;
+  WeightRow row{weight, flags, positions};
+  const Survey found = survey(row, weighting.eps);
+  const Relative relative = relative_to(found.largest, weighting);
+  const float top = found.largest + weighting.eps;
+  if (k >= found.drawable || top < kSmallest || top > kLargest) return false;
+  const bool careful = found.drawable < positions;
+  if (!careful) row.flags = nullptr;
+
+  WeightSample sample;
+  Times times;
+  take(row, relative, &sample);
+  if (!likely_times(sample, found.drawable, k, &times)) return false;
+
+  // There are at most positions / 4 candidates when their keys and weights are written; what comes after them takes the place of the
+  // weights.
+  int32_t* const rest = scratch + positions / 2 + kPadding;
+  Candidates candidates{keys, scratch, reinterpret_cast<float*>(rest), 0, positions / 4};
+  NearPowers near;
+  const int64_t marked = near.start(times, found.smallest, relative)
+                             ? sift(row, weighting.eps, draw, near, careful, &candidates, mask)
+                             : sift(row, weighting.eps, draw, FarPowers(times, relative), careful, &candidates, mask);
+  const int64_t count = candidates.count;
+  if (count > candidates.most || k <= marked || k > marked + count) return false;
+  to_keys(candidates.weight, nullptr, count, relative, candidates.keys);
+
+  // Every key in [from, to) is among the candidates, and what was marked is below.
+  Bracket bracket{bits<Int>(splat<Float>(times.from))[0], bits<Int>(splat<Float>(times.to))[0], 0, 0};
+  int64_t below;
+  bracket.inside = collect(candidates.keys, padded_to_vectors(count), bracket.from, bracket.to, rest, &below);
+  const int64_t rank = k - 1 - marked - below;
+  if (rank < 0 || rank >= bracket.inside) return false;
+  const int32_t threshold = key_of_rank(rest, bracket.inside, rank, bracket, Guess::even_spread, rest + bracket.inside + kPadding);
+
+  uint8_t* const chosen = reinterpret_cast<uint8_t*>(rest);
+  mark(candidates.keys, count, threshold, k - marked, chosen);
+  const int32_t* const position = candidates.position;
+  for (int64_t i = 0; i < count; ++i) mask[position[i]] = chosen[i];
+  return true;
+}
+
+}  // namespace MAM_ISA
+}  // namespace cpu
+}  // namespace mam
