@@ -15,7 +15,7 @@ MAM_INLINE int64_t padded_to_vectors(int64_t count) { return (count + kFloats - 
 
 static int64_t count_below(const int32_t* keys, int64_t padded, int32_t pivot) {
   int64_t count = 0;
-  for (int64_t i = 0; i < padded; i += kFloats) count += __builtin_popcount(lane_bits(load<Int>(keys + i) < pivot));
+  for (int64_t i = 0; i < padded; i += kFloats) count += __builtin_popcount(less_bits(load<Int>(keys + i), splat<Int>(pivot)));
   return count;
 }
 
@@ -28,8 +28,7 @@ static int64_t collect(const int32_t* keys, int64_t padded, int32_t from, int32_
     const Int under = key < from;
     less -= under;
     // unsigned, [from, to) is one comparison
-    const uint32_t inside = lane_bits(bits<Word>(key - from) < static_cast<uint32_t>(to - from));
-    out = append(out, key, inside);
+    out = append(out, key, less_bits(bits<Word>(key - from), splat<Word>(static_cast<uint32_t>(to - from))));
   }
   const int64_t count = out - begin;
   for (int64_t i = count; i < padded_to_vectors(count); ++i) begin[i] = kNeverDrawn;
@@ -141,7 +140,7 @@ static int32_t threshold(const int32_t* keys, int64_t positions, int64_t drawabl
 static void mark(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask) {
   int64_t marked = 0, l = 0;
   for (; l + kFloats <= positions; l += kFloats) {
-    const uint32_t hidden = lane_bits(load<Int>(keys + l) <= threshold);
+    const LaneBits hidden = less_bits(load<Int>(keys + l), splat<Int>(threshold + 1));
     marked += __builtin_popcount(hidden);
     store_flags(mask + l, hidden);
   }

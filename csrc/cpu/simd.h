@@ -142,6 +142,14 @@ MAM_INLINE LaneBits less_bits(Float a, Float b) {
 #endif
 }
 
+MAM_INLINE LaneBits less_bits(Word a, Word b) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epu32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#else
+  return lane_bits(a < b);
+#endif
+}
+
 MAM_INLINE LaneBits less_bits(Int a, Int b) {
 #if defined(__AVX512F__)
   return _mm512_cmplt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
@@ -254,6 +255,86 @@ void check_select(int64_t rows, int64_t positions, int kind, bool flags, const m
   for (int64_t b = 0; b < rows; ++b)
     check_draw(name, weight.get() + b * positions, valid.get() + b * positions, positions, count[b], seed, static_cast<uint32_t>(b),
                weighting, mask.get() + b * positions);
+}
+
+// The draw in one pass gives the bits of the general one, or says that it does not.
+struct FusedRow {
+  std::string name;
+  double least_drawn, most_drawn;                  // share of rows for which the one pass is enough
+  std::function<double(int64_t, int64_t)> weight;  // of a position, of so many
+};
+
+// Whether a position is among the vectors that are looked at to tell where the k-th key lies.
+bool sampled(int64_t position, int64_t positions) {
+  for (const int64_t lanes : {4, 8, 16})
+    for (int64_t i = 0, taken = 512 / lanes; i < taken; ++i) {
+      const int64_t first = positions / lanes * i / taken * lanes;
+      if (position >= first && position < first + lanes) return true;
+    }
+  return false;
+}
+
+void check_fused_row(const FusedRow& kind, int64_t positions, int64_t k, bool flags, float eps, uint32_t step, int64_t* drawn) {
+  const std::string name = kind.name + ", " + std::to_string(k) + " of " + std::to_string(positions);
+  auto weight = exactly<float>(positions);
+  auto valid = exactly<uint8_t>(positions), mask = exactly<uint8_t>(positions), wanted = exactly<uint8_t>(positions);
+  auto keys = exactly<int32_t>(positions + mam::cpu::kPadding), scratch = exactly<int32_t>(2 * (positions + mam::cpu::kPadding));
+  for (int64_t l = 0; l < positions; ++l) {
+    weight[l] = static_cast<float>(kind.weight(l, positions));
+    valid[l] = random_uniform() < 0.9;
+  }
+  const mam::cpu::Kernels& kernels = mam::cpu::kernels();
+  const mam::cpu::RowDraw draw{7, 1, step, 0};
+  const mam::Weighting weighting{eps, 1.0f};
+  const uint8_t* const given = flags ? valid.get() : nullptr;
+  const int64_t drawable = kernels.race(weight.get(), given, positions, draw, weighting, keys.get());
+  k = std::min(k, drawable - 1);
+  if (k < 1) return;
+  const int32_t threshold = kernels.threshold(keys.get(), positions, drawable, k, scratch.get());
+  kernels.mark(keys.get(), positions, threshold, k, wanted.get());
+  std::fill_n(keys.get(), positions, -1);
+  if (!kernels.draw_fused(weight.get(), given, positions, k, draw, weighting, keys.get(), scratch.get(), mask.get())) return;
+  ++*drawn;
+  expect(std::equal(mask.get(), mask.get() + positions, wanted.get()), "draw in one pass, " + name);
+}
+
+void check_fused() {
+  const auto normal = [] { return std::normal_distribution<double>()(generator); };
+  const std::vector<FusedRow> kinds = {
+      {"near-uniform", 0.97, 1, [](int64_t, int64_t) { return 1 + 0.05 * random_uniform(); }},
+      {"uniform", 0.97, 1, [](int64_t, int64_t) { return random_uniform(); }},
+      {"equal", 0.97, 1, [](int64_t, int64_t) { return 3.0; }},
+      {"log-normal", 0.9, 1, [=](int64_t, int64_t) { return std::exp(normal()); }},
+      {"wide", 0, 0.5, [](int64_t, int64_t) { return std::exp(60 * (random_uniform() - 0.5)); }},
+      {"two values", 0.5, 1, [](int64_t, int64_t) { return random_uniform() < 0.5 ? 1.0 : 1e-3; }},
+      {"in order", 0.9, 1, [](int64_t l, int64_t positions) { return 1.0 + static_cast<double>(l) / static_cast<double>(positions); }},
+      {"one large", 0.01, 1, [](int64_t l, int64_t) { return l == 1000 ? 1e4 : random_uniform(); }},
+      {"some not drawable", 0.8, 1,
+       [](int64_t l, int64_t) {
+         const double odd[] = {NAN, kInf, -kInf, -1.0, 0.0, -0.0, -1e-9, 1e-42};
+         return random_uniform() < 0.1 ? odd[l % 8] : 1 + random_uniform();
+       }},
+      {"misleading", 0, 0.3, [](int64_t l, int64_t positions) { return sampled(l, positions) ? 1.0 : 1e-3; }},
+      {"too small", 0, 0, [](int64_t, int64_t) { return 1e-13 * random_uniform(); }},
+      {"too large", 0, 0, [](int64_t, int64_t) { return 1e13 * (1 + random_uniform()); }},
+  };
+  for (const FusedRow& kind : kinds) {
+    int64_t drawn = 0, rows = 0;
+    for (const int64_t positions : {2048, 2049, 2063, 3071, 3072, 6145})
+      for (const double share : {0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.8})
+        for (const bool flags : {false, true})
+          for (const float eps : {0.0f, 1e-15f, 0.3f}) {
+            const bool small = kind.name == "too small";  // only where eps does not lift the weights
+            check_fused_row(kind, positions, 1 + static_cast<int64_t>(share * static_cast<double>(positions)), flags, small ? 0.0f : eps,
+                            static_cast<uint32_t>(rows), &drawn);
+            ++rows;
+          }
+    const double part = static_cast<double>(drawn) / static_cast<double>(rows);
+    expect(part >= kind.least_drawn && part <= kind.most_drawn, kind.name + ": drawn in one pass " + std::to_string(part));
+  }
+  int64_t drawn = 0;
+  check_fused_row(kinds[0], 2047, 600, false, 0.0f, 0, &drawn);
+  expect(drawn == 0, "short rows take the general way");
 }
 
 // What scalar tokens leave of attention: each function against one line of double arithmetic for each output, and its gradients against
@@ -565,6 +646,7 @@ int main() {
   std::printf("%s\n", mam::cpu::kernels().name);
   check_value_masks();
   check_selections();
+  check_fused();
   check_collapses();
   check_steps();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
