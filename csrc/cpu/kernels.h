@@ -105,7 +105,8 @@ struct Kernels {
   int32_t (*threshold)(const int32_t* keys, int64_t positions, int64_t drawable, int64_t k, int32_t* scratch);
   // mask = the k smallest keys, given the k-th; equal keys go to the lower position.
   void (*mark)(const int32_t* keys, int64_t positions, int32_t threshold, int64_t k, uint8_t* mask);
-  // All of it in one pass, for k >= 1 of most rows; false where it takes the three above. Memory as theirs.
+  // What race, threshold and mark draw, in one pass over most rows, for k >= 1. False where it takes those three; then keys, scratch and
+  // mask, which are as theirs, hold nothing of use.
   bool (*draw_fused)(const float* weight, const uint8_t* flags, int64_t positions, int64_t k, const RowDraw& draw,
                      const Weighting& weighting, int32_t* keys, int32_t* scratch, uint8_t* mask);
 

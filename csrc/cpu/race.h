@@ -183,8 +183,8 @@ MAM_INLINE Float relative_weight(Float weight, const Relative& relative) {
 // How many lanes were true, of sums of comparisons.
 static int64_t total_of(Int counts) { return -sum(counts); }
 
-// Replaces uniforms by the keys of their weights; returns how many can be drawn. Never inlined: the compiler may contract products and sums
-// otherwise where it stands among other code, and keys would differ in their last bit with who asks for them.
+// Replaces uniforms by the keys of their weights; returns how many can be drawn. Not inlined: among other code the compiler might contract
+// other products and sums into one rounding, and a key would depend on who asks for it.
 static MAM_APART int64_t to_keys(const float* weight, const uint8_t* flags, int64_t count, const Relative& relative, int32_t* keys) {
   Int drawable{};
   for_vectors(weight, flags, 0, count, [&](int64_t l, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {

@@ -32,15 +32,14 @@ void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int6
               const DrawScratch& scratch, uint8_t* mask) {
   int32_t *const keys = scratch.keys.get(), *const candidates = scratch.candidates.get();
   if (k > 0 && kernels().draw_fused(weight, flags, positions, k, draw, weighting, keys, candidates, mask)) return;
-  const int64_t drawable = kernels().race(weight, flags, positions, draw, weighting, scratch.keys.get());
+  const int64_t drawable = kernels().race(weight, flags, positions, draw, weighting, keys);
   k = std::min(std::max<int64_t>(k, 0), drawable);
   if (k == 0) {
     std::memset(mask, 0, static_cast<size_t>(positions));
     return;
   }
-  const int32_t threshold =
-      k == drawable ? kInfiniteKey - 1 : kernels().threshold(scratch.keys.get(), positions, drawable, k, scratch.candidates.get());
-  kernels().mark(scratch.keys.get(), positions, threshold, k, mask);
+  const int32_t threshold = k == drawable ? kInfiniteKey - 1 : kernels().threshold(keys, positions, drawable, k, candidates);
+  kernels().mark(keys, positions, threshold, k, mask);
 }
 
 int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const std::vector<Ahead>& ahead,

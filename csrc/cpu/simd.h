@@ -132,8 +132,7 @@ MAM_INLINE LaneBits lane_bits(Int comparison) {
 #endif
 }
 
-// One bit for each lane in which a < b. Not lane_bits(a < b) where the comparison has a register of bits for its result: compilers spread
-// them over lanes and gather them again.
+// One bit for each lane in which a < b. AVX-512 compares into registers of bits; from lane_bits(a < b) gcc spreads them over lanes first.
 MAM_INLINE LaneBits less_bits(Float a, Float b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_LT_OQ);
@@ -161,7 +160,7 @@ MAM_INLINE LaneBits less_bits(Int a, Int b) {
 // One byte for each lane, 1 where its bit is set.
 MAM_INLINE void store_flags(uint8_t* to, LaneBits lanes) {
 #if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_set1_epi8(static_cast<__mmask16>(lanes), 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_set1_epi8(lanes, 1));
 #elif defined(__AVX2__)
   // seven bits are spread by a product that moves bit i by 7 i; the eighth would meet another
   const uint64_t bytes = ((lanes & 0x7Full) * 0x0002040810204081ull & 0x0101010101010101ull) | static_cast<uint64_t>(lanes >> 7) << 56;
@@ -207,7 +206,7 @@ template <typename T, typename Vector>
 MAM_INLINE T* append(T* to, Vector vector, LaneBits lanes) {
   static_assert(sizeof(T) == 4, "lanes of 32 bits");
 #if defined(__AVX512F__)
-  const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), reinterpret_cast<__m512i>(vector));
+  const __m512i packed = _mm512_maskz_compress_epi32(lanes, reinterpret_cast<__m512i>(vector));
   _mm512_storeu_si512(to, packed);
   return to + __builtin_popcount(lanes);
 #elif defined(__AVX2__)
