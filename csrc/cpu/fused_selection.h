@@ -20,10 +20,11 @@ struct WeightRow {
   int64_t positions;
 };
 
-// What can be drawn of a row: how many positions, and the extremes of their weights.
+// What can be drawn of a row: how many positions, the extremes of their weights, and whether all that the flags leave.
 struct Survey {
   int64_t drawable;
   float smallest, largest;
+  bool all_flagged;
 };
 
 // Not inlined: with lanes taken one by one the compiler keeps the vector in memory, in the loop before them too.
@@ -33,31 +34,29 @@ static MAM_APART int32_t largest_lane(Int vector) {
   return largest;
 }
 
+template <bool Careful>
 static MAM_APART Survey survey(const WeightRow& row, float eps) {
-  Int least = splat<Int>(kNeverDrawn), greatest{}, drawable{};  // floats >= 0 order as their bits do
-  const auto result = [&](int64_t count) MAM_ALWAYS {
-    return Survey{count, bits<Float>(splat<Int>(~largest_lane(~least)))[0], bits<Float>(splat<Int>(largest_lane(greatest)))[0]};
-  };
-  if (!row.flags) {
-    // Mostly all can be drawn, and the extremes tell: as integers, floats below zero are the least, those beyond the finite the greatest.
-    for (int64_t l = 0; l < row.positions; l += kFloats) {
-      const Int x = bits<Int>(load<Float>(row.weight + (l + kFloats <= row.positions ? l : row.positions - kFloats)));
-      least = x < least ? x : least;
-      greatest = x > greatest ? x : greatest;
-    }
-    if (~largest_lane(~least) >= (eps > 0.0f ? 0 : 1) && largest_lane(greatest) < kInfiniteKey) return result(row.positions);
-    least = splat<Int>(kNeverDrawn), greatest = Int{};
-  }
+  Int least = splat<Int>(kNeverDrawn), greatest{}, drawable{};
   for_vectors(row.weight, row.flags, 0, row.positions, [&](int64_t, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
-    const Float x = load<Float>(w);
-    Int can = drawable_lanes(x, eps);
+    const Float weight = load<Float>(w);
+    Int can = splat<Int>(-1), x = bits<Int>(weight);
+    if (Careful) {
+      can = drawable_lanes(weight, eps);
+      x &= 0x7FFFFFFF;  // of -0
+    }
     if (has_flags.value) can &= flag_lanes(f);
-    const Int magnitude = bits<Int>(x) & 0x7FFFFFFF;
-    least = can & (magnitude < least) ? magnitude : least;
-    greatest = can & (magnitude > greatest) ? magnitude : greatest;
+    const Int lower = x < least ? x : least, higher = x > greatest ? x : greatest;
+    const bool all = !Careful && !has_flags.value;
+    least = all ? lower : can ? lower : least;
+    greatest = all ? higher : can ? higher : greatest;
     drawable += can;
   });
-  return result(total_of(drawable));
+  const int32_t low = ~largest_lane(~least), high = largest_lane(greatest);
+  // As integers floats >= 0 have their order, those below are less, and those beyond the finite are more. So without care the extremes tell
+  // whether it was needed.
+  const bool ordinary = low >= (eps > 0.0f ? 0 : 1) && high < kInfiniteKey;
+  if (!Careful && !ordinary) return survey<true>(row, eps);
+  return {total_of(drawable), bits<Float>(splat<Int>(low))[0], bits<Float>(splat<Int>(high))[0], !Careful};
 }
 
 // Relative weights taken evenly from a row, 0 for those that cannot be drawn, and how many can.
@@ -148,6 +147,8 @@ constexpr double kRounding = 5e-6;
 // Of kFloats positions, those whose keys are below times.from for sure, and those whose keys may be below times.to.
 struct Early {
   LaneBits surely, perhaps;
+
+  MAM_ALWAYS Early only(LaneBits lanes) const { return {static_cast<LaneBits>(surely & lanes), static_cast<LaneBits>(perhaps & lanes)}; }
 };
 
 // Where the weights of a row differ little: exp(-time r) by three terms of its series in the middle of the weights. Then what the random
@@ -219,7 +220,7 @@ struct Candidates {
 };
 
 // Marks the positions that are surely early and lists those that are perhaps; returns how many were marked. Gives up beyond `most`
-// candidates. Unless `Careful`, all positions can be drawn.
+// candidates. Unless `Careful`, all that the flags leave can be drawn.
 template <bool Careful, typename Powers>
 static MAM_APART int64_t sift(const WeightRow& row, float eps, const RowDraw& draw, const Powers powers, Candidates* candidates,
                               uint8_t* mask) {
@@ -240,12 +241,8 @@ static MAM_APART int64_t sift(const WeightRow& row, float eps, const RowDraw& dr
     for_vectors(row.weight, row.flags, first, last, [&](int64_t l, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
       const Float x = load<Float>(w);
       Early early = powers(load<Word>(random + (l - first)), x);
-      if (Careful || has_flags.value) {
-        Int can = drawable_lanes(x, eps);
-        if (has_flags.value) can &= flag_lanes(f);
-        early.surely &= lane_bits(can);
-        early.perhaps &= lane_bits(can);
-      }
+      if (Careful) early = early.only(lane_bits(drawable_lanes(x, eps)));
+      if (has_flags.value) early = early.only(flag_bits(f));
       marked += __builtin_popcount(early.surely);
       store_flags(marks + (l - first), early.surely);
       end = append(end, here, static_cast<LaneBits>(early.perhaps & ~early.surely));
@@ -273,15 +270,14 @@ static int64_t sift(const WeightRow& row, float eps, const RowDraw& draw, const 
 
 static bool draw_fused(const float* weight, const uint8_t* flags, int64_t positions, int64_t k, const RowDraw& draw,
                        const Weighting& weighting, int32_t* keys, int32_t* scratch, uint8_t* mask) {
-  constexpr float kSmallest = 1e-12f, kLargest = 1e12f;  // of the largest weight, so that products of three of its inverses are in range
+  constexpr float kSmallest = 1e-12f, kLargest = 1e12f;  // of the largest weight: the squares of its inverse are in range
   if (positions < kFewestFused || weighting.inverse_temperature != 1.0f) return false;
   WeightRow row{weight, flags, positions};
-  const Survey found = survey(row, weighting.eps);
+  const Survey found = survey<false>(row, weighting.eps);
   const Relative relative = relative_to(found.largest, weighting);
   const float top = found.largest + weighting.eps;
   if (k >= found.drawable || top < kSmallest || top > kLargest) return false;
-  const bool careful = found.drawable < positions;
-  if (!careful) row.flags = nullptr;
+  if (found.drawable == positions) row.flags = nullptr;
 
   WeightSample sample;
   Times times;
@@ -294,8 +290,8 @@ static bool draw_fused(const float* weight, const uint8_t* flags, int64_t positi
   Candidates candidates{keys, scratch, reinterpret_cast<float*>(rest), 0, positions / 4};
   NearPowers near;
   const int64_t marked = near.start(times, found.smallest, relative)
-                             ? sift(row, weighting.eps, draw, near, careful, &candidates, mask)
-                             : sift(row, weighting.eps, draw, FarPowers(times, relative), careful, &candidates, mask);
+                             ? sift(row, weighting.eps, draw, near, !found.all_flagged, &candidates, mask)
+                             : sift(row, weighting.eps, draw, FarPowers(times, relative), !found.all_flagged, &candidates, mask);
   const int64_t count = candidates.count;
   if (count > candidates.most || k <= marked || k > marked + count) return false;
   to_keys(candidates.weight, nullptr, count, relative, candidates.keys);

@@ -184,6 +184,16 @@ MAM_INLINE Int flag_lanes(const uint8_t* flags) {
   return lanes != 0;
 }
 
+// The same as bits.
+MAM_INLINE LaneBits flag_bits(const uint8_t* flags) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(flags));
+  return _mm_test_epi8_mask(bytes, bytes);
+#else
+  return lane_bits(flag_lanes(flags));
+#endif
+}
+
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // For each of the 256 sets of lanes, the numbers of those in it, the lowest first.
 struct LaneNumbers {
