@@ -13,7 +13,7 @@ from mam_kernels import philox
 pytestmark = pytest.mark.skipif(not mam.backends()["cpu"], reason="no CPU extension")
 
 ROWS = 24
-LENGTHS = (2048, 2063, 5000, 19264)
+LENGTHS = (2048, 2063, 4096, 5000, 19264)
 SHARES = (0.001, 0.05, 0.3, 0.6, 0.9, 0.99)
 TINY = 2.0**-60
 

@@ -12,7 +12,8 @@ namespace mam {
 namespace cpu {
 namespace MAM_ISA {
 
-constexpr int64_t kFewestFused = 2048;  // positions; what is done once for a row costs as much as a pass over so many
+// What is done once for a row costs as much as a pass over so many positions; the second where weights differ much, which leaves more keys.
+constexpr int64_t kFewestFused = 2048, kFewestSpread = 4096;
 
 struct WeightRow {
   const float* weight;
@@ -277,6 +278,7 @@ static bool draw_fused(const float* weight, const uint8_t* flags, int64_t positi
   const Relative relative = relative_to(found.largest, weighting);
   const float top = found.largest + weighting.eps;
   if (k >= found.drawable || top < kSmallest || top > kLargest) return false;
+  if (positions < kFewestSpread && found.smallest + weighting.eps < 0.25f * top) return false;
   if (found.drawable == positions) row.flags = nullptr;
 
   WeightSample sample;
