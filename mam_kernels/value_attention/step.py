@@ -6,6 +6,7 @@ CPU it is one call of C++ (``csrc/cpu/step.cpp``); elsewhere it is made of the p
 
 import functools
 import importlib
+import math
 from types import ModuleType
 
 import torch
@@ -102,13 +103,6 @@ def _state_shapes(rows: int, latents: int, heads: int, width: int) -> tuple[tupl
     return moments, moments, (rows,), (rows, heads), (heads, width), (width,), (heads, width), (3, width), square, square
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
-
-
 def _run_step(latents: Tensor, *others: object) -> tuple[Tensor, ...]:
     values, backend = others[6], others[-1]
     if _in_cpp(latents, values, backend):
@@ -176,7 +170,7 @@ def _fake_step(latents: Tensor, *others: object) -> tuple[Tensor, ...]:
     rows = values.shape[0] if crow is None else crow.shape[0] - 1
     count, width = latents.shape
     new = {"dtype": torch.promote_types(values.dtype, torch.float32)}
-    size = sum(map(_size, _state_shapes(rows, count, heads, width)))
+    size = sum(map(math.prod, _state_shapes(rows, count, heads, width)))
     return (
         latents.new_empty((rows, positions), dtype=torch.bool),
         latents.new_empty((rows, positions), **new),
@@ -209,7 +203,7 @@ def _composed_backward(
 ) -> tuple[Tensor, ...]:
     (count, width), exact = latents.shape, latents.dtype
     shapes = _state_shapes(rows, count, heads, width)
-    parts = (part.view(shape) for part, shape in zip(state.split([_size(shape) for shape in shapes]), shapes, strict=True))
+    parts = (part.view(shape) for part, shape in zip(state.split([math.prod(shape) for shape in shapes]), shapes, strict=True))
     mean, variance, occupied, average, directions, constant, folded, unit, second, gram = parts
     computed = next((x.dtype for x in (grad_context, grad_penalty) if x is not None), exact)
     if grad_context is None:
