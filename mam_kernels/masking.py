@@ -325,15 +325,14 @@ class MultinomialAttentionMasking(nn.Module):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
         exact = torch.promote_types(compute, torch.float32)
         with torch.autocast(device_type=device, enabled=False):
-            query_weight, *token_weights = attention.in_proj_weight.chunk(3)
+            query_weight, token_weight = attention.in_proj_weight.tensor_split((self.latent_dim,))  # (Dz, Dz), (2 Dz, Dz)
             query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
             query = F.linear(self.latents.to(exact), query_weight.to(exact), query_bias.to(exact)).to(compute)
-            input_weight = self.input_proj.weight.to(exact)
-            folded = torch.cat([weight.to(exact) @ input_weight for weight in token_weights]).to(compute)  # (2 Dz, D)
+            folded = (token_weight.to(exact) @ self.input_proj.weight.to(exact)).to(compute)  # (2 Dz, D)
             project = functional.token_projection if functional.required() else _TokenProjection.apply
             both = project(tokens.to(compute), folded, valid)
             key, value = both.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(dim=2)
-            bias = token_weights[1].to(exact) @ self.input_proj.bias.to(exact) + value_bias.to(exact)
+            bias = token_weight[self.latent_dim :].to(exact) @ self.input_proj.bias.to(exact) + value_bias.to(exact)
         return query.unflatten(-1, (self.num_heads, self.head_dim)), key, value, bias
 
     def _token_context(self, output: Tensor, value_bias: Tensor, attended: Tensor | None, positions: int) -> tuple[Tensor, Tensor]:
