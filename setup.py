@@ -144,7 +144,7 @@ class NativeBuild(build_ext):
             self.compile(cxx, sources / "kernels.cpp", folder / f"kernels_{name}.o", [*flags, f"-DMAM_ISA={name}", *extra])
             for name, extra in sets.items()
         ]
-        for name in ("collapse", "dispatch", "panels", "selection", "step", "value", "workers"):
+        for name in ("collapse", "dispatch", "latent_attention", "panels", "selection", "step", "value", "workers"):
             steps.append(self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads))
         binding = [*flags, "-DMAM_CPU_DISPATCH", *self.described("_cpu", "cpu", ",".join(sets))]
         steps.append(self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding))
@@ -159,7 +159,7 @@ class NativeBuild(build_ext):
         archs = cuda_archs(nvcc)
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        flags = ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_OPS"]
+        flags = ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_GRADIENTS"]
         include = f"-I{ROOT / 'csrc' / 'include'}"
         steps = []
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):

@@ -97,6 +97,31 @@ struct WholeStep {
   }
 };
 
+// Tokens of cells, keys and values side by side, and all latents.
+struct TokensOfCells {
+  static constexpr int64_t kTokens = 512, kHeadWidth = kWidth / kHeads;
+  std::vector<float> query = floats(kLatents * kWidth, 12, 1), both = floats(kCells * kTokens * 2 * kWidth, 13, 1);
+  std::vector<float> out = std::vector<float>(kCells * kLatents * kWidth), logsumexp = std::vector<float>(kCells * kSlopes),
+                     importance = std::vector<float>(kCells * kTokens);
+  std::vector<uint8_t> mask = std::vector<uint8_t>(kCells * kTokens);
+  std::vector<int32_t> num_masked = std::vector<int32_t>(kCells, static_cast<int32_t>(0.3 * kTokens));
+  std::vector<int64_t> latents = Cells().latents;
+  mam::Tokens queries{query.data(), mam::DType::float32, 1, kLatents, kHeads, kHeadWidth, 0, kWidth, kHeadWidth};
+  float scale = 0.18f;
+
+  mam::Tokens tokens(int64_t from) const {
+    return {both.data() + from, mam::DType::float32, kCells, kTokens, kHeads, kHeadWidth, kTokens * 2 * kWidth, 2 * kWidth, kHeadWidth};
+  }
+  void attend() {
+    mam::cpu::latent_attention(queries, tokens(0), tokens(kWidth), {}, scale, out.data(), logsumexp.data(), nullptr, {0, 1});
+  }
+  void mask_tokens() {
+    const mam::Draw draw{1, 0, nullptr, nullptr, nullptr, 0};
+    mam::cpu::token_mask(queries, tokens(0), logsumexp.data(), latents.data(), kChosen, {}, {}, scale, num_masked.data(), draw,
+                         {1e-8f, 1.0f}, mask.data(), importance.data(), nullptr, {0, 1});
+  }
+};
+
 const std::map<std::string, std::function<void()>> kCalls = {
     {"value attention, dense",
      [] {
@@ -130,6 +155,17 @@ const std::map<std::string, std::function<void()>> kCalls = {
        measured([&] { cells.mask_values(cells.sparse()); });
      }},
     {"selection", [] { Weights().select(); }},
+    {"latent attention",
+     [] {
+       TokensOfCells cells;
+       measured([&] { cells.attend(); });
+     }},
+    {"token mask",
+     [] {
+       TokensOfCells cells;
+       cells.attend();
+       measured([&] { cells.mask_tokens(); });
+     }},
 };
 
 }  // namespace

@@ -103,7 +103,6 @@ void bind_selection(py::module_& m) {
       NoGil());
 }
 
-#ifdef MAM_TOKEN_OPS
 void bind_token_ops(py::module_& m) {
   py::class_<Tokens>(m, "Tokens", py::module_local())
       .def(py::init([](Address data, DType dtype, int64_t batch, int64_t positions, int64_t heads, int64_t width, int64_t stride_batch,
@@ -111,21 +110,11 @@ void bind_token_ops(py::module_& m) {
         return Tokens{at<void>(data), dtype, batch, positions, heads, width, stride_batch, stride_position, stride_head};
       }));
   m.def("attention_workspace", &backend::attention_workspace, "Bytes of scratch memory for latent_attention and token_mask.");
-  m.def("attention_backward_workspace", &backend::attention_backward_workspace, "Bytes of scratch memory for latent_attention_backward.");
   m.def(
       "latent_attention",
       [](const Tokens& query, const Tokens& key, const Tokens& value, const Flags& valid, float scale, Address out, Address logsumexp,
          Address workspace, const Launch& launch) {
         backend::latent_attention(query, key, value, valid, scale, at<void>(out), at<float>(logsumexp), at<void>(workspace), launch);
-      },
-      NoGil());
-  m.def(
-      "latent_attention_backward",
-      [](Address grad_out, Address grad_logsumexp, const Tokens& query, const Tokens& key, const Tokens& value, const Flags& valid,
-         Address out, Address logsumexp, float scale, Address dq, Address dk, Address dv, Address workspace, const Launch& launch) {
-        backend::latent_attention_backward(at<void>(grad_out), at<float>(grad_logsumexp), query, key, value, valid, at<void>(out),
-                                           at<float>(logsumexp), scale, at<float>(dq), at<float>(dk), at<float>(dv), at<void>(workspace),
-                                           launch);
       },
       NoGil());
   m.def(
@@ -144,6 +133,20 @@ void bind_token_ops(py::module_& m) {
         backend::token_mask(query, key, at<float>(logsumexp), at<int64_t>(latents), num_chosen, valid, maskable, scale,
                             at<int32_t>(num_masked), draw, weighting, at<uint8_t>(mask), at<float>(importance), at<void>(workspace),
                             launch);
+      },
+      NoGil());
+}
+
+#ifdef MAM_TOKEN_GRADIENTS
+void bind_token_gradients(py::module_& m) {
+  m.def("attention_backward_workspace", &backend::attention_backward_workspace, "Bytes of scratch memory for latent_attention_backward.");
+  m.def(
+      "latent_attention_backward",
+      [](Address grad_out, Address grad_logsumexp, const Tokens& query, const Tokens& key, const Tokens& value, const Flags& valid,
+         Address out, Address logsumexp, float scale, Address dq, Address dk, Address dv, Address workspace, const Launch& launch) {
+        backend::latent_attention_backward(at<void>(grad_out), at<float>(grad_logsumexp), query, key, value, valid, at<void>(out),
+                                           at<float>(logsumexp), scale, at<float>(dq), at<float>(dk), at<float>(dv), at<void>(workspace),
+                                           launch);
       },
       NoGil());
 }
@@ -216,8 +219,9 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_structures(m);
   bind_value_ops(m);
   bind_selection(m);
-#ifdef MAM_TOKEN_OPS
   bind_token_ops(m);
+#ifdef MAM_TOKEN_GRADIENTS
+  bind_token_gradients(m);
 #endif
 #ifdef MAM_CPU_DISPATCH
   bind_step(m);

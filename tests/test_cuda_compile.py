@@ -76,7 +76,7 @@ def compile_verbosely(source: Path, archs: list[str], target: Path) -> str:
     """Compiles for every architecture at once; what ptxas said."""
     targets = [flag for arch in archs for flag in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
     flags = ["-std=c++17", "-O3", "-Xptxas", "-v", "-Werror", "all-warnings", "--threads", "2"]
-    macros = ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_OPS=1", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
+    macros = ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_GRADIENTS=1", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
     line = [find_nvcc(), *flags, *macros, *targets, "-c", str(source), "-o", str(target)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

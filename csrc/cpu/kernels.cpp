@@ -9,6 +9,7 @@
 #include "cpu/products.h"
 #include "cpu/race.h"
 #include "cpu/series.h"
+#include "cpu/softmax.h"
 
 #define MAM_STRING_OF(token) #token
 #define MAM_STRING(token) MAM_STRING_OF(token)
@@ -19,8 +20,27 @@ namespace MAM_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    MAM_STRING(MAM_ISA), compact, range,     partition, power_sums, moments, importance, direct_moments, direct_importance, race,
-    uniform_race,        adjust,  threshold, mark,      draw_fused, dots,    combine,
+    MAM_STRING(MAM_ISA),
+    compact,
+    range,
+    partition,
+    power_sums,
+    moments,
+    importance,
+    direct_moments,
+    direct_importance,
+    race,
+    uniform_race,
+    adjust,
+    threshold,
+    mark,
+    draw_fused,
+    dots,
+    combine,
+    kLatents,
+    gather,
+    attend,
+    token_importance,
 };
 
 }  // namespace MAM_ISA

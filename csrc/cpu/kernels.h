@@ -68,6 +68,37 @@ struct Combination {
   bool add;
 };
 
+// Latents of attention stand in blocks of `Kernels::block`, padded with zeros: (blocks, width, block) for queries. Tokens come in tiles of
+// at most kTileTokens, as rows of `pitch` floats; both are padded with zeros to a multiple of kTokenPadding.
+constexpr int64_t kTileTokens = 64, kTokenPadding = 16;
+
+// Some tokens of a head, `width` numbers each, where they are: those at `position`, `stride` elements apart.
+struct TokenRows {
+  const void* data;
+  DType dtype;
+  int64_t stride, width;
+  const int64_t* position;
+  int64_t count;
+};
+
+// Latents of one head, and a tile of tokens.
+struct AttentionTile {
+  const float* query;  // scaled
+  int64_t latents, width;
+  const float* key;    // (tokens, pitch)
+  const float* value;  // the same, or null: not wanted
+  int64_t tokens, pitch;
+  float* scores;  // scratch: (kTileTokens, block)
+};
+
+// What is known of the softmax of each latent: largest score, sum of exp(score - largest), both (blocks, block), and the values summed with
+// these weights, (blocks, pitch, block).
+struct SoftmaxState {
+  float* largest;
+  float* total;
+  float* output;
+};
+
 struct Kernels {
   const char* name;
 
@@ -113,6 +144,15 @@ struct Kernels {
   // out[i] = matrix[i] . x for rows that are `stride` apart.
   void (*dots)(const float* matrix, int64_t rows, int64_t width, int64_t stride, const float* x, float* out);
   void (*combine)(const Combination& combination);
+
+  // Latents in a block of attention.
+  int64_t block;
+  // Tokens as a tile; (kTileTokens, pitch).
+  void (*gather)(const TokenRows& rows, int64_t pitch, float* tile);
+  // A tile more in the softmax of some latents.
+  void (*attend)(const AttentionTile& tile, const SoftmaxState& state);
+  // importance[token] += sum over the latents of exp(score - logsumexp), which is padded as latents are; the value is not read.
+  void (*token_importance)(const AttentionTile& tile, const float* logsumexp, float* importance);
 };
 
 // The table for this machine. MAM_CPU_ISA=baseline|avx2|avx512, read once, lowers it.

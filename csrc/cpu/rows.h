@@ -25,6 +25,30 @@ inline float from_float16(uint16_t word) {
   return sign ? -value : value;
 }
 
+inline uint32_t bits_of_float(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  return word;
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+inline uint16_t to_bfloat16(float value) {
+  const uint32_t word = bits_of_float(value);
+  if (value != value) return static_cast<uint16_t>(word >> 16 | 0x40u);
+  return static_cast<uint16_t>((word + 0x7FFFu + (word >> 16 & 1u)) >> 16);
+}
+
+inline uint16_t to_float16(float value) {
+  const uint32_t word = bits_of_float(value), sign = word >> 16 & 0x8000u, magnitude = word & 0x7FFFFFFFu;
+  if (value != value) return static_cast<uint16_t>(sign | 0x7E00u);
+  if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 2^16 and above
+  if (magnitude < 0x38800000u) {                                               // below 2^-14: in steps of 2^-24, by the addition's rounding
+    const float stepped = float_of_bits(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (bits_of_float(stepped) - 0x3F000000u));
+  }
+  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13));
+}
+
 // Contiguous `count` values at `data`, `stride` apart; `buffer` is used where they are not float32 in a row already.
 inline const float* floats(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t count, float* buffer) {
   if (dtype == DType::float32) {

@@ -1,6 +1,6 @@
-"""The token path on the CPU: torch's matrix products on blocks, with the softmax accumulated from block to block.
+"""The token path on the CPU: the C++ kernels (csrc/cpu), and its gradients by torch's matrix products on blocks.
 
-Scores exist for one block at a time, at most ``BLOCK_ELEMENTS`` of them, whatever B and L are; sums are float32.
+The gradients hold the scores of one block at a time, at most ``BLOCK_ELEMENTS`` of them, whatever B and L are; sums are float32.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..selection import cpu as selection
+from .. import native
+from . import native as launcher
 
 BLOCK_ELEMENTS = 2**19  # scores held at once, 2 MiB: what a core's second-level cache keeps
 
@@ -56,64 +57,24 @@ def _heads_first(x: Tensor) -> Tensor:
     return x.to(torch.float32).transpose(-3, -2).contiguous()
 
 
-class _Softmax:
-    """Maximum, sum and weighted values of the blocks so far, for some rows."""
-
-    def __init__(self, query: Tensor, rows: int, with_output: bool):
-        heads, latents, width = query.shape
-        self.query = query
-        self.largest = query.new_full((rows, heads, latents, 1), -torch.inf)
-        self.total = query.new_zeros((rows, heads, latents, 1))
-        self.output = query.new_zeros((rows, heads, latents, width)) if with_output else None
-
-    def add(self, block: Block, key: Tensor, value: Tensor | None, valid: Tensor | None) -> None:
-        scores = _scores(self.query, _taken(key, block, valid), block, valid)
-        largest = torch.maximum(self.largest, scores.amax(dim=-1, keepdim=True))
-        shift = largest.masked_fill(largest == -torch.inf, 0.0)
-        weights = scores.sub_(shift).exp_()
-        kept = (self.largest - shift).exp_()
-        self.total.mul_(kept).add_(weights.sum(dim=-1, keepdim=True))
-        if value is not None:
-            self.output.mul_(kept).add_(torch.matmul(weights, _taken(value, block, valid)))
-        self.largest = largest
-
-    def logsumexp(self) -> Tensor:
-        """(b, N, H)."""
-        return (self.largest + self.total.log())[..., 0].transpose(1, 2)
-
-    def mean(self) -> Tensor:
-        """(b, N, H, d); 0 where there was nothing."""
-        return (self.output / self.total.masked_fill(self.total == 0, 1.0)).transpose(1, 2)
+def forward(*args: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    """As ``native.forward``."""
+    return launcher.forward(native.cpu(), *args)
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attended output (B, N, H, d) in the query's type and logsumexp (B, N, H) in float32."""
-    rows, positions = key.shape[:2]
-    output = query.new_empty((rows, *query.shape))
-    logsumexps = query.new_empty((rows, *query.shape[:2]), dtype=torch.float32)
-    scaled = _heads_first(query) * scale
-    for blocks in _row_blocks(rows, positions, query.shape[0] * query.shape[1]):
-        span = blocks[0].rows
-        softmax = _Softmax(scaled, span.stop - span.start, with_output=True)
-        for block in blocks:
-            softmax.add(block, key, value, valid)
-        output[span] = softmax.mean()
-        logsumexps[span] = softmax.logsumexp()
-    return output, logsumexps
+def logsumexp(*args: Tensor | float | None) -> Tensor:
+    """As ``native.logsumexp``."""
+    return launcher.logsumexp(native.cpu(), *args)
 
 
-def logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) -> Tensor:
-    """(B, N, H) in float32; -inf for a row without valid positions."""
-    rows, positions = key.shape[:2]
-    result = query.new_empty((rows, *query.shape[:2]), dtype=torch.float32)
-    scaled = _heads_first(query) * scale
-    for blocks in _row_blocks(rows, positions, query.shape[0] * query.shape[1]):
-        span = blocks[0].rows
-        softmax = _Softmax(scaled, span.stop - span.start, with_output=False)
-        for block in blocks:
-            softmax.add(block, key, None, valid)
-        result[span] = softmax.logsumexp()
-    return result
+def importance(*args: Tensor | float | None) -> Tensor:
+    """As ``native.importance``."""
+    return launcher.importance(native.cpu(), *args)
+
+
+def mask(*args: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    """As ``native.mask``."""
+    return launcher.mask(native.cpu(), *args)
 
 
 def backward(
@@ -152,37 +113,3 @@ def backward(
 def _transposed_product(scores: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """(b, H, N, l) and (b, H, N, d) -> (b, l, H, d)."""
     return torch.matmul(scores.transpose(-1, -2), x).transpose(1, 2).to(dtype)
-
-
-def importance(query: Tensor, key: Tensor, logsumexp: Tensor, latents: Tensor, valid: Tensor | None, scale: float) -> Tensor:
-    """``s_l``: attention summed over the heads of the chosen latents; (B, L) float32, 0 where not valid."""
-    rows, positions = key.shape[:2]
-    chosen = _heads_first(query[latents]) * scale
-    result = query.new_empty((rows, positions), dtype=torch.float32)
-    for blocks in _row_blocks(rows, positions, chosen.shape[0] * chosen.shape[1]):
-        for block in blocks:
-            scores = _scores(chosen, _taken(key, block, valid), block, valid)
-            attention = _attention(scores, logsumexp[block.rows][:, latents].transpose(1, 2))
-            result[block.rows, block.positions] = attention.sum(dim=(1, 2))
-    return result
-
-
-def mask(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    latents: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The draw from the importance, and the importance; (B, L) bool and (B, L) float32."""
-    weights = importance(query, key, logsumexp, latents, valid, scale)
-    drawable = valid if maskable is None else maskable
-    return selection.select(weights, num_masked, drawable, sample_ids, seed, step, eps, inverse_temperature), weights

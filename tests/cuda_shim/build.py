@@ -28,7 +28,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 MACROS = {
     "MAM_CUDA_SHIM": "1",
     "MAM_BACKEND": "cuda",
-    "MAM_TOKEN_OPS": "1",
+    "MAM_TOKEN_GRADIENTS": "1",
     "MAM_MODULE": MODULE,
     "MAM_DEVICE": '"cpu"',
     "MAM_TARGETS": '"host shim"',

@@ -14,6 +14,7 @@
 
 #include "cpu/collapse.h"
 #include "cpu/kernels.h"
+#include "cpu/rows.h"
 #include "cpu/step.h"
 #include "mam/keys.h"
 #include "mam/ops.h"
@@ -640,6 +641,166 @@ void check_selections() {
           check_select(4, positions, kind, flags, weighting);
 }
 
+// Latents, and tokens in one buffer of keys and values, (rows, positions, 2, heads, width), whose padding is NaN.
+struct TokenProblem {
+  int64_t rows, positions, latents, heads, width;
+  mam::DType dtype;
+  bool flags, transposed_flags, poison;
+  double scale;
+  std::string name;
+};
+
+double widened(const void* data, mam::DType dtype, int64_t at) {
+  if (dtype == mam::DType::float32) return static_cast<const float*>(data)[at];
+  const uint16_t word = static_cast<const uint16_t*>(data)[at];
+  return dtype == mam::DType::float16 ? mam::cpu::from_float16(word) : mam::cpu::from_bfloat16(word);
+}
+
+// Numbers of one of the types, in exactly the memory that they need.
+struct Numbers {
+  Exact<float> single;
+  Exact<uint16_t> half;
+  mam::DType dtype;
+
+  Numbers(int64_t count, mam::DType type) : single(exactly<float>(count)), half(exactly<uint16_t>(count)), dtype(type) {
+    if (dtype == mam::DType::float32) half.reset();
+    if (dtype != mam::DType::float32) single.reset();
+    for (int64_t i = 0; i < count; ++i) put(i, static_cast<float>(4 * random_uniform() - 2));
+  }
+  void put(int64_t at, float x) {
+    if (dtype == mam::DType::float32) single[at] = x;
+    if (dtype == mam::DType::float16) half[at] = mam::cpu::to_float16(x);
+    if (dtype == mam::DType::bfloat16) half[at] = mam::cpu::to_bfloat16(x);
+  }
+  const void* data() const { return dtype == mam::DType::float32 ? static_cast<const void*>(single.get()) : half.get(); }
+  void* data() { return dtype == mam::DType::float32 ? static_cast<void*>(single.get()) : half.get(); }
+  double operator[](int64_t at) const { return widened(data(), dtype, at); }
+};
+
+void check_tokens(const TokenProblem& p, int threads) {
+  const int64_t heads = p.heads, width = p.width, both = 2 * heads * width, slots = p.rows * p.latents * heads;
+  const Numbers query(p.latents * heads * width, p.dtype);
+  Numbers tokens(p.rows * p.positions * both, p.dtype), out(slots * width, p.dtype);
+  auto valid = exactly<uint8_t>(p.rows * p.positions), mask = exactly<uint8_t>(p.rows * p.positions);
+  auto importance = exactly<float>(p.rows * p.positions), logsumexp = exactly<float>(slots), alone = exactly<float>(slots);
+  const int64_t flag_row = p.transposed_flags ? 1 : p.positions, flag_position = p.transposed_flags ? p.rows : 1;
+  const auto exists = [&](int64_t b, int64_t l) { return valid[b * flag_row + l * flag_position] != 0; };
+  for (int64_t b = 0; b < p.rows; ++b)
+    for (int64_t l = 0; l < p.positions; ++l) {
+      valid[b * flag_row + l * flag_position] = !p.flags || (b != 1 && random_uniform() < 0.7);
+      for (int64_t i = 0; i < both && !exists(b, l); ++i) tokens.put((b * p.positions + l) * both + i, kNaN);
+    }
+  if (p.poison)
+    for (int64_t i = 0; i < both; ++i) tokens.put(i, kNaN);
+
+  auto latents = exactly<int64_t>(p.latents);
+  int64_t num_chosen = 0;
+  for (int64_t n = p.latents - 1; n >= 0; n -= 1 + (n > 40)) latents[num_chosen++] = n;
+  const auto view = [&](const Numbers& x, int64_t from, int64_t batch, int64_t positions, int64_t batch_stride, int64_t stride) {
+    const char* const at = static_cast<const char*>(x.data()) + from * (p.dtype == mam::DType::float32 ? 4 : 2);
+    return mam::Tokens{at, p.dtype, batch, positions, heads, width, batch_stride, stride, width};
+  };
+  const mam::Tokens queries = view(query, 0, 1, p.latents, 0, heads * width);
+  const mam::Tokens keys = view(tokens, 0, p.rows, p.positions, p.positions * both, both);
+  const mam::Tokens values = view(tokens, heads * width, p.rows, p.positions, p.positions * both, both);
+  const mam::Flags flags{p.flags ? valid.get() : nullptr, flag_row, flag_position};
+  const float scale = static_cast<float>(p.scale);
+  auto num_masked = exactly<int32_t>(p.rows);
+  for (int64_t b = 0; b < p.rows; ++b) num_masked[b] = static_cast<int32_t>(p.positions / 3);
+  const mam::Draw draw{5, 3, nullptr, nullptr, nullptr, 0};
+  const auto run = [&](int with) {
+    mam::cpu::latent_attention(queries, keys, values, flags, scale, out.data(), logsumexp.get(), nullptr, {0, with});
+    mam::cpu::latent_attention(queries, keys, {}, flags, scale, nullptr, alone.get(), nullptr, {0, with});
+    mam::cpu::token_mask(queries, keys, logsumexp.get(), latents.get(), num_chosen, flags, flags, scale, num_masked.get(), draw,
+                         {1e-8f, 1.0f}, mask.get(), importance.get(), nullptr, {0, with});
+  };
+  run(1);
+  const Doubles of_one = as_doubles(importance, p.rows * p.positions), sums_of_one = as_doubles(logsumexp, slots);
+  Doubles out_of_one;
+  for (int64_t i = 0; i < slots * width; ++i) out_of_one.push_back(out[i]);
+  run(threads);
+  const auto same = [](double one, double other) { return one == other || (one != one && other != other); };
+  for (int64_t i = 0; i < p.rows * p.positions; ++i)
+    expect(same(importance[i], of_one[static_cast<size_t>(i)]), p.name + ": importance by threads");
+  for (int64_t i = 0; i < slots; ++i) expect(same(logsumexp[i], sums_of_one[static_cast<size_t>(i)]), p.name + ": sums by threads");
+  for (int64_t i = 0; i < slots * width; ++i) expect(same(out[i], out_of_one[static_cast<size_t>(i)]), p.name + ": output by threads");
+  expect_same(alone.get(), logsumexp.get(), slots, p.name + ": log-sum-exp alone");
+
+  const double rounding = p.dtype == mam::DType::float32 ? 0 : p.dtype == mam::DType::float16 ? 0x1p-11 : 0x1p-8;
+  for (int64_t b = 0; b < p.rows; ++b) {
+    Doubles wanted_importance(static_cast<size_t>(p.positions), 0.0);
+    double sharpest = 1;
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t n = 0; n < p.latents; ++n) {
+        Doubles score(static_cast<size_t>(p.positions), -kInf), mean(static_cast<size_t>(width), 0.0);
+        double largest = -kInf, total = 0;
+        for (int64_t l = 0; l < p.positions; ++l) {
+          if (!exists(b, l)) continue;
+          double& s = score[static_cast<size_t>(l)] = 0;
+          for (int64_t c = 0; c < width; ++c)
+            s += scale * query[(n * heads + h) * width + c] * tokens[(b * p.positions + l) * both + h * width + c];
+          largest = s > largest ? s : largest;
+          sharpest = std::max(sharpest, std::fabs(s));
+        }
+        for (const double s : score) total += s == -kInf ? 0.0 : std::exp(s - largest);
+        const double sum = largest + std::log(total);
+        const int64_t at = (b * p.latents + n) * heads + h;
+        expect(close(logsumexp[at], sum, 2e-6), p.name + ": log-sum-exp");
+        const bool is_chosen = std::count(latents.get(), latents.get() + num_chosen, n) > 0;
+        for (int64_t l = 0; l < p.positions; ++l) {
+          const double weight = exists(b, l) ? std::exp(score[static_cast<size_t>(l)] - sum) : 0.0;
+          if (is_chosen) wanted_importance[static_cast<size_t>(l)] += weight;
+          for (int64_t c = 0; c < width && exists(b, l); ++c)
+            mean[static_cast<size_t>(c)] += weight * tokens[(b * p.positions + l) * both + (heads + h) * width + c];
+        }
+        for (int64_t c = 0; c < width; ++c)
+          expect(close(static_cast<float>(out[at * width + c]), mean[static_cast<size_t>(c)], 1e-6 * (4 + sharpest) + rounding),
+                 p.name + ": output");
+      }
+    for (int64_t l = 0; l < p.positions; ++l)
+      expect(close(importance[b * p.positions + l], wanted_importance[static_cast<size_t>(l)], 1e-6 * (4 + sharpest)),
+             p.name + ": importance");
+    std::vector<uint8_t> allowed(static_cast<size_t>(p.positions));
+    for (int64_t l = 0; l < p.positions; ++l) allowed[static_cast<size_t>(l)] = exists(b, l);
+    check_draw(p.name, importance.get() + b * p.positions, allowed.data(), p.positions, num_masked[b], 5, static_cast<uint32_t>(b),
+               {1e-8f, 1.0f}, mask.get() + b * p.positions);
+  }
+}
+
+void check_token_paths() {
+  struct Shape {
+    int64_t rows, positions, latents, heads, width;
+  };
+  const Shape shapes[] = {{2, 1, 1, 1, 1},     {3, 67, 5, 3, 20}, {2, 64, 33, 2, 16},
+                          {3, 130, 70, 1, 37}, {2, 33, 16, 2, 3}, {1, 200, 100, 2, 8}};
+  for (const Shape& s : shapes)
+    for (const mam::DType dtype : {mam::DType::float32, mam::DType::float16, mam::DType::bfloat16})
+      for (const bool flags : {false, true})
+        for (const double scale : {0.2, 20.0}) {
+          const std::string name = "tokens " + std::to_string(s.positions) + ", type " + std::to_string(static_cast<int>(dtype)) +
+                                   (flags ? ", flags" : "") + ", scale " + std::to_string(scale);
+          check_tokens({s.rows, s.positions, s.latents, s.heads, s.width, dtype, flags, s.width == 20, false, scale, name}, 3);
+        }
+  check_tokens({2, 70, 18, 2, 8, mam::DType::float32, false, false, true, 0.3, "tokens, one of them NaN"}, 2);
+}
+
+// Every number that a half has comes back; what lies between two goes to the nearer, or to the even one.
+void check_halves() {
+  for (uint32_t word = 0; word < 0x10000u; ++word) {
+    const uint16_t half = static_cast<uint16_t>(word), next = static_cast<uint16_t>(word + 1);
+    const float single = mam::cpu::from_float16(half), brain = mam::cpu::from_bfloat16(half);
+    expect(single != single ? std::isnan(mam::cpu::from_float16(mam::cpu::to_float16(single))) : mam::cpu::to_float16(single) == half,
+           "float16 there and back");
+    expect(brain != brain ? std::isnan(mam::cpu::from_bfloat16(mam::cpu::to_bfloat16(brain))) : mam::cpu::to_bfloat16(brain) == half,
+           "bfloat16 there and back");
+    const uint16_t even = static_cast<uint16_t>(word + (word & 1u));
+    if ((word & 0x7FFFu) < 0x7BFFu) expect(mam::cpu::to_float16(0.5f * (single + mam::cpu::from_float16(next))) == even, "float16, a tie");
+    if ((word & 0x7FFFu) < 0x7F00u)
+      expect(mam::cpu::to_bfloat16(0.5f * brain + 0.5f * mam::cpu::from_bfloat16(next)) == even, "bfloat16, a tie");
+  }
+  expect(mam::cpu::to_float16(65519.9f) == 0x7BFFu && mam::cpu::to_float16(65520.0f) == 0x7C00u, "float16, the largest");
+}
+
 }  // namespace
 
 int main() {
@@ -649,5 +810,7 @@ int main() {
   check_fused();
   check_collapses();
   check_steps();
+  check_halves();
+  check_token_paths();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -95,19 +95,11 @@ void select(const Values& weights, const Flags& valid, const int32_t* num_sample
 // `size` of `num_latents` indices, uniformly without replacement, ascending; int64 (size,). sample_ids must be null: the sample id is 0.
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out, const Launch& launch);
 
-#ifdef MAM_TOKEN_OPS
 // Attention of the latents over tokens. out: (batch, latents, heads, width), the dtype of the query, contiguous;
 // logsumexp: float32 (batch, latents, heads). A null `value` leaves out alone.
 size_t attention_workspace(const Tokens& query, const Tokens& key);
 void latent_attention(const Tokens& query, const Tokens& key, const Tokens& value, const Flags& valid, float scale, void* out,
                       float* logsumexp, void* workspace, const Launch& launch);
-
-// grad_out like out, contiguous; grad_logsumexp float32 or null; dq (latents, heads, width), dk and dv (batch, positions, heads, width),
-// float32, contiguous.
-size_t attention_backward_workspace(const Tokens& query, const Tokens& key);
-void latent_attention_backward(const void* grad_out, const float* grad_logsumexp, const Tokens& query, const Tokens& key,
-                               const Tokens& value, const Flags& valid, const void* out, const float* logsumexp, float scale, float* dq,
-                               float* dk, float* dv, void* workspace, const Launch& launch);
 
 // Sum over the heads of the chosen latents of exp(scale * q.k - logsumexp): float32 (batch, positions), 0 where not valid.
 void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
@@ -117,6 +109,14 @@ void attention_importance(const Tokens& query, const Tokens& key, const float* l
 void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
                 const Flags& valid, const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
                 const Weighting& weighting, uint8_t* mask, float* importance, void* workspace, const Launch& launch);
+
+#ifdef MAM_TOKEN_GRADIENTS
+// grad_out like out, contiguous; grad_logsumexp float32 or null; dq (latents, heads, width), dk and dv (batch, positions, heads, width),
+// float32, contiguous.
+size_t attention_backward_workspace(const Tokens& query, const Tokens& key);
+void latent_attention_backward(const void* grad_out, const float* grad_logsumexp, const Tokens& query, const Tokens& key,
+                               const Tokens& value, const Flags& valid, const void* out, const float* logsumexp, float scale, float* dq,
+                               float* dk, float* dv, void* workspace, const Launch& launch);
 #endif
 
 }  // namespace MAM_BACKEND
