@@ -1,18 +1,23 @@
 """Builds the extension modules; everything else is in pyproject.toml.
 
-``mam_kernels._cpu`` is built wherever there is a C++17 compiler: the kernels three times, for AVX-512, for AVX2 with FMA and for
-the baseline, chosen when they run. Without a compiler the installation succeeds all the same, and ``mam_kernels.backends()`` says
-what is missing. ``mam_kernels._cuda`` needs ``nvcc``, but neither a GPU nor torch: no torch header is included, so one build serves
-every torch version.
+``mam_kernels._cpu`` is built wherever there is a C++17 compiler: the kernels three times, for
+AVX-512, for AVX2 with FMA and for the baseline, chosen when they run. Without a compiler the
+installation succeeds all the same, and ``mam_kernels.backends()`` says
+what is missing. ``mam_kernels._cuda`` needs ``nvcc``, but neither a GPU nor torch: no torch header
+is included, so one build serves every torch version.
 
 Environment variables:
-    MAM_WITH_CUDA    1: build the CUDA part, an error if that fails; 0: leave it out; auto (the default): build it if nvcc is found.
-    MAM_CUDA_ARCHS   compute capabilities to build for, such as "80;90". Default: 80, 90 and 100 as far as nvcc knows them. The newest is
+    MAM_WITH_CUDA    1: build the CUDA part, an error if that fails; 0: leave it out; auto (the
+        default): build it if nvcc is found.
+    MAM_CUDA_ARCHS   compute capabilities to build for, such as "80;90". Default: 80, 90 and 100 as
+    far as nvcc knows them. The newest is
                      embedded as PTX too, for GPUs that come later.
     MAM_COMPILE_ARGS further flags for every C++ file, such as "-g".
-    CXX, NVCC        the compilers. Default: c++, or g++; nvcc on the PATH, or in CUDA_HOME/bin or /usr/local/cuda/bin.
+    CXX, NVCC        the compilers. Default: c++, or g++; nvcc on the PATH, or in CUDA_HOME/bin or
+        /usr/local/cuda/bin.
 
-Flags: -O3, and -fno-math-errno -fno-trapping-math, which change no result; never -ffast-math, which would lose NaN and infinity.
+Flags: -O3, and -fno-math-errno -fno-trapping-math, which change no result; never -ffast-math, which
+would lose NaN and infinity.
 """
 
 import os
@@ -30,12 +35,32 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHS = ("80", "90", "100")
-CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
-CXX_FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # vectors stay inside one file; gcc 12 warns of its own AVX-512 header
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+]
+CXX_FLAGS += [
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+]  # vectors stay inside one file; gcc 12 warns of its own AVX-512 header
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mf16c",
+        "-mprefer-vector-width=512",
+    ],
 }
 
 
@@ -73,17 +98,23 @@ def find_nvcc() -> str | None:
     """The CUDA compiler, or None."""
     if os.environ.get("NVCC"):
         return shutil.which(os.environ["NVCC"])
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)] + ["/usr/local/cuda"]
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)] + [
+        "/usr/local/cuda"
+    ]
     candidates = ["nvcc", *(os.path.join(home, "bin", "nvcc") for home in homes)]
     return next((found for name in candidates if (found := shutil.which(name))), None)
 
 
 def cuda_archs(nvcc: str) -> list[str]:
-    """Compute capabilities to build for: what MAM_CUDA_ARCHS names, or those of ``CUDA_ARCHS`` that this nvcc knows."""
+    """Compute capabilities to build for: what MAM_CUDA_ARCHS names, or those of ``CUDA_ARCHS`` that
+    this nvcc knows.
+    """
     named = os.environ.get("MAM_CUDA_ARCHS", "").replace(",", ";").replace(".", "").split(";")
     if any(named):
         return [arch for arch in named if arch]
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout.split()
     return [arch for arch in CUDA_ARCHS if f"compute_{arch}" in known]
 
 
@@ -102,11 +133,19 @@ def ninja() -> str:
 def run_steps(steps: list[Step], folder: Path) -> None:
     """Run a build's commands, those that do not depend on each other in parallel."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["ninja_required_version = 1.5", "rule step", "  command = $cmd", "rule compile", "  command = $cmd"]
+    lines = [
+        "ninja_required_version = 1.5",
+        "rule step",
+        "  command = $cmd",
+        "rule compile",
+        "  command = $cmd",
+    ]
     lines += ["  deps = gcc", "  depfile = $out.d"]
     for step in steps:
         inputs = " ".join(_escaped(path) for path in step.inputs)
-        lines.append(f"build {_escaped(step.output)}: {'compile' if step.depfile else 'step'} {inputs}")
+        lines.append(
+            f"build {_escaped(step.output)}: {'compile' if step.depfile else 'step'} {inputs}"
+        )
         lines.append("  cmd = " + shlex.join(step.command).replace("$", "$$"))
         step.output.parent.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
@@ -129,7 +168,9 @@ class NativeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
-            steps = {"mam_kernels._cpu": self.cpu_steps, "mam_kernels._cuda": self.cuda_steps}[ext.name](folder, output)
+            steps = {"mam_kernels._cpu": self.cpu_steps, "mam_kernels._cuda": self.cuda_steps}[
+                ext.name
+            ](folder, output)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(f"{ext.name}: {error}") from error
         run_steps(steps, folder)
@@ -141,20 +182,40 @@ class NativeBuild(build_ext):
         sets = instruction_sets()
         flags = ["-DMAM_BACKEND=cpu", f"-DMAM_X86={int(len(sets) > 1)}"]
         steps = [
-            self.compile(cxx, sources / "kernels.cpp", folder / f"kernels_{name}.o", [*flags, f"-DMAM_ISA={name}", *extra])
+            self.compile(
+                cxx,
+                sources / "kernels.cpp",
+                folder / f"kernels_{name}.o",
+                [*flags, f"-DMAM_ISA={name}", *extra],
+            )
             for name, extra in sets.items()
         ]
-        for name in ("collapse", "dispatch", "latent_attention", "panels", "selection", "step", "value", "workers"):
-            steps.append(self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads))
+        for name in (
+            "collapse",
+            "dispatch",
+            "latent_attention",
+            "panels",
+            "selection",
+            "step",
+            "value",
+            "workers",
+        ):
+            steps.append(
+                self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads)
+            )
         binding = [*flags, "-DMAM_CPU_DISPATCH", *self.described("_cpu", "cpu", ",".join(sets))]
-        steps.append(self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding))
+        steps.append(
+            self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding)
+        )
         return [*steps, self.linked(cxx, steps, output, threads)]
 
     def cuda_steps(self, folder: Path, output: Path) -> list[Step]:
         """The CUDA sources by nvcc, the bindings by the C++ compiler."""
         nvcc = find_nvcc()
         if nvcc is None:
-            raise CompileError("MAM_WITH_CUDA=1, but nvcc was not found (on the PATH, in CUDA_HOME or by NVCC)")
+            raise CompileError(
+                "MAM_WITH_CUDA=1, but nvcc was not found (on the PATH, in CUDA_HOME or by NVCC)"
+            )
         cxx = find_cxx()
         archs = cuda_archs(nvcc)
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
@@ -164,11 +225,25 @@ class NativeBuild(build_ext):
         steps = []
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
             target = folder / f"{source.stem}.o"
-            command = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static", include, *flags, *code]
+            command = [
+                nvcc,
+                "-std=c++17",
+                "-O3",
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                "-cudart=static",
+                include,
+                *flags,
+                *code,
+            ]
             command += ["-MD", "-MF", f"{target}.d", "-c", str(source), "-o", str(target)]
             steps.append(Step(target, [source], command, depfile=True))
-        binding = [*flags, *self.described("_cuda", "cuda", ",".join(f"sm_{arch}" for arch in archs))]
-        steps.append(self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding))
+        binding = [
+            *flags,
+            *self.described("_cuda", "cuda", ",".join(f"sm_{arch}" for arch in archs)),
+        ]
+        steps.append(
+            self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding)
+        )
         objects = [step.output for step in steps]
         link = [nvcc, "-shared", "-cudart=static", *map(str, objects), "-o", str(output)]
         return [*steps, Step(output, objects, link)]
@@ -180,14 +255,29 @@ class NativeBuild(build_ext):
         macros = {"MAM_MODULE": module, "MAM_DEVICE": f'"{device}"', "MAM_TARGETS": f'"{targets}"'}
         macros["MAM_VERSION"] = f'"{self.distribution.get_version()}"'
         headers = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-        return [f"-D{name}={value}" for name, value in macros.items()] + [f"-isystem{path}" for path in headers]
+        return [f"-D{name}={value}" for name, value in macros.items()] + [
+            f"-isystem{path}" for path in headers
+        ]
 
     @staticmethod
     def compile(cxx: list[str], source: Path, target: Path, flags: list[str]) -> Step:
         """One C++ file to one object."""
         extra = shlex.split(os.environ.get("MAM_COMPILE_ARGS", ""))
         include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
-        command = [*cxx, *CXX_FLAGS, *include, *flags, *extra, "-MD", "-MF", f"{target}.d", "-c", str(source), "-o", str(target)]
+        command = [
+            *cxx,
+            *CXX_FLAGS,
+            *include,
+            *flags,
+            *extra,
+            "-MD",
+            "-MF",
+            f"{target}.d",
+            "-c",
+            str(source),
+            "-o",
+            str(target),
+        ]
         return Step(target, [source], command, depfile=True)
 
     @staticmethod
@@ -195,7 +285,11 @@ class NativeBuild(build_ext):
         """The objects of ``steps`` to one shared library."""
         objects = [step.output for step in steps]
         undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-        return Step(output, objects, [*cxx, "-shared", *flags, *undefined, *map(str, objects), "-o", str(output)])
+        return Step(
+            output,
+            objects,
+            [*cxx, "-shared", *flags, *undefined, *map(str, objects), "-o", str(output)],
+        )
 
 
 def extensions() -> list[Extension]:

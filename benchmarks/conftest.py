@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from mam_kernels import dispatch
+from mam_kernels._core import dispatch
 
 
 def measured() -> list[str]:
     """The backends that run here; the interpreter is no measure of speed."""
-    return [name for name, state in dispatch.backends().items() if state and not (name == "triton" and dispatch.interpreting())]
+    return [
+        name
+        for name, state in dispatch.backends().items()
+        if state and not (name == "triton" and dispatch.interpreting())
+    ]
 
 
 def pytest_report_header() -> list[str]:

@@ -1,8 +1,10 @@
-"""What `make gpu` measures: both paths and the selection on a GPU, beside the paper computation and torch's own kernels.
+"""What `make gpu` measures: both paths and the selection on a GPU, beside the paper computation and
+torch's own kernels.
 
     python -m benchmarks.gpu [--out FOLDER] [--seconds 150]
 
-Every contender is timed as called and, where it can be captured, as the replay of a CUDA graph, which is the time of its kernels alone.
+Every contender is timed as called and, where it can be captured, as the replay of a CUDA graph,
+which is the time of its kernels alone.
 """
 
 import argparse
@@ -20,7 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mam_kernels as mam
 from mam_kernels.testing import measure
-from mam_kernels.testing.agreement import Disagreement, forward, forward_backward, paper_twin, require_agreement
+from mam_kernels.testing.agreement import (
+    Disagreement,
+    forward,
+    forward_backward,
+    paper_twin,
+    require_agreement,
+)
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.side_by_side import PAPER, Row, measure_against, with_backend
 
@@ -60,12 +68,19 @@ class Ceilings:
 
 
 def ceilings(device: str) -> Ceilings:
-    """A copy of 1 GiB, counted read and written, and a bfloat16 product of 8192 x 8192 matrices of random numbers."""
+    """A copy of 1 GiB, counted read and written, and a bfloat16 product of 8192 x 8192 matrices of
+    random numbers.
+    """
     source = torch.randint(0, 255, (2**30,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     left, right = (torch.randn(8192, 8192, dtype=torch.bfloat16, device=device) for _ in range(2))
     timings = measure.time_interleaved(
-        {"copy": Contender(lambda: target.copy_(source)), "product": Contender(lambda: left @ right)}, device=device, samples=15
+        {
+            "copy": Contender(lambda: target.copy_(source)),
+            "product": Contender(lambda: left @ right),
+        },
+        device=device,
+        samples=15,
     )
     return Ceilings(2 * 2**30 / timings["copy"].median, 2 * 8192**3 / timings["product"].median)
 
@@ -73,8 +88,13 @@ def ceilings(device: str) -> Ceilings:
 def value_path(sizes: Sizes, device: str, seconds: float) -> Iterator[Row]:
     """Values to mask and context, dense and sparse, forward and with the backward pass."""
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(None, sizes.width, sizes.latents, sizes.heads).to(device)
-    dense = [workloads.cells(sizes.cells, sizes.positions, sizes.density, seed=seed, device=device) for seed in range(3)]
+    module = mam.MultinomialAttentionMasking(None, sizes.width, sizes.latents, sizes.heads).to(
+        device
+    )
+    dense = [
+        workloads.cells(sizes.cells, sizes.positions, sizes.density, seed=seed, device=device)
+        for seed in range(3)
+    ]
     layouts = {"dense": dense, "sparse CSR": [tokens.to_sparse_csr() for tokens in dense]}
     few = [tokens[: sizes.paper_cells].clone() for tokens in dense]
     for step in (forward, forward_backward):
@@ -85,17 +105,27 @@ def value_path(sizes: Sizes, device: str, seconds: float) -> Iterator[Row]:
                     continue
                 checked = few[0].to_sparse_csr() if layout == "sparse CSR" else few[0]
                 require_agreement(with_backend(module, backend), checked)
-                contenders[f"{backend}, {layout}"] = Contender(step(with_backend(module, backend)), [(one,) for one in tokens])
-        yield from both_ways(PAPER, contenders, step.__name__.replace("_", " + "), sizes.samples, seconds / 2)
+                contenders[f"{backend}, {layout}"] = Contender(
+                    step(with_backend(module, backend)), [(one,) for one in tokens]
+                )
+        yield from both_ways(
+            PAPER, contenders, step.__name__.replace("_", " + "), sizes.samples, seconds / 2
+        )
 
 
 def token_path(sizes: Sizes, device: str, seconds: float) -> Iterator[Row]:
-    """Embeddings in bfloat16 to mask and context, beside the paper computation and flash attention of the same sizes."""
+    """Embeddings in bfloat16 to mask and context, beside the paper computation and flash attention
+    of the same sizes.
+    """
     dtype = torch.bfloat16
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(sizes.width, sizes.width, sizes.latents, sizes.heads).to(device, dtype)
+    module = mam.MultinomialAttentionMasking(
+        sizes.width, sizes.width, sizes.latents, sizes.heads
+    ).to(device, dtype)
     shape = (sizes.token_cells, sizes.token_positions, sizes.width)
-    tokens = [workloads.embeddings(*shape, seed=seed, device=device, dtype=dtype) for seed in range(3)]
+    tokens = [
+        workloads.embeddings(*shape, seed=seed, device=device, dtype=dtype) for seed in range(3)
+    ]
     few = tokens[0][:2].detach()
     for step in (forward, forward_backward):
         contenders = {PAPER: Contender(step(paper_twin(module)), [(one,) for one in tokens])}
@@ -105,28 +135,47 @@ def token_path(sizes: Sizes, device: str, seconds: float) -> Iterator[Row]:
             if backend == "reference":
                 continue
             require_agreement(with_backend(module, backend), few)
-            contenders[backend] = Contender(step(with_backend(module, backend)), [(one,) for one in tokens])
-        yield from both_ways(PAPER, contenders, step.__name__.replace("_", " + "), sizes.samples, seconds / 2)
+            contenders[backend] = Contender(
+                step(with_backend(module, backend)), [(one,) for one in tokens]
+            )
+        yield from both_ways(
+            PAPER, contenders, step.__name__.replace("_", " + "), sizes.samples, seconds / 2
+        )
 
 
 def flash_attention(sizes: Sizes) -> Callable[[Tensor], Tensor]:
-    """Torch's flash kernel on a cross-attention of the same sizes, projections not included: it takes the tokens as keys and values."""
+    """Torch's flash kernel on a cross-attention of the same sizes, projections not included: it
+    takes the tokens as keys and values.
+    """
     queries: dict[torch.device, Tensor] = {}
 
     def run(tokens: Tensor) -> Tensor:
         batch, positions, width = tokens.shape
-        heads = tokens.detach().view(batch, positions, sizes.heads, width // sizes.heads).transpose(1, 2)
+        heads = (
+            tokens.detach()
+            .view(batch, positions, sizes.heads, width // sizes.heads)
+            .transpose(1, 2)
+        )
         if tokens.device not in queries:
-            queries[tokens.device] = torch.randn(1, sizes.heads, sizes.latents, heads.shape[-1], device=tokens.device).to(tokens.dtype)
+            queries[tokens.device] = torch.randn(
+                1, sizes.heads, sizes.latents, heads.shape[-1], device=tokens.device
+            ).to(tokens.dtype)
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(queries[tokens.device].expand(batch, -1, -1, -1), heads, heads)
+            return F.scaled_dot_product_attention(
+                queries[tokens.device].expand(batch, -1, -1, -1), heads, heads
+            )
 
     return run
 
 
 def selection(sizes: Sizes, device: str, seconds: float) -> Iterator[Row]:
-    """Weights to mask, beside `torch.multinomial`, `torch.topk` on the usual keys, and `torch.topk` alone."""
-    weights = [(workloads.near_uniform_weights(sizes.cells, sizes.positions, seed=seed, device=device),) for seed in range(4)]
+    """Weights to mask, beside `torch.multinomial`, `torch.topk` on the usual keys, and `torch.topk`
+    alone.
+    """
+    weights = [
+        (workloads.near_uniform_weights(sizes.cells, sizes.positions, seed=seed, device=device),)
+        for seed in range(4)
+    ]
     contenders = {
         TOPK: Contender(workloads.topk_of_keys, weights),
         MULTINOMIAL: Contender(workloads.select_by_multinomial, weights),
@@ -139,21 +188,34 @@ def selection(sizes: Sizes, device: str, seconds: float) -> Iterator[Row]:
     yield from both_ways(TOPK, contenders, "draw", sizes.samples, seconds)
 
 
-def both_ways(baseline: str, contenders: dict[str, Contender], what: str, samples: int, seconds: float) -> Iterator[Row]:
-    """The contenders as called, then as CUDA graphs; those that cannot be captured are timed as called in both."""
-    called = measure_against(baseline, contenders, what=f"{what}, as called", samples=samples, seconds=seconds / 2)
+def both_ways(
+    baseline: str, contenders: dict[str, Contender], what: str, samples: int, seconds: float
+) -> Iterator[Row]:
+    """The contenders as called, then as CUDA graphs; those that cannot be captured are timed as
+    called in both.
+    """
+    called = measure_against(
+        baseline, contenders, what=f"{what}, as called", samples=samples, seconds=seconds / 2
+    )
     yield from called
     replays = {name: _captured(name, contender) for name, contender in contenders.items()}
     device = contenders[baseline].inputs[0][0].device
     timings = measure.time_interleaved(
-        {name: replay for name, replay in replays.items() if replay}, device=device, samples=samples, seconds=seconds / 2
+        {name: replay for name, replay in replays.items() if replay},
+        device=device,
+        samples=samples,
+        seconds=seconds / 2,
     )
     base = next(row for row in called if row.contender == baseline)
     base_time = timings.get(baseline, base.timing)
     for row in called:
         if row.contender in timings:
             timing = timings[row.contender]
-            ratio = None if row.ratio is None else base_time.median / base.cells / (timing.median / row.cells)
+            ratio = (
+                None
+                if row.ratio is None
+                else base_time.median / base.cells / (timing.median / row.cells)
+            )
             yield replace(row, what=f"{what}, graph replay", timing=timing, ratio=ratio)
 
 
@@ -167,7 +229,9 @@ def _captured(name: str, contender: Contender) -> Contender | None:
 
 
 def floors(sizes: Sizes, reached: Ceilings) -> dict[str, float]:
-    """The least microseconds that each path could take on this device: see NOTES.md for the bytes and the operations."""
+    """The least microseconds that each path could take on this device: see NOTES.md for the bytes
+    and the operations.
+    """
     entries = sizes.cells * sizes.positions
     tokens = sizes.token_cells * sizes.token_positions
     projections = 2 * tokens * sizes.width * 2 * sizes.width
@@ -182,9 +246,15 @@ def floors(sizes: Sizes, reached: Ceilings) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for gpu.json (default: $OUT, or benchmarks/results)")
-    parser.add_argument("--seconds", type=float, default=150.0, help="about how long to measure (default: 150)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for gpu.json (default: $OUT, or benchmarks/results)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=150.0, help="about how long to measure (default: 150)"
+    )
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("error: torch sees no GPU; `make bench` measures the CPU", file=sys.stderr)
@@ -218,9 +288,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _sections(sizes: Sizes, device: str, seconds: float) -> tuple[dict[str, list[Row]], list[str]]:
     """The rows of each path; a path that fails does not keep the others from being measured."""
     titles = {
-        f"Value path: B = {sizes.cells}, L = {sizes.positions}, {sizes.density:.0%} non-zero": (value_path, 0.4),
-        f"Token path: B = {sizes.token_cells}, L = {sizes.token_positions}, D = {sizes.width}, bfloat16": (token_path, 0.35),
-        f"Selection: B = {sizes.cells}, L = {sizes.positions}, k = {workloads.SELECTION_RATIO:.0%}": (selection, 0.25),
+        f"Value path: B = {sizes.cells}, L = {sizes.positions}, {sizes.density:.0%} non-zero": (
+            value_path,
+            0.4,
+        ),
+        f"Token path: B = {sizes.token_cells}, L = {sizes.token_positions}, D = {sizes.width}, bfloat16": (
+            token_path,
+            0.35,
+        ),
+        f"Selection: B = {sizes.cells}, L = {sizes.positions}, k = {workloads.SELECTION_RATIO:.0%}": (
+            selection,
+            0.25,
+        ),
     }
     sections, failures = {}, []
     for title, (section, share) in titles.items():

@@ -1,10 +1,12 @@
-"""Instructions that the CPU kernels execute on fixed inputs: a measure of their cost that no other program on the machine disturbs.
+"""Instructions that the CPU kernels execute on fixed inputs: a measure of their cost that no other
+program on the machine disturbs.
 
-    python -m benchmarks.instructions           # count, compare with results/instructions.json, and say what changed
-    python -m benchmarks.instructions --save    # and keep the new counts
+    python -m benchmarks.instructions           # count, compare with results/instructions.json, and
+    say what changed python -m benchmarks.instructions --save    # and keep the new counts
 
-Counted by valgrind's callgrind in a build of the kernels with the flags of setup.py, on one thread. Valgrind knows AVX2 at most, so the
-AVX-512 kernels, which are the same source at twice the width, are not counted. Another compiler gives other counts.
+Counted by valgrind's callgrind in a build of the kernels with the flags of setup.py, on one thread.
+Valgrind knows AVX2 at most, so the AVX-512 kernels, which are the same source at twice the width,
+are not counted. Another compiler gives other counts.
 """
 
 import argparse
@@ -21,7 +23,9 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = Path(__file__).resolve().parent / "results" / "instructions.json"
 TOLERANCE = 0.03
-"""How far a count may be from the one kept: small changes of the compiler's choice stay below, a pass more over the data does not."""
+"""How far a count may be from the one kept: small changes of the compiler's choice stay below, a
+pass more over the data does not.
+"""
 SETS = ("avx2", "baseline")
 
 
@@ -42,7 +46,9 @@ def compiler() -> tuple[str, str]:
     command = shutil.which("g++")
     if command is None:
         raise Uncountable("no g++")
-    version = subprocess.run([command, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [command, "-dumpfullversion"], capture_output=True, text=True, check=True
+    ).stdout
     return command, f"g++ {version.partition('.')[0]}"
 
 
@@ -51,13 +57,30 @@ def build(folder: Path) -> Path:
     script, (cxx, _) = build_script(), compiler()
     sets = script.instruction_sets()
     if set(SETS) - set(sets):
-        raise Uncountable(f"the kernels are compiled for {', '.join(sets)} on this machine, and were counted for {', '.join(SETS)}")
-    flags = [*script.CXX_FLAGS, "-DMAM_BACKEND=cpu", "-DMAM_X86=1", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
-    sources = {f"kernels_{name}": (ROOT / "csrc" / "cpu" / "kernels.cpp", [f"-DMAM_ISA={name}", *extra]) for name, extra in sets.items()}
-    sources |= {path.stem: (path, []) for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if path.stem != "kernels"}
+        raise Uncountable(
+            f"the kernels are compiled for {', '.join(sets)} on this machine, and were counted for {', '.join(SETS)}"
+        )
+    flags = [
+        *script.CXX_FLAGS,
+        "-DMAM_BACKEND=cpu",
+        "-DMAM_X86=1",
+        f"-I{ROOT / 'csrc' / 'include'}",
+        f"-I{ROOT / 'csrc'}",
+    ]
+    sources = {
+        f"kernels_{name}": (ROOT / "csrc" / "cpu" / "kernels.cpp", [f"-DMAM_ISA={name}", *extra])
+        for name, extra in sets.items()
+    }
+    sources |= {
+        path.stem: (path, [])
+        for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+        if path.stem != "kernels"
+    }
     sources["instructions"] = (Path(__file__).with_suffix(".cpp"), [])
     running = {
-        folder / f"{name}.o": subprocess.Popen([cxx, *flags, *extra, "-c", str(source), "-o", str(folder / f"{name}.o")])
+        folder / f"{name}.o": subprocess.Popen(
+            [cxx, *flags, *extra, "-c", str(source), "-o", str(folder / f"{name}.o")]
+        )
         for name, (source, extra) in sources.items()
     }
     if sum(abs(process.wait()) for process in running.values()):
@@ -70,8 +93,20 @@ def build(folder: Path) -> Path:
 def count(program: Path, name: str, instruction_set: str) -> int:
     """Instructions of the call of that name."""
     out = program.parent / "callgrind.out"
-    command = ["valgrind", "--tool=callgrind", "--toggle-collect=measured", f"--callgrind-out-file={out}", str(program), name]
-    done = subprocess.run(command, capture_output=True, text=True, env={"MAM_CPU_ISA": instruction_set, "PATH": "/usr/bin:/bin"})
+    command = [
+        "valgrind",
+        "--tool=callgrind",
+        "--toggle-collect=measured",
+        f"--callgrind-out-file={out}",
+        str(program),
+        name,
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={"MAM_CPU_ISA": instruction_set, "PATH": "/usr/bin:/bin"},
+    )
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or found is None:
         raise Uncountable(f"valgrind failed: {done.stderr.strip()[-500:]}")
@@ -84,7 +119,9 @@ def count_all() -> dict:
         raise Uncountable("no valgrind")
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder))
-        names = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
+        names = subprocess.run(
+            [str(program)], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         counts = {name: {call: count(program, call, name) for call in names} for name in SETS}
     return {"compiler": compiler()[1], "instructions": counts}
 
@@ -96,16 +133,26 @@ def changes(kept: dict, now: dict) -> list[str]:
         before, after = kept["instructions"][name], now["instructions"][name]
         for call in sorted({*before, *after}):
             if call not in before or call not in after:
-                lines.append(f"{name}, {call}: {'no longer counted' if call in before else 'not kept yet'}")
+                lines.append(
+                    f"{name}, {call}: {'no longer counted' if call in before else 'not kept yet'}"
+                )
             elif abs(after[call] / before[call] - 1) > TOLERANCE:
-                lines.append(f"{name}, {call}: {after[call]:,} instructions, {after[call] / before[call] - 1:+.1%}")
+                lines.append(
+                    f"{name}, {call}: {after[call]:,} instructions, {after[call] / before[call] - 1:+.1%}"
+                )
     return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Count from the command line; returns the exit status, 1 where a count has changed and is not saved."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__.partition("\n")[0])
-    parser.add_argument("--save", action="store_true", help=f"keep the counts in {KEPT.relative_to(ROOT)}")
+    """Count from the command line; returns the exit status, 1 where a count has changed and is not
+    saved.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.instructions", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--save", action="store_true", help=f"keep the counts in {KEPT.relative_to(ROOT)}"
+    )
     save = parser.parse_args(arguments).save
     try:
         now = count_all()
@@ -115,7 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, counts in now["instructions"].items():
         for call, instructions in counts.items():
             print(f"{name:10}{call:36}{instructions:>14,}")
-    different = changes(json.loads(KEPT.read_text()), now) if KEPT.is_file() else ["nothing was kept yet"]
+    different = (
+        changes(json.loads(KEPT.read_text()), now) if KEPT.is_file() else ["nothing was kept yet"]
+    )
     print("\n".join(different) or f"none differs by more than {TOLERANCE:.0%} from what is kept")
     if save:
         KEPT.write_text(json.dumps(now, indent=1) + "\n")

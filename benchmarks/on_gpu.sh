@@ -25,7 +25,7 @@ MAM_WITH_CUDA=1 MAM_CUDA_ARCHS=$arch timeout 150 "$python" setup.py --quiet buil
 echo "== tests"
 workers=$("$python" -c 'import os, xdist; print("-n", min(8, os.cpu_count()))' 2>/dev/null)
 # shellcheck disable=SC2086  # two words
-MAM_TEST_BACKENDS=triton,cuda MAM_TEST_DEVICE=cuda timeout 180 "$python" -m pytest -q --maxfail=20 $workers tests/conformance tests/test_systems.py 2>&1 |
+MAM_TEST_BACKENDS=triton,cuda MAM_TEST_DEVICE=cuda timeout 180 "$python" -m pytest -q --maxfail=20 $workers tests/conformance tests/engine/test_systems.py 2>&1 |
   tee "$out/gpu_tests.log" | tail -n 30
 tests=${PIPESTATUS[0]}
 

@@ -1,4 +1,6 @@
-"""The tables of README.md, made from the committed measurements: python -m benchmarks.readme writes them, --check only compares."""
+"""The tables of README.md, made from the committed measurements: python -m benchmarks.readme writes
+them, --check only compares.
+"""
 
 import csv
 import json
@@ -10,11 +12,15 @@ from . import results
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
 STUDY_BEGIN, STUDY_END = "<!-- study:begin -->\n", "<!-- study:end -->\n"
-MASKING = results.COMMITTED / "masking"  # a folder for each set of cells, with files of a study folder
+MASKING = (
+    results.COMMITTED / "masking"
+)  # a folder for each set of cells, with files of a study folder
 
 
 def table(study: dict, sweeps: dict | None = None, share: dict | None = None) -> str:
-    """The measurements of study.json, and where they are there of sweeps.json and share.json, in Markdown."""
+    """The measurements of study.json, and where they are there of sweeps.json and share.json, in
+    Markdown.
+    """
     machine, versions = study["environment"], study["environment"]["versions"]
     lines = [
         "| on two CPU cores | baseline | ours | ratio | first call | memory |",
@@ -22,7 +28,11 @@ def table(study: dict, sweeps: dict | None = None, share: dict | None = None) ->
     ]
     for title, rows in study["sections"].items():
         lines += _section(title, rows)
-    lines += ["", *_batches(study["batches"], next(iter(study["sections"].values()))), *_rivals(study["sections"])]
+    lines += [
+        "",
+        *_batches(study["batches"], next(iter(study["sections"].values()))),
+        *_rivals(study["sections"]),
+    ]
     lines += [*_curves(sweeps), *_shares(share)]
     lines += [
         "",
@@ -43,9 +53,13 @@ def _batches(records: list[dict], value_path: list[dict]) -> list[str]:
     baseline = {row["what"]: row["median_us"] for row in value_path if row["ratio"] is None}
     ratios: dict[str, list[str]] = {what: [] for what in baseline}
     for record in records:
-        ratios[record["what"]].append(f"{baseline[record['what']] / record['median_us']:,.0f} × at {record['cells_per_call']}")
+        ratios[record["what"]].append(
+            f"{baseline[record['what']] / record['median_us']:,.0f} × at {record['cells_per_call']}"
+        )
     parts = [f"{what} {', '.join(some)}" for what, some in ratios.items()]
-    return [f"A call has a fixed cost, so the ratio grows with its cells; dense values, inputs in cache: {'; '.join(parts)}."]
+    return [
+        f"A call has a fixed cost, so the ratio grows with its cells; dense values, inputs in cache: {'; '.join(parts)}."
+    ]
 
 
 def _rivals(sections: dict[str, list[dict]]) -> list[str]:
@@ -54,7 +68,9 @@ def _rivals(sections: dict[str, list[dict]]) -> list[str]:
     for title, rows in sections.items():
         for row in rows:
             if row["ratio"] is not None and not row["contender"].startswith(("cpu", "reference")):
-                where = f"{_time(row['median_us'])} ({title.partition(':')[0].lower()}, {row['what']})"
+                where = (
+                    f"{_time(row['median_us'])} ({title.partition(':')[0].lower()}, {row['what']})"
+                )
                 found.setdefault(row["contender"], []).append(where)
     parts = [f"{name}: {', '.join(some)}" for name, some in found.items()]
     return ["", f"On the same cells, a cell: {'; '.join(parts)}."] if parts else []
@@ -64,7 +80,9 @@ def _curves(sweeps: dict | None) -> list[str]:
     """How the cost grows, and what the machine reaches on the simplest programs."""
     if sweeps is None:
         return []
-    by_positions, by_cells = (sweeps["lines"][axis]["dense, forward"] for axis in ("positions", "cells"))
+    by_positions, by_cells = (
+        sweeps["lines"][axis]["dense, forward"] for axis in ("positions", "cells")
+    )
     copied, products = sweeps["ceilings"]["copied_bytes"], sweeps["ceilings"]["multiply_adds"]
     point = next(row for row in sweeps["rows"] if row["axis"] == "positions")
     floor = 9 * 19264 / copied * 1e6
@@ -87,8 +105,13 @@ def _shares(share: dict | None) -> list[str]:
     parts = []
     for record in share["shares"]:
         of = f"{record['size']}, {record['genes']} genes × {record['cells']}"
-        parts.append(f"{100 * record['masking_share']:.2g} % of {_time(1e3 * record['step_ms'])} ({of})")
-    return ["", f"Masking's share of a pretraining step of `scmam`, forward and backward: {'; '.join(parts)}."]
+        parts.append(
+            f"{100 * record['masking_share']:.2g} % of {_time(1e3 * record['step_ms'])} ({of})"
+        )
+    return [
+        "",
+        f"Masking's share of a pretraining step of `scmam`, forward and backward: {'; '.join(parts)}.",
+    ]
 
 
 def _section(title: str, rows: list[dict]) -> list[str]:
@@ -102,7 +125,9 @@ def _section(title: str, rows: list[dict]) -> list[str]:
         before, after = (_time(each["median_us"]) for each in (baselines[row["what"]], row))
         memory = row["peak_bytes_beyond_inputs_and_outputs"] / row["input_bytes"]
         ratio, first = (_ratio(row[key]) for key in ("ratio", "ratio_of_first_call"))
-        lines.append(f"| {name} | {row['baseline']}, {before} a cell | {after} a cell | **{ratio} ×** | {first} × | {memory:.1f} × |")
+        lines.append(
+            f"| {name} | {row['baseline']}, {before} a cell | {after} a cell | **{ratio} ×** | {first} × | {memory:.1f} × |"
+        )
     return lines
 
 
@@ -115,15 +140,15 @@ def _time(microseconds: float) -> str:
 
 
 def comparison(folder: Path) -> str:
-    """A comparison of maskings in Markdown: macro-F1 of each arm, and its difference to the reference arm."""
+    """A comparison of maskings in Markdown: macro-F1 of each arm, and its difference to the
+    reference arm.
+    """
     study = json.loads((folder / "study.json").read_text())
     with open(folder / "summary.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "macro_f1"]
     cells, reference = study["cells"], study["reference"]
     seeds = len(study["seeds"])
-    title = (
-        f"**{folder.name}**: {cells['num_cells']:,} cells, {cells['num_genes']:,} genes, {len(cells['classes'])} cell types, {seeds} seeds"
-    )
+    title = f"**{folder.name}**: {cells['num_cells']:,} cells, {cells['num_genes']:,} genes, {len(cells['classes'])} cell types, {seeds} seeds"
     baselines = [f"{row['arm']} {_points(row['mean'])}" for row in rows if not int(row["seeds"])]
     lines = [
         f"{title}; {_scored(folder)}on the data itself: {', '.join(baselines)}.",
@@ -133,7 +158,11 @@ def comparison(folder: Path) -> str:
     ]
     for arm in study["arms"]:
         methods = {row["method"]: row for row in rows if row["arm"] == arm}
-        scores = [text for method in ("linear-probe", "fine-tuning") for text in _score(methods.get(method))]
+        scores = [
+            text
+            for method in ("linear-probe", "fine-tuning")
+            for text in _score(methods.get(method))
+        ]
         lines.append(f"| `{arm}` | {' | '.join(scores)} |")
     return "\n".join(lines) + "\n"
 
@@ -158,13 +187,19 @@ def comparisons() -> str:
 
 
 def _score(row: dict[str, str] | None) -> tuple[str, str]:
-    """Mean with the half width of its interval, and the difference with its interval; in points of 100."""
+    """Mean with the half width of its interval, and the difference with its interval; in points of
+    100.
+    """
     if row is None:
         return "–", "–"
     half = f" ± {_points(float(row['high']) - float(row['mean']))}" if row["low"] else ""
     if not row["difference"]:
         return _points(row["mean"]) + half, "–"
-    interval = f" [{_points(row['difference_low'], '+')}, {_points(row['difference_high'], '+')}]" if row["difference_low"] else ""
+    interval = (
+        f" [{_points(row['difference_low'], '+')}, {_points(row['difference_high'], '+')}]"
+        if row["difference_low"]
+        else ""
+    )
     return _points(row["mean"]) + half, _points(row["difference"], "+") + interval
 
 
@@ -198,7 +233,10 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = with_table(current, study)
     if check:
         if wanted != current:
-            print("README.md does not show the committed measurements: python -m benchmarks.readme", file=sys.stderr)
+            print(
+                "README.md does not show the committed measurements: python -m benchmarks.readme",
+                file=sys.stderr,
+            )
         return int(wanted != current)
     README.write_text(wanted)
     return 0

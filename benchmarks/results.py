@@ -20,7 +20,10 @@ def save(target: Path, name: str, sections: dict[str, Sequence[Row]], **more: ob
     target.mkdir(parents=True, exist_ok=True)
     path = target / f"{name}.json"
     unfinished = path.with_suffix(".partial")
-    content = {**more, "sections": {title: [row.record() for row in rows] for title, rows in sections.items()}}
+    content = {
+        **more,
+        "sections": {title: [row.record() for row in rows] for title, rows in sections.items()},
+    }
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(unfinished, path)
     return path
@@ -29,7 +32,10 @@ def save(target: Path, name: str, sections: dict[str, Sequence[Row]], **more: ob
 def table(sections: dict[str, Sequence[Row]]) -> str:
     """The rows in short: time of a call and of a cell, ratio to the baseline, memory."""
     head = f"{'':46}{'a call':>12}{'a cell':>12}{'spread':>8}{'ratio':>10}{'first':>8}{'memory':>9}"
-    lines = [head + "  (first: ratio of a call right after other work; memory beyond inputs and outputs, in units of the inputs)"]
+    lines = [
+        head
+        + "  (first: ratio of a call right after other work; memory beyond inputs and outputs, in units of the inputs)"
+    ]
     for title, rows in sections.items():
         lines += ["", title]
         lines += [_line(row) for row in rows]

@@ -1,7 +1,8 @@
-"""Masking's share of a pretraining step, at several sizes of the model: real steps of `scmam pretrain`, on cells made up for it.
+"""Masking's share of a pretraining step, at several sizes of the model: real steps of `scmam
+pretrain`, on cells made up for it.
 
-    python -m benchmarks.share                          # the sizes below; the published one takes some minutes a step on two cores
-    python -m benchmarks.share --sizes tiny base
+    python -m benchmarks.share                          # the sizes below; the published one takes
+    some minutes a step on two cores python -m benchmarks.share --sizes tiny base
 
 Target: at most 2 % on the CPU, 1 % on a GPU.
 """
@@ -33,7 +34,12 @@ class Case:
     steps: int
 
 
-CASES = (Case("tiny", 300, 32, 60), Case("small", 2000, 16, 20), Case("base", 2000, 8, 12), Case("paper", 19264, 1, 2))
+CASES = (
+    Case("tiny", 300, 32, 60),
+    Case("small", 2000, 16, 20),
+    Case("base", 2000, 8, 12),
+    Case("paper", 19264, 1, 2),
+)
 
 
 def counts(cells: int, genes: int) -> anndata.AnnData:
@@ -47,7 +53,9 @@ def counts(cells: int, genes: int) -> anndata.AnnData:
 
 
 def measured(case: Case, folder: Path) -> dict[str, object]:
-    """Medians over the steps of a run: milliseconds of a step, and of masking in it, forward and backward."""
+    """Medians over the steps of a run: milliseconds of a step, and of masking in it, forward and
+    backward.
+    """
     path = folder / "cells.h5ad"
     counts(max(64, 4 * case.cells), case.genes).write_h5ad(path)
     config = scmam.Config.model_validate(
@@ -55,19 +63,31 @@ def measured(case: Case, folder: Path) -> dict[str, object]:
             "data": {"path": str(path), "genes": "all"},
             "model": {"size": case.size},
             "masking": {"strategy": "mam", "injection": "decoder"},
-            "training": {"steps": case.steps, "batch_size": case.cells, "validation": 0.0, "device": "auto"},
+            "training": {
+                "steps": case.steps,
+                "batch_size": case.cells,
+                "validation": 0.0,
+                "device": "auto",
+            },
         }
     )
     run = scmam.pretrain(config, folder / "run", progress=False)
-    return {**vars(case), **{name: run.record[name] for name in ("step_ms", "masking_ms", "masking_share")}}
+    return {
+        **vars(case),
+        **{name: run.record[name] for name in ("step_ms", "masking_ms", "masking_share")},
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.share", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.share", description=__doc__.partition("\n")[0]
+    )
     names = [case.size for case in CASES]
     parser.add_argument("--sizes", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--out", type=Path, help="folder for share.json (default: $OUT, or benchmarks/results)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for share.json (default: $OUT, or benchmarks/results)"
+    )
     chosen = parser.parse_args(arguments)
     records = []
     for case in CASES:
@@ -81,7 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
             f" {record['step_ms']:,.1f} ms, {record['masking_share']:.3%}",
             flush=True,
         )
-    path = results.save(results.folder(chosen.out), "share", {}, shares=records, environment=measure.environment())
+    path = results.save(
+        results.folder(chosen.out), "share", {}, shares=records, environment=measure.environment()
+    )
     print(f"written to {path}")
     return 0
 

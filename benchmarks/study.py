@@ -1,4 +1,5 @@
-"""The side-by-side study: the masking step and the paper computation on the same cells, in the same process.
+"""The side-by-side study: the masking step and the paper computation on the same cells, in the same
+process.
 
     python -m benchmarks.study              # the published size; a few minutes on two cores
     python -m benchmarks.study --help
@@ -18,7 +19,15 @@ import mam_kernels as mam
 from mam_kernels.testing import measure
 from mam_kernels.testing.agreement import Disagreement, forward
 from mam_kernels.testing.measure import Contender
-from mam_kernels.testing.side_by_side import COMPILED, DIRECTIONS, SDPA, Row, Variant, measure_against, side_by_side
+from mam_kernels.testing.side_by_side import (
+    COMPILED,
+    DIRECTIONS,
+    SDPA,
+    Row,
+    Variant,
+    measure_against,
+    side_by_side,
+)
 from mam_kernels.testing.tolerances import misplaced
 
 from . import results, workloads
@@ -67,11 +76,23 @@ def value_path(sizes: Sizes) -> list[Row]:
     few = [tokens[: sizes.paper_cells].clone() for tokens in dense[:2]]
     variants = []
     for name in workloads.backends_on("cpu", "value_mask", torch.float32):
-        sets = few if name == "reference" else dense  # the specification loops over cells, and holds their attention
+        sets = (
+            few if name == "reference" else dense
+        )  # the specification loops over cells, and holds their attention
         variants.append(Variant(f"{name}, dense", name, sets))
-        variants.append(Variant(f"{name}, sparse CSR", name, [tokens.to_sparse_csr() for tokens in sets]))
+        variants.append(
+            Variant(f"{name}, sparse CSR", name, [tokens.to_sparse_csr() for tokens in sets])
+        )
     module = masking_module(sizes)
-    return side_by_side(module, variants, few, rivals=RIVALS, samples=sizes.samples, seconds=sizes.seconds, progress=say)
+    return side_by_side(
+        module,
+        variants,
+        few,
+        rivals=RIVALS,
+        samples=sizes.samples,
+        seconds=sizes.seconds,
+        progress=say,
+    )
 
 
 def token_path(sizes: Sizes) -> list[Row]:
@@ -81,13 +102,25 @@ def token_path(sizes: Sizes) -> list[Row]:
     names = workloads.backends_on("cpu", "latent_attention", torch.float32)
     module = masking_module(sizes, input_dim=sizes.width)
     variants = [Variant(name, name, tokens) for name in names]
-    return side_by_side(module, variants, tokens, rivals=RIVALS, samples=sizes.samples, seconds=sizes.seconds, progress=say)
+    return side_by_side(
+        module,
+        variants,
+        tokens,
+        rivals=RIVALS,
+        samples=sizes.samples,
+        seconds=sizes.seconds,
+        progress=say,
+    )
 
 
 def selection(sizes: Sizes) -> list[Row]:
     """Weights to mask, beside `torch.multinomial`."""
     rows, positions = sizes.selection_rows, sizes.selection_positions
-    weights = measure.input_sets(lambda seed: (workloads.near_uniform_weights(rows, positions, seed=seed),), rows * positions * 4, limit=16)
+    weights = measure.input_sets(
+        lambda seed: (workloads.near_uniform_weights(rows, positions, seed=seed),),
+        rows * positions * 4,
+        limit=16,
+    )
     contenders = {
         MULTINOMIAL: Contender(workloads.select_by_multinomial, weights),
         "topk of weight / exponential": Contender(workloads.select_by_exponential_topk, weights),
@@ -97,7 +130,9 @@ def selection(sizes: Sizes) -> list[Row]:
         say(f"{name}: checking its draw")
         require_right_draw(name, *weights[0])
         contenders[name] = Contender(workloads.select_with(name), weights)
-    return measure_against(MULTINOMIAL, contenders, what="draw", samples=sizes.samples, seconds=sizes.seconds)
+    return measure_against(
+        MULTINOMIAL, contenders, what="draw", samples=sizes.samples, seconds=sizes.seconds
+    )
 
 
 def require_right_draw(backend: str, weights: torch.Tensor) -> None:
@@ -107,11 +142,15 @@ def require_right_draw(backend: str, weights: torch.Tensor) -> None:
     counts = torch.full((len(weights),), count, device=weights.device)
     wrong = misplaced(mask, weights, counts)
     if wrong:
-        raise Disagreement(f"{backend}: {wrong} positions of its draw are on the wrong side of the race in float64")
+        raise Disagreement(
+            f"{backend}: {wrong} positions of its draw are on the wrong side of the race in float64"
+        )
 
 
 def host_cost() -> dict[str, dict]:
-    """Microseconds that the host spends on a call whose arithmetic is nothing: one cell of sixteen positions."""
+    """Microseconds that the host spends on a call whose arithmetic is nothing: one cell of sixteen
+    positions.
+    """
     tokens = workloads.cells(1, 16, 0.5)
     torch.manual_seed(0)
     tiny = mam.MultinomialAttentionMasking(latent_dim=2, num_latents=1, num_heads=1)
@@ -123,7 +162,9 @@ def host_cost() -> dict[str, dict]:
 
 
 def by_batch(sizes: Sizes) -> list[dict]:
-    """What a cell takes when a call holds few of them: the fixed cost of a call, shared by ever more cells."""
+    """What a cell takes when a call holds few of them: the fixed cost of a call, shared by ever
+    more cells.
+    """
     module = masking_module(sizes)
     records = []
     for cells in sorted({1, 2, 4, 8, 16, sizes.cells}):
@@ -140,17 +181,31 @@ def import_seconds() -> dict[str, float]:
         "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import mam_kernels;"
         " c = time.perf_counter(); print(b - a, c - b)"
     )
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in range(3)]
-    torch_alone, added = (min(times) for times in zip(*(map(float, run.stdout.split()) for run in runs), strict=True))
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    torch_alone, added = (
+        min(times) for times in zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
+    )
     return {"torch": torch_alone, "mam_kernels_adds": added}
 
 
 def options() -> argparse.ArgumentParser:
     """The command line: a flag for every size."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for study.json (default: $OUT, or benchmarks/results)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for study.json (default: $OUT, or benchmarks/results)"
+    )
     for name, default in vars(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default: {default}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"default: {default}",
+        )
     return parser
 
 
@@ -176,14 +231,26 @@ def main(arguments: list[str] | None = None) -> int:
     if busy:
         say("\nother programs were running when this began: the ratios below are not to be trusted")
     more = {"batches": by_batch(sizes), "host": host_cost(), "imports": import_seconds()}
-    path = results.save(target, "study", sections, sizes=vars(sizes), environment=measure.environment(), busy=busy, **more)
+    path = results.save(
+        target,
+        "study",
+        sections,
+        sizes=vars(sizes),
+        environment=measure.environment(),
+        busy=busy,
+        **more,
+    )
     print(f"\nwritten to {path}\n\n{results.table(sections)}\n")
     for record in more["batches"]:
-        print(f"{record['cells_per_call']:>3} cells a call, {record['what']}: {record['median_us']:.0f} us a cell")
+        print(
+            f"{record['cells_per_call']:>3} cells a call, {record['what']}: {record['median_us']:.0f} us a cell"
+        )
     for name, record in more["host"].items():
         print(f"host cost of a call, {name}: {record['median_us']:.0f} us")
     imports = more["imports"]
-    print(f"import mam_kernels adds {imports['mam_kernels_adds']:.2f} s to import torch ({imports['torch']:.2f} s)")
+    print(
+        f"import mam_kernels adds {imports['mam_kernels_adds']:.2f} s to import torch ({imports['torch']:.2f} s)"
+    )
     return 0
 
 

@@ -1,10 +1,13 @@
-"""How the cost of a masking step grows: with the positions, the cells, the density, the latents' heads and the share that is hidden.
+"""How the cost of a masking step grows: with the positions, the cells, the density, the latents'
+heads and the share that is hidden.
 
-    python -m benchmarks.sweeps             # some minutes on two cores; results/sweeps.json and results/sweeps.svg
-    python -m benchmarks.sweeps --help
+    python -m benchmarks.sweeps             # some minutes on two cores; results/sweeps.json and
+    results/sweeps.svg python -m benchmarks.sweeps --help
 
-One size changes at a time, the others are the published ones. Values dense and sparse, forward and with gradients, in one process and in
-turns. Beside them stands what the machine reaches: bytes copied, exponentials and multiply-adds a second.
+One size changes at a time, the others are the published ones. Values dense and sparse, forward and
+with gradients, in one process and in
+turns. Beside them stands what the machine reaches: bytes copied, exponentials and multiply-adds a
+second.
 """
 
 import argparse
@@ -59,46 +62,76 @@ def points(axis: str, base: Point, most_positions: int) -> list[Point]:
 
 
 def contenders(point: Point, backend: str | None) -> dict[tuple[str, str], Contender]:
-    """What is timed at a point, by layout and direction; input sets take turns, two of them at least."""
+    """What is timed at a point, by layout and direction; input sets take turns, two of them at
+    least.
+    """
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(None, 256, point.slopes // 8, 8, mask_ratio=point.ratio, backend=backend)
+    module = mam.MultinomialAttentionMasking(
+        None, 256, point.slopes // 8, 8, mask_ratio=point.ratio, backend=backend
+    )
     dense = measure.input_sets(
         lambda seed: (workloads.cells(point.cells, point.positions, point.density, seed=seed),),
         point.cells * point.positions * 4,
         limit=4,
     )
     inputs = {"dense": dense, "CSR": [(tokens.to_sparse_csr(),) for (tokens,) in dense]}
-    return {(layout, what): Contender(step(module), inputs[layout]) for layout in LAYOUTS for what, step in DIRECTIONS.items()}
+    return {
+        (layout, what): Contender(step(module), inputs[layout])
+        for layout in LAYOUTS
+        for what, step in DIRECTIONS.items()
+    }
 
 
 def measured(axis: str, point: Point, backend: str | None, samples: int) -> list[dict[str, Any]]:
     """The times of a point, as plain data."""
-    timed = {f"{layout}, {what}": contender for (layout, what), contender in contenders(point, backend).items()}
+    timed = {
+        f"{layout}, {what}": contender
+        for (layout, what), contender in contenders(point, backend).items()
+    }
     timings = measure.time_interleaved(timed, samples=samples)
     return [
-        {"axis": axis, "value": getattr(point, axis), "what": name, **vars(point), **timing.record(point.cells)}
+        {
+            "axis": axis,
+            "value": getattr(point, axis),
+            "what": name,
+            **vars(point),
+            **timing.record(point.cells),
+        }
         for name, timing in timings.items()
     ]
 
 
 def ceilings(seconds: float = 0.5) -> dict[str, float]:
-    """What this machine reaches on torch's threads: bytes a second copied in memory, exponentials and multiply-adds a second in cache."""
+    """What this machine reaches on torch's threads: bytes a second copied in memory, exponentials
+    and multiply-adds a second in cache.
+    """
     large, small, square = torch.zeros(2**26), torch.linspace(-1, 1, 2**15), torch.rand(768, 768)
-    target, out, product = torch.empty_like(large), torch.empty_like(small), torch.empty_like(square)
+    target, out, product = (
+        torch.empty_like(large),
+        torch.empty_like(small),
+        torch.empty_like(square),
+    )
     calls = {
         "copied_bytes": (lambda: target.copy_(large), 2 * large.nbytes),
         "exponentials": (lambda: torch.exp(small, out=out), small.numel()),
         "multiply_adds": (lambda: torch.mm(square, square, out=product), 768**3),
     }
-    timings = measure.time_interleaved({name: Contender(lambda call=call: call()) for name, (call, _) in calls.items()}, seconds=seconds)
+    timings = measure.time_interleaved(
+        {name: Contender(lambda call=call: call()) for name, (call, _) in calls.items()},
+        seconds=seconds,
+    )
     return {name: units / timings[name].median for name, (_, units) in calls.items()}
 
 
 def slope_of(rows: list[dict[str, Any]], size: str) -> dict[str, float]:
-    """Least squares of microseconds a call by ``a + b size``: the fixed cost a, b, and how much of the variance the line explains."""
+    """Least squares of microseconds a call by ``a + b size``: the fixed cost a, b, and how much of
+    the variance the line explains.
+    """
     x = torch.tensor([float(row[size]) for row in rows], dtype=torch.float64)
     y = torch.tensor([row["median_us"] * row["cells"] for row in rows], dtype=torch.float64)
-    design = torch.stack([torch.ones_like(x), x], dim=1) / y[:, None]  # relative errors, so that small sizes count as well
+    design = (
+        torch.stack([torch.ones_like(x), x], dim=1) / y[:, None]
+    )  # relative errors, so that small sizes count as well
     fixed, each = torch.linalg.lstsq(design, torch.ones_like(y)[:, None]).solution[:, 0].tolist()
     worst = float(((fixed + each * x) / y - 1).abs().max())
     return {"fixed_us": fixed, "us_each": each, "largest_relative_error": worst}
@@ -116,21 +149,35 @@ def lines(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The curves, an axis each: microseconds a cell, on logarithmic scales; the bars are the middle 60 % of the samples."""
+    """The curves, an axis each: microseconds a cell, on logarithmic scales; the bars are the middle
+    60 % of the samples.
+    """
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(AXES), figsize=(4 * len(AXES), 3.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(AXES), figsize=(4 * len(AXES), 3.6), sharey=True, layout="constrained"
+    )
     for panel, (axis, (label, _)) in zip(panels, AXES.items(), strict=True):
         for name in dict.fromkeys(row["what"] for row in rows):
             some = [row for row in rows if row["axis"] == axis and row["what"] == name]
             middle = [row["median_us"] for row in some]
-            spread = [[row["median_us"] - row["p20_us"] for row in some], [row["p80_us"] - row["median_us"] for row in some]]
-            style = {"linestyle": "-" if name.endswith("forward") else "--", "marker": "o", "markersize": 3, "capsize": 2}
+            spread = [
+                [row["median_us"] - row["p20_us"] for row in some],
+                [row["p80_us"] - row["median_us"] for row in some],
+            ]
+            style = {
+                "linestyle": "-" if name.endswith("forward") else "--",
+                "marker": "o",
+                "markersize": 3,
+                "capsize": 2,
+            }
             color = "#1b6ca8" if name.startswith("dense") else "#c8553d"
-            panel.errorbar([row["value"] for row in some], middle, spread, label=name, color=color, **style)
+            panel.errorbar(
+                [row["value"] for row in some], middle, spread, label=name, color=color, **style
+            )
         panel.set(xlabel=label, xscale="log", yscale="log")
         panel.grid(alpha=0.3, which="both", linewidth=0.4)
     panels[0].set_ylabel("µs a cell")
@@ -144,12 +191,21 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Sweep from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for the results (default: $OUT, or benchmarks/results)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sweeps", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results (default: $OUT, or benchmarks/results)"
+    )
     parser.add_argument("--backend", help="default: the first that runs")
     parser.add_argument("--axes", default=",".join(AXES), help="default: all")
     parser.add_argument("--samples", type=int, default=7, help="of each time, in turns; default: 7")
-    parser.add_argument("--most-positions", type=int, default=60000, help="larger sizes are left out; default: 60000")
+    parser.add_argument(
+        "--most-positions",
+        type=int,
+        default=60000,
+        help="larger sizes are left out; default: 60000",
+    )
     options = parser.parse_args(arguments)
     target = results.folder(options.out)
     base = replace(Point(), positions=min(Point.positions, options.most_positions))
@@ -161,9 +217,18 @@ def main(arguments: list[str] | None = None) -> int:
         for point in points(axis, base, options.most_positions):
             rows += measured(axis, point, options.backend, options.samples)
             last = {row["what"]: f"{row['median_us']:,.1f}" for row in rows[-4:]}
-            print(f"{axis} {getattr(point, axis):>8}: " + "; ".join(f"{name} {time} us a cell" for name, time in last.items()), flush=True)
+            print(
+                f"{axis} {getattr(point, axis):>8}: "
+                + "; ".join(f"{name} {time} us a cell" for name, time in last.items()),
+                flush=True,
+            )
     target.mkdir(parents=True, exist_ok=True)
-    content = {"environment": measure.environment(), "ceilings": ceilings(), "lines": lines(rows), "rows": rows}
+    content = {
+        "environment": measure.environment(),
+        "ceilings": ceilings(),
+        "lines": lines(rows),
+        "rows": rows,
+    }
     unfinished = target / "sweeps.partial"
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(unfinished, target / "sweeps.json")

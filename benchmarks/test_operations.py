@@ -1,4 +1,6 @@
-"""Micro-benchmarks of every operation on every backend of this machine, at sizes of real cells: `pytest benchmarks`."""
+"""Micro-benchmarks of every operation on every backend of this machine, at sizes of real cells:
+`pytest benchmarks`.
+"""
 
 import pytest
 import torch
@@ -47,7 +49,9 @@ def test_masking_of_embeddings(timed, backend, device, step):
 
 
 def test_latent_attention(timed, backend, device):
-    timed(lambda *tensors: mam.latent_attention(*tensors, backend=backend), *attention_inputs(device))
+    timed(
+        lambda *tensors: mam.latent_attention(*tensors, backend=backend), *attention_inputs(device)
+    )
 
 
 def test_latent_attention_with_gradients(timed, backend, device):
@@ -64,8 +68,17 @@ def test_attention_importance(timed, backend, device):
     query, key, value = attention_inputs(device)
     _, logsumexp = mam.latent_attention(query, key, value, backend=backend)
     latents = torch.arange(int(0.3 * LATENTS), device=device)
-    timed(lambda *tensors: mam.attention_importance(*tensors, backend=backend), query, key, logsumexp, latents)
+    timed(
+        lambda *tensors: mam.attention_importance(*tensors, backend=backend),
+        query,
+        key,
+        logsumexp,
+        latents,
+    )
 
 
 def test_sample_without_replacement(timed, backend, device):
-    timed(workloads.select_with(backend), workloads.near_uniform_weights(CELLS, POSITIONS, device=device))
+    timed(
+        workloads.select_with(backend),
+        workloads.near_uniform_weights(CELLS, POSITIONS, device=device),
+    )

@@ -1,8 +1,10 @@
-"""Finds the fastest configuration of the Triton kernels that give each row a program, on the GPU at hand.
+"""Finds the fastest configuration of the Triton kernels that give each row a program, on the GPU at
+hand.
 
     python -m benchmarks.tune [--out FILE] [--seconds 60] [--positions 2048 20000 60000]
 
-Every candidate must give the masks of the default; the fastest replaces what `mam_kernels/row_configurations.json` keeps of this GPU.
+Every candidate must give the masks of the default; the fastest replaces what
+`mam_kernels/_core/row_configurations.json` keeps of this GPU.
 """
 
 import argparse
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor
 
 import mam_kernels as mam
-from mam_kernels import row_configurations
-from mam_kernels.row_configurations import KERNELS, Measured, RowConfiguration
+from mam_kernels._core import row_configurations
+from mam_kernels._core.row_configurations import KERNELS, Measured, RowConfiguration
 from mam_kernels.testing import measure
 from mam_kernels.testing.measure import Contender
 
@@ -39,24 +41,40 @@ def candidates() -> Iterator[RowConfiguration]:
             yield configuration
 
 
-def calls(kernel: str, positions: int, device: str) -> tuple[Callable[..., Tensor], list[tuple[Tensor, ...]]]:
-    """A function from data to masks that is one launch of the kernel, and data that does not stay in the caches."""
+def calls(
+    kernel: str, positions: int, device: str
+) -> tuple[Callable[..., Tensor], list[tuple[Tensor, ...]]]:
+    """A function from data to masks that is one launch of the kernel, and data that does not stay
+    in the caches.
+    """
     if kernel == "selection":
-        weights = [(workloads.near_uniform_weights(CELLS, positions, seed=seed, device=device),) for seed in range(3)]
-        return lambda row: mam.sample_without_replacement(row, positions // 3, seed=1, backend="triton"), weights
+        weights = [
+            (workloads.near_uniform_weights(CELLS, positions, seed=seed, device=device),)
+            for seed in range(3)
+        ]
+        return lambda row: mam.sample_without_replacement(
+            row, positions // 3, seed=1, backend="triton"
+        ), weights
     torch.manual_seed(0)
     module = mam.MultinomialAttentionMasking(backend="triton").to(device).requires_grad_(False)
-    cells = [(workloads.cells(CELLS, positions, 0.08, seed=seed, device=device),) for seed in range(3)]
+    cells = [
+        (workloads.cells(CELLS, positions, 0.08, seed=seed, device=device),) for seed in range(3)
+    ]
     return (lambda tokens: module(tokens, seed=1).mask), cells
 
 
 def launched_as(configuration: RowConfiguration) -> mock._patch:
     """While active, kernels are launched so."""
-    return mock.patch("mam_kernels.triton_launch.row_configuration", return_value=configuration)
+    return mock.patch(
+        "mam_kernels._core.triton_launch.row_configuration", return_value=configuration
+    )
 
 
-def fastest(kernel: str, positions: int, device: str, tried: Iterable[RowConfiguration], seconds: float) -> tuple[RowConfiguration, float]:
-    """The fastest of the configurations, the first of which is the default, and its time in microseconds.
+def fastest(
+    kernel: str, positions: int, device: str, tried: Iterable[RowConfiguration], seconds: float
+) -> tuple[RowConfiguration, float]:
+    """The fastest of the configurations, the first of which is the default, and its time in
+    microseconds.
 
     Raises:
         RuntimeError: one gives other masks than the first.
@@ -67,21 +85,30 @@ def fastest(kernel: str, positions: int, device: str, tried: Iterable[RowConfigu
         with launched_as(configuration):
             try:
                 mask = run(*data[0])
-            except RuntimeError as error:  # too little shared memory, or too few registers: not a candidate on this GPU
+            # too little shared memory, or too few registers: not a candidate on this GPU
+            except RuntimeError as error:
                 print(f"  {configuration}: {str(error).splitlines()[0]}", file=sys.stderr)
                 continue
         expected = mask if expected is None else expected
         differing = int((mask != expected).any(dim=1).sum())
-        if differing > CELLS // 100:  # sums in another order may move a draw that hangs on the last bit
-            raise RuntimeError(f"{kernel}, {positions} positions: {configuration} draws other masks in {differing} of {CELLS} rows")
+        if (
+            differing > CELLS // 100
+        ):  # sums in another order may move a draw that hangs on the last bit
+            raise RuntimeError(
+                f"{kernel}, {positions} positions: {configuration} draws other masks in {differing} of {CELLS} rows"
+            )
         contender = Contender(_as_launched(run, configuration), data)
-        contenders[configuration] = measure.as_cuda_graph(contender) if device == "cuda" else contender  # the kernel without the host
+        contenders[configuration] = (
+            measure.as_cuda_graph(contender) if device == "cuda" else contender
+        )  # the kernel without the host
     timings = measure.time_interleaved(contenders, device=device, samples=15, seconds=seconds)
     best = min(timings, key=lambda configuration: timings[configuration].median)
     return best, 1e6 * timings[best].median
 
 
-def _as_launched(run: Callable[..., Tensor], configuration: RowConfiguration) -> Callable[..., Tensor]:
+def _as_launched(
+    run: Callable[..., Tensor], configuration: RowConfiguration
+) -> Callable[..., Tensor]:
     def launch(*data: Tensor) -> Tensor:
         with launched_as(configuration):
             return run(*data)
@@ -90,17 +117,34 @@ def _as_launched(run: Callable[..., Tensor], configuration: RowConfiguration) ->
 
 
 def merged(kept: Iterable[Measured], found: Iterable[Measured]) -> list[Measured]:
-    """What was kept, with what was found now in place of older entries of the same kernel, device and positions."""
+    """What was kept, with what was found now in place of older entries of the same kernel, device
+    and positions.
+    """
     by_case = {(m.kernel, m.device, m.positions): m for m in (*kept, *found)}
     return list(by_case.values())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Tune from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=row_configurations.FILE, help="the file to write (default: the package's own)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure (default: 60)")
-    parser.add_argument("--positions", type=int, nargs="+", default=[2048, 20000, 60000], help="lengths of rows to measure at")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=row_configurations.FILE,
+        help="the file to write (default: the package's own)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="about how long to measure (default: 60)"
+    )
+    parser.add_argument(
+        "--positions",
+        type=int,
+        nargs="+",
+        default=[2048, 20000, 60000],
+        help="lengths of rows to measure at",
+    )
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("error: torch sees no GPU; on the CPU there is nothing to tune", file=sys.stderr)
@@ -111,8 +155,13 @@ def main(arguments: list[str] | None = None) -> int:
     for kernel, positions in itertools.product(KERNELS, chosen.positions):
         share = chosen.seconds / (len(KERNELS) * len(chosen.positions))
         best, microseconds = fastest(kernel, positions, "cuda", candidates(), share)
-        found.append(Measured(kernel, device, architecture, positions, best, round(microseconds, 2), today))
-        print(f"{kernel}, {positions} positions: {microseconds:.1f} us for {CELLS} rows, {best}", flush=True)
+        found.append(
+            Measured(kernel, device, architecture, positions, best, round(microseconds, 2), today)
+        )
+        print(
+            f"{kernel}, {positions} positions: {microseconds:.1f} us for {CELLS} rows, {best}",
+            flush=True,
+        )
     row_configurations.write(merged(row_configurations.read(), found), chosen.out)
     print(f"written to {chosen.out}")
     return 0

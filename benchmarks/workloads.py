@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import mam_kernels as mam
-from mam_kernels import dispatch
+from mam_kernels._core import dispatch
 from mam_kernels.testing.cases import expression
 
 SELECTION_RATIO = 0.3
@@ -14,26 +14,52 @@ SELECTION_RATIO = 0.3
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
-def cells(count: int, positions: int, density: float, *, seed: int = 0, device: str = "cpu") -> Tensor:
+def cells(
+    count: int, positions: int, density: float, *, seed: int = 0, device: str = "cpu"
+) -> Tensor:
     """Values (count, positions) float32 like log-normalised counts."""
     return expression(count, positions, density, torch.Generator().manual_seed(seed)).to(device)
 
 
-def embeddings(count: int, positions: int, width: int, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Token embeddings (count, positions, width) that require a gradient, as those of a model in training do."""
+def embeddings(
+    count: int,
+    positions: int,
+    width: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Token embeddings (count, positions, width) that require a gradient, as those of a model in
+    training do.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
-    return torch.randn(count, positions, width, generator=generator, device=device).to(dtype).requires_grad_()
+    return (
+        torch.randn(count, positions, width, generator=generator, device=device)
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
-def near_uniform_weights(rows: int, positions: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
-    """Weights (rows, positions) that differ by a few per cent, as the importance of scalar tokens does."""
+def near_uniform_weights(
+    rows: int, positions: int, *, seed: int = 0, device: str = "cpu"
+) -> Tensor:
+    """Weights (rows, positions) that differ by a few per cent, as the importance of scalar tokens
+    does.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
     return 1.0 + 0.05 * torch.rand(rows, positions, generator=generator, device=device)
 
 
 def backends_on(device: str, op: str, dtype: torch.dtype) -> list[str]:
-    """The backends that `backend=None` would choose from and that run here; not the interpreter, which is no measure of speed."""
-    return [name for name in dispatch.CHOICES[device] if dispatch.obstacle(name, op, device, dtype) is None]
+    """The backends that `backend=None` would choose from and that run here; not the interpreter,
+    which is no measure of speed.
+    """
+    return [
+        name
+        for name in dispatch.CHOICES[device]
+        if dispatch.obstacle(name, op, device, dtype) is None
+    ]
 
 
 def num_selected(weights: Tensor) -> int:
@@ -43,7 +69,9 @@ def num_selected(weights: Tensor) -> int:
 
 def select_with(backend: str):
     """Our draw on one backend, as a function of the weights."""
-    return lambda weights: mam.sample_without_replacement(weights, num_selected(weights), backend=backend)
+    return lambda weights: mam.sample_without_replacement(
+        weights, num_selected(weights), backend=backend
+    )
 
 
 def select_by_multinomial(weights: Tensor) -> Tensor:
@@ -58,7 +86,9 @@ def select_by_exponential_topk(weights: Tensor) -> Tensor:
 
 
 def topk_of_keys(keys: Tensor) -> Tensor:
-    """`torch.topk` alone, on keys that somebody else made: a bound for every selection that is built on it."""
+    """`torch.topk` alone, on keys that somebody else made: a bound for every selection that is
+    built on it.
+    """
     return keys.topk(num_selected(keys), dim=1, largest=False, sorted=False).indices
 
 

@@ -11,10 +11,10 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]  # of this checkout, whatever is installed
 
-from scmam.cli.settings_text import commented_yaml  # noqa: E402
-from scmam.config import Config  # noqa: E402
+from scmam.cli.settings_text import commented_yaml
+from scmam.config import Config
 
-import mam_kernels  # noqa: E402
+import mam_kernels
 
 project = "mam-kernels"
 author = "the mam-kernels developers"
@@ -46,10 +46,14 @@ class Settings(Directive):
         return [nodes.literal_block(text, text, language="yaml")]
 
 
-def adapt(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def adapt(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     """Make of a docstring what Sphinx takes as it is meant, before napoleon reads it."""
     for index, line in enumerate(lines[:-1]):
-        if line.strip() == "Returns:":  # what stands before a colon in the first line is no type, but a sentence
+        if (
+            line.strip() == "Returns:"
+        ):  # what stands before a colon in the first line is no type, but a sentence
             start = len(lines[index + 1]) - len(lines[index + 1].lstrip())
             lines[index + 1] = f"{lines[index + 1][:start]}: {lines[index + 1][start:]}"
     if lines and what in ("attribute", "property"):
@@ -62,7 +66,9 @@ LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]+)[^)]*\)")
 
 
 def stay_inside(app: Sphinx, page: str, source: list[str]) -> None:
-    """Leave the words alone of a link to a file of the repository that is no page here; where the sources are read, it leads there."""
+    """Leave the words alone of a link to a file of the repository that is no page here; where the
+    sources are read, it leads there.
+    """
     folder = Path(app.srcdir, page).parent
 
     def words(link: re.Match) -> str:

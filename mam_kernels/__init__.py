@@ -1,17 +1,27 @@
-"""Multinomial Attention Masking for single-cell pretraining: from a cell's genes to its mask in one call.
+"""Multinomial Attention Masking for single-cell pretraining: from a cell's genes to its mask in one
+call.
 
-``MultinomialAttentionMasking`` is the masking step, ``ContextInjection`` gives its context to a model, and the functions are the operations
-they are made of. ``backends()`` says what this machine runs, ``explain()`` why, and ``testing.check()`` proves it against ``reference``.
+``MultinomialAttentionMasking`` is the masking step, ``ContextInjection`` gives its context to a
+model, and the functions are the operations they are made of. ``backends()`` says what this machine
+runs, ``explain()`` why, and ``testing.check()`` proves it against ``reference``.
 """
 
 import importlib
 
-from .checks import check_values
-from .dispatch import Available, BackendUnavailableError, Unavailable, backends, explain, use_backend
-from .latent_attention.ops import attention_importance, latent_attention
-from .masking import ContextInjection, MaskingOutput, MultinomialAttentionMasking
-from .selection.ops import sample_without_replacement
-from .value_attention.ops import ValueMoments, value_attention
+from ._core.checks import check_values
+from ._core.dispatch import (
+    Available,
+    BackendUnavailableError,
+    Unavailable,
+    backends,
+    explain,
+    use_backend,
+)
+from .injection import ContextInjection
+from .masking import MaskingOutput, MultinomialAttentionMasking
+from .ops.latent_attention.ops import attention_importance, latent_attention
+from .ops.selection.ops import sample_without_replacement
+from .ops.value_attention.ops import ValueMoments, value_attention
 
 __version__ = "0.1.0"
 
@@ -27,6 +37,7 @@ __all__ = [
     "backends",
     "check_values",
     "explain",
+    "integrations",
     "latent_attention",
     "reference",
     "sample_without_replacement",
@@ -38,7 +49,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # The specification, the validation and the files are loaded when they are asked for: a training step needs none of them.
-    if name in ("reference", "testing", "weights"):
+    # The specification, the validation and the files are loaded when they are asked for: a training
+    # step needs none of them.
+    if name in ("integrations", "reference", "testing", "weights"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,18 +1,20 @@
-"""The specification: every operation in plain PyTorch, one equation a line, in the precision of its arguments.
+"""The specification: every operation in plain PyTorch, one equation a line, in the precision of its
+arguments.
 
-These functions take the arguments of their namesakes in ``mam_kernels`` and nothing else stands behind them: no dispatch, no kernel, no
-hand-written gradient, so torch differentiates the equations themselves. The equations are in ``<operation>/reference.py``.
+These functions take the arguments of their namesakes in ``mam_kernels`` and nothing else stands
+behind them: no dispatch, no kernel, no hand-written gradient, so torch differentiates the equations
+themselves. The equations are in ``<operation>/reference.py``.
 """
 
 from torch import Tensor
 
-from . import checks
-from .latent_attention import reference as latent
-from .philox import philox4x32, random_bits, uniforms
-from .selection import reference as selection
-from .selection.reference import draw_latents, race_keys, relative_weights, smallest
-from .value_attention import reference as value
-from .value_attention.ops import ValueMoments, take_apart
+from ._core import checks
+from ._core.philox import philox4x32, random_bits, uniforms
+from .ops.latent_attention import reference as latent
+from .ops.selection import reference as selection
+from .ops.selection.reference import draw_latents, race_keys, relative_weights, smallest
+from .ops.value_attention import reference as value
+from .ops.value_attention.ops import ValueMoments, take_apart
 
 __all__ = [
     "attention_importance",
@@ -30,16 +32,27 @@ __all__ = [
 
 
 def value_attention(values: Tensor, slope: Tensor, *, valid: Tensor | None = None) -> ValueMoments:
-    """``log M``, ``M'/M`` and ``M''/M - (M'/M)**2`` with ``M(a) = sum_l exp(a x_l)``; each (B, N, H)."""
+    """``log M``, ``M'/M`` and ``M''/M - (M'/M)**2`` with ``M(a) = sum_l exp(a x_l)``; each (B, N,
+    H).
+    """
     parts = take_apart("values", values)
-    return ValueMoments(*value.moments(parts.data, parts.crow, parts.col, slope, valid, parts.positions))
+    return ValueMoments(
+        *value.moments(parts.data, parts.crow, parts.col, slope, valid, parts.positions)
+    )
 
 
 def latent_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, valid: Tensor | None = None, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    valid: Tensor | None = None,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``softmax(scale Q K^T) V`` and the log-sum-exp of the scores; (B, N, H, d) and (B, N, H)."""
-    return latent.forward(query, key, value, valid, query.shape[-1] ** -0.5 if scale is None else scale)
+    return latent.forward(
+        query, key, value, valid, query.shape[-1] ** -0.5 if scale is None else scale
+    )
 
 
 def attention_importance(
@@ -52,7 +65,9 @@ def attention_importance(
     scale: float | None = None,
 ) -> Tensor:
     """``s_l = sum_{n in R, h} exp(scale q.k - logsumexp)``; (B, L)."""
-    return latent.importance(query, key, logsumexp, latents, valid, query.shape[-1] ** -0.5 if scale is None else scale)
+    return latent.importance(
+        query, key, logsumexp, latents, valid, query.shape[-1] ** -0.5 if scale is None else scale
+    )
 
 
 def sample_without_replacement(

@@ -1,9 +1,11 @@
-"""Runs the tests that need no GPU: groups that need processes of their own, two at a time, and one summary.
+"""Runs the tests that need no GPU: groups that need processes of their own, two at a time, and one
+summary.
 
     python tests/run_groups.py [GROUP ...] [--jobs 2]
 
-Triton decides at its import whether to interpret, so its kernels are interpreted in one process and compiled in another; the CUDA kernels,
-compiled for the host, take the place of the real ones in a third.
+Triton decides at its import whether to interpret, so its kernels are interpreted in one process and
+compiled in another; the CUDA kernels, compiled for the host, take the place of the real ones in a
+third.
 """
 
 import argparse
@@ -46,13 +48,23 @@ class Outcome:
         return self.status == 0
 
 
-ELSEWHERE = ("tests/conformance", "tests/scmam", "tests/test_triton_aot.py", "tests/test_cuda_compile.py")
+ELSEWHERE = (
+    "tests/conformance",
+    "tests/scmam",
+    "tests/integrations",
+    "tests/engine/test_triton_aot.py",
+    "tests/engine/test_cuda_compile.py",
+)
 GROUPS = (  # the longest first, so that both cores end at about the same time
-    Group("triton, interpreted", ("tests/conformance",), {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"}),
+    Group(
+        "triton, interpreted",
+        ("tests/conformance",),
+        {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"},
+    ),
     Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
-    Group("single-cell layer", ("tests/scmam",), {"OMP_NUM_THREADS": "1"}),
-    Group("triton, compiled", ("tests/test_triton_aot.py",)),
-    Group("cuda, compiled", ("tests/test_cuda_compile.py",)),
+    Group("single-cell layer", ("tests/scmam", "tests/integrations"), {"OMP_NUM_THREADS": "1"}),
+    Group("triton, compiled", ("tests/engine/test_triton_aot.py",)),
+    Group("cuda, compiled", ("tests/engine/test_cuda_compile.py",)),
     Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
     Group("the rest", ("tests", *(f"--ignore={path}" for path in ELSEWHERE))),
 )
@@ -67,7 +79,12 @@ def run(group: Group) -> Outcome:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", **os.environ, **group.environment},
+        env={
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "passive",
+            **os.environ,
+            **group.environment,
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,34 +101,49 @@ def run(group: Group) -> Outcome:
 
 def counted(summary: str) -> dict[str, int]:
     """The counts in pytest's closing line, such as "3 failed, 40 passed, 2 skipped in 7.1s"."""
-    return {name: int(count) for count, name in re.findall(rf"(\d+) ({'|'.join(COUNTS)})\b", summary)}
+    return {
+        name: int(count) for count, name in re.findall(rf"(\d+) ({'|'.join(COUNTS)})\b", summary)
+    }
 
 
 def report(outcomes: list[Outcome]) -> str:
     """A line for each group and the sum of all."""
     lines = []
     for outcome in outcomes:
-        counts = ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "no test ran"
+        counts = (
+            ", ".join(f"{count} {name}" for name, count in outcome.counts.items()) or "no test ran"
+        )
         verdict = "ok    " if outcome.good else f"FAILED (exit status {outcome.status})"
         lines.append(f"{verdict} {outcome.group.name}: {counts} in {outcome.seconds:.0f} s")
     total = {name: sum(outcome.counts.get(name, 0) for outcome in outcomes) for name in COUNTS}
     # A group that ended without a failing test, in a crash say, still counts as one failure.
-    silent = sum(not outcome.good and not (set(outcome.counts) & {"failed", "error", "errors"}) for outcome in outcomes)
+    silent = sum(
+        not outcome.good and not (set(outcome.counts) & {"failed", "error", "errors"})
+        for outcome in outcomes
+    )
     failed = total["failed"] + total["error"] + total["errors"] + silent
-    return "\n".join([*lines, f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped"])
+    return "\n".join(
+        [*lines, f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped"]
+    )
 
 
 def main() -> int:
     """Run the groups named on the command line, or all; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"any of: {'; '.join(group.name for group in GROUPS)}")
+    parser.add_argument(
+        "groups",
+        nargs="*",
+        metavar="GROUP",
+        help=f"any of: {'; '.join(group.name for group in GROUPS)}",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="groups at a time (default: 2)")
     options = parser.parse_args()
     unknown = set(options.groups) - {group.name for group in GROUPS}
     if unknown:
         parser.error(f"unknown group: {', '.join(sorted(unknown))}")
     chosen = [group for group in GROUPS if not options.groups or group.name in options.groups]
-    # Started in the background of a script, this process ignores Ctrl-C, and so would the tests of it.
+    # Started in the background of a script, this process ignores Ctrl-C, and so would the tests of
+    # it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(pool.map(run, chosen))

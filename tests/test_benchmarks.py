@@ -12,7 +12,15 @@ from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.paper import PaperMasking
 
 TINY = [
-    *("--positions=64", "--latents=6", "--heads=2", "--width=8", "--cells=3", "--token-positions=20", "--token-cells=2"),
+    *(
+        "--positions=64",
+        "--latents=6",
+        "--heads=2",
+        "--width=8",
+        "--cells=3",
+        "--token-positions=20",
+        "--token-cells=2",
+    ),
     *("--selection-positions=50", "--selection-rows=2", "--samples=3", "--seconds=0"),
 ]
 
@@ -53,12 +61,18 @@ def test_the_study_refuses_when_results_disagree(tmp_path, capsys, monkeypatch):
 
 def test_the_study_refuses_a_wrong_draw(monkeypatch):
     right = study.mam.sample_without_replacement
-    monkeypatch.setattr(study.mam, "sample_without_replacement", lambda *given, **options: right(*given, **options).roll(1, dims=1))
+    monkeypatch.setattr(
+        study.mam,
+        "sample_without_replacement",
+        lambda *given, **options: right(*given, **options).roll(1, dims=1),
+    )
     with pytest.raises(agreement.Disagreement, match="positions of its draw"):
         study.require_right_draw("reference", workloads.near_uniform_weights(2, 40))
 
 
-@pytest.mark.parametrize("select", [workloads.select_by_multinomial, workloads.select_by_exponential_topk])
+@pytest.mark.parametrize(
+    "select", [workloads.select_by_multinomial, workloads.select_by_exponential_topk]
+)
 def test_rival_selections_draw_the_same_number(select):
     weights = workloads.near_uniform_weights(3, 40)
     assert select(weights).sum(dim=1).tolist() == [12, 12, 12]
@@ -75,7 +89,9 @@ def test_ratios_are_per_cell():
 
 
 def test_the_table_shows_every_row(tmp_path):
-    rows = side_by_side.measure_against("a", {"a": Contender(torch.sum, [(torch.ones(2, 20),)])}, what="sum")
+    rows = side_by_side.measure_against(
+        "a", {"a": Contender(torch.sum, [(torch.ones(2, 20),)])}, what="sum"
+    )
     assert "sum: a" in results.table({"A title": rows})
     results.save(tmp_path, "name", {"A title": rows})
     assert [path.name for path in tmp_path.iterdir()] == ["name.json"]
@@ -91,15 +107,38 @@ def test_results_go_where_they_are_asked_to(tmp_path, monkeypatch):
 
 def test_the_gpu_measurements_run(monkeypatch):
     def replay(contender):
-        return Contender(lambda: [contender.function(*inputs) for inputs in contender.inputs], calls=len(contender.inputs))
+        return Contender(
+            lambda: [contender.function(*inputs) for inputs in contender.inputs],
+            calls=len(contender.inputs),
+        )
 
     monkeypatch.setattr(gpu.measure, "as_cuda_graph", replay)
-    sizes = gpu.Sizes(cells=4, positions=64, paper_cells=2, token_cells=2, token_positions=32, width=16, latents=6, heads=2, samples=3)
+    sizes = gpu.Sizes(
+        cells=4,
+        positions=64,
+        paper_cells=2,
+        token_cells=2,
+        token_positions=32,
+        width=16,
+        latents=6,
+        heads=2,
+        samples=3,
+    )
     sections, failures = gpu._sections(sizes, "cpu", seconds=0.0)
     assert not failures
     assert [{row.what for row in rows} for rows in sections.values()] == [
-        {"forward, as called", "forward, graph replay", "forward + backward, as called", "forward + backward, graph replay"},
-        {"forward, as called", "forward, graph replay", "forward + backward, as called", "forward + backward, graph replay"},
+        {
+            "forward, as called",
+            "forward, graph replay",
+            "forward + backward, as called",
+            "forward + backward, graph replay",
+        },
+        {
+            "forward, as called",
+            "forward, graph replay",
+            "forward + backward, as called",
+            "forward + backward, graph replay",
+        },
         {"draw, as called", "draw, graph replay"},
     ]
 
@@ -108,7 +147,9 @@ def test_floors_are_the_larger_of_bytes_and_products():
     reached = gpu.Ceilings(copy_bytes_a_second=4e12, matmul_flops_a_second=8e14)
     assert reached.floor_us(4e6, 0.0) == pytest.approx(1.0)
     assert reached.floor_us(4e6, 8e9) == pytest.approx(10.0)
-    assert gpu.floors(gpu.Sizes(), reached)["value path, dense"] == pytest.approx(9 * 512 * 20000 / 4e6)
+    assert gpu.floors(gpu.Sizes(), reached)["value path, dense"] == pytest.approx(
+        9 * 512 * 20000 / 4e6
+    )
 
 
 def test_the_readme_shows_the_committed_measurements():
@@ -129,9 +170,16 @@ def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch
     folder = tmp_path / "blood"
     folder.mkdir()
     cells = {"num_cells": 1200, "num_genes": 300, "classes": {"a": 700, "b": 500}}
-    record = {"cells": cells, "arms": ["none", "uniform"], "seeds": [0, 1, 2], "reference": "uniform"}
+    record = {
+        "cells": cells,
+        "arms": ["none", "uniform"],
+        "seeds": [0, 1, 2],
+        "reference": "uniform",
+    }
     (folder / "study.json").write_text(json.dumps(record))
-    (folder / "config.yaml").write_text("evaluation: {folds: 3, development: 0.3, train_cells: 400}\n")
+    (folder / "config.yaml").write_text(
+        "evaluation: {folds: 3, development: 0.3, train_cells: 400}\n"
+    )
     (folder / "summary.csv").write_text(
         "arm,method,metric,mean,low,high,seeds,difference,difference_low,difference_high,p_value\n"
         "none,linear-probe,macro_f1,0.5,0.48,0.52,3,-0.1,-0.15,-0.05,0.01\n"
@@ -147,14 +195,18 @@ def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch
         "at most 400 labelled cells to train on; on the data itself: pca 62.5."
     )
     assert lines[2] == "| arm | linear probe | minus uniform | fine-tuning | minus uniform |"
-    assert lines[4] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
+    assert (
+        lines[4] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
+    )
     assert lines[5] == "| `uniform` | 60.0 ± 5.0 | – | – | – |"
 
 
 def test_sweeps_run_along_every_axis(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib", reason="draws the curves")
     monkeypatch.setattr(sweeps, "ceilings", lambda: {"copied_bytes": 1e10})
-    monkeypatch.setattr(sweeps, "AXES", {axis: (label, values[:3]) for axis, (label, values) in sweeps.AXES.items()})
+    monkeypatch.setattr(
+        sweeps, "AXES", {axis: (label, values[:3]) for axis, (label, values) in sweeps.AXES.items()}
+    )
     assert sweeps.main(["--most-positions=4096", "--samples=3", f"--out={tmp_path}"]) == 0
     content = json.loads((tmp_path / "sweeps.json").read_text())
     assert {row["axis"] for row in content["rows"]} == set(sweeps.AXES)
@@ -166,7 +218,10 @@ def test_sweeps_run_along_every_axis(tmp_path, capsys, monkeypatch):
 
 
 def test_a_line_is_found_again():
-    rows = [{"positions": size, "cells": 4, "median_us": (100 + 0.5 * size) / 4} for size in (10, 100, 1000)]
+    rows = [
+        {"positions": size, "cells": 4, "median_us": (100 + 0.5 * size) / 4}
+        for size in (10, 100, 1000)
+    ]
     found = sweeps.slope_of(rows, "positions")
     assert found["fixed_us"] == pytest.approx(100)
     assert found["us_each"] == pytest.approx(0.5)
@@ -183,7 +238,11 @@ def test_ceilings_are_rates():
 def test_fused_attention_gives_the_context_of_the_paper_computation(input_dim):
     torch.manual_seed(0)
     paper = PaperMasking(input_dim, latent_dim=8, num_latents=6, num_heads=2).double()
-    tokens = torch.randn(3, 20, dtype=torch.float64) if input_dim is None else torch.randn(3, 20, 8, dtype=torch.float64)
+    tokens = (
+        torch.randn(3, 20, dtype=torch.float64)
+        if input_dim is None
+        else torch.randn(3, 20, 8, dtype=torch.float64)
+    )
     found, wanted = paper.attend_only(tokens), paper(tokens)
     torch.testing.assert_close(found.context, wanted.context)
     torch.testing.assert_close(found.penalty, wanted.penalty)
@@ -192,11 +251,23 @@ def test_fused_attention_gives_the_context_of_the_paper_computation(input_dim):
 
 def test_a_rival_that_is_wrong_is_refused_and_one_that_does_not_run_left_out(monkeypatch):
     torch.manual_seed(0)
-    paper, tokens, said = PaperMasking(latent_dim=8, num_latents=6, num_heads=2), torch.rand(3, 20), []
-    assert set(side_by_side._rival(side_by_side.SDPA, paper, tokens, said.append)) == {side_by_side.SDPA}
+    paper, tokens, said = (
+        PaperMasking(latent_dim=8, num_latents=6, num_heads=2),
+        torch.rand(3, 20),
+        [],
+    )
+    assert set(side_by_side._rival(side_by_side.SDPA, paper, tokens, said.append)) == {
+        side_by_side.SDPA
+    }
     right = PaperMasking.attend_only
-    monkeypatch.setattr(PaperMasking, "attend_only", lambda self, x: right(self, x)._replace(context=right(self, x).context + 0.1))
-    with pytest.raises(agreement.Disagreement, match="its context is not that of the paper computation"):
+    monkeypatch.setattr(
+        PaperMasking,
+        "attend_only",
+        lambda self, x: right(self, x)._replace(context=right(self, x).context + 0.1),
+    )
+    with pytest.raises(
+        agreement.Disagreement, match="its context is not that of the paper computation"
+    ):
         side_by_side._rival(side_by_side.SDPA, paper, tokens, said.append)
     monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
     assert side_by_side._rival(side_by_side.COMPILED, paper, tokens, said.append) == {}
@@ -207,14 +278,27 @@ def test_curves_and_shares_join_the_table_of_the_readme():
     content = json.loads((results.COMMITTED / "study.json").read_text())
     line = {"dense, forward": {"fixed_us": 400.0, "us_each": 0.02}}
     found = {
-        "lines": {"positions": line, "cells": {"dense, forward": {"fixed_us": 350.0, "us_each": 45.0}}},
+        "lines": {
+            "positions": line,
+            "cells": {"dense, forward": {"fixed_us": 350.0, "us_each": 45.0}},
+        },
         "ceilings": {"copied_bytes": 1e10, "multiply_adds": 8e10},
         "rows": [{"axis": "positions", "cells": 8}],
     }
-    share = {"shares": [{"size": "tiny", "genes": 300, "cells": 32, "step_ms": 80.0, "masking_share": 0.0123}]}
+    share = {
+        "shares": [
+            {"size": "tiny", "genes": 300, "cells": 32, "step_ms": 80.0, "masking_share": 0.0123}
+        ]
+    }
     text = readme.table(content, found, share)
-    assert "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call) and in the cells (45 µs each)" in text
-    assert "copies 10.0 GB/s and multiplies and adds 80 G/s: moving a dense cell's 173 KB in and out takes it 17 µs" in text
+    assert (
+        "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call) and in the cells (45 µs each)"
+        in text
+    )
+    assert (
+        "copies 10.0 GB/s and multiplies and adds 80 G/s: moving a dense cell's 173 KB in and out takes it 17 µs"
+        in text
+    )
     assert "1.2 % of 80.0 ms (tiny, 300 genes × 32)" in text
     assert "sweeps.svg" not in readme.table(content)
 

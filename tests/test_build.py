@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mam_kernels import native
+from mam_kernels._core import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "/nonexistent/compiler"
@@ -72,20 +72,20 @@ def test_import_loads_no_extension():
 
 
 def test_file_named_by_the_environment_must_exist():
-    run = python("-c", "from mam_kernels import native; native.cpu()", MAM_CPU_EXTENSION="/nonexistent/_cpu.so")
+    run = python("-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_EXTENSION="/nonexistent/_cpu.so")
     assert "ImportError: /nonexistent/_cpu.so is not an extension module" in run.stderr
 
 
 ANSWERS = """
 import sys, torch
 import mam_kernels as mam
-from mam_kernels import native
+from mam_kernels._core import extension
 torch.manual_seed(0)
 values = torch.rand(6, 3000).mul_(6) * (torch.rand(6, 3000) < 0.1)
 valid = torch.rand(6, 3000) < 0.9
 moments = mam.value_attention(values, torch.randn(16, 4), valid=valid, backend="cpu")
 drawn = [mam.sample_without_replacement(torch.rand(5, n) ** 3, n // 3, seed=1, backend="cpu") for n in (1, 17, 2500)]
-torch.save((native.cpu().build_info["active"], tuple(moments), drawn), sys.argv[1])
+torch.save((extension.cpu().build_info["active"], tuple(moments), drawn), sys.argv[1])
 """
 
 
@@ -96,14 +96,14 @@ def answers(instruction_set: str, target: Path) -> tuple:
 
 
 @pytest.fixture
-def extension():
+def built():
     try:
-        return native.cpu()
+        return extension.cpu()
     except ImportError as error:
         pytest.skip(str(error))
 
 
-def test_instruction_sets_agree(extension, tmp_path: Path):
+def test_instruction_sets_agree(built, tmp_path: Path):
     _, moments, drawn = answers("baseline", tmp_path / "baseline.pt")
     for name in ("avx2", "avx512"):
         active, other_moments, other_drawn = answers(name, tmp_path / f"{name}.pt")
@@ -114,14 +114,14 @@ def test_instruction_sets_agree(extension, tmp_path: Path):
         assert all(torch.equal(a, b) for a, b in zip(other_drawn, drawn, strict=True))
 
 
-def test_unknown_instruction_set_is_an_import_error(extension):
-    run = python("-c", "from mam_kernels import native; native.cpu()", MAM_CPU_ISA="sse9")
+def test_unknown_instruction_set_is_an_import_error(built):
+    run = python("-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_ISA="sse9")
     assert "MAM_CPU_ISA: expected baseline, avx2 or avx512; got sse9" in run.stderr
     assert "ImportError" in run.stderr
 
 
-def test_build_info_says_what_was_built(extension):
-    info = native.build_info()["cpu"]
+def test_build_info_says_what_was_built(built):
+    info = extension.build_info()["cpu"]
     assert info["version"] == "0.1.0"
     assert info["active"] in info["targets"].split(",")
-    assert extension.device == "cpu"
+    assert built.device == "cpu"

@@ -1,4 +1,6 @@
-"""The documentation is built without a warning and without a network, has an entry for every public name, and its examples run."""
+"""The documentation is built without a warning and without a network, has an entry for every public
+name, and its examples run.
+"""
 
 import importlib
 import re
@@ -31,11 +33,34 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The pages, built as `make docs` builds them."""
-    for package in ("sphinx", "myst_parser", "furo", "anndata", "filelock", "pydantic", "sklearn", "typer"):
+    for package in (
+        "sphinx",
+        "myst_parser",
+        "furo",
+        "anndata",
+        "filelock",
+        "pydantic",
+        "sklearn",
+        "typer",
+    ):
         pytest.importorskip(package, reason="the documentation cannot be built here")
     folder = tmp_path_factory.mktemp("docs")
-    command = [sys.executable, "-c", BUILD, "-W", "--keep-going", "-q", "-b", "html", "-d", str(folder / "doctrees"), str(DOCS)]
-    done = subprocess.run([*command, str(folder / "html")], capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        BUILD,
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(folder / "doctrees"),
+        str(DOCS),
+    ]
+    done = subprocess.run(
+        [*command, str(folder / "html")], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr + done.stdout
     return folder / "html"
@@ -43,13 +68,18 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def entries(site) -> dict[str, str]:
-    """What has an entry in the reference, and its kind; from the inventory, whose lines after the head are compressed."""
+    """What has an entry in the reference, and its kind; from the inventory, whose lines after the
+    head are compressed.
+    """
     head, lines = (site / "objects.inv").read_bytes().split(b"compressed using zlib.\n")
     assert b"mam-kernels" in head
     return dict(line.split(" ")[:2] for line in zlib.decompress(lines).decode().splitlines())
 
 
-@pytest.mark.parametrize("module", ["mam_kernels", "mam_kernels.reference", "mam_kernels.testing", "mam_kernels.weights", "scmam"])
+@pytest.mark.parametrize(
+    "module",
+    ["mam_kernels", "mam_kernels.reference", "mam_kernels.testing", "mam_kernels.weights", "scmam"],
+)
 def test_every_public_name_has_an_entry(entries, module):
     names = [f"{module}.{name}" for name in importlib.import_module(module).__all__]
     assert names
@@ -66,15 +96,25 @@ def test_entries_are_of_the_right_kind_and_say_something(site, entries):
     page = (site / "api" / "mam_kernels.html").read_text()
     assert "(B, L) bool, True = hidden" in page
     assert "Alias for field number" not in page
-    assert "optimizer steps (whole number from 0; default 400)" in (site / "api" / "settings.html").read_text()
+    assert (
+        "optimizer steps (whole number from 0; default 400)"
+        in (site / "api" / "settings.html").read_text()
+    )
 
 
 def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
-    pages = [path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md") if "_build" not in path.parts]
+    pages = [
+        path.relative_to(DOCS).with_suffix(".html")
+        for path in DOCS.rglob("*.md")
+        if "_build" not in path.parts
+    ]
     assert len(pages) >= 8
     assert not [page for page in pages if not (site / page).is_file()]
     for page in pages:
-        loaded = re.findall(r"<(?:script|link|img)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^\"]*\"", (site / page).read_text())
+        loaded = re.findall(
+            r"<(?:script|link|img)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^\"]*\"",
+            (site / page).read_text(),
+        )
         assert not loaded, page
 
 
@@ -88,16 +128,30 @@ def test_the_examples_about_weights_run(tmp_path, monkeypatch, capsys):
     import scmam
 
     state = PaperMasking().state_dict()
-    torch.save({"state_dict": {f"model.mam.{name}": tensor for name, tensor in state.items()}}, tmp_path / "published.ckpt")
+    torch.save(
+        {"state_dict": {f"model.mam.{name}": tensor for name, tensor in state.items()}},
+        tmp_path / "published.ckpt",
+    )
     renamed = {
-        name.replace("cross_attention", "attention").replace("input_proj", "value_projection"): tensor for name, tensor in state.items()
+        name.replace("cross_attention", "attention").replace(
+            "input_proj", "value_projection"
+        ): tensor
+        for name, tensor in state.items()
     }
     torch.save(renamed | {"adapter.weight": torch.ones(2, 256)}, tmp_path / "renamed.ckpt")
-    small = {"data.genes": "variable", "data.num_genes": 50, "model.width": 8, "masking.strategy": "none"}
+    small = {
+        "data.genes": "variable",
+        "data.num_genes": 50,
+        "model.width": 8,
+        "masking.strategy": "none",
+    }
     run = scmam.pretrain(scmam.load_config(None, small), tmp_path / "run", progress=False)
     scmam.export_model(run, tmp_path / "model.safetensors")
 
     monkeypatch.chdir(tmp_path)
     names = run_examples(DOCS / "weights.md")
     assert names["vectors"].shape == (700, 16)
-    assert "masker.safetensors: expected a safetensors file; got a safetensors file cut short: 100,000 bytes of " in capsys.readouterr().out
+    assert (
+        "masker.safetensors: expected a safetensors file; got a safetensors file cut short: 100,000 bytes of "
+        in capsys.readouterr().out
+    )

@@ -1,4 +1,6 @@
-"""The examples of README.md run, one after the other, and what they claim in comments is asserted by the examples themselves."""
+"""The examples of README.md run, one after the other, and what they claim in comments is asserted
+by the examples themselves.
+"""
 
 import re
 from pathlib import Path
@@ -32,11 +34,19 @@ def test_the_examples_of_the_study_run(capsys):
 def pages() -> list[Path]:
     """The Markdown files of the repository, without environments and builds inside its folder."""
     found = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
-    return [path for path in found if not any(part.startswith(".") or part in ("build", "report") for part in path.parts)]
+    return [
+        path
+        for path in found
+        if not any(part.startswith(".") or part in ("build", "report") for part in path.parts)
+    ]
 
 
 @pytest.mark.parametrize("page", pages(), ids=str)
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
-    missing = [target for target in targets if "://" not in target and not (ROOT / page.parent / target).exists()]
+    missing = [
+        target
+        for target in targets
+        if "://" not in target and not (ROOT / page.parent / target).exists()
+    ]
     assert not missing

@@ -8,7 +8,8 @@ namespace mam {
 namespace cpu {
 namespace MAM_ISA {
 
-static int64_t compact(const float* row, const uint8_t* valid, int64_t positions, float* value, int32_t* position, int64_t* zeros) {
+static int64_t compact(const float* row, const uint8_t* valid, int64_t positions, float* value,
+                       int32_t* position, int64_t* zeros) {
   float* const begin = value;
   int64_t num_zeros = 0, l = 0;
   Int index = lane_numbers();

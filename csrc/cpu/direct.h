@@ -1,4 +1,5 @@
-// The value path by one exponential for each value and slope, stable for any finite slope: where the series do not reach.
+// The value path by one exponential for each value and slope, stable for any finite slope: where
+// the series do not reach.
 #pragma once
 
 #include "cpu/elementary.h"
@@ -14,7 +15,8 @@ struct Extremes {
 
 // Of a row that has a value, zeros among them.
 static Extremes extremes_of(const Entries& entries) {
-  Extremes extremes = entries.zeros ? Extremes{0.0, 0.0} : Extremes{entries.value[0], entries.value[0]};
+  Extremes extremes =
+      entries.zeros ? Extremes{0.0, 0.0} : Extremes{entries.value[0], entries.value[0]};
   for (int64_t i = 0; i < entries.count; ++i) {
     const double x = entries.value[i];
     extremes.low = x < extremes.low ? x : extremes.low;
@@ -23,7 +25,8 @@ static Extremes extremes_of(const Entries& entries) {
   return extremes;
 }
 
-static void direct_moments(const Entries& entries, const float* slope, int64_t slopes, double* log_partition, const RowMoments& out) {
+static void direct_moments(const Entries& entries, const float* slope, int64_t slopes,
+                           double* log_partition, const RowMoments& out) {
   const Extremes extremes = extremes_of(entries);
   for (int64_t s = 0; s < slopes; ++s) {
     const double alpha = or_nan(slope[s]);
@@ -35,7 +38,8 @@ static void direct_moments(const Entries& entries, const float* slope, int64_t s
       float padded[kDoubles];
       const float* value = entries.value + i;
       if (left < kDoubles) {
-        for (int j = 0; j < kDoubles; ++j) padded[j] = j < left ? value[j] : static_cast<float>(heaviest);
+        for (int j = 0; j < kDoubles; ++j)
+          padded[j] = j < left ? value[j] : static_cast<float>(heaviest);
         value = padded;
       }
       const Double distance = to_double(load<HalfFloat>(value)) - heaviest;
@@ -46,7 +50,9 @@ static void direct_moments(const Entries& entries, const float* slope, int64_t s
       m1 += e * distance;
       m2 += e * distance * distance;
     }
-    const double weight = entries.zeros ? static_cast<double>(entries.zeros) * exponential(splat<Double>(-alpha * heaviest))[0] : 0.0;
+    const double weight = entries.zeros ? static_cast<double>(entries.zeros) *
+                                              exponential(splat<Double>(-alpha * heaviest))[0]
+                                        : 0.0;
     const double total = sum(m) + weight;
     const double mean = (sum(m1) - weight * heaviest) / total;
     const double variance = (sum(m2) + weight * heaviest * heaviest) / total - mean * mean;
@@ -57,11 +63,13 @@ static void direct_moments(const Entries& entries, const float* slope, int64_t s
   }
 }
 
-static void direct_importance(const Entries& entries, const float* slope, const double* log_partition, int64_t slopes, float* importance,
+static void direct_importance(const Entries& entries, const float* slope,
+                              const double* log_partition, int64_t slopes, float* importance,
                               float* of_zero) {
   Double zero{};
   for (int64_t s = 0; s < slopes; s += kDoubles)
-    for (int64_t j = 0; j < kDoubles && s + j < slopes; ++j) zero[j] += exponential(splat<Double>(-log_partition[s + j]))[0];
+    for (int64_t j = 0; j < kDoubles && s + j < slopes; ++j)
+      zero[j] += exponential(splat<Double>(-log_partition[s + j]))[0];
   *of_zero = static_cast<float>(sum(zero));
   for (int64_t i = 0; i < entries.count; i += kDoubles) {
     const int64_t left = entries.count - i;
@@ -69,8 +77,10 @@ static void direct_importance(const Entries& entries, const float* slope, const 
     for (int j = 0; j < kDoubles; ++j) value[j] = entries.value[i + (j < left ? j : 0)];
     const Double x = to_double(load<HalfFloat>(value));
     Double total{};
-    for (int64_t s = 0; s < slopes; ++s) total += exponential(or_nan(slope[s]) * x - log_partition[s]);
-    for (int64_t j = 0; j < kDoubles && j < left; ++j) importance[i + j] = static_cast<float>(total[j]);
+    for (int64_t s = 0; s < slopes; ++s)
+      total += exponential(or_nan(slope[s]) * x - log_partition[s]);
+    for (int64_t j = 0; j < kDoubles && j < left; ++j)
+      importance[i + j] = static_cast<float>(total[j]);
   }
 }
 

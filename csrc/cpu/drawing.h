@@ -22,17 +22,21 @@ struct DrawScratch {
 RowDraw row_draw(const Draw& draw, int64_t row);
 
 // k positions in proportion to their weights; contiguous row, flags may be null.
-void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int64_t k, const RowDraw& draw, const Weighting& weighting,
-              const DrawScratch& scratch, uint8_t* mask);
+void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int64_t k,
+              const RowDraw& draw, const Weighting& weighting, const DrawScratch& scratch,
+              uint8_t* mask);
 
-// The same where most positions share the weight `of_zero` and only the entries have their own, in two halves; the first knows nothing of
-// weights. See mam_kernels/value_attention/README.md. It returns how many positions the flags leave.
-int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw, const std::vector<Ahead>& ahead,
-                      const DrawScratch& scratch);
+// The same where most positions share the weight `of_zero` and only the entries have their own, in
+// two halves; the first knows nothing of weights. See mam_kernels/ops/value_attention/README.md. It
+// returns how many positions the flags leave.
+int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw,
+                      const std::vector<Ahead>& ahead, const DrawScratch& scratch);
 
-// The second; false where the scale of the uniforms does not tell the keys at the threshold apart, and nothing was drawn.
-bool draw_grouped_row(const Entries& entries, const float* importance, float of_zero, int64_t positions, int64_t left, int64_t k,
-                      const Weighting& weighting, const DrawScratch& scratch, uint8_t* mask);
+// The second; false where the scale of the uniforms does not tell the keys at the threshold apart,
+// and nothing was drawn.
+bool draw_grouped_row(const Entries& entries, const float* importance, float of_zero,
+                      int64_t positions, int64_t left, int64_t k, const Weighting& weighting,
+                      const DrawScratch& scratch, uint8_t* mask);
 
 }  // namespace cpu
 }  // namespace mam

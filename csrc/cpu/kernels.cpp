@@ -1,4 +1,5 @@
-// The kernels for one instruction set: MAM_ISA is baseline, avx2 or avx512, and the compiler's flags allow it.
+// The kernels for one instruction set: MAM_ISA is baseline, avx2 or avx512, and the compiler's
+// flags allow it.
 
 #include "cpu/kernels.h"
 

@@ -1,4 +1,5 @@
-// The token path on the CPU: attention of the latents over tokens, importance and draw. See mam_kernels/latent_attention/README.md.
+// The token path on the CPU: attention of the latents over tokens, importance and draw. See
+// mam_kernels/ops/latent_attention/README.md.
 //
 // Tokens that are not valid are left out where tiles are made, so nothing of them is read.
 
@@ -18,24 +19,28 @@ namespace cpu {
 
 namespace {
 
-constexpr int64_t kMaxState = 1 << 16;  // floats of output that a thread sums at a time, unless one block has more
+constexpr int64_t kMaxState =
+    1 << 16;  // floats of output that a thread sums at a time, unless one block has more
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t width) { return ceil_div(width, kTokenPadding) * kTokenPadding; }
 
-// Latents of every head as the kernels take them: (heads, blocks, width, block), scaled. `chosen`: which; null: all, `count` of them.
+// Latents of every head as the kernels take them: (heads, blocks, width, block), scaled. `chosen`:
+// which; null: all, `count` of them.
 struct Queries {
   int64_t blocks;
   Buffer<float> scaled;
 
   Queries(const Tokens& query, const int64_t* chosen, int64_t count, float scale)
-      : blocks(ceil_div(count, kernels().block)), scaled(query.heads * blocks * query.width * kernels().block) {
+      : blocks(ceil_div(count, kernels().block)),
+        scaled(query.heads * blocks * query.width * kernels().block) {
     const int64_t block = kernels().block, width = query.width;
     std::fill_n(scaled.get(), query.heads * blocks * width * block, 0.0f);
     Buffer<float> row(width);
     for (int64_t n = 0; n < count; ++n)
       for (int64_t h = 0; h < query.heads; ++h) {
-        const int64_t from = (chosen ? chosen[n] : n) * query.stride_position + h * query.stride_head;
+        const int64_t from =
+            (chosen ? chosen[n] : n) * query.stride_position + h * query.stride_head;
         const float* latent = floats(query.data, query.dtype, from, 1, width, row.get());
         float* const to = scaled.get() + (h * blocks + n / block) * width * block + n % block;
         for (int64_t c = 0; c < width; ++c) to[c * block] = scale * latent[c];
@@ -70,9 +75,11 @@ int64_t next_tile(const Flags& valid, int64_t row, int64_t end, int64_t* from, i
   return count;
 }
 
-TokenRows token_rows(const Tokens& tokens, int64_t row, int64_t head, const int64_t* position, int64_t count) {
+TokenRows token_rows(const Tokens& tokens, int64_t row, int64_t head, const int64_t* position,
+                     int64_t count) {
   const int64_t bytes = tokens.dtype == DType::float32 ? 4 : 2;
-  const char* const data = static_cast<const char*>(tokens.data) + (row * tokens.stride_batch + head * tokens.stride_head) * bytes;
+  const char* const data = static_cast<const char*>(tokens.data) +
+                           (row * tokens.stride_batch + head * tokens.stride_head) * bytes;
   return {data, tokens.dtype, tokens.stride_position, tokens.width, position, count};
 }
 
@@ -80,7 +87,8 @@ void store_as(DType dtype, void* out, int64_t at, float value) {
   if (dtype == DType::float32) {
     static_cast<float*>(out)[at] = value;
   } else {
-    static_cast<uint16_t*>(out)[at] = dtype == DType::float16 ? to_float16(value) : to_bfloat16(value);
+    static_cast<uint16_t*>(out)[at] =
+        dtype == DType::float16 ? to_float16(value) : to_bfloat16(value);
   }
 }
 
@@ -93,14 +101,19 @@ struct AttentionScratch {
 
 size_t attention_workspace(const Tokens&, const Tokens&) { return 0; }
 
-void latent_attention(const Tokens& query, const Tokens& key, const Tokens& value, const Flags& valid, float scale, void* out,
-                      float* logsumexp, void*, const Launch& launch) {
-  const int64_t block = kernels().block, heads = query.heads, width = query.width, pitch = padded(width);
+void latent_attention(const Tokens& query, const Tokens& key, const Tokens& value,
+                      const Flags& valid, float scale, void* out, float* logsumexp, void*,
+                      const Launch& launch) {
+  const int64_t block = kernels().block, heads = query.heads, width = query.width,
+                pitch = padded(width);
   const Queries queries(query, nullptr, query.positions, scale);
-  // An item: some blocks of the latents of a head and a row. Which others are computed beside it changes no latent's result.
-  const int64_t wanted = ceil_div(4 * std::max(launch.threads, 1), std::max<int64_t>(key.batch * heads, 1));  // items of a head
+  // An item: some blocks of the latents of a head and a row. Which others are computed beside it
+  // changes no latent's result.
+  const int64_t wanted = ceil_div(4 * std::max(launch.threads, 1),
+                                  std::max<int64_t>(key.batch * heads, 1));  // items of a head
   const int64_t at_most = std::max<int64_t>(1, kMaxState / (pitch * block));
-  const int64_t blocks = std::min(at_most, std::max<int64_t>(1, queries.blocks / wanted)), parts = ceil_div(queries.blocks, blocks);
+  const int64_t blocks = std::min(at_most, std::max<int64_t>(1, queries.blocks / wanted)),
+                parts = ceil_div(queries.blocks, blocks);
   const int64_t items = key.batch * heads * parts;
   const int threads = threads_for(items, launch.threads);
   std::vector<AttentionScratch> scratch(static_cast<size_t>(threads));
@@ -113,17 +126,23 @@ void latent_attention(const Tokens& query, const Tokens& key, const Tokens& valu
   parallel_for(items, threads, [&](int64_t item, int thread) {
     AttentionScratch& mine = scratch[static_cast<size_t>(thread)];
     TileScratch& tile = mine.tile;
-    const int64_t first_block = item % parts * blocks, head = item / parts % heads, row = item / parts / heads;
-    const int64_t first = first_block * block, latents = std::min(query.positions - first, blocks * block);
+    const int64_t first_block = item % parts * blocks, head = item / parts % heads,
+                  row = item / parts / heads;
+    const int64_t first = first_block * block,
+                  latents = std::min(query.positions - first, blocks * block);
     const SoftmaxState state{mine.largest.get(), mine.total.get(), mine.output.get()};
     std::fill_n(state.largest, blocks * block, -std::numeric_limits<float>::infinity());
     std::fill_n(state.total, blocks * block, 0.0f);
     if (value.data) std::fill_n(state.output, blocks * block * pitch, 0.0f);
-    for (int64_t from = 0, count; (count = next_tile(valid, row, key.positions, &from, tile.position)) > 0;) {
+    for (int64_t from = 0, count;
+         (count = next_tile(valid, row, key.positions, &from, tile.position)) > 0;) {
       kernels().gather(token_rows(key, row, head, tile.position, count), pitch, tile.key.get());
-      if (value.data) kernels().gather(token_rows(value, row, head, tile.position, count), pitch, tile.value.get());
-      kernels().attend(
-          {queries.at(head, first_block, width), latents, width, tile.key.get(), tile.value.get(), count, pitch, tile.scores.get()}, state);
+      if (value.data)
+        kernels().gather(token_rows(value, row, head, tile.position, count), pitch,
+                         tile.value.get());
+      kernels().attend({queries.at(head, first_block, width), latents, width, tile.key.get(),
+                        tile.value.get(), count, pitch, tile.scores.get()},
+                       state);
     }
     for (int64_t n = 0; n < latents; ++n) {
       const int64_t to = (row * query.positions + first + n) * heads + head;
@@ -131,14 +150,17 @@ void latent_attention(const Tokens& query, const Tokens& key, const Tokens& valu
       logsumexp[to] = state.largest[n] + std::log(total);
       if (!value.data) continue;
       const float* const sums = state.output + n / block * pitch * block + n % block;
-      for (int64_t c = 0; c < width; ++c) store_as(query.dtype, out, to * width + c, sums[c * block] * normalizer);
+      for (int64_t c = 0; c < width; ++c)
+        store_as(query.dtype, out, to * width + c, sums[c * block] * normalizer);
     }
   });
 }
 
-void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
-                          const Flags& valid, float scale, float* importance, const Launch& launch) {
-  const int64_t block = kernels().block, heads = query.heads, width = query.width, pitch = padded(width);
+void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp,
+                          const int64_t* latents, int64_t num_chosen, const Flags& valid,
+                          float scale, float* importance, const Launch& launch) {
+  const int64_t block = kernels().block, heads = query.heads, width = query.width,
+                pitch = padded(width);
   const Queries queries(query, latents, num_chosen, scale);
   const int64_t lanes = queries.blocks * block;
   constexpr int64_t kSpan = 4 * kTileTokens;  // positions that a thread takes at a time
@@ -159,7 +181,8 @@ void attention_importance(const Tokens& query, const Tokens& key, const float* l
     const int64_t row = item / spans, end = std::min(key.positions, (item % spans + 1) * kSpan);
     std::fill_n(mine.logsumexp.get(), heads * lanes, 0.0f);
     for (int64_t i = 0; i < num_chosen; ++i)
-      for (int64_t h = 0; h < heads; ++h) mine.logsumexp[h * lanes + i] = logsumexp[(row * query.positions + latents[i]) * heads + h];
+      for (int64_t h = 0; h < heads; ++h)
+        mine.logsumexp[h * lanes + i] = logsumexp[(row * query.positions + latents[i]) * heads + h];
     int64_t from = item % spans * kSpan;
     float* const out = importance + row * key.positions;
     std::fill(out + from, out + end, 0.0f);
@@ -167,21 +190,26 @@ void attention_importance(const Tokens& query, const Tokens& key, const float* l
       float sums[kTileTokens] = {};
       for (int64_t head = 0; head < heads; ++head) {
         kernels().gather(token_rows(key, row, head, tile.position, count), pitch, tile.key.get());
-        kernels().token_importance(
-            {queries.at(head, 0, width), num_chosen, width, tile.key.get(), nullptr, count, pitch, tile.scores.get()},
-            mine.logsumexp.get() + head * lanes, sums);
+        kernels().token_importance({queries.at(head, 0, width), num_chosen, width, tile.key.get(),
+                                    nullptr, count, pitch, tile.scores.get()},
+                                   mine.logsumexp.get() + head * lanes, sums);
       }
       for (int64_t i = 0; i < count; ++i) out[tile.position[i]] = sums[i];
     }
   });
 }
 
-void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
-                const Flags& valid, const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
-                const Weighting& weighting, uint8_t* mask, float* importance, void* workspace, const Launch& launch) {
-  const Session session(threads_for(key.batch * ceil_div(key.positions, kTileTokens), launch.threads));
-  attention_importance(query, key, logsumexp, latents, num_chosen, valid, scale, importance, launch);
-  const Values weights{importance, DType::float32, key.batch, key.positions, key.positions, 1, nullptr, nullptr, false};
+void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp,
+                const int64_t* latents, int64_t num_chosen, const Flags& valid,
+                const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
+                const Weighting& weighting, uint8_t* mask, float* importance, void* workspace,
+                const Launch& launch) {
+  const Session session(
+      threads_for(key.batch * ceil_div(key.positions, kTileTokens), launch.threads));
+  attention_importance(query, key, logsumexp, latents, num_chosen, valid, scale, importance,
+                       launch);
+  const Values weights{importance, DType::float32, key.batch, key.positions, key.positions,
+                       1,          nullptr,        nullptr,   false};
   select(weights, maskable, num_masked, draw, weighting, mask, workspace, launch);
 }
 

@@ -1,5 +1,6 @@
-// Small dense products of contiguous float32 matrices: what scalar tokens leave of multi-head attention, before and after the pass over the
-// cells (collapse.cpp). They read each parameter once, at sizes where calling a matrix library costs more than the arithmetic.
+// Small dense products of contiguous float32 matrices: what scalar tokens leave of multi-head
+// attention, before and after the pass over the cells (collapse.cpp). They read each parameter
+// once, at sizes where calling a matrix library costs more than the arithmetic.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -12,7 +13,8 @@ namespace MAM_ISA {
 using QuarterFloat = VectorOf<float, MAM_VECTOR_BYTES / 4>::type;
 
 // out[i] = matrix[i] . x for each row; rows are `stride` apart.
-static void dots(const float* matrix, int64_t rows, int64_t width, int64_t stride, const float* x, float* out) {
+static void dots(const float* matrix, int64_t rows, int64_t width, int64_t stride, const float* x,
+                 float* out) {
   constexpr int kRows = 4;  // at a time, for independent sums that share each load of x
   int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) {
@@ -63,15 +65,20 @@ MAM_INLINE void combine_block(const Combination c, int64_t out, int64_t column) 
 template <int Outs, int Vectors>
 MAM_INLINE void combine_rows(const Combination c, int64_t out) {
   int64_t column = 0;
-  for (; column + Vectors * kFloats <= c.width; column += Vectors * kFloats) combine_block<Float, Outs, Vectors>(c, out, column);
-  for (; column + kFloats <= c.width; column += kFloats) combine_block<Float, Outs, 1>(c, out, column);
-  for (; column + kFloats / 2 <= c.width; column += kFloats / 2) combine_block<HalfFloat, Outs, 1>(c, out, column);
-  for (; column + kFloats / 4 <= c.width; column += kFloats / 4) combine_block<QuarterFloat, Outs, 1>(c, out, column);
+  for (; column + Vectors * kFloats <= c.width; column += Vectors * kFloats)
+    combine_block<Float, Outs, Vectors>(c, out, column);
+  for (; column + kFloats <= c.width; column += kFloats)
+    combine_block<Float, Outs, 1>(c, out, column);
+  for (; column + kFloats / 2 <= c.width; column += kFloats / 2)
+    combine_block<HalfFloat, Outs, 1>(c, out, column);
+  for (; column + kFloats / 4 <= c.width; column += kFloats / 4)
+    combine_block<QuarterFloat, Outs, 1>(c, out, column);
   for (; column < c.width; ++column)
     for (int o = 0; o < Outs; ++o) {
       float total = 0;
       for (int64_t row = 0; row < c.rows; ++row)
-        total += c.weight[(out + o) * c.weight_out + row * c.weight_row] * c.matrix[row * c.stride + column];
+        total += c.weight[(out + o) * c.weight_out + row * c.weight_row] *
+                 c.matrix[row * c.stride + column];
       float* const to = c.out + (out + o) * c.out_stride + column;
       *to = c.add ? *to + total : total;
     }

@@ -1,4 +1,5 @@
-// Rows of strided matrices in any of the accepted types, as the contiguous float32 and bytes that the kernels take.
+// Rows of strided matrices in any of the accepted types, as the contiguous float32 and bytes that
+// the kernels take.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,9 @@ inline float float_of_bits(uint32_t word) {
   return value;
 }
 
-inline float from_bfloat16(uint16_t word) { return float_of_bits(static_cast<uint32_t>(word) << 16); }
+inline float from_bfloat16(uint16_t word) {
+  return float_of_bits(static_cast<uint32_t>(word) << 16);
+}
 
 inline float from_float16(uint16_t word) {
   const uint32_t sign = static_cast<uint32_t>(word & 0x8000u) << 16, magnitude = word & 0x7FFFu;
@@ -39,18 +42,22 @@ inline uint16_t to_bfloat16(float value) {
 }
 
 inline uint16_t to_float16(float value) {
-  const uint32_t word = bits_of_float(value), sign = word >> 16 & 0x8000u, magnitude = word & 0x7FFFFFFFu;
+  const uint32_t word = bits_of_float(value), sign = word >> 16 & 0x8000u,
+                 magnitude = word & 0x7FFFFFFFu;
   if (value != value) return static_cast<uint16_t>(sign | 0x7E00u);
   if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 2^16 and above
-  if (magnitude < 0x38800000u) {                                               // below 2^-14: in steps of 2^-24, by the addition's rounding
+  if (magnitude < 0x38800000u) {  // below 2^-14: in steps of 2^-24, by the addition's rounding
     const float stepped = float_of_bits(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (bits_of_float(stepped) - 0x3F000000u));
   }
-  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13));
+  return static_cast<uint16_t>(sign |
+                               ((magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13));
 }
 
-// Contiguous `count` values at `data`, `stride` apart; `buffer` is used where they are not float32 in a row already.
-inline const float* floats(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t count, float* buffer) {
+// Contiguous `count` values at `data`, `stride` apart; `buffer` is used where they are not float32
+// in a row already.
+inline const float* floats(const void* data, DType dtype, int64_t offset, int64_t stride,
+                           int64_t count, float* buffer) {
   if (dtype == DType::float32) {
     const float* from = static_cast<const float*>(data) + offset;
     if (stride == 1) return from;
@@ -67,11 +74,13 @@ inline const float* floats(const void* data, DType dtype, int64_t offset, int64_
 }
 
 inline const float* dense_row(const Values& values, int64_t row, float* buffer) {
-  return floats(values.data, values.dtype, row * values.stride_row, values.stride_position, values.positions, buffer);
+  return floats(values.data, values.dtype, row * values.stride_row, values.stride_position,
+                values.positions, buffer);
 }
 
 // Null stands for "all true".
-inline const uint8_t* flag_row(const Flags& flags, int64_t row, int64_t positions, uint8_t* buffer) {
+inline const uint8_t* flag_row(const Flags& flags, int64_t row, int64_t positions,
+                               uint8_t* buffer) {
   if (!flags.data) return nullptr;
   const uint8_t* from = flags.data + row * flags.stride_row;
   if (flags.stride_position == 1) return from;

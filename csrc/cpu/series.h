@@ -1,4 +1,5 @@
-// Moments and importance of a row by power series about the middle of its values. See mam_kernels/value_attention/README.md.
+// Moments and importance of a row by power series about the middle of its values. See
+// mam_kernels/ops/value_attention/README.md.
 #pragma once
 
 #include "cpu/elementary.h"
@@ -34,15 +35,22 @@ MAM_INLINE Panel panel_of(const Series& series, int panel) {
 }
 
 // How far the middle of a panel is from that of the row, in halves of a panel.
-MAM_INLINE double distance_of(const Series& series, int panel) { return 2 * panel + 1 - series.panels; }
+MAM_INLINE double distance_of(const Series& series, int panel) {
+  return 2 * panel + 1 - series.panels;
+}
 
-static void partition(const Series& series, const Entries& entries, float* value, int32_t* position, int64_t* offsets) {
+static void partition(const Series& series, const Entries& entries, float* value, int32_t* position,
+                      int64_t* offsets) {
   float* const begin = value;
   for (int panel = 0; panel < series.panels; ++panel) {
     offsets[panel] = value - begin;
-    // the outer panels reach to infinity, so that rounding at the ends of the interval loses no value
-    const float from = panel == 0 ? -__builtin_inff() : static_cast<float>(series.low + 2 * panel * series.half);
-    const float to = panel + 1 == series.panels ? __builtin_inff() : static_cast<float>(series.low + 2 * (panel + 1) * series.half);
+    // the outer panels reach to infinity, so that rounding at the ends of the interval loses no
+    // value
+    const float from =
+        panel == 0 ? -__builtin_inff() : static_cast<float>(series.low + 2 * panel * series.half);
+    const float to = panel + 1 == series.panels
+                         ? __builtin_inff()
+                         : static_cast<float>(series.low + 2 * (panel + 1) * series.half);
     int64_t i = 0;
     for (; i + kFloats <= entries.count; i += kFloats) {
       const Float x = load<Float>(entries.value + i);
@@ -71,16 +79,20 @@ MAM_INLINE void load_block(const float* value, int64_t count, const Panel& panel
   constexpr int kBlock = N * kDoubles;
   float padded[kBlock];
   if (count < kBlock) {
-    for (int i = 0; i < kBlock; ++i) padded[i] = i < count ? value[i] : static_cast<float>(panel.middle);
+    for (int i = 0; i < kBlock; ++i)
+      padded[i] = i < count ? value[i] : static_cast<float>(panel.middle);
     value = padded;
   }
-  for (int u = 0; u < N; ++u) t[u] = (to_double(load<HalfFloat>(value + u * kDoubles)) - panel.middle) * panel.scale;
+  for (int u = 0; u < N; ++u)
+    t[u] = (to_double(load<HalfFloat>(value + u * kDoubles)) - panel.middle) * panel.scale;
   if (count >= kBlock) return;
   for (int i = static_cast<int>(count); i < kBlock; ++i) t[i / kDoubles][i % kDoubles] = 0.0;
 }
 
-// sums[j] += sum of t^j over the values, for 0 < j < order. Four powers at a time cost one product beside their additions.
-static void add_powers(const float* value, int64_t count, const Panel& panel, int order, double* sums) {
+// sums[j] += sum of t^j over the values, for 0 < j < order. Four powers at a time cost one product
+// beside their additions.
+static void add_powers(const float* value, int64_t count, const Panel& panel, int order,
+                       double* sums) {
   constexpr int kChains = kUnroll / 2, kStep = kChains * kDoubles;
   Double total[kMaxOrder + 3];
   for (int j = 1; j < order + 3; ++j) total[j] = Double{};
@@ -105,7 +117,8 @@ static void add_powers(const float* value, int64_t count, const Panel& panel, in
   for (int j = 1; j < order; ++j) sums[j] += sum(total[j]);
 }
 
-static void power_sums(const Series& series, const float* value, const int64_t* offsets, int64_t zeros, double* coefficients) {
+static void power_sums(const Series& series, const float* value, const int64_t* offsets,
+                       int64_t zeros, double* coefficients) {
   for (int p = 0; p < series.panels; ++p) {
     const Panel panel = panel_of(series, p);
     const int64_t count = offsets[p + 1] - offsets[p];
@@ -126,9 +139,11 @@ static void power_sums(const Series& series, const float* value, const int64_t* 
 constexpr int kTileVectors = MAM_VECTOR_BYTES == 64 ? 4 : 3, kTile = kTileVectors * kDoubles;
 
 // A polynomial, its first derivative and half its second, by Horner's rule.
-MAM_INLINE void with_derivatives(const double* coefficient, int order, const Double (&y)[kTileVectors], Double (&p)[kTileVectors],
+MAM_INLINE void with_derivatives(const double* coefficient, int order,
+                                 const Double (&y)[kTileVectors], Double (&p)[kTileVectors],
                                  Double (&p1)[kTileVectors], Double (&p2)[kTileVectors]) {
-  for (int v = 0; v < kTileVectors; ++v) p[v] = splat<Double>(coefficient[order - 1]), p1[v] = Double{}, p2[v] = Double{};
+  for (int v = 0; v < kTileVectors; ++v)
+    p[v] = splat<Double>(coefficient[order - 1]), p1[v] = Double{}, p2[v] = Double{};
   for (int j = order - 2; j >= 0; --j)
     for (int v = 0; v < kTileVectors; ++v) {
       p2[v] = p2[v] * y[v] + p1[v];
@@ -146,22 +161,29 @@ MAM_INLINE void store_some(float* to, HalfFloat vector, int64_t count) {
   }
 }
 
-// M, M' and M'' are those of the values' distances from the middle of the row, in halves of a panel.
-MAM_INLINE void finish(const Series& series, Double slope, Double m, Double m1, Double m2, int64_t at, int64_t slopes,
-                       const RowMoments& out) {
+// M, M' and M'' are those of the values' distances from the middle of the row, in halves of a
+// panel.
+MAM_INLINE void finish(const Series& series, Double slope, Double m, Double m1, Double m2,
+                       int64_t at, int64_t slopes, const RowMoments& out) {
   const Double inverse = 1.0 / m, mean = m1 * inverse;
   const Double variance = m2 * inverse - mean * mean;
   const int64_t count = slopes - at;
   store(out.inverse + at, inverse);
-  if (out.log_partition) store_some(out.log_partition + at, to_float(slope * series.centre + logarithm(m)), count);
+  if (out.log_partition)
+    store_some(out.log_partition + at, to_float(slope * series.centre + logarithm(m)), count);
   store_some(out.mean + at, to_float(mean * series.half + series.centre), count);
-  store_some(out.variance + at, to_float((variance < 0.0 ? Double{} : variance) * (series.half * series.half)), count);  // NaN stays NaN
+  store_some(out.variance + at,
+             to_float((variance < 0.0 ? Double{} : variance) * (series.half * series.half)),
+             count);  // NaN stays NaN
 }
 
-static void moments(const Series& series, const double* coefficients, const double* slope, int64_t slopes, const RowMoments& out) {
+static void moments(const Series& series, const double* coefficients, const double* slope,
+                    int64_t slopes, const RowMoments& out) {
   for (int64_t first = 0; first < slopes; first += kTile) {
-    Double alpha[kTileVectors], y[kTileVectors], m[kTileVectors], m1[kTileVectors], m2[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) alpha[v] = load<Double>(slope + first + v * kDoubles), y[v] = alpha[v] * series.half;
+    Double alpha[kTileVectors], y[kTileVectors], m[kTileVectors], m1[kTileVectors],
+        m2[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v)
+      alpha[v] = load<Double>(slope + first + v * kDoubles), y[v] = alpha[v] * series.half;
     if (series.panels == 1) {
       with_derivatives(coefficients, series.order, y, m, m1, m2);
       for (int v = 0; v < kTileVectors; ++v) m2[v] += m2[v];
@@ -185,13 +207,14 @@ static void moments(const Series& series, const double* coefficients, const doub
       }
     }
     for (int v = 0; v < kTileVectors; ++v)
-      if (first + v * kDoubles < slopes) finish(series, alpha[v], m[v], m1[v], m2[v], first + v * kDoubles, slopes, out);
+      if (first + v * kDoubles < slopes)
+        finish(series, alpha[v], m[v], m1[v], m2[v], first + v * kDoubles, slopes, out);
   }
 }
 
 // The series of f in a panel: f(x) = sum_j coefficient[j] t^j.
-static void importance_series(const Series& series, int panel, const double* slope, const double* inverse, int64_t slopes,
-                              double* coefficient) {
+static void importance_series(const Series& series, int panel, const double* slope,
+                              const double* inverse, int64_t slopes, double* coefficient) {
   constexpr int kChains = 4;
   Double total[kMaxOrder];
   for (int j = 0; j < series.order; ++j) total[j] = Double{};
@@ -210,7 +233,8 @@ static void importance_series(const Series& series, int panel, const double* slo
   for (int j = 0; j < series.order; ++j) coefficient[j] = sum(total[j]) * kInverseFactorial.of[j];
 }
 
-static void evaluate(const float* value, int64_t count, const Panel& panel, const double* coefficient, int order, float* out) {
+static void evaluate(const float* value, int64_t count, const Panel& panel,
+                     const double* coefficient, int order, float* out) {
   for (int64_t i = 0; i < count; i += kBlock) {
     Double t[kUnroll], f[kUnroll];
     load_block(value + i, count - i, panel, t);
@@ -221,17 +245,20 @@ static void evaluate(const float* value, int64_t count, const Panel& panel, cons
   }
 }
 
-static void importance(const Series& series, const double* slope, const double* inverse, int64_t slopes, const float* value,
-                       const int64_t* offsets, float* out, float* of_zero) {
+static void importance(const Series& series, const double* slope, const double* inverse,
+                       int64_t slopes, const float* value, const int64_t* offsets, float* out,
+                       float* of_zero) {
   for (int p = 0; p < series.panels; ++p) {
     if (offsets[p] == offsets[p + 1] && p != series.zero_panel) continue;
     double coefficient[kMaxOrder];
     importance_series(series, p, slope, inverse, slopes, coefficient);
     const Panel panel = panel_of(series, p);
-    evaluate(value + offsets[p], offsets[p + 1] - offsets[p], panel, coefficient, series.order, out + offsets[p]);
+    evaluate(value + offsets[p], offsets[p + 1] - offsets[p], panel, coefficient, series.order,
+             out + offsets[p]);
     if (p != series.zero_panel) continue;
     double f = coefficient[series.order - 1];
-    for (int j = series.order - 2; j >= 0; --j) f = f * (-panel.middle * panel.scale) + coefficient[j];
+    for (int j = series.order - 2; j >= 0; --j)
+      f = f * (-panel.middle * panel.scale) + coefficient[j];
     *of_zero = static_cast<float>(f);
   }
 }

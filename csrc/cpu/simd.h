@@ -1,4 +1,5 @@
-// Vectors as wide as the instruction set has, by the compiler's vector extensions; intrinsics only where these fall short.
+// Vectors as wide as the instruction set has, by the compiler's vector extensions; intrinsics only
+// where these fall short.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,8 @@ using Word = VectorOf<uint32_t>::type;
 using Double = VectorOf<double>::type;
 using Long = VectorOf<int64_t>::type;
 using LongWord = VectorOf<uint64_t>::type;
-using HalfFloat = VectorOf<float, MAM_VECTOR_BYTES / 2>::type;  // as many floats as a Double has lanes
+using HalfFloat =
+    VectorOf<float, MAM_VECTOR_BYTES / 2>::type;  // as many floats as a Double has lanes
 
 template <typename Vector, typename T>
 MAM_INLINE Vector load(const T* from) {
@@ -132,7 +134,8 @@ MAM_INLINE LaneBits lane_bits(Int comparison) {
 #endif
 }
 
-// One bit for each lane in which a < b. AVX-512 compares into registers of bits; from lane_bits(a < b) gcc spreads them over lanes first.
+// One bit for each lane in which a < b. AVX-512 compares into registers of bits; from lane_bits(a <
+// b) gcc spreads them over lanes first.
 MAM_INLINE LaneBits less_bits(Float a, Float b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_LT_OQ);
@@ -163,7 +166,8 @@ MAM_INLINE void store_flags(uint8_t* to, LaneBits lanes) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_set1_epi8(lanes, 1));
 #elif defined(__AVX2__)
   // seven bits are spread by a product that moves bit i by 7 i; the eighth would meet another
-  const uint64_t bytes = ((lanes & 0x7Full) * 0x0002040810204081ull & 0x0101010101010101ull) | static_cast<uint64_t>(lanes >> 7) << 56;
+  const uint64_t bytes = ((lanes & 0x7Full) * 0x0002040810204081ull & 0x0101010101010101ull) |
+                         static_cast<uint64_t>(lanes >> 7) << 56;
   __builtin_memcpy(to, &bytes, sizeof bytes);
 #else
   const uint32_t bytes = lanes * 0x00204081u & 0x01010101u;
@@ -174,9 +178,11 @@ MAM_INLINE void store_flags(uint8_t* to, LaneBits lanes) {
 // Flags of kFloats positions as lanes, all ones where set.
 MAM_INLINE Int flag_lanes(const uint8_t* flags) {
 #if defined(__AVX512F__)
-  const Int lanes = reinterpret_cast<Int>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags))));
+  const Int lanes = reinterpret_cast<Int>(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags))));
 #elif defined(__AVX2__)
-  const Int lanes = reinterpret_cast<Int>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags))));
+  const Int lanes = reinterpret_cast<Int>(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags))));
 #else
   Int lanes{};
   for (int i = 0; i < kFloats; ++i) lanes[i] = flags[i];
@@ -220,8 +226,10 @@ MAM_INLINE T* append(T* to, Vector vector, LaneBits lanes) {
   _mm512_storeu_si512(to, packed);
   return to + __builtin_popcount(lanes);
 #elif defined(__AVX2__)
-  const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLaneNumbers.number[lanes])));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(vector), order));
+  const __m256i order = _mm256_cvtepu8_epi32(
+      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLaneNumbers.number[lanes])));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(vector), order));
   return to + __builtin_popcount(lanes);
 #else
   for (; lanes; lanes &= lanes - 1) *to++ = vector[__builtin_ctz(lanes)];
@@ -232,18 +240,21 @@ MAM_INLINE T* append(T* to, Vector vector, LaneBits lanes) {
 // Products of the low 32 bits of each 64-bit lane.
 MAM_INLINE LongWord multiply_wide(LongWord a, LongWord b) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<LongWord>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  return reinterpret_cast<LongWord>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX2__)
-  return reinterpret_cast<LongWord>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+  return reinterpret_cast<LongWord>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #elif defined(__SSE2__)
-  return reinterpret_cast<LongWord>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+  return reinterpret_cast<LongWord>(
+      _mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 #else
   return (a & 0xFFFFFFFFull) * (b & 0xFFFFFFFFull);
 #endif
 }
 
-// The high 32 bits of each 64-bit lane where the low ones are; above them, whatever comes cheapest. A shuffle: it runs beside the
-// multiplications, whose port a shift would take.
+// The high 32 bits of each 64-bit lane where the low ones are; above them, whatever comes cheapest.
+// A shuffle: it runs beside the multiplications, whose port a shift would take.
 MAM_INLINE LongWord high_halves(LongWord vector) {
   const Word words = bits<Word>(vector);
 #if defined(__clang__)

@@ -1,5 +1,6 @@
-// Softmax attention of the latents of one head over a tile of tokens. Latents lie along the lanes, so that maximum, sum and exponentials of
-// a softmax are whole vectors, and tokens enter as single numbers that all lanes share.
+// Softmax attention of the latents of one head over a tile of tokens. Latents lie along the lanes,
+// so that maximum, sum and exponentials of a softmax are whole vectors, and tokens enter as single
+// numbers that all lanes share.
 #pragma once
 
 #include "cpu/elementary.h"
@@ -16,14 +17,16 @@ constexpr int kRows = 8;  // times two vectors of latents: the sums that are kep
 #else
 constexpr int kRows = 4;
 #endif
-static_assert(kTokenPadding % kRows == 0 && kTokenPadding % kFloats == 0, "tiles are read in whole rows and vectors");
+static_assert(kTokenPadding % kRows == 0 && kTokenPadding % kFloats == 0,
+              "tiles are read in whole rows and vectors");
 
 // `before` where either is NaN: exponentials pass that on.
 MAM_INLINE Float larger(Float score, Float before) { return score > before ? score : before; }
 
 template <DType Type>
 MAM_INLINE Float widened(const uint16_t* from) {
-  const Word word = __builtin_convertvector((load<VectorOf<uint16_t, MAM_VECTOR_BYTES / 2>::type>(from)), Word);
+  const Word word =
+      __builtin_convertvector((load<VectorOf<uint16_t, MAM_VECTOR_BYTES / 2>::type>(from)), Word);
   if (Type == DType::bfloat16) return bits<Float>(word << 16);
   const Word sign = (word & 0x8000u) << 16, magnitude = (word & 0x7FFFu) << 13;
   // the exponent's bias by a product, which also makes denormals normal
@@ -51,16 +54,21 @@ MAM_INLINE void gather_as(const TokenRows& rows, int64_t pitch, float* tile, con
 
 static void gather(const TokenRows& rows, int64_t pitch, float* tile) {
   if (rows.dtype == DType::float32) {
-    gather_as<float>(rows, pitch, tile, [](const float* from) MAM_ALWAYS { return load<Float>(from); });
+    gather_as<float>(rows, pitch, tile,
+                     [](const float* from) MAM_ALWAYS { return load<Float>(from); });
   } else if (rows.dtype == DType::float16) {
-    gather_as<uint16_t>(rows, pitch, tile, [](const uint16_t* from) MAM_ALWAYS { return widened<DType::float16>(from); });
+    gather_as<uint16_t>(rows, pitch, tile, [](const uint16_t* from) MAM_ALWAYS {
+      return widened<DType::float16>(from);
+    });
   } else {
-    gather_as<uint16_t>(rows, pitch, tile, [](const uint16_t* from) MAM_ALWAYS { return widened<DType::bfloat16>(from); });
+    gather_as<uint16_t>(rows, pitch, tile, [](const uint16_t* from) MAM_ALWAYS {
+      return widened<DType::bfloat16>(from);
+    });
   }
 }
 
-// tile.scores = keys . queries of Vectors vectors of latents; rows beyond the tokens are written too. `largest`, unless null, becomes the
-// largest of the tokens' scores and what it was.
+// tile.scores = keys . queries of Vectors vectors of latents; rows beyond the tokens are written
+// too. `largest`, unless null, becomes the largest of the tokens' scores and what it was.
 template <int Vectors>
 MAM_INLINE void score(const AttentionTile tile, const float* query, Float* largest) {
   for (int64_t row = 0; row < tile.tokens; row += kRows) {
@@ -69,7 +77,8 @@ MAM_INLINE void score(const AttentionTile tile, const float* query, Float* large
     Float total[kRows][Vectors] = {};
     for (int64_t c = 0; c < tile.width; ++c) {
       Float of_query[Vectors];
-      for (int v = 0; v < Vectors; ++v) of_query[v] = load<Float>(query + c * kLatents + v * kFloats);
+      for (int v = 0; v < Vectors; ++v)
+        of_query[v] = load<Float>(query + c * kLatents + v * kFloats);
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < Vectors; ++v) total[r][v] += key[r * tile.pitch + c] * of_query[v];
     }
@@ -84,14 +93,16 @@ MAM_INLINE void score(const AttentionTile tile, const float* query, Float* large
       }
     } else {
       for (int64_t r = 0; r < tile.tokens - row; ++r)
-        for (int v = 0; v < Vectors; ++v) largest[v] = larger(load<Float>(scores + r * kLatents + v * kFloats), largest[v]);
+        for (int v = 0; v < Vectors; ++v)
+          largest[v] = larger(load<Float>(scores + r * kLatents + v * kFloats), largest[v]);
     }
   }
 }
 
 // Scores to weights exp(score - shift); returns their sums.
 template <int Vectors>
-MAM_INLINE void weigh(const AttentionTile tile, const Float (&shift)[Vectors], Float (&sum)[Vectors]) {
+MAM_INLINE void weigh(const AttentionTile tile, const Float (&shift)[Vectors],
+                      Float (&sum)[Vectors]) {
   float* scores = tile.scores;
   for (int64_t row = 0; row < tile.tokens; ++row, scores += kLatents)
     for (int v = 0; v < Vectors; ++v) {
@@ -101,9 +112,11 @@ MAM_INLINE void weigh(const AttentionTile tile, const Float (&shift)[Vectors], F
     }
 }
 
-// output = output shrink + weights . values. The sum over a tile is made apart: sums of sums lose less than one long sum does.
+// output = output shrink + weights . values. The sum over a tile is made apart: sums of sums lose
+// less than one long sum does.
 template <int Vectors>
-MAM_INLINE void add_values(const AttentionTile tile, const Float (&shrink)[Vectors], float* output) {
+MAM_INLINE void add_values(const AttentionTile tile, const Float (&shrink)[Vectors],
+                           float* output) {
   for (int64_t column = 0; column < tile.width; column += kRows) {
     Float total[kRows][Vectors] = {};
     const float *value = tile.value + column, *scores = tile.scores;
@@ -122,7 +135,8 @@ MAM_INLINE void add_values(const AttentionTile tile, const Float (&shrink)[Vecto
 }
 
 template <int Vectors>
-MAM_INLINE void attend_block(const AttentionTile& tile, const float* query, float* largest, float* total, float* output) {
+MAM_INLINE void attend_block(const AttentionTile& tile, const float* query, float* largest,
+                             float* total, float* output) {
   Float now[Vectors], shift[Vectors], shrink[Vectors], sum[Vectors] = {};
   for (int v = 0; v < Vectors; ++v) now[v] = load<Float>(largest + v * kFloats);
   score<Vectors>(tile, query, now);
@@ -132,7 +146,8 @@ MAM_INLINE void attend_block(const AttentionTile& tile, const float* query, floa
     store(largest + v * kFloats, now[v]);
   }
   weigh<Vectors>(tile, shift, sum);
-  for (int v = 0; v < Vectors; ++v) store(total + v * kFloats, load<Float>(total + v * kFloats) * shrink[v] + sum[v]);
+  for (int v = 0; v < Vectors; ++v)
+    store(total + v * kFloats, load<Float>(total + v * kFloats) * shrink[v] + sum[v]);
   if (tile.value) add_values<Vectors>(tile, shrink, output);
 }
 
@@ -140,7 +155,8 @@ static void attend(const AttentionTile& tile, const SoftmaxState& state) {
   const int64_t blocks = (tile.latents + kLatents - 1) / kLatents;
   for (int64_t block = 0; block < blocks; ++block) {
     const float* const query = tile.query + block * tile.width * kLatents;
-    float *const largest = state.largest + block * kLatents, *const total = state.total + block * kLatents;
+    float *const largest = state.largest + block * kLatents, *const total =
+                                                                 state.total + block * kLatents;
     float* const output = tile.value ? state.output + block * tile.pitch * kLatents : nullptr;
     if (tile.latents - block * kLatents > kFloats) {
       attend_block<2>(tile, query, largest, total, output);
@@ -151,15 +167,16 @@ static void attend(const AttentionTile& tile, const SoftmaxState& state) {
 }
 
 template <int Vectors>
-MAM_INLINE void importance_block(const AttentionTile& tile, const float* query, const float* logsumexp, int64_t latents,
-                                 float* importance) {
+MAM_INLINE void importance_block(const AttentionTile& tile, const float* query,
+                                 const float* logsumexp, int64_t latents, float* importance) {
   score<Vectors>(tile, query, nullptr);
   Float shift[Vectors];
   Int exists[Vectors];
   for (int v = 0; v < Vectors; ++v) {
     const Float sum = load<Float>(logsumexp + v * kFloats);
     shift[v] = sum == -__builtin_inff() ? Float{} : sum;
-    exists[v] = lane_numbers() < static_cast<int32_t>(latents < kLatents ? latents - v * kFloats : kFloats);
+    exists[v] =
+        lane_numbers() < static_cast<int32_t>(latents < kLatents ? latents - v * kFloats : kFloats);
   }
   const float* scores = tile.scores;
   for (int64_t row = 0; row < tile.tokens; ++row, scores += kLatents) {
@@ -176,7 +193,9 @@ MAM_INLINE void importance_block(const AttentionTile& tile, const float* query, 
 static void token_importance(const AttentionTile& tile, const float* logsumexp, float* importance) {
   const int64_t blocks = (tile.latents + kLatents - 1) / kLatents;
   for (int64_t block = 0; block < blocks; ++block) {
-    const float *const query = tile.query + block * tile.width * kLatents, *const sums = logsumexp + block * kLatents;
+    const float *const query = tile.query + block * tile.width * kLatents, *const sums =
+                                                                               logsumexp +
+                                                                               block * kLatents;
     const int64_t latents = tile.latents - block * kLatents;
     if (latents > kFloats) {
       importance_block<2>(tile, query, sums, latents, importance);

@@ -12,7 +12,8 @@ namespace cpu {
 
 namespace {
 
-// Threads that have something to do: two for a row, where there are few, and some for the products of the parameters.
+// Threads that have something to do: two for a row, where there are few, and some for the products
+// of the parameters.
 int threads_of_step(int64_t rows, const Projection& parameters, int allowed) {
   return threads_for(std::max(2 * rows, parameters.width / 64), allowed);
 }
@@ -37,7 +38,8 @@ bool any(const Flags& flags, int64_t row, int64_t positions) {
 }
 
 // flags (rows, positions) = valid and not masked.
-void leave(const Flags& valid, const uint8_t* mask, int64_t rows, int64_t positions, int threads, uint8_t* left) {
+void leave(const Flags& valid, const uint8_t* mask, int64_t rows, int64_t positions, int threads,
+           uint8_t* left) {
   parallel_for(rows, threads_for(rows, threads), [&](int64_t row, int) {
     const int64_t at = row * positions;
     if (!valid.data) {
@@ -45,13 +47,17 @@ void leave(const Flags& valid, const uint8_t* mask, int64_t rows, int64_t positi
       return;
     }
     const uint8_t* const from = valid.data + row * valid.stride_row;
-    for (int64_t l = 0; l < positions; ++l) left[at + l] = from[l * valid.stride_position] && !mask[at + l];
+    for (int64_t l = 0; l < positions; ++l)
+      left[at + l] = from[l * valid.stride_position] && !mask[at + l];
   });
 }
 
-// The context of what the mask leaves: the mask by the slopes that decide alone, then the moments of the rest.
-void mask_first(const Step& step, const float* slope, Masking masking, const Moments& out, const Buffer<uint8_t>& left, int threads) {
-  const int64_t heads = step.parameters.heads, rows = step.values.rows, positions = step.values.positions;
+// The context of what the mask leaves: the mask by the slopes that decide alone, then the moments
+// of the rest.
+void mask_first(const Step& step, const float* slope, Masking masking, const Moments& out,
+                const Buffer<uint8_t>& left, int threads) {
+  const int64_t heads = step.parameters.heads, rows = step.values.rows,
+                positions = step.values.positions;
   const int64_t slopes = step.num_chosen * heads;
   Buffer<float> deciding(slopes), mean(rows * slopes), variance(rows * slopes);
   Buffer<int64_t> every(step.num_chosen);
@@ -60,9 +66,11 @@ void mask_first(const Step& step, const float* slope, Masking masking, const Mom
     std::copy_n(slope + masking.latents[i] * heads, heads, deciding.get() + i * heads);
   }
   masking.latents = every.get();
-  attend(step.values, step.valid, deciding.get(), slopes, {nullptr, mean.get(), variance.get()}, &masking, threads);
+  attend(step.values, step.valid, deciding.get(), slopes, {nullptr, mean.get(), variance.get()},
+         &masking, threads);
   leave(step.valid, masking.mask, rows, positions, threads, left.get());
-  attend(step.values, {left.get(), positions, 1}, slope, step.parameters.num_latents * heads, out, nullptr, threads);
+  attend(step.values, {left.get(), positions, 1}, slope, step.parameters.num_latents * heads, out,
+         nullptr, threads);
 }
 
 }  // namespace
@@ -82,18 +90,21 @@ State::State(float* memory, int64_t rows, int64_t latents, int64_t heads, int64_
 void masking_step(const Step& step, const StepOutput& out, int threads) {
   const Projection& parameters = step.parameters;
   const Values& values = step.values;
-  const int64_t rows = values.rows, positions = values.positions, slopes = parameters.num_latents * parameters.heads;
+  const int64_t rows = values.rows, positions = values.positions,
+                slopes = parameters.num_latents * parameters.heads;
   threads = threads_of_step(rows, parameters, threads);
   const Session session(threads);
 
   const State state(out.state, rows, parameters.num_latents, parameters.heads, parameters.width);
   Buffer<float> slope(slopes);
-  project(parameters, {slope.get(), state.directions, state.constant, state.folded, state.unit}, threads);
+  project(parameters, {slope.get(), state.directions, state.constant, state.folded, state.unit},
+          threads);
 
   Buffer<int64_t> chosen(step.num_chosen);
   choose_latents(step, chosen.get());
-  const Masking masking{step.maskable,   chosen.get(), step.num_chosen, parameters.heads, step.num_masked,
-                        step.mask_ratio, step.draw,    step.weighting,  out.mask,         out.importance};
+  const Masking masking{step.maskable,   chosen.get(),    step.num_chosen, parameters.heads,
+                        step.num_masked, step.mask_ratio, step.draw,       step.weighting,
+                        out.mask,        out.importance};
   const Moments moments{nullptr, state.mean, state.variance};
   Flags attended = step.valid;
   Buffer<uint8_t> left(step.visible ? rows * positions : 0);
@@ -105,24 +116,30 @@ void masking_step(const Step& step, const StepOutput& out, int threads) {
   }
   for (int64_t row = 0; row < rows; ++row) state.occupied[row] = any(attended, row, positions);
 
-  context({state.mean, state.variance, state.occupied, state.directions, state.constant, step.out_bias, rows, parameters.num_latents,
-           parameters.heads, parameters.width},
+  context({state.mean, state.variance, state.occupied, state.directions, state.constant,
+           step.out_bias, rows, parameters.num_latents, parameters.heads, parameters.width},
           {out.context, out.penalty, state.average, state.second, state.gram}, threads);
 }
 
-void masking_step_backward(const Projection& parameters, const float* out_bias, int64_t rows, float* state, const StepGradient& incoming,
+void masking_step_backward(const Projection& parameters, const float* out_bias, int64_t rows,
+                           float* state, const StepGradient& incoming,
                            const ProjectionGradient& outgoing, float* grad_out_bias, int threads) {
-  const int64_t latents = parameters.num_latents, heads = parameters.heads, width = parameters.width;
+  const int64_t latents = parameters.num_latents, heads = parameters.heads,
+                width = parameters.width;
   threads = threads_of_step(rows, parameters, threads);
   const Session session(threads);
   const State saved(state, rows, latents, heads, width);
   Buffer<float> none(incoming.context ? 0 : rows * width);
   if (!incoming.context) std::fill_n(none.get(), rows * width, 0.0f);
   Buffer<float> slope(latents * heads), directions(heads * width), constant(width);
-  context_backward({saved.mean, saved.variance, saved.occupied, saved.directions, saved.constant, out_bias, rows, latents, heads, width},
-                   saved.average, saved.second, saved.gram, incoming.context ? incoming.context : none.get(),
-                   incoming.penalty ? *incoming.penalty : 0.0f, {slope.get(), directions.get(), constant.get(), grad_out_bias}, threads);
-  project_backward(parameters, saved.folded, saved.unit, {slope.get(), directions.get(), constant.get()}, outgoing, threads);
+  context_backward({saved.mean, saved.variance, saved.occupied, saved.directions, saved.constant,
+                    out_bias, rows, latents, heads, width},
+                   saved.average, saved.second, saved.gram,
+                   incoming.context ? incoming.context : none.get(),
+                   incoming.penalty ? *incoming.penalty : 0.0f,
+                   {slope.get(), directions.get(), constant.get(), grad_out_bias}, threads);
+  project_backward(parameters, saved.folded, saved.unit,
+                   {slope.get(), directions.get(), constant.get()}, outgoing, threads);
 }
 
 }  // namespace cpu

@@ -1,5 +1,6 @@
-// A whole masking step of scalar values: the products of the parameters, the pass over the cells, and the context. One call, because a step
-// of a few cells takes less than what several calls cost their host.
+// A whole masking step of scalar values: the products of the parameters, the pass over the cells,
+// and the context. One call, because a step of a few cells takes less than what several calls cost
+// their host.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,8 @@ struct Step {
   Flags valid, maskable;
   const int64_t* chosen;  // the latents that decide, or null to draw them
   int64_t num_chosen;
-  const int32_t* num_masked;  // (rows,), or null for floor(mask_ratio n) of a row's n maskable positions
+  const int32_t*
+      num_masked;  // (rows,), or null for floor(mask_ratio n) of a row's n maskable positions
   double mask_ratio;
   Draw draw;  // of the positions; that of the latents has the same seed and step
   Weighting weighting;
@@ -39,7 +41,8 @@ struct State {
 
   State(float* memory, int64_t rows, int64_t latents, int64_t heads, int64_t width);
   static int64_t size(int64_t rows, int64_t latents, int64_t heads, int64_t width) {
-    return rows * (2 * latents * heads + 1 + heads) + 2 * heads * width + 4 * width + 2 * heads * heads;
+    return rows * (2 * latents * heads + 1 + heads) + 2 * heads * width + 4 * width +
+           2 * heads * heads;
   }
 };
 
@@ -57,7 +60,8 @@ struct StepGradient {
 };
 
 // `state` is read only.
-void masking_step_backward(const Projection& parameters, const float* out_bias, int64_t rows, float* state, const StepGradient& incoming,
+void masking_step_backward(const Projection& parameters, const float* out_bias, int64_t rows,
+                           float* state, const StepGradient& incoming,
                            const ProjectionGradient& outgoing, float* grad_out_bias, int threads);
 
 }  // namespace cpu

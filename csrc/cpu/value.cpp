@@ -1,6 +1,7 @@
-// The value path on the CPU: attention over scalar values, and the masking step. The method is derived in
-// mam_kernels/value_attention/README.md: a row is reduced to its values that are not zero, their power sums give every moment, and the
-// moments the importance. Rows and slopes out of reach of the series go directly.
+// The value path on the CPU: attention over scalar values, and the masking step. The method is
+// derived in mam_kernels/ops/value_attention/README.md: a row is reduced to its values that are not
+// zero, their power sums give every moment, and the moments the importance. Rows and slopes out of
+// reach of the series go directly.
 
 #include "cpu/value.h"
 
@@ -25,7 +26,8 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-constexpr int64_t kMaxPositions = std::numeric_limits<int32_t>::max() - 1023;  // entries keep their positions in 32 bits
+constexpr int64_t kMaxPositions =
+    std::numeric_limits<int32_t>::max() - 1023;  // entries keep their positions in 32 bits
 
 // Entries that may be written.
 struct EntryBuffer {
@@ -56,8 +58,8 @@ struct Worker {
 
 class ValuePass {
  public:
-  ValuePass(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, const Masking* masking,
-            int threads)
+  ValuePass(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
+            const Moments& out, const Masking* masking, int threads)
       : values_(values),
         valid_(valid),
         slope_(slope),
@@ -66,10 +68,13 @@ class ValuePass {
         masking_(masking),
         threads_(threads),
         workers_(static_cast<size_t>(threads_for(values.rows, threads))) {
-    if (values.positions > kMaxPositions) throw std::length_error("value attention on the CPU takes at most 2^31 - 2^10 positions a row");
+    if (values.positions > kMaxPositions)
+      throw std::length_error(
+          "value attention on the CPU takes at most 2^31 - 2^10 positions a row");
     wide_slope_ = widened(slope, slopes);
     for (int64_t s = 0; s < slopes; ++s)
-      if (std::isfinite(slope[s])) steepest_ = std::max(steepest_, std::fabs(static_cast<double>(slope[s])));
+      if (std::isfinite(slope[s]))
+        steepest_ = std::max(steepest_, std::fabs(static_cast<double>(slope[s])));
     if (masking_) choose_slopes();
     for (Worker& worker : workers_) reset(worker);
   }
@@ -96,7 +101,9 @@ class ValuePass {
   Entries read(int64_t row, Worker& worker) const;
   Entries read_dense(int64_t row, Worker& worker) const;
   Entries read_sparse(int64_t row, Worker& worker) const;
-  const uint8_t* valid_row(int64_t row, Worker& worker) const { return flag_row(valid_, row, values_.positions, worker.valid.get()); }
+  const uint8_t* valid_row(int64_t row, Worker& worker) const {
+    return flag_row(valid_, row, values_.positions, worker.valid.get());
+  }
 
   void run_by_halves();
   void measure(int64_t row, Worker& worker) const;
@@ -134,14 +141,16 @@ class ValuePass {
 // Infinite slopes become NaN: they have no softmax.
 Buffer<double> ValuePass::widened(const float* slope, int64_t count) {
   Buffer<double> wide(count + kPadding);
-  for (int64_t s = 0; s < count; ++s) wide[s] = static_cast<double>(slope[s]) + static_cast<double>(slope[s]) * 0.0;
+  for (int64_t s = 0; s < count; ++s)
+    wide[s] = static_cast<double>(slope[s]) + static_cast<double>(slope[s]) * 0.0;
   std::fill_n(wide.get() + count, kPadding, 0.0);
   return wide;
 }
 
 void ValuePass::choose_slopes() {
   for (int64_t i = 0; i < masking_->num_chosen; ++i)
-    for (int64_t h = 0; h < masking_->heads; ++h) chosen_.push_back(masking_->latents[i] * masking_->heads + h);
+    for (int64_t h = 0; h < masking_->heads; ++h)
+      chosen_.push_back(masking_->latents[i] * masking_->heads + h);
   for (const int64_t s : chosen_) chosen_slope_.push_back(slope_[s]);
   wide_chosen_ = widened(chosen_slope_.data(), static_cast<int64_t>(chosen_.size()));
 }
@@ -168,13 +177,15 @@ Entries ValuePass::read_dense(int64_t row, Worker& worker) const {
   const float* values = dense_row(values_, row, worker.row.get());
   const EntryBuffer& to = worker.entries;
   Entries entries{to.value.get(), to.position.get(), 0, 0};
-  entries.count = kernels().compact(values, valid_row(row, worker), values_.positions, to.value.get(), to.position.get(), &entries.zeros);
+  entries.count = kernels().compact(values, valid_row(row, worker), values_.positions,
+                                    to.value.get(), to.position.get(), &entries.zeros);
   return entries;
 }
 
 Entries ValuePass::read_sparse(int64_t row, Worker& worker) const {
   const auto index = [this](const void* from, int64_t i) {
-    return values_.index64 ? static_cast<const int64_t*>(from)[i] : static_cast<const int32_t*>(from)[i];
+    return values_.index64 ? static_cast<const int64_t*>(from)[i]
+                           : static_cast<const int32_t*>(from)[i];
   };
   const int64_t first = index(values_.crow, row), stored = index(values_.crow, row + 1) - first;
   const float* values = floats(values_.data, values_.dtype, first, 1, stored, worker.row.get());
@@ -192,12 +203,14 @@ Entries ValuePass::read_sparse(int64_t row, Worker& worker) const {
   return {to.value.get(), to.position.get(), count, exists - count};
 }
 
-Entries ValuePass::read(int64_t row, Worker& worker) const { return values_.crow ? read_sparse(row, worker) : read_dense(row, worker); }
+Entries ValuePass::read(int64_t row, Worker& worker) const {
+  return values_.crow ? read_sparse(row, worker) : read_dense(row, worker);
+}
 
 // --- Moments and importance ---
 
-// Where there are fewer rows than threads, two work on each: one on its moments and importance, one on the uniforms of its draw; then one
-// writes the importance, and one draws.
+// Where there are fewer rows than threads, two work on each: one on its moments and importance, one
+// on the uniforms of its draw; then one writes the importance, and one draws.
 void ValuePass::run_by_halves() {
   const int64_t rows = values_.rows;
   const auto in_halves = [&](auto&& first, auto&& second) {
@@ -206,7 +219,8 @@ void ValuePass::run_by_halves() {
       second(item - rows, workers_[static_cast<size_t>(item - rows)]);
     });
   };
-  in_halves([&](int64_t row, Worker& worker) { measure(row, worker); }, [&](int64_t row, Worker& worker) { race(row, {}, worker); });
+  in_halves([&](int64_t row, Worker& worker) { measure(row, worker); },
+            [&](int64_t row, Worker& worker) { race(row, {}, worker); });
   in_halves([&](int64_t row, Worker& worker) { write_importance(row, worker); },
             [&](int64_t row, Worker& worker) {
               if (groups(row, worker)) draw_grouped(row, worker);
@@ -242,7 +256,8 @@ void ValuePass::measure(int64_t row, Worker& worker) const {
 
 RowMoments ValuePass::moments_of(int64_t row, const Worker& worker) const {
   const int64_t at = row * slopes_;
-  return {out_.log_partition ? out_.log_partition + at : nullptr, out_.mean + at, out_.variance + at, worker.inverse.get()};
+  return {out_.log_partition ? out_.log_partition + at : nullptr, out_.mean + at,
+          out_.variance + at, worker.inverse.get()};
 }
 
 void ValuePass::measure_by_series(int64_t row, const Series& series, Worker& worker) const {
@@ -255,22 +270,27 @@ void ValuePass::measure_by_series(int64_t row, const Series& series, Worker& wor
     entries.position = to.position.get();
   }
   kernels().power_sums(series, entries.value, offsets, entries.zeros, worker.coefficients.get());
-  kernels().moments(series, worker.coefficients.get(), wide_slope_.get(), slopes_, moments_of(row, worker));
+  kernels().moments(series, worker.coefficients.get(), wide_slope_.get(), slopes_,
+                    moments_of(row, worker));
   if (!masking_) return;
   const int64_t count = static_cast<int64_t>(chosen_.size());
   double* const inverse = worker.chosen_inverse.get();
   for (int64_t i = 0; i < count; ++i) inverse[i] = worker.inverse[chosen_[static_cast<size_t>(i)]];
   std::fill_n(inverse + count, kPadding, 0.0);
-  kernels().importance(series, wide_chosen_.get(), inverse, count, entries.value, offsets, worker.importance.get(), &worker.of_zero);
+  kernels().importance(series, wide_chosen_.get(), inverse, count, entries.value, offsets,
+                       worker.importance.get(), &worker.of_zero);
 }
 
 void ValuePass::measure_directly(int64_t row, Worker& worker) const {
-  kernels().direct_moments(worker.found, slope_, slopes_, worker.log_partition.get(), moments_of(row, worker));
+  kernels().direct_moments(worker.found, slope_, slopes_, worker.log_partition.get(),
+                           moments_of(row, worker));
   if (!masking_) return;
   const int64_t count = static_cast<int64_t>(chosen_.size());
   double* const log_partition = worker.chosen_inverse.get();
-  for (int64_t i = 0; i < count; ++i) log_partition[i] = worker.log_partition[chosen_[static_cast<size_t>(i)]];
-  kernels().direct_importance(worker.found, chosen_slope_.data(), log_partition, count, worker.importance.get(), &worker.of_zero);
+  for (int64_t i = 0; i < count; ++i)
+    log_partition[i] = worker.log_partition[chosen_[static_cast<size_t>(i)]];
+  kernels().direct_importance(worker.found, chosen_slope_.data(), log_partition, count,
+                              worker.importance.get(), &worker.of_zero);
 }
 
 void ValuePass::fill_moments(int64_t row, float log_partition, float other) const {
@@ -301,58 +321,66 @@ void ValuePass::write_importance(int64_t row, Worker& worker) const {
   for (int64_t i = 0; i < entries.count; ++i) out[entries.position[i]] = worker.importance[i];
 }
 
-// How many positions to mask, and whether nearly all share the zeros' weight and the threshold is where float32 resolves the uniforms.
+// How many positions to mask, and whether nearly all share the zeros' weight and the threshold is
+// where float32 resolves the uniforms.
 bool ValuePass::groups(int64_t row, Worker& worker) const {
   const Entries& entries = worker.found;
   const int64_t positions = values_.positions, k = worker.count = count_masked(row, worker);
   return entries.zeros > 0 && 4 * entries.count <= positions && 4 * k <= 3 * positions;
 }
 
-// What is touched after the race of a row: its outputs, and the values of the row that its thread is likely to take next.
+// What is touched after the race of a row: its outputs, and the values of the row that its thread
+// is likely to take next.
 std::vector<Ahead> ValuePass::soon(int64_t row) const {
   const int64_t at = row * values_.positions, next = row + static_cast<int64_t>(workers_.size());
-  std::vector<Ahead> ahead{{masking_->importance + at, sizeof(float)}, {masking_->mask + at, sizeof(uint8_t)}};
+  std::vector<Ahead> ahead{{masking_->importance + at, sizeof(float)},
+                           {masking_->mask + at, sizeof(uint8_t)}};
   if (!values_.crow && values_.stride_position == 1 && next < values_.rows) {
     const int64_t bytes = values_.dtype == DType::float32 ? 4 : 2;
-    ahead.push_back({static_cast<const char*>(values_.data) + next * values_.stride_row * bytes, bytes});
+    ahead.push_back(
+        {static_cast<const char*>(values_.data) + next * values_.stride_row * bytes, bytes});
   }
   return ahead;
 }
 
 void ValuePass::race(int64_t row, const std::vector<Ahead>& ahead, Worker& worker) const {
-  worker.left = race_uniforms(maskable_row(row, worker), values_.positions, row_draw(masking_->draw, row), ahead, worker.draw);
+  worker.left = race_uniforms(maskable_row(row, worker), values_.positions,
+                              row_draw(masking_->draw, row), ahead, worker.draw);
 }
 
 void ValuePass::draw_grouped(int64_t row, Worker& worker) const {
   const int64_t positions = values_.positions;
-  worker.drawn = draw_grouped_row(worker.found, worker.importance.get(), worker.of_zero, positions, worker.left, worker.count,
-                                  masking_->weighting, worker.draw, masking_->mask + row * positions);
+  worker.drawn = draw_grouped_row(worker.found, worker.importance.get(), worker.of_zero, positions,
+                                  worker.left, worker.count, masking_->weighting, worker.draw,
+                                  masking_->mask + row * positions);
 }
 
 void ValuePass::draw_alone(int64_t row, Worker& worker) const {
   const int64_t at = row * values_.positions;
-  draw_row(masking_->importance + at, maskable_row(row, worker), values_.positions, worker.count, row_draw(masking_->draw, row),
-           masking_->weighting, worker.draw, masking_->mask + at);
+  draw_row(masking_->importance + at, maskable_row(row, worker), values_.positions, worker.count,
+           row_draw(masking_->draw, row), masking_->weighting, worker.draw, masking_->mask + at);
 }
 
 }  // namespace
 
 size_t value_workspace(const Values&, int64_t) { return 0; }
 
-void attend(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, const Masking* masking,
-            int threads) {
+void attend(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
+            const Moments& out, const Masking* masking, int threads) {
   ValuePass(values, valid, slope, slopes, out, masking, threads).run();
 }
 
-void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, void*,
-                     const Launch& launch) {
+void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
+                     const Moments& out, void*, const Launch& launch) {
   attend(values, valid, slope, slopes, out, nullptr, launch.threads);
 }
 
-void value_mask(const Values& values, const Flags& valid, const Flags& maskable, const float* slope, int64_t num_latents, int64_t heads,
-                const int64_t* latents, int64_t num_chosen, const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
+void value_mask(const Values& values, const Flags& valid, const Flags& maskable, const float* slope,
+                int64_t num_latents, int64_t heads, const int64_t* latents, int64_t num_chosen,
+                const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
                 uint8_t* mask, float* importance, const Moments& out, void*, const Launch& launch) {
-  const Masking masking{maskable, latents, num_chosen, heads, num_masked, 0.0, draw, weighting, mask, importance};
+  const Masking masking{maskable, latents, num_chosen, heads, num_masked,
+                        0.0,      draw,    weighting,  mask,  importance};
   attend(values, valid, slope, num_latents * heads, out, &masking, launch.threads);
 }
 

@@ -8,7 +8,8 @@
 namespace mam {
 namespace cpu {
 
-// What the masking step adds to the moments. num_masked: (rows,), or null for floor(mask_ratio n) of a row's n maskable positions.
+// What the masking step adds to the moments. num_masked: (rows,), or null for floor(mask_ratio n)
+// of a row's n maskable positions.
 struct Masking {
   Flags maskable;
   const int64_t* latents;
@@ -22,8 +23,8 @@ struct Masking {
 };
 
 // As value_attention and value_mask of mam/ops.h. A null out.log_partition is left out.
-void attend(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, const Masking* masking,
-            int threads);
+void attend(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
+            const Moments& out, const Masking* masking, int threads);
 
 }  // namespace cpu
 }  // namespace mam

@@ -1,7 +1,8 @@
-// Threads that help the one that calls. Not OpenMP's, whose regions end only when every thread has arrived, those too that found no core
-// free: on a machine that other programs keep busy, such as the workers of a data loader, a call of 50 us then takes as long as the system
-// lets a thread wait, many milliseconds. Here the caller works on its items whether or not somebody helps, and waits for those alone that a
-// helper has begun.
+// Threads that help the one that calls. Not OpenMP's, whose regions end only when every thread has
+// arrived, those too that found no core free: on a machine that other programs keep busy, such as
+// the workers of a data loader, a call of 50 us then takes as long as the system lets a thread
+// wait, many milliseconds. Here the caller works on its items whether or not somebody helps, and
+// waits for those alone that a helper has begun.
 
 #include "cpu/workers.h"
 
@@ -38,13 +39,14 @@ inline void pause() {
 
 int current_core() { return sched_getcpu(); }
 
-// Where a helper runs. Threads of other libraries spin after each of their operations, on every core but the caller's, and Linux, which
-// finds no core idle, wakes a helper on that of its caller, who then does all the work. So it moves to where it shares a core with one that
-// spins.
+// Where a helper runs. Threads of other libraries spin after each of their operations, on every
+// core but the caller's, and Linux, which finds no core idle, wakes a helper on that of its caller,
+// who then does all the work. So it moves to where it shares a core with one that spins.
 class Place {
  public:
   Place() {
-    // Waking threads that ask for shorter slices than a running one go first (Linux 6.12; before, this is ignored).
+    // Waking threads that ask for shorter slices than a running one go first (Linux 6.12; before,
+    // this is ignored).
     struct {
       uint32_t size, policy;
       uint64_t flags;
@@ -52,7 +54,9 @@ class Place {
       uint32_t priority;
       uint64_t runtime, deadline, period;
     } attributes{};
-    if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0u) != 0 || attributes.policy != SCHED_OTHER) return;
+    if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0u) != 0 ||
+        attributes.policy != SCHED_OTHER)
+      return;
     attributes.runtime = 100'000;  // ns
     syscall(SYS_sched_setattr, 0, &attributes, 0u);
   }
@@ -62,7 +66,8 @@ class Place {
     if (core < 0 || sched_getcpu() != core) return;
     cpu_set_t now;
     if (sched_getaffinity(0, sizeof now, &now) != 0) return;
-    if (!chosen_ || !CPU_EQUAL(&now, &others_)) allowed_ = now;  // as it was given, or as somebody has changed it since
+    if (!chosen_ || !CPU_EQUAL(&now, &others_))
+      allowed_ = now;  // as it was given, or as somebody has changed it since
     others_ = allowed_;
     CPU_CLR(core, &others_);
     chosen_ = CPU_COUNT(&others_) > 0 && sched_setaffinity(0, sizeof others_, &others_) == 0;
@@ -100,7 +105,8 @@ class Run {
     }
   }
 
-  // The number of the thread that enters, or 0 if there is nothing left for one. Called under the pool's lock.
+  // The number of the thread that enters, or 0 if there is nothing left for one. Called under the
+  // pool's lock.
   int enter() {
     if (seats_ == taken_ || next_.load(std::memory_order_relaxed) >= job_.items) return 0;
     inside_.fetch_add(1, std::memory_order_relaxed);
@@ -110,7 +116,8 @@ class Run {
   void leave() { inside_.fetch_sub(1, std::memory_order_release); }
 
   void wait() const {
-    for (int looks = 0; inside_.load(std::memory_order_acquire) > 0; ++looks) looks < 1000 ? pause() : std::this_thread::yield();
+    for (int looks = 0; inside_.load(std::memory_order_acquire) > 0; ++looks)
+      looks < 1000 ? pause() : std::this_thread::yield();
   }
 
   void pass_on() const {
@@ -163,7 +170,8 @@ class Pool {
   void hire(int helpers) {
     try {
       for (; hired_ < helpers; ++hired_) std::thread([this] { help(); }).detach();
-    } catch (const std::system_error&) {  // the system gives no more threads: those that are there do
+    } catch (
+        const std::system_error&) {  // the system gives no more threads: those that are there do
     }
   }
 
@@ -210,9 +218,10 @@ class Pool {
     }
   }
 
-  // Returns the number of calls for helpers so far, once it is more than `seen`. Outside of a session it sleeps at once: a helper that
-  // spins for more work takes a core from torch's own threads, whose operations surround these. In a session it never yields its core, for
-  // one that spins would keep it for milliseconds.
+  // Returns the number of calls for helpers so far, once it is more than `seen`. Outside of a
+  // session it sleeps at once: a helper that spins for more work takes a core from torch's own
+  // threads, whose operations surround these. In a session it never yields its core, for one that
+  // spins would keep it for milliseconds.
   uint64_t await(uint64_t seen) {
     constexpr int kLooks = 5000;  // some 0.2 ms
     for (int looks = 0; looks < kLooks && attending_.load(std::memory_order_relaxed); ++looks) {
@@ -236,14 +245,16 @@ class Pool {
   int hired_ = 0, asleep_ = 0;
 };
 
-// Never destroyed: its threads may outlive every destructor. A forked process has none of them, and starts anew.
+// Never destroyed: its threads may outlive every destructor. A forked process has none of them, and
+// starts anew.
 std::atomic<Pool*> the_pool{nullptr};
 
 Pool& pool() {
   Pool* found = the_pool.load(std::memory_order_acquire);
   if (found) return *found;
 #if defined(__unix__) || defined(__APPLE__)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr, std::memory_order_release); });
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr, std::memory_order_release); });
   (void)registered;
 #endif
   Pool* const made = new Pool;
@@ -259,7 +270,9 @@ void run_job(const Job& job, int threads) {
   for (int64_t item = 0; item < job.items; ++item) job.body(job.context, item, 0);
 }
 
-Session::Session(int threads) : opened_(threads > 1 && !in_session && pool().open(threads)) { in_session |= opened_; }
+Session::Session(int threads) : opened_(threads > 1 && !in_session && pool().open(threads)) {
+  in_session |= opened_;
+}
 
 Session::~Session() {
   if (!opened_) return;

@@ -39,19 +39,26 @@ struct Job {
   const void* context;
 };
 
-// Takes every item, on the calling thread and up to `threads` - 1 others. An exception of the body's is passed on, the first one.
+// Takes every item, on the calling thread and up to `threads` - 1 others. An exception of the
+// body's is passed on, the first one.
 void run_job(const Job& job, int threads);
 
-// body(item, thread) for every item in [0, items); which of the `threads` takes an item changes nothing but its scratch memory.
+// body(item, thread) for every item in [0, items); which of the `threads` takes an item changes
+// nothing but its scratch memory.
 template <typename Body>
 void parallel_for(int64_t items, int threads, const Body& body) {
-  run_job({items, [](const void* context, int64_t item, int thread) { (*static_cast<const Body*>(context))(item, thread); }, &body},
+  run_job({items,
+           [](const void* context, int64_t item, int thread) {
+             (*static_cast<const Body*>(context))(item, thread);
+           },
+           &body},
           threads);
 }
 
-// While one lives, the helpers of the thread that made it stay awake between its jobs, so that sharing one costs less than a microsecond;
-// to wake them takes 10 to 100. For calls that consist of several jobs, one right after the other. Where another thread has the helpers, it
-// does nothing.
+// While one lives, the helpers of the thread that made it stay awake between its jobs, so that
+// sharing one costs less than a microsecond; to wake them takes 10 to 100. For calls that consist
+// of several jobs, one right after the other. Where another thread has the helpers, it does
+// nothing.
 class Session {
  public:
   explicit Session(int threads);

@@ -1,5 +1,5 @@
-// What the threads of a block compute together. Every thread of the block calls these; the order of the operands is fixed, so the
-// results are the same bits in every run.
+// What the threads of a block compute together. Every thread of the block calls these; the order of
+// the operands is fixed, so the results are the same bits in every run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,7 +30,8 @@ template <typename T, typename Operation>
 __device__ T block_reduce(T value, Operation combine) {
   __shared__ T partial[kMaxWarps];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  for (int step = kWarp / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
   if (lane == 0) partial[warp] = value;
   __syncthreads();
   T result = partial[0];
@@ -39,7 +40,8 @@ __device__ T block_reduce(T value, Operation combine) {
   return result;
 }
 
-// How much the warps before this one hold in total, given each warp's own amount; `total` is that of the block.
+// How much the warps before this one hold in total, given each warp's own amount; `total` is that
+// of the block.
 __device__ inline int before_warp(int amount, int& total) {
   __shared__ int amounts[kMaxWarps];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -55,7 +57,9 @@ __device__ inline int before_warp(int amount, int& total) {
   return before;
 }
 
-__device__ inline int lanes_below(unsigned ballot) { return __popc(ballot & ((1u << (threadIdx.x % kWarp)) - 1u)); }
+__device__ inline int lanes_below(unsigned ballot) {
+  return __popc(ballot & ((1u << (threadIdx.x % kWarp)) - 1u));
+}
 
 // The number of threads before this one whose flag is set; `total` is the number in the block.
 __device__ inline int block_rank(bool flag, int& total) {

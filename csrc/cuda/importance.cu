@@ -1,5 +1,6 @@
-// Importance of the tokens: the attention that the chosen latents pay to each, summed over them and the heads. One block for 64 tokens of a
-// cell, which visits every head and chosen latent. token_mask draws from it.
+// Importance of the tokens: the attention that the chosen latents pay to each, summed over them and
+// the heads. One block for 64 tokens of a cell, which visits every head and chosen latent.
+// token_mask draws from it.
 #include "tile.cuh"
 
 namespace mam::cuda {
@@ -7,8 +8,9 @@ namespace mam::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kTileThreads, 2)
-    token_importance_kernel(Tokens query, Tokens key, const float* logsumexp, const int64_t* latents, int64_t num_chosen, Flags valid,
-                            float scale, int64_t tiles, float* importance) {
+    token_importance_kernel(Tokens query, Tokens key, const float* logsumexp,
+                            const int64_t* latents, int64_t num_chosen, Flags valid, float scale,
+                            int64_t tiles, float* importance) {
   __shared__ __align__(16) Factors factors;
   __shared__ float partial[kSide][kTile];
   const int64_t batch = blockIdx.x / tiles, token = blockIdx.x % tiles * kTile;
@@ -45,18 +47,22 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
 }  // namespace
 
-void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
-                          const Flags& valid, float scale, float* importance, const Launch& where) {
+void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp,
+                          const int64_t* latents, int64_t num_chosen, const Flags& valid,
+                          float scale, float* importance, const Launch& where) {
   const int64_t tiles = ceil_div(key.positions, kTile);
-  launch("attention_importance", token_importance_kernel, key.batch * tiles, kTileThreads, 0, where, query, key, logsumexp, latents,
-         num_chosen, valid, scale, tiles, importance);
+  launch("attention_importance", token_importance_kernel, key.batch * tiles, kTileThreads, 0, where,
+         query, key, logsumexp, latents, num_chosen, valid, scale, tiles, importance);
 }
 
-void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
-                const Flags& valid, const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
-                const Weighting& weighting, uint8_t* mask, float* importance, void* workspace, const Launch& where) {
+void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp,
+                const int64_t* latents, int64_t num_chosen, const Flags& valid,
+                const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
+                const Weighting& weighting, uint8_t* mask, float* importance, void* workspace,
+                const Launch& where) {
   attention_importance(query, key, logsumexp, latents, num_chosen, valid, scale, importance, where);
-  const Values weights{importance, DType::float32, key.batch, key.positions, key.positions, 1, nullptr, nullptr, false};
+  const Values weights{importance, DType::float32, key.batch, key.positions, key.positions,
+                       1,          nullptr,        nullptr,   false};
   select(weights, maskable, num_masked, draw, weighting, mask, workspace, where);
 }
 

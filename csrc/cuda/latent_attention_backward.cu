@@ -1,8 +1,10 @@
-// Gradients of latent_attention. The weights A = exp(scale q.k - logsumexp) are computed again, and with dP = dO V^T and
-// delta = sum_d dO O - dlogsumexp: dV = A^T dO, dS = A (dP - delta), dK = scale dS^T Q, dQ = scale dS K summed over the cells.
+// Gradients of latent_attention. The weights A = exp(scale q.k - logsumexp) are computed again, and
+// with dP = dO V^T and delta = sum_d dO O - dlogsumexp: dV = A^T dO, dS = A (dP - delta), dK =
+// scale dS^T Q, dQ = scale dS K summed over the cells.
 //
-// No sum depends on the order in which blocks run: tokens_kernel owns 64 tokens of a cell and visits all latents; latents_kernel owns 64
-// latents and a fixed part of all the tokens of all cells, and reduce_kernel adds the parts in their order.
+// No sum depends on the order in which blocks run: tokens_kernel owns 64 tokens of a cell and
+// visits all latents; latents_kernel owns 64 latents and a fixed part of all the tokens of all
+// cells, and reduce_kernel adds the parts in their order.
 #include <algorithm>
 
 #include "tile.cuh"
@@ -24,13 +26,15 @@ struct Grid {
 };
 
 // One warp for each latent, head and cell.
-__global__ void __launch_bounds__(kTileThreads) delta_kernel(const void* grad_out, const void* out, DType dtype,
-                                                             const float* grad_logsumexp, int64_t rows, int64_t width, float* delta) {
+__global__ void __launch_bounds__(kTileThreads)
+    delta_kernel(const void* grad_out, const void* out, DType dtype, const float* grad_logsumexp,
+                 int64_t rows, int64_t width, float* delta) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x) / kWarp;
   if (row >= rows) return;
   float sum = 0.0f;
-  for (int64_t c = lane; c < width; c += kWarp) sum = fmaf(load(grad_out, dtype, row * width + c), load(out, dtype, row * width + c), sum);
+  for (int64_t c = lane; c < width; c += kWarp)
+    sum = fmaf(load(grad_out, dtype, row * width + c), load(out, dtype, row * width + c), sum);
   for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
   if (lane == 0) delta[row] = sum - (grad_logsumexp == nullptr ? 0.0f : grad_logsumexp[row]);
 }
@@ -44,14 +48,17 @@ __device__ Rows rows_at(const Gradient& g, const Tokens& x, const Place& at) {
   return rows_of(x, at.batch, at.head, flag_row(g.valid, at.batch));
 }
 
-__device__ Rows grad_out_rows(const Gradient& g, const Place& at) { return rows_of(g.grad_out, at.batch, at.head, {nullptr, 0}); }
+__device__ Rows grad_out_rows(const Gradient& g, const Place& at) {
+  return rows_of(g.grad_out, at.batch, at.head, {nullptr, 0});
+}
 
 __device__ int64_t statistic(const Gradient& g, const Place& at, int i) {
   return (at.batch * g.query.positions + at.latent + tile_row() + i) * g.query.heads + at.head;
 }
 
 // A = exp(scale q.k - logsumexp), 0 where there is no latent or no token.
-__device__ void attention_weights(Factors& factors, const Gradient& g, const Place& at, float (&weights)[kTile][kPitch]) {
+__device__ void attention_weights(Factors& factors, const Gradient& g, const Place& at,
+                                  float (&weights)[kTile][kPitch]) {
   const Rows keys = rows_at(g, g.key, at);
   Scores scores;
   dot_products(factors, latent_rows(g.query, at.head), at.latent, keys, at.token, scores);
@@ -68,24 +75,29 @@ __device__ void attention_weights(Factors& factors, const Gradient& g, const Pla
   put_scores(weights, scores);
 }
 
-// Replaces A by dS = A (dO V^T - delta). A stays in shared memory meanwhile, which spares registers.
-__device__ void score_gradients(Factors& factors, const Gradient& g, const Place& at, float (&weights)[kTile][kPitch]) {
+// Replaces A by dS = A (dO V^T - delta). A stays in shared memory meanwhile, which spares
+// registers.
+__device__ void score_gradients(Factors& factors, const Gradient& g, const Place& at,
+                                float (&weights)[kTile][kPitch]) {
   Scores gradients, attention;
-  dot_products(factors, grad_out_rows(g, at), at.latent, rows_at(g, g.value, at), at.token, gradients);
+  dot_products(factors, grad_out_rows(g, at), at.latent, rows_at(g, g.value, at), at.token,
+               gradients);
   get_scores(weights, attention);
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const bool is_latent = at.latent + tile_row() + i < g.query.positions;
     const float delta = is_latent ? g.delta[statistic(g, at, i)] : 0.0f;
 #pragma unroll
-    for (int j = 0; j < kPerThread; ++j) gradients[i][j] = attention[i][j] * (gradients[i][j] - delta);
+    for (int j = 0; j < kPerThread; ++j)
+      gradients[i][j] = attention[i][j] * (gradients[i][j] - delta);
   }
   put_scores(weights, gradients);
 }
 
 template <int Columns>
-__device__ void write_tile(const float (&acc)[kPerThread][Columns / kSide], float factor, int64_t row, int64_t count, int64_t row_stride,
-                           int64_t column, int64_t width, float* out) {
+__device__ void write_tile(const float (&acc)[kPerThread][Columns / kSide], float factor,
+                           int64_t row, int64_t count, int64_t row_stride, int64_t column,
+                           int64_t width, float* out) {
   constexpr int kColumns = Columns / kSide;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
@@ -99,7 +111,8 @@ __device__ void write_tile(const float (&acc)[kPerThread][Columns / kSide], floa
 }
 
 template <int Columns>
-__global__ void __launch_bounds__(kTileThreads, 2) tokens_kernel(Gradient g, Grid grid, float* dk, float* dv) {
+__global__ void __launch_bounds__(kTileThreads, 2)
+    tokens_kernel(Gradient g, Grid grid, float* dk, float* dv) {
   __shared__ __align__(16) Factors factors;
   __shared__ __align__(16) float scores[kTile][kPitch];
   int64_t index = blockIdx.x;
@@ -121,14 +134,18 @@ __global__ void __launch_bounds__(kTileThreads, 2) tokens_kernel(Gradient g, Gri
     __syncthreads();
     multiply_add_transposed<Columns>(scores, factors.tile<Columns>(), grad_key);
   }
-  const int64_t width = g.key.width, row_stride = g.key.heads * width, first = (batch * g.key.positions * g.key.heads + head) * width;
-  write_tile<Columns>(grad_key, g.scale, token, g.key.positions, row_stride, column, width, dk + first);
-  write_tile<Columns>(grad_value, 1.0f, token, g.key.positions, row_stride, column, width, dv + first);
+  const int64_t width = g.key.width, row_stride = g.key.heads * width,
+                first = (batch * g.key.positions * g.key.heads + head) * width;
+  write_tile<Columns>(grad_key, g.scale, token, g.key.positions, row_stride, column, width,
+                      dk + first);
+  write_tile<Columns>(grad_value, 1.0f, token, g.key.positions, row_stride, column, width,
+                      dv + first);
 }
 
 // parts: (parts, latents, heads, width).
 template <int Columns>
-__global__ void __launch_bounds__(kTileThreads, 2) latents_kernel(Gradient g, Grid grid, float* parts) {
+__global__ void __launch_bounds__(kTileThreads, 2)
+    latents_kernel(Gradient g, Grid grid, float* parts) {
   __shared__ __align__(16) Factors factors;
   __shared__ __align__(16) float scores[kTile][kPitch];
   int64_t index = blockIdx.x;
@@ -150,10 +167,12 @@ __global__ void __launch_bounds__(kTileThreads, 2) latents_kernel(Gradient g, Gr
   }
   const int64_t width = g.key.width, row_stride = g.key.heads * width;
   float* out = parts + part * g.query.positions * row_stride + head * width;
-  write_tile<Columns>(grad_query, g.scale, latent, g.query.positions, row_stride, column, width, out);
+  write_tile<Columns>(grad_query, g.scale, latent, g.query.positions, row_stride, column, width,
+                      out);
 }
 
-__global__ void __launch_bounds__(kTileThreads) reduce_kernel(const float* parts, int64_t count, int64_t size, float* out) {
+__global__ void __launch_bounds__(kTileThreads)
+    reduce_kernel(const float* parts, int64_t count, int64_t size, float* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (i >= size) return;
   float sum = 0.0f;
@@ -162,7 +181,8 @@ __global__ void __launch_bounds__(kTileThreads) reduce_kernel(const float* parts
 }
 
 int64_t latent_blocks(const Tokens& query) {
-  return ceil_div(query.positions, kTile) * query.heads * ceil_div(query.width, result_columns(query.width));
+  return ceil_div(query.positions, kTile) * query.heads *
+         ceil_div(query.width, result_columns(query.width));
 }
 
 Grid grid_of(const Tokens& query, const Tokens& key) {
@@ -178,34 +198,43 @@ Grid grid_of(const Tokens& query, const Tokens& key) {
 
 Tokens like_output(const void* data, const Tokens& query, int64_t batch) {
   const int64_t row = query.heads * query.width;
-  return {data, query.dtype, batch, query.positions, query.heads, query.width, query.positions * row, row, query.width};
+  return {data,        query.dtype,           batch, query.positions, query.heads,
+          query.width, query.positions * row, row,   query.width};
 }
 
 }  // namespace
 
 size_t attention_backward_workspace(const Tokens& query, const Tokens& key) {
   const int64_t delta = key.batch * query.positions * query.heads;
-  return (delta + grid_of(query, key).parts * query.positions * query.heads * query.width) * sizeof(float);
+  return (delta + grid_of(query, key).parts * query.positions * query.heads * query.width) *
+         sizeof(float);
 }
 
-void latent_attention_backward(const void* grad_out, const float* grad_logsumexp, const Tokens& query, const Tokens& key,
-                               const Tokens& value, const Flags& valid, const void* out, const float* logsumexp, float scale, float* dq,
-                               float* dk, float* dv, void* workspace, const Launch& where) {
+void latent_attention_backward(const void* grad_out, const float* grad_logsumexp,
+                               const Tokens& query, const Tokens& key, const Tokens& value,
+                               const Flags& valid, const void* out, const float* logsumexp,
+                               float scale, float* dq, float* dk, float* dv, void* workspace,
+                               const Launch& where) {
   const Grid grid = grid_of(query, key);
-  const int64_t rows = key.batch * query.positions * query.heads, size = query.positions * query.heads * query.width;
+  const int64_t rows = key.batch * query.positions * query.heads,
+                size = query.positions * query.heads * query.width;
   float* delta = static_cast<float*>(workspace);
   float* parts = delta + rows;
-  launch("attention_delta", delta_kernel, ceil_div(rows * kWarp, kTileThreads), kTileThreads, 0, where, grad_out, out, query.dtype,
-         grad_logsumexp, rows, query.width, delta);
+  launch("attention_delta", delta_kernel, ceil_div(rows * kWarp, kTileThreads), kTileThreads, 0,
+         where, grad_out, out, query.dtype, grad_logsumexp, rows, query.width, delta);
 
-  const Gradient g{query, key, value, like_output(grad_out, query, key.batch), valid, logsumexp, delta, scale};
+  const Gradient g{query, key,       value, like_output(grad_out, query, key.batch),
+                   valid, logsumexp, delta, scale};
   const bool narrow = is_narrow(query.width);
   const auto for_tokens = narrow ? tokens_kernel<kSlice> : tokens_kernel<kTile>;
-  launch("attention_backward_tokens", for_tokens, key.batch * key.heads * grid.tiles * grid.width_tiles, kTileThreads, 0, where, g, grid,
-         dk, dv);
+  launch("attention_backward_tokens", for_tokens,
+         key.batch * key.heads * grid.tiles * grid.width_tiles, kTileThreads, 0, where, g, grid, dk,
+         dv);
   const auto for_latents = narrow ? latents_kernel<kSlice> : latents_kernel<kTile>;
-  launch("attention_backward_latents", for_latents, latent_blocks(query) * grid.parts, kTileThreads, 0, where, g, grid, parts);
-  launch("attention_backward_reduce", reduce_kernel, ceil_div(size, kTileThreads), kTileThreads, 0, where, parts, grid.parts, size, dq);
+  launch("attention_backward_latents", for_latents, latent_blocks(query) * grid.parts, kTileThreads,
+         0, where, g, grid, parts);
+  launch("attention_backward_reduce", reduce_kernel, ceil_div(size, kTileThreads), kTileThreads, 0,
+         where, parts, grid.parts, size, dq);
 }
 
 }  // namespace mam::cuda

@@ -17,7 +17,8 @@
 
 namespace mam::cuda {
 
-constexpr size_t kSharedWithoutOptIn = 32 * 1024;  // the limit without is 48 KB, static and dynamic together
+constexpr size_t kSharedWithoutOptIn =
+    32 * 1024;  // the limit without is 48 KB, static and dynamic together
 
 inline void check(cudaError_t status, const char* kernel) {
   if (status == cudaSuccess) return;
@@ -26,13 +27,17 @@ inline void check(cudaError_t status, const char* kernel) {
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, const Launch& where,
-            Arguments... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            size_t shared_bytes, const Launch& where, Arguments... arguments) {
   if (blocks == 0) return;
-  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": the problem needs more than 2^31 - 1 thread blocks");
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string(name) +
+                             ": the problem needs more than 2^31 - 1 thread blocks");
   if (shared_bytes > kSharedWithoutOptIn) {
     const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), limit, static_cast<int>(shared_bytes)), name);
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), limit,
+                               static_cast<int>(shared_bytes)),
+          name);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));

@@ -1,5 +1,6 @@
-// Elements of any supported type as float32, and flags that may be absent. The type is a run-time value: the branch on it is the same for
-// every thread, and a kernel is compiled once instead of once a type.
+// Elements of any supported type as float32, and flags that may be absent. The type is a run-time
+// value: the branch on it is the same for every thread, and a kernel is compiled once instead of
+// once a type.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -35,11 +36,14 @@ struct FlagRow {
   const uint8_t* data;
   int64_t stride;
 
-  __device__ bool operator[](int64_t position) const { return data == nullptr || data[position * stride] != 0; }
+  __device__ bool operator[](int64_t position) const {
+    return data == nullptr || data[position * stride] != 0;
+  }
 };
 
 __device__ inline FlagRow flag_row(const Flags& flags, int64_t row) {
-  return {flags.data == nullptr ? nullptr : flags.data + row * flags.stride_row, flags.stride_position};
+  return {flags.data == nullptr ? nullptr : flags.data + row * flags.stride_row,
+          flags.stride_position};
 }
 
 __device__ inline int64_t load_index(const void* data, bool index64, int64_t i) {

@@ -11,10 +11,12 @@
 namespace mam::cuda {
 
 constexpr int kRaceThreads = 512;
-constexpr uint32_t kNeverDrawn = 0x7f800000u;  // the bits of infinity; finite keys, which are positive, are below
+constexpr uint32_t kNeverDrawn =
+    0x7f800000u;  // the bits of infinity; finite keys, which are positive, are below
 
-// Keys are positive floats, so their bits, 31 of them, order as they do. Read in digits of 11, 11 and 9 bits, the first of which has the
-// exponent and three bits of the mantissa: keys of one octave spread over eight counters.
+// Keys are positive floats, so their bits, 31 of them, order as they do. Read in digits of 11, 11
+// and 9 bits, the first of which has the exponent and three bits of the mantissa: keys of one
+// octave spread over eight counters.
 constexpr int kDigits = 3;
 constexpr int kDigitBits = 11, kLastDigitBits = 31 - 2 * kDigitBits;
 constexpr int kBins = 1 << kDigitBits;
@@ -26,7 +28,9 @@ struct RandomRow {
   uint32_t sample, step, stream;
 
   // The words of positions 4 * quad ... 4 * quad + 3.
-  __device__ PhiloxWords words(int64_t quad) const { return philox(seed, static_cast<uint32_t>(quad), sample, step, stream); }
+  __device__ PhiloxWords words(int64_t quad) const {
+    return philox(seed, static_cast<uint32_t>(quad), sample, step, stream);
+  }
 
   __device__ uint32_t word(int64_t position) const {
     const PhiloxWords four = words(position / 4);
@@ -36,22 +40,28 @@ struct RandomRow {
 };
 
 __device__ inline RandomRow random_row(const Draw& draw, int64_t row) {
-  const uint64_t seed = draw.seed_ptr == nullptr ? draw.seed : static_cast<uint64_t>(*draw.seed_ptr);
-  const uint32_t step = draw.step_ptr == nullptr ? draw.step : static_cast<uint32_t>(*draw.step_ptr);
-  return {seed, static_cast<uint32_t>(draw.sample_ids == nullptr ? row : draw.sample_ids[row]), step, draw.stream};
+  const uint64_t seed =
+      draw.seed_ptr == nullptr ? draw.seed : static_cast<uint64_t>(*draw.seed_ptr);
+  const uint32_t step =
+      draw.step_ptr == nullptr ? draw.step : static_cast<uint32_t>(*draw.step_ptr);
+  return {seed, static_cast<uint32_t>(draw.sample_ids == nullptr ? row : draw.sample_ids[row]),
+          step, draw.stream};
 }
 
-// The k-th smallest key; of the `present` keys equal to it, the `taken` at the lowest positions are among the k smallest.
+// The k-th smallest key; of the `present` keys equal to it, the `taken` at the lowest positions are
+// among the k smallest.
 struct Threshold {
   uint32_t key;
   int taken, present;
 };
 
-// Finds the bin that holds the item of this rank (from 0) and leaves in `rank` its rank among the bin's items.
+// Finds the bin that holds the item of this rank (from 0) and leaves in `rank` its rank among the
+// bin's items.
 __device__ inline int find_bin(const uint32_t* histogram, int& rank, int& in_bin) {
   __shared__ int found[3];
   int counts[kBinsPerThread], sum = 0;
-  for (int i = 0; i < kBinsPerThread; ++i) sum += counts[i] = static_cast<int>(histogram[threadIdx.x * kBinsPerThread + i]);
+  for (int i = 0; i < kBinsPerThread; ++i)
+    sum += counts[i] = static_cast<int>(histogram[threadIdx.x * kBinsPerThread + i]);
   int before = block_exclusive_sum(sum);
   for (int i = 0; i < kBinsPerThread; ++i) {
     if (before <= rank && rank < before + counts[i]) {
@@ -69,7 +79,8 @@ __device__ inline int find_bin(const uint32_t* histogram, int& rank, int& in_bin
   return bin;
 }
 
-// The threshold of the k smallest of key(0) ... key(positions - 1), 1 <= k <= the number of finite keys, by radix on the keys' bits.
+// The threshold of the k smallest of key(0) ... key(positions - 1), 1 <= k <= the number of finite
+// keys, by radix on the keys' bits.
 template <typename Key>
 __device__ Threshold find_threshold(const Key& key, int64_t positions, int k) {
   __shared__ uint32_t histogram[kBins];
@@ -83,7 +94,8 @@ __device__ Threshold find_threshold(const Key& key, int64_t positions, int k) {
     __syncthreads();
     for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {
       const uint32_t bits = key(l);
-      if (bits < kNeverDrawn && bits >> above == prefix >> above) atomicAdd(&histogram[bits >> shift & digit_mask], 1u);
+      if (bits < kNeverDrawn && bits >> above == prefix >> above)
+        atomicAdd(&histogram[bits >> shift & digit_mask], 1u);
     }
     __syncthreads();
     prefix |= static_cast<uint32_t>(find_bin(histogram, rank, in_bin)) << shift;
@@ -91,17 +103,19 @@ __device__ Threshold find_threshold(const Key& key, int64_t positions, int k) {
   return {prefix, rank + 1, in_bin};
 }
 
-// Calls visit(l, chosen, index) for every position, where index counts the chosen positions before it. Every thread of the block calls
-// this.
+// Calls visit(l, chosen, index) for every position, where index counts the chosen positions before
+// it. Every thread of the block calls this.
 template <typename Key, typename Visit>
-__device__ void visit_in_order(const Key& key, int64_t positions, const Threshold& threshold, const Visit& visit) {
+__device__ void visit_in_order(const Key& key, int64_t positions, const Threshold& threshold,
+                               const Visit& visit) {
   int ties_before = 0, chosen_before = 0;
   for (int64_t first = 0; first < positions; first += kRaceThreads) {
     const int64_t l = first + threadIdx.x;
     const uint32_t bits = l < positions ? key(l) : kNeverDrawn;
     int ties = 0, chosen = 0;
     const int tie = block_rank(bits == threshold.key, ties);
-    const bool wins = bits < threshold.key || (bits == threshold.key && ties_before + tie < threshold.taken);
+    const bool wins =
+        bits < threshold.key || (bits == threshold.key && ties_before + tie < threshold.taken);
     const int index = block_rank(wins, chosen);
     if (l < positions) visit(l, wins, chosen_before + index);
     ties_before += ties;

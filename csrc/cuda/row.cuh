@@ -22,24 +22,34 @@ struct Row {
   bool index64;
   FlagRow valid;
 
-  __device__ int64_t position(int64_t entry) const { return col == nullptr ? entry : load_index(col, index64, first + entry); }
+  __device__ int64_t position(int64_t entry) const {
+    return col == nullptr ? entry : load_index(col, index64, first + entry);
+  }
   __device__ float value(int64_t entry) const { return load(data, dtype, first + entry * stride); }
 };
 
 __device__ inline Row row_of(const Values& values, const Flags& valid, int64_t row) {
   const FlagRow flags = flag_row(valid, row);
   if (values.crow == nullptr) {
-    return {values.data, values.dtype, row * values.stride_row, values.stride_position, values.positions, nullptr, false, flags};
+    return {values.data,
+            values.dtype,
+            row * values.stride_row,
+            values.stride_position,
+            values.positions,
+            nullptr,
+            false,
+            flags};
   }
   const int64_t first = load_index(values.crow, values.index64, row);
   const int64_t last = load_index(values.crow, values.index64, row + 1);
   return {values.data, values.dtype, first, 1, last - first, values.col, values.index64, flags};
 }
 
-// Gathers valid nonzeros of the entries from `next` on, `end` excluded, until they or the room in shared memory run out; moves `next` on
-// and returns how many there are. Their order is fixed. `positions` may be null. Every thread of the block calls this; it ends in a
-// barrier.
-__device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end, float* values, uint32_t* positions) {
+// Gathers valid nonzeros of the entries from `next` on, `end` excluded, until they or the room in
+// shared memory run out; moves `next` on and returns how many there are. Their order is fixed.
+// `positions` may be null. Every thread of the block calls this; it ends in a barrier.
+__device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end, float* values,
+                                      uint32_t* positions) {
   int count = 0;
   for (; next < end && count + kRound <= kGathered; next += kRound) {
     float x[kLoads];
@@ -55,7 +65,8 @@ __device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end
     }
     int in_warp = 0, in_round;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) in_warp += __popc(ballot[i] = __ballot_sync(kAllLanes, x[i] != 0.0f));
+    for (int i = 0; i < kLoads; ++i)
+      in_warp += __popc(ballot[i] = __ballot_sync(kAllLanes, x[i] != 0.0f));
     int slot = count + before_warp(in_warp, in_round);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {

@@ -1,4 +1,5 @@
-// Sampling without replacement: one block a row. The largest weight, then every key, then the k-th smallest key, then the mask.
+// Sampling without replacement: one block a row. The largest weight, then every key, then the k-th
+// smallest key, then the mask.
 //
 // The keys of a row stay in shared memory where they fit, else in the caller's workspace.
 #include "race.cuh"
@@ -30,8 +31,8 @@ struct Weights {
   }
 };
 
-__device__ void write_keys(const Weights& weights, int64_t positions, float largest, const Weighting& weighting, const RandomRow& random,
-                           uint32_t* keys) {
+__device__ void write_keys(const Weights& weights, int64_t positions, float largest,
+                           const Weighting& weighting, const RandomRow& random, uint32_t* keys) {
   for (int64_t quad = threadIdx.x; quad * 4 < positions; quad += kRaceThreads) {
     const PhiloxWords words = random.words(quad);
 #pragma unroll
@@ -39,7 +40,8 @@ __device__ void write_keys(const Weights& weights, int64_t positions, float larg
       const int64_t l = quad * 4 + i;
       if (l >= positions) break;
       const float weight = weights[l];
-      const float relative = relative_weight(weight, largest, weighting.eps, weighting.inverse_temperature);
+      const float relative =
+          relative_weight(weight, largest, weighting.eps, weighting.inverse_temperature);
       keys[l] = weight < 0.0f ? kNeverDrawn : __float_as_uint(race_key(words.word[i], relative));
     }
   }
@@ -52,17 +54,22 @@ __device__ void write_mask(const StoredKeys& keys, int64_t positions, int k, uin
   }
   const Threshold threshold = find_threshold(keys, positions, k);
   if (threshold.taken < threshold.present) {
-    visit_in_order(keys, positions, threshold, [mask](int64_t l, bool chosen, int) { mask[l] = chosen; });
+    visit_in_order(keys, positions, threshold,
+                   [mask](int64_t l, bool chosen, int) { mask[l] = chosen; });
   } else {
-    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) mask[l] = keys(l) <= threshold.key;
+    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads)
+      mask[l] = keys(l) <= threshold.key;
   }
 }
 
-__global__ void __launch_bounds__(kRaceThreads) select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
-                                                              Weighting weighting, uint8_t* mask, uint32_t* workspace) {
+__global__ void __launch_bounds__(kRaceThreads)
+    select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
+                  Weighting weighting, uint8_t* mask, uint32_t* workspace) {
   MAM_DYNAMIC_SHARED(uint32_t, shared_keys);
   const int64_t row = blockIdx.x, positions = values.positions;
-  const Weights weights{values.data, values.dtype, row * values.stride_row, values.stride_position, flag_row(valid, row), weighting.eps};
+  const Weights weights{
+      values.data,          values.dtype, row * values.stride_row, values.stride_position,
+      flag_row(valid, row), weighting.eps};
   uint32_t* keys = workspace == nullptr ? shared_keys : workspace + row * positions;
 
   float largest = -1.0f;
@@ -84,10 +91,13 @@ __global__ void __launch_bounds__(kRaceThreads) select_kernel(Values values, Fla
 struct UniformKeys {
   RandomRow random;
 
-  __device__ uint32_t operator()(int64_t n) const { return __float_as_uint(uniform(random.word(n))); }
+  __device__ uint32_t operator()(int64_t n) const {
+    return __float_as_uint(uniform(random.word(n)));
+  }
 };
 
-__global__ void __launch_bounds__(kRaceThreads) draw_latents_kernel(int64_t num_latents, int64_t size, Draw draw, int64_t* out) {
+__global__ void __launch_bounds__(kRaceThreads)
+    draw_latents_kernel(int64_t num_latents, int64_t size, Draw draw, int64_t* out) {
   const UniformKeys keys{random_row(draw, 0)};
   const Threshold threshold = find_threshold(keys, num_latents, static_cast<int>(size));
   visit_in_order(keys, num_latents, threshold, [out](int64_t n, bool chosen, int index) {
@@ -101,19 +111,22 @@ size_t select_workspace(int64_t rows, int64_t positions) {
   return positions <= kPositionsInShared ? 0 : rows * positions * sizeof(uint32_t);
 }
 
-void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw, const Weighting& weighting,
-            uint8_t* mask, void* workspace, const Launch& where) {
+void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw,
+            const Weighting& weighting, uint8_t* mask, void* workspace, const Launch& where) {
   const bool in_shared = weights.positions <= kPositionsInShared;
   const size_t shared_bytes = in_shared ? weights.positions * sizeof(uint32_t) : 0;
-  launch("select", select_kernel, weights.rows, kRaceThreads, shared_bytes, where, weights, valid, num_samples, draw, weighting, mask,
+  launch("select", select_kernel, weights.rows, kRaceThreads, shared_bytes, where, weights, valid,
+         num_samples, draw, weighting, mask,
          in_shared ? nullptr : static_cast<uint32_t*>(workspace));
 }
 
-void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out, const Launch& where) {
+void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,
+                  const Launch& where) {
   if (size <= 0) return;
   Draw latents = draw;
   latents.sample_ids = nullptr;
-  launch("draw_latents", draw_latents_kernel, 1, kRaceThreads, 0, where, num_latents, size, latents, out);
+  launch("draw_latents", draw_latents_kernel, 1, kRaceThreads, 0, where, num_latents, size, latents,
+         out);
 }
 
 }  // namespace mam::cuda

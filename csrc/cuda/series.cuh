@@ -1,5 +1,5 @@
-// A row's moments and importance by power series about the middle of its values, in float64: the counterpart of
-// csrc/cpu/{panels.cpp,series.h}. See mam_kernels/value_attention/README.md.
+// A row's moments and importance by power series about the middle of its values, in float64: the
+// counterpart of csrc/cpu/{panels.cpp,series.h}. See mam_kernels/ops/value_attention/README.md.
 #pragma once
 
 #include "block.cuh"
@@ -47,10 +47,12 @@ __device__ inline Series plan_series(float low, float high, float steepest) {
   return {low, 0.5 * width / panels, panels, order};
 }
 
-// sums[j] += 1/j! times the sum over the block of term[i] factor[i]^j, in a fixed order. Every thread calls this; `partial` holds
-// kRowWarps * kMaxOrder numbers, and the sums are complete after the next barrier.
+// sums[j] += 1/j! times the sum over the block of term[i] factor[i]^j, in a fixed order. Every
+// thread calls this; `partial` holds kRowWarps * kMaxOrder numbers, and the sums are complete after
+// the next barrier.
 template <int N>
-__device__ void add_power_sums(double (&term)[N], const double (&factor)[N], int order, double* partial, double* sums) {
+__device__ void add_power_sums(double (&term)[N], const double (&factor)[N], int order,
+                               double* partial, double* sums) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int j = 0; j < order; ++j) {
     double sum = 0.0;
@@ -73,7 +75,8 @@ __device__ void add_power_sums(double (&term)[N], const double (&factor)[N], int
 }
 
 // Sums of the powers of a row's gathered nonzeros join `sums`, (panels, kMaxOrder).
-__device__ inline void add_values(const float* gathered, int count, const Series& series, double* partial, double* sums) {
+__device__ inline void add_values(const float* gathered, int count, const Series& series,
+                                  double* partial, double* sums) {
   constexpr int kEach = 4;
   for (int panel = 0; panel < series.panels; ++panel) {
     for (int first = 0; first < count; first += kEach * kRowThreads) {
@@ -116,7 +119,8 @@ __device__ inline SeriesMoments moments_of(const Series& series, const double* s
       p1 = fma(p1, y, p);
       p = fma(p, y, coefficient[j]);
     }
-    const double distance = 2 * panel + 1 - series.panels, scale = series.panels == 1 ? 1.0 : exp(y * distance);
+    const double distance = 2 * panel + 1 - series.panels,
+                 scale = series.panels == 1 ? 1.0 : exp(y * distance);
     total.m += scale * p;
     total.m1 += scale * (p1 + distance * p);
     total.m2 += scale * (2.0 * (p2 + distance * p1) + distance * distance * p);

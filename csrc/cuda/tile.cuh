@@ -1,7 +1,8 @@
 // Products of tiles in shared memory: 64 latents by 64 tokens, sixteen scores a thread.
 //
-// Thread (i, j) of the 16 x 16 holds rows 4 i ... 4 i + 3, latents, and columns 4 j ... 4 j + 3, tokens. The sixteen threads of a row are
-// half a warp. Widths are taken in slices of kSlice, filled up with zeros, so that any head width works.
+// Thread (i, j) of the 16 x 16 holds rows 4 i ... 4 i + 3, latents, and columns 4 j ... 4 j + 3,
+// tokens. The sixteen threads of a row are half a warp. Widths are taken in slices of kSlice,
+// filled up with zeros, so that any head width works.
 #pragma once
 
 #include "block.cuh"
@@ -24,8 +25,9 @@ using Scores = float[kPerThread][kPerThread];
 __device__ inline int tile_row() { return threadIdx.x / kSide * kPerThread; }
 __device__ inline int tile_column() { return threadIdx.x % kSide * kPerThread; }
 
-// One head of the tokens of one cell, or of the latents: rows of `width` elements. Rows that are not valid read as zeros, whatever they
-// hold; `index`, where not null, names the row that stands at each place.
+// One head of the tokens of one cell, or of the latents: rows of `width` elements. Rows that are
+// not valid read as zeros, whatever they hold; `index`, where not null, names the row that stands
+// at each place.
 struct Rows {
   const void* data;
   DType dtype;
@@ -34,18 +36,31 @@ struct Rows {
   FlagRow valid;
 
   __device__ bool exists(int64_t row) const { return row < count && valid[row]; }
-  __device__ int64_t place(int64_t row) const { return first + (index == nullptr ? row : index[row]) * stride; }
+  __device__ int64_t place(int64_t row) const {
+    return first + (index == nullptr ? row : index[row]) * stride;
+  }
 };
 
 __device__ inline Rows rows_of(const Tokens& x, int64_t batch, int64_t head, const FlagRow& valid) {
-  return {x.data, x.dtype, batch * x.stride_batch + head * x.stride_head, x.stride_position, x.positions, x.width, nullptr, valid};
+  return {x.data,
+          x.dtype,
+          batch * x.stride_batch + head * x.stride_head,
+          x.stride_position,
+          x.positions,
+          x.width,
+          nullptr,
+          valid};
 }
 
-__device__ inline Rows latent_rows(const Tokens& query, int64_t head) { return rows_of(query, 0, head, {nullptr, 0}); }
+__device__ inline Rows latent_rows(const Tokens& query, int64_t head) {
+  return rows_of(query, 0, head, {nullptr, 0});
+}
 
-// Calls put(r, c, x) with x = rows[row + r][column + c] for r < kTile and c < Columns, neighbouring threads at neighbouring c.
+// Calls put(r, c, x) with x = rows[row + r][column + c] for r < kTile and c < Columns, neighbouring
+// threads at neighbouring c.
 template <int Columns, typename T, typename Put>
-__device__ void read_tile(const T* data, const Rows& rows, int64_t row, int64_t column, const Put& put) {
+__device__ void read_tile(const T* data, const Rows& rows, int64_t row, int64_t column,
+                          const Put& put) {
   constexpr int kStep = kTileThreads / Columns;
   const int c = threadIdx.x % Columns;
 #pragma unroll 4
@@ -68,12 +83,14 @@ __device__ void read_tile(const Rows& rows, int64_t row, int64_t column, const P
 
 // A tile of rows as they are, [kTile][Columns + kPad].
 template <int Columns>
-__device__ void load_tile(float (&tile)[kTile][Columns + kPad], const Rows& rows, int64_t row, int64_t column) {
+__device__ void load_tile(float (&tile)[kTile][Columns + kPad], const Rows& rows, int64_t row,
+                          int64_t column) {
   read_tile<Columns>(rows, row, column, [&tile](int r, int c, float x) { tile[r][c] = x; });
 }
 
 // The same transposed, [kSlice][kPitch].
-__device__ inline void load_transposed(float (&tile)[kSlice][kPitch], const Rows& rows, int64_t row, int64_t column) {
+__device__ inline void load_transposed(float (&tile)[kSlice][kPitch], const Rows& rows, int64_t row,
+                                       int64_t column) {
   read_tile<kSlice>(rows, row, column, [&tile](int r, int c, float x) { tile[c][r] = x; });
 }
 
@@ -92,7 +109,8 @@ __device__ void load_vector(const float* from, float (&to)[Count]) {
 
 // acc[i][j] += left[i] * right[j].
 template <int Count>
-__device__ void add_outer(const float (&left)[kPerThread], const float (&right)[Count], float (&acc)[kPerThread][Count]) {
+__device__ void add_outer(const float (&left)[kPerThread], const float (&right)[Count],
+                          float (&acc)[kPerThread][Count]) {
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
 #pragma unroll
@@ -100,9 +118,11 @@ __device__ void add_outer(const float (&left)[kPerThread], const float (&right)[
   }
 }
 
-// acc[i][j] += sum over k < Depth of a[row + i][k] * b[k][column + j], where the thread has Columns / kSide columns.
+// acc[i][j] += sum over k < Depth of a[row + i][k] * b[k][column + j], where the thread has Columns
+// / kSide columns.
 template <int Depth, int Columns>
-__device__ void multiply_add(const float (*a)[Depth + kPad], const float (*b)[Columns + kPad], float (&acc)[kPerThread][Columns / kSide]) {
+__device__ void multiply_add(const float (*a)[Depth + kPad], const float (*b)[Columns + kPad],
+                             float (&acc)[kPerThread][Columns / kSide]) {
   const int row = tile_row(), column = threadIdx.x % kSide * (Columns / kSide);
 #pragma unroll 4
   for (int k = 0; k < Depth; k += 4) {
@@ -120,7 +140,8 @@ __device__ void multiply_add(const float (*a)[Depth + kPad], const float (*b)[Co
   }
 }
 
-// acc[i][j] += sum over k < kTile of a[k][row + i] * b[k][column + j]: the rows of the result are the columns of `a`.
+// acc[i][j] += sum over k < kTile of a[k][row + i] * b[k][column + j]: the rows of the result are
+// the columns of `a`.
 template <int Columns>
 __device__ void multiply_add_transposed(const float (*a)[kPitch], const float (*b)[Columns + kPad],
                                         float (&acc)[kPerThread][Columns / kSide]) {
@@ -134,7 +155,8 @@ __device__ void multiply_add_transposed(const float (*a)[kPitch], const float (*
   }
 }
 
-// Shared memory of one product: a slice of each factor of the scores, or a tile of rows that the scores multiply.
+// Shared memory of one product: a slice of each factor of the scores, or a tile of rows that the
+// scores multiply.
 union Factors {
   struct {
     float rows[kTile][kSlice + kPad];
@@ -153,8 +175,10 @@ union Factors {
   }
 };
 
-// scores[i][j] = a[row + i] . b[column + j]. Every thread of the block calls this; it begins and ends in a barrier.
-__device__ inline void dot_products(Factors& shared, const Rows& a, int64_t row, const Rows& b, int64_t column, Scores& scores) {
+// scores[i][j] = a[row + i] . b[column + j]. Every thread of the block calls this; it begins and
+// ends in a barrier.
+__device__ inline void dot_products(Factors& shared, const Rows& a, int64_t row, const Rows& b,
+                                    int64_t column, Scores& scores) {
   for (auto& line : scores) {
     for (float& score : line) score = 0.0f;
   }
@@ -171,7 +195,8 @@ __device__ inline void dot_products(Factors& shared, const Rows& a, int64_t row,
 __device__ inline void put_scores(float (&tile)[kTile][kPitch], const Scores& scores) {
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    *reinterpret_cast<float4*>(&tile[tile_row() + i][tile_column()]) = make_float4(scores[i][0], scores[i][1], scores[i][2], scores[i][3]);
+    *reinterpret_cast<float4*>(&tile[tile_row() + i][tile_column()]) =
+        make_float4(scores[i][0], scores[i][1], scores[i][2], scores[i][3]);
   }
 }
 
@@ -184,7 +209,8 @@ __device__ inline void get_scores(const float (&tile)[kTile][kPitch], Scores& sc
 // The reduction over the sixteen threads of a row of scores, in each of them.
 template <typename Operation>
 __device__ float reduce_row(float x, Operation combine) {
-  for (int step = kSide / 2; step > 0; step /= 2) x = combine(x, __shfl_xor_sync(kAllLanes, x, step));
+  for (int step = kSide / 2; step > 0; step /= 2)
+    x = combine(x, __shfl_xor_sync(kAllLanes, x, step));
   return x;
 }
 
@@ -192,7 +218,7 @@ __device__ float reduce_row(float x, Operation combine) {
 constexpr bool is_narrow(int64_t width) { return width <= kSlice; }
 constexpr int result_columns(int64_t width) { return is_narrow(width) ? kSlice : kTile; }
 
-constexpr int64_t kBlocksWanted =
-    264;  // about two for each multiprocessor of a large GPU; fixed, so that results do not depend on the device
+constexpr int64_t kBlocksWanted = 264;  // about two for each multiprocessor of a large GPU; fixed,
+                                        // so that results do not depend on the device
 
 }  // namespace mam::cuda

@@ -1,4 +1,6 @@
-"""Oracles for users and tests: validate a machine, compare with the published computation, measure without fooling oneself."""
+"""Oracles for users and tests: validate a machine, compare with the published computation, measure
+without fooling oneself.
+"""
 
 from .check import ValidationError, check
 

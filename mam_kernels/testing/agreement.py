@@ -1,7 +1,8 @@
 """Does a masking module compute what the paper computes? The gate before every reported ratio.
 
-Errors are taken against the paper computation in float64, and a module may be as far from it as the paper computation itself is at the
-module's precision, up to the factor and the floor of `tolerances`. So the tolerance follows the problem instead of being guessed for it.
+Errors are taken against the paper computation in float64, and a module may be as far from it as the
+paper computation itself is at the module's precision, up to the factor and the floor of
+`tolerances`. So the tolerance follows the problem instead of being guessed for it.
 """
 
 import copy
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..checks import count_masked
+from .._core.checks import count_masked
 from .paper import PaperMasking
 from .tolerances import FACTOR, FLOORS, Comparison, compare_mask
 
@@ -18,11 +19,15 @@ PENALTY_WEIGHT = 1e-5  # of the published loss
 
 
 class Disagreement(RuntimeError):
-    """Two computations that should give the same result do not, so no ratio of their times means anything."""
+    """Two computations that should give the same result do not, so no ratio of their times means
+    anything.
+    """
 
 
 def paper_twin(module: nn.Module) -> PaperMasking:
-    """The paper computation with the sizes and the weights of a `mam_kernels.MultinomialAttentionMasking`."""
+    """The paper computation with the sizes and the weights of a
+    `mam_kernels.MultinomialAttentionMasking`.
+    """
     num_latents, latent_dim = module.latents.shape
     sizes = (module.input_dim, latent_dim, num_latents, module.num_heads)
     twin = PaperMasking(*sizes, module.mask_ratio, module.latent_fraction, module.eps)
@@ -31,7 +36,9 @@ def paper_twin(module: nn.Module) -> PaperMasking:
 
 
 def forward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
-    """The masking step without gradients, as a function of the tokens: (mask, importance, context, penalty)."""
+    """The masking step without gradients, as a function of the tokens: (mask, importance, context,
+    penalty).
+    """
 
     def run(tokens: Tensor, **options) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -41,36 +48,50 @@ def forward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def forward_backward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
-    """The masking step and its gradients, for the parameters and for tokens that want one: ``(mask, importance, *gradients)``."""
+    """The masking step and its gradients, for the parameters and for tokens that want one: ``(mask,
+    importance, *gradients)``.
+    """
     parameters = list(module.parameters())
     weight = _weight(module.latents)
 
     def run(tokens: Tensor, **options) -> tuple[Tensor, ...]:
         out = module(tokens, **options)
         wanted = [*parameters, tokens] if tokens.requires_grad else parameters
-        gradients = torch.autograd.grad(_loss(out, weight), wanted, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            _loss(out, weight), wanted, allow_unused=True, materialize_grads=True
+        )
         return (out.mask, out.importance, *gradients)
 
     return run
 
 
 def _weight(latents: Tensor) -> Tensor:
-    return torch.cos(torch.arange(latents.shape[1], device=latents.device, dtype=torch.float64)).to(latents.dtype)
+    return torch.cos(torch.arange(latents.shape[1], device=latents.device, dtype=torch.float64)).to(
+        latents.dtype
+    )
 
 
 def _loss(out, weight: Tensor) -> Tensor:
-    """Any loss that depends on every entry of the context, each with another weight, and on the penalty."""
+    """Any loss that depends on every entry of the context, each with another weight, and on the
+    penalty.
+    """
     return (out.context * weight).sum() + PENALTY_WEIGHT * out.penalty
 
 
 def compare_with_paper(
-    module: nn.Module, tokens: Tensor, valid: Tensor | None = None, *, paper: PaperMasking | None = None
+    module: nn.Module,
+    tokens: Tensor,
+    valid: Tensor | None = None,
+    *,
+    paper: PaperMasking | None = None,
 ) -> list[Comparison]:
-    """Hold a masking module against the paper computation on `tokens`: forward, backward and the draw.
+    """Hold a masking module against the paper computation on `tokens`: forward, backward and the
+    draw.
 
     Args:
         module: a `mam_kernels.MultinomialAttentionMasking`.
-        tokens: values (B, L), dense or sparse CSR, or embeddings (B, L, D). Every cell needs a valid token.
+        tokens: values (B, L), dense or sparse CSR, or embeddings (B, L, D). Every cell needs a
+            valid token.
         valid: (B, L) bool, or None.
         paper: the paper computation with the same weights, if it is at hand.
     """
@@ -88,33 +109,63 @@ def compare_with_paper(
 
 
 def require_agreement(
-    module: nn.Module, tokens: Tensor, valid: Tensor | None = None, *, paper: PaperMasking | None = None
+    module: nn.Module,
+    tokens: Tensor,
+    valid: Tensor | None = None,
+    *,
+    paper: PaperMasking | None = None,
 ) -> list[Comparison]:
     """`compare_with_paper`, or `Disagreement` naming what is off."""
     found = compare_with_paper(module, tokens, valid, paper=paper)
     failed = [comparison for comparison in found if not comparison.holds]
     if failed:
-        raise Disagreement("the results disagree with the paper computation: " + "; ".join(map(str, failed)))
+        raise Disagreement(
+            "the results disagree with the paper computation: " + "; ".join(map(str, failed))
+        )
     return found
 
 
-def _quantities(module: nn.Module, tokens: Tensor, valid: Tensor | None, latents: Tensor) -> dict[str, Tensor]:
+def _quantities(
+    module: nn.Module, tokens: Tensor, valid: Tensor | None, latents: Tensor
+) -> dict[str, Tensor]:
     names, wanted = zip(*module.named_parameters(), strict=True)
     if module.input_dim is not None:
         tokens = tokens.detach().requires_grad_()
         names, wanted = (*names, "tokens"), (*wanted, tokens)
     out = module(tokens, valid=valid, latents=latents)
-    gradients = torch.autograd.grad(_loss(out, _weight(module.latents)), wanted, allow_unused=True, materialize_grads=True)
-    values = {"importance": out.importance, "context": out.context.detach(), "penalty": out.penalty.detach()}
-    return values | {f"gradient of {name}": gradient for name, gradient in zip(names, gradients, strict=True)}
+    gradients = torch.autograd.grad(
+        _loss(out, _weight(module.latents)), wanted, allow_unused=True, materialize_grads=True
+    )
+    values = {
+        "importance": out.importance,
+        "context": out.context.detach(),
+        "penalty": out.penalty.detach(),
+    }
+    return values | {
+        f"gradient of {name}": gradient for name, gradient in zip(names, gradients, strict=True)
+    }
 
 
 def _relative_error(x: Tensor, truth: Tensor) -> float:
-    return float((x.double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny))
+    return float(
+        (x.double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    )
 
 
-def _compare_draw(module: nn.Module, tokens: Tensor, valid: Tensor | None, latents: Tensor) -> Comparison:
-    """A draw cannot be compared with `torch.multinomial`'s: it is held against the race that its own importance defines."""
+def _compare_draw(
+    module: nn.Module, tokens: Tensor, valid: Tensor | None, latents: Tensor
+) -> Comparison:
+    """A draw cannot be compared with `torch.multinomial`'s: it is held against the race that its
+    own importance defines.
+    """
     out = module(tokens, valid=valid, latents=latents, seed=0)
     counts = count_masked(module.mask_ratio, valid, *out.mask.shape, out.mask.device)
-    return compare_mask("mask", out.mask, out.importance, counts, valid=valid, eps=module.eps, temperature=module.temperature)
+    return compare_mask(
+        "mask",
+        out.mask,
+        out.importance,
+        counts,
+        valid=valid,
+        eps=module.eps,
+        temperature=module.temperature,
+    )

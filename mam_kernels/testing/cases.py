@@ -1,4 +1,6 @@
-"""Inputs on which backends are held against the reference: shapes, paddings, layouts, and cells that look like cells."""
+"""Inputs on which backends are held against the reference: shapes, paddings, layouts, and cells
+that look like cells.
+"""
 
 import itertools
 import warnings
@@ -23,7 +25,10 @@ class ValueCase:
     sample_ids: Tensor | None = None  # (B,)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "ValueCase":
-        """On another device, with values of another type. Slopes stay float32, or become float64 with the values."""
+        """On another device, with values of another type.
+
+        Slopes stay float32, or become float64 with the values.
+        """
         moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
         moved["values"] = moved["values"].to(dtype)
         moved["slope"] = moved["slope"].to(torch.promote_types(dtype, torch.float32))
@@ -68,17 +73,25 @@ class SelectionCase:
         return replace(self, **(moved | {"weights": moved["weights"].to(dtype)}))
 
 
-def expression(rows: int, positions: int, density: float, generator: torch.Generator, *, largest: float = 6.0) -> Tensor:
-    """Values (B, L) like log-normalised counts: mostly zeros, the rest skewed towards the small; float32."""
+def expression(
+    rows: int, positions: int, density: float, generator: torch.Generator, *, largest: float = 6.0
+) -> Tensor:
+    """Values (B, L) like log-normalised counts: mostly zeros, the rest skewed towards the small;
+    float32.
+    """
     present = torch.rand(rows, positions, generator=generator) < density
     size = -torch.log1p(-torch.rand(rows, positions, generator=generator))
     return torch.where(present, (0.3 + size).clamp(max=largest), 0.0)
 
 
 def ragged(rows: int, positions: int, generator: torch.Generator) -> Tensor:
-    """Padding (B, L): rows of different lengths with holes; the last of several rows has no valid position at all."""
+    """Padding (B, L): rows of different lengths with holes; the last of several rows has no valid
+    position at all.
+    """
     lengths = torch.randint(1, positions + 1, (rows, 1), generator=generator)
-    valid = (torch.arange(positions) < lengths) & (torch.rand(rows, positions, generator=generator) < 0.9)
+    valid = (torch.arange(positions) < lengths) & (
+        torch.rand(rows, positions, generator=generator) < 0.9
+    )
     valid[:, 0] = True
     if rows > 1:
         valid[-1] = False
@@ -86,8 +99,12 @@ def ragged(rows: int, positions: int, generator: torch.Generator) -> Tensor:
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same numbers (B, L, ...) at other addresses: every other column of a larger, column-major storage."""
-    storage = torch.full((x.shape[1] * 2, x.shape[0], *x.shape[2:]), 7.0, dtype=x.dtype).transpose(0, 1)
+    """The same numbers (B, L, ...) at other addresses: every other column of a larger, column-major
+    storage.
+    """
+    storage = torch.full((x.shape[1] * 2, x.shape[0], *x.shape[2:]), 7.0, dtype=x.dtype).transpose(
+        0, 1
+    )
     storage[:, ::2] = x
     return storage[:, ::2]
 
@@ -98,7 +115,9 @@ def transposed(flags: Tensor) -> Tensor:
 
 
 def to_csr(x: Tensor) -> Tensor:
-    """The matrix in CSR, without torch's warning that its sparse tensors are in beta: nobody who validates a machine can act on it."""
+    """The matrix in CSR, without torch's warning that its sparse tensors are in beta: nobody who
+    validates a machine can act on it.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return x.to_sparse_csr()
@@ -107,9 +126,18 @@ def to_csr(x: Tensor) -> Tensor:
 def shuffled(csr: Tensor, generator: torch.Generator) -> Tensor:
     """The same CSR matrix with the entries of each row in another order, which the format allows."""
     order = torch.cat(
-        [start + torch.randperm(stop - start, generator=generator) for start, stop in itertools.pairwise(csr.crow_indices().tolist())]
+        [
+            start + torch.randperm(stop - start, generator=generator)
+            for start, stop in itertools.pairwise(csr.crow_indices().tolist())
+        ]
     )
-    return torch.sparse_csr_tensor(csr.crow_indices(), csr.col_indices()[order], csr.values()[order], csr.shape, check_invariants=False)
+    return torch.sparse_csr_tensor(
+        csr.crow_indices(),
+        csr.col_indices()[order],
+        csr.values()[order],
+        csr.shape,
+        check_invariants=False,
+    )
 
 
 def ids(rows: int) -> Tensor:
@@ -118,13 +146,17 @@ def ids(rows: int) -> Tensor:
 
 
 def _counts(rows: int, positions: int, ratio: float) -> Tensor:
-    """The share of the positions, for each row one fewer than for the row before; all or none where the share is 1 or 0."""
+    """The share of the positions, for each row one fewer than for the row before; all or none where
+    the share is 1 or 0.
+    """
     fewer = torch.arange(rows, dtype=torch.int32) * (0.0 < ratio < 1.0)
     return (int(ratio * positions) - fewer).clamp(min=0).to(torch.int32)
 
 
 def value_cases() -> Iterator[ValueCase]:
-    """Dense, padded, strided and CSR; one position, no zeros, no values, large slopes, no cell at all."""
+    """Dense, padded, strided and CSR; one position, no zeros, no values, large slopes, no cell at
+    all.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def slopes(latents: int, heads: int, scale: float = 0.5) -> Tensor:
@@ -133,7 +165,9 @@ def value_cases() -> Iterator[ValueCase]:
     def drawn(latents: int) -> Tensor:
         return torch.randperm(latents, generator=generator)[: max(1, latents // 3)].sort().values
 
-    def case(name: str, values: Tensor, slope: Tensor, ratio: float = 0.3, valid=None, maskable=None) -> ValueCase:
+    def case(
+        name: str, values: Tensor, slope: Tensor, ratio: float = 0.3, valid=None, maskable=None
+    ) -> ValueCase:
         rows, positions = values.shape
         counts = _counts(rows, positions, ratio)
         return ValueCase(name, values, slope, valid, maskable, counts, drawn(slope.shape[0]))
@@ -151,25 +185,43 @@ def value_cases() -> Iterator[ValueCase]:
 
     valid = ragged(4, 200, generator)
     values = expression(4, 200, 0.2, generator).masked_fill(~valid, torch.nan)
-    padded = case("padded, NaN in the padding", values, slopes(8, 2), ratio=0.2, valid=valid, maskable=valid)
+    padded = case(
+        "padded, NaN in the padding", values, slopes(8, 2), ratio=0.2, valid=valid, maskable=valid
+    )
     yield padded
     maskable = valid & (torch.rand(4, 200, generator=generator) < 0.5)
-    partly = case("some may not be hidden", values, slopes(8, 2), ratio=0.4, valid=valid, maskable=maskable)
+    partly = case(
+        "some may not be hidden", values, slopes(8, 2), ratio=0.4, valid=valid, maskable=maskable
+    )
     yield partly
     yield replace(padded, name="sample ids", sample_ids=ids(4))
-    yield replace(partly, name="strided flags", valid=transposed(valid), maskable=transposed(maskable), sample_ids=ids(4))
+    yield replace(
+        partly,
+        name="strided flags",
+        valid=transposed(valid),
+        maskable=transposed(maskable),
+        sample_ids=ids(4),
+    )
 
     sparse = expression(5, 150, 0.1, generator)
     sparse[1] = 0.0
     csr = to_csr(sparse)
     yield case("CSR", csr, slopes(8, 4))
-    narrow = torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape, check_invariants=True)
+    narrow = torch.sparse_csr_tensor(
+        csr.crow_indices().int(),
+        csr.col_indices().int(),
+        csr.values(),
+        csr.shape,
+        check_invariants=True,
+    )
     yield case("CSR, 32-bit indices", narrow, slopes(8, 4))
     valid = ragged(5, 150, generator)
     yield case("CSR, padded", csr, slopes(8, 4), ratio=0.2, valid=valid, maskable=valid)
     yield replace(case("CSR, any order", shuffled(csr, generator), slopes(8, 4)), sample_ids=ids(5))
 
-    yield case("steep slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=6.0))  # several panels of the power series
+    yield case(
+        "steep slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=6.0)
+    )  # several panels of the power series
 
 
 def large_value_case() -> ValueCase:
@@ -177,21 +229,37 @@ def large_value_case() -> ValueCase:
     generator = torch.Generator().manual_seed(2)
     slope = 0.3 * torch.randn(128, 8, generator=generator)
     latents = torch.randperm(128, generator=generator)[:38].sort().values
-    return ValueCase("19264 genes", expression(2, 19264, 0.08, generator), slope, None, None, _counts(2, 19264, 0.024), latents)
+    return ValueCase(
+        "19264 genes",
+        expression(2, 19264, 0.08, generator),
+        slope,
+        None,
+        None,
+        _counts(2, 19264, 0.024),
+        latents,
+    )
 
 
 def token_cases() -> Iterator[TokenCase]:
     """Head widths that are and are not powers of two, padding, strides, one token, one latent."""
     generator = torch.Generator().manual_seed(3)
 
-    def case(name: str, rows: int, positions: int, latents: int, heads: int, width: int, **options) -> TokenCase:
+    def case(
+        name: str, rows: int, positions: int, latents: int, heads: int, width: int, **options
+    ) -> TokenCase:
         query, key, value = (
             torch.randn(*shape, generator=generator)
-            for shape in ((latents, heads, width), (rows, positions, heads, width), (rows, positions, heads, width))
+            for shape in (
+                (latents, heads, width),
+                (rows, positions, heads, width),
+                (rows, positions, heads, width),
+            )
         )
         drawn = torch.randperm(latents, generator=generator)[: max(1, latents // 3)].sort().values
         counts = _counts(rows, positions, options.pop("ratio", 0.3))
-        return TokenCase(name, query, key, value, options.get("valid"), options.get("maskable"), counts, drawn)
+        return TokenCase(
+            name, query, key, value, options.get("valid"), options.get("maskable"), counts, drawn
+        )
 
     yield case("tokens", 2, 150, 16, 4, 32)
     yield case("odd sizes", 3, 67, 5, 3, 20)
@@ -210,9 +278,15 @@ def token_cases() -> Iterator[TokenCase]:
     yield replace(sharp, query=30.0 * sharp.query)
 
     valid = ragged(4, 120, generator)
-    padded = case("padded, NaN in the padding", 4, 120, 8, 2, 16, ratio=0.2, valid=valid, maskable=valid)
+    padded = case(
+        "padded, NaN in the padding", 4, 120, 8, 2, 16, ratio=0.2, valid=valid, maskable=valid
+    )
     hole = ~valid[:, :, None, None]
-    padded = replace(padded, key=padded.key.masked_fill(hole, torch.nan), value=padded.value.masked_fill(hole, torch.nan))
+    padded = replace(
+        padded,
+        key=padded.key.masked_fill(hole, torch.nan),
+        value=padded.value.masked_fill(hole, torch.nan),
+    )
     yield padded
     maskable = valid & (torch.rand(4, 120, generator=generator) < 0.5)
     yield replace(padded, name="some may not be hidden", maskable=maskable)
@@ -224,8 +298,16 @@ def selection_cases() -> Iterator[SelectionCase]:
     """Near-uniform, skewed, sparse and degenerate weights; every number of samples that is an edge."""
     generator = torch.Generator().manual_seed(4)
 
-    def case(name: str, weights: Tensor, ratio: float = 0.3, valid: Tensor | None = None, counts: Tensor | None = None) -> SelectionCase:
-        return SelectionCase(name, weights, _counts(*weights.shape, ratio) if counts is None else counts, valid)
+    def case(
+        name: str,
+        weights: Tensor,
+        ratio: float = 0.3,
+        valid: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> SelectionCase:
+        return SelectionCase(
+            name, weights, _counts(*weights.shape, ratio) if counts is None else counts, valid
+        )
 
     yield case("near-uniform", 1.0 + 0.1 * torch.rand(4, 700, generator=generator))
     yield case("skewed", torch.rand(3, 400, generator=generator) ** 8)
@@ -233,8 +315,16 @@ def selection_cases() -> Iterator[SelectionCase]:
     yield case("odd sizes", torch.rand(5, 67, generator=generator))
     yield case("all drawn", torch.rand(2, 90, generator=generator), ratio=1.0)
     yield case("none drawn", torch.rand(2, 90, generator=generator), ratio=0.0)
-    yield case("all but one", torch.rand(2, 90, generator=generator), counts=torch.tensor([89, 1], dtype=torch.int32))
-    yield case("a count for each row", torch.rand(4, 100, generator=generator), counts=torch.tensor([0, 1, 50, 100], dtype=torch.int32))
+    yield case(
+        "all but one",
+        torch.rand(2, 90, generator=generator),
+        counts=torch.tensor([89, 1], dtype=torch.int32),
+    )
+    yield case(
+        "a count for each row",
+        torch.rand(4, 100, generator=generator),
+        counts=torch.tensor([0, 1, 50, 100], dtype=torch.int32),
+    )
     few = torch.where(torch.rand(3, 200, generator=generator) < 0.1, 1.0, 0.0)
     yield case("more samples than weights", few, ratio=0.5)
     yield case("no weight at all", torch.zeros(2, 64))
@@ -246,7 +336,13 @@ def selection_cases() -> Iterator[SelectionCase]:
     weights = torch.rand(4, 150, generator=generator).masked_fill(~valid, torch.nan)
     padded = case("padded, NaN in the padding", weights, ratio=0.2, valid=valid)
     yield padded
-    yield replace(padded, name="strided flags, sample ids", weights=weights.nan_to_num(2.0), valid=transposed(valid), sample_ids=ids(4))
+    yield replace(
+        padded,
+        name="strided flags, sample ids",
+        weights=weights.nan_to_num(2.0),
+        valid=transposed(valid),
+        sample_ids=ids(4),
+    )
 
 
 def extreme_selection_case() -> SelectionCase:
@@ -258,16 +354,26 @@ def extreme_selection_case() -> SelectionCase:
 
 
 def race_cases() -> Iterator[SelectionCase]:
-    """Draws that a single wrong bit decides, each row of 64 equal weights; found by a search of the stream of ``check.words()``."""
+    """Draws that a single wrong bit decides, each row of 64 equal weights; found by a search of the
+    stream of ``check.words()``.
+    """
 
     def case(name: str, sample_id: int, counts: list[int]) -> SelectionCase:
         weights = torch.ones(len(counts), 64)
-        return SelectionCase(name, weights, torch.tensor(counts, dtype=torch.int32), None, torch.full((len(counts),), sample_id))
+        return SelectionCase(
+            name,
+            weights,
+            torch.tensor(counts, dtype=torch.int32),
+            None,
+            torch.full((len(counts),), sample_id),
+        )
 
-    # Positions 27 and 62 have different bits and the same uniform in float32, the 23rd and 24th smallest; likewise 35 and 57, the 37th.
+    # Positions 27 and 62 have different bits and the same uniform in float32, the 23rd and 24th
+    # smallest; likewise 35 and 57, the 37th.
     yield case("two equal keys", 2446, [22, 23, 24])
     yield case("two other equal keys", 9425, [36, 37, 38])
-    # The bits of position 41 are 2**32 - 13: a uniform that rounds to 1 unless it is clamped. It must be drawn, and last.
+    # The bits of position 41 are 2**32 - 13: a uniform that rounds to 1 unless it is clamped. It
+    # must be drawn, and last.
     yield case("the largest uniform", 7715133, [63, 64])
     # The bits of position 60 are 0: the smallest uniform there is, which lets a weight of 1e-7 win.
     tiny = case("the smallest uniform", 6147997, [1, 2])

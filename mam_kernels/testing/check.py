@@ -7,18 +7,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import dispatch, reference
-from ..latent_attention import reference as latent
-from ..selection import reference as selection
-from ..value_attention import reference as value
-from ..value_attention.ops import take_apart
+from .. import reference
+from .._core import dispatch
+from ..ops.latent_attention import reference as latent
+from ..ops.selection import reference as selection
+from ..ops.value_attention import reference as value
+from ..ops.value_attention.ops import take_apart
 from . import cases
 from .tolerances import Comparison, compare, compare_mask, element_error
 
 EPS = 1e-8
 SEED, STEP = 0x1234_5678_9ABC_DEF0, 0xC0DE_0007
 WEIGHTING = {"temperature": 0.5, "eps": 0.03}
-"""Another weighting than the published one, under which a forgotten ``eps`` or temperature is seen."""
+"""Another weighting than the published one, under which a forgotten ``eps`` or temperature is seen.
+"""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -47,8 +49,12 @@ def words() -> tuple[Tensor, Tensor]:
     return torch.tensor(SEED, dtype=torch.int64), torch.tensor(STEP, dtype=torch.int64)
 
 
-def check_value_path(case: cases.ValueCase, backend: str, temperature: float = 1.0, eps: float = EPS) -> tuple[Comparison, ...]:
-    """The masking step on values, its moments against the reference and its mask against the race of its own importance."""
+def check_value_path(
+    case: cases.ValueCase, backend: str, temperature: float = 1.0, eps: float = EPS
+) -> tuple[Comparison, ...]:
+    """The masking step on values, its moments against the reference and its mask against the race
+    of its own importance.
+    """
     parts, exact = take_apart("values", case.values), take_apart("values", case.values.double())
     seed, step = words()
     source = (case.sample_ids, seed, step, eps, 1.0 / temperature)
@@ -61,15 +67,26 @@ def check_value_path(case: cases.ValueCase, backend: str, temperature: float = 1
     truth = value.mask(exact.data, exact.crow, exact.col, case.slope.double(), *arguments)
     plain = value.mask(parts.data.float(), parts.crow, parts.col, case.slope, *arguments)
     found = [compare("importance", importance, plain[1], truth[1], torch.float32, element_error)]
-    for name, fused, separate, at_precision, right in zip(("log M", "mean", "variance"), moments, alone, plain[2:], truth[2:], strict=True):
+    for name, fused, separate, at_precision, right in zip(
+        ("log M", "mean", "variance"), moments, alone, plain[2:], truth[2:], strict=True
+    ):
         found.append(compare(f"{name}, fused", fused, at_precision, right, torch.float32))
         found.append(compare(name, separate, at_precision, right, torch.float32))
-    draw = {"valid": case.maskable, "seed": seed, "step": step, "sample_ids": case.sample_ids, "eps": eps, "temperature": temperature}
+    draw = {
+        "valid": case.maskable,
+        "seed": seed,
+        "step": step,
+        "sample_ids": case.sample_ids,
+        "eps": eps,
+        "temperature": temperature,
+    }
     found.append(compare_mask("mask", mask, importance, case.num_masked, **draw))
     return tuple(found)
 
 
-def check_token_path(case: cases.TokenCase, backend: str, temperature: float = 1.0, eps: float = EPS) -> tuple[Comparison, ...]:
+def check_token_path(
+    case: cases.TokenCase, backend: str, temperature: float = 1.0, eps: float = EPS
+) -> tuple[Comparison, ...]:
     """Attention, its gradients, importance and mask of the token path."""
     dtype, scale = case.key.dtype, case.key.shape[-1] ** -0.5
     seed, step = words()
@@ -98,19 +115,35 @@ def check_token_path(case: cases.TokenCase, backend: str, temperature: float = 1
         widened = None if gradient is None else gradient.double()
         truth = latent.backward(grad_output.double(), widened, *exact, case.valid, *right, scale)
         for which, *three in zip(("query", "key", "value"), got, at_precision, truth, strict=True):
-            # The gradient of a whole tensor is one row: the error of a sum is relative to its terms, not to what is left of them.
+            # The gradient of a whole tensor is one row: the error of a sum is relative to its
+            # terms, not to what is left of them.
             three = [x[None] for x in three]
             found.append(compare(f"gradient of the {which}{name}", *three, dtype))
 
-    right_importance = latent.importance(exact[0], exact[1], right[1], case.latents, case.valid, scale)
-    plain_importance = latent.importance(case.query, case.key, plain[1], case.latents, case.valid, scale)
-    alone = run("attention_importance", case.query, case.key, logsumexp, case.latents, case.valid, scale)
+    right_importance = latent.importance(
+        exact[0], exact[1], right[1], case.latents, case.valid, scale
+    )
+    plain_importance = latent.importance(
+        case.query, case.key, plain[1], case.latents, case.valid, scale
+    )
+    alone = run(
+        "attention_importance", case.query, case.key, logsumexp, case.latents, case.valid, scale
+    )
     source = (case.sample_ids, seed, step, eps, 1.0 / temperature)
     arguments = (case.valid, case.maskable, case.num_masked, *source, scale)
     mask, fused = run("token_mask", case.query, case.key, logsumexp, case.latents, *arguments)
     found.append(compare("importance", alone, plain_importance, right_importance, torch.float32))
-    found.append(compare("importance, fused", fused, plain_importance, right_importance, torch.float32))
-    draw = {"valid": case.maskable, "seed": seed, "step": step, "sample_ids": case.sample_ids, "eps": eps, "temperature": temperature}
+    found.append(
+        compare("importance, fused", fused, plain_importance, right_importance, torch.float32)
+    )
+    draw = {
+        "valid": case.maskable,
+        "seed": seed,
+        "step": step,
+        "sample_ids": case.sample_ids,
+        "eps": eps,
+        "temperature": temperature,
+    }
     found.append(compare_mask("mask", mask, fused, case.num_masked, **draw))
     return tuple(found)
 
@@ -125,7 +158,9 @@ def check_selection(case: cases.SelectionCase, backend: str) -> tuple[Comparison
 
 
 def check_race(case: cases.SelectionCase, backend: str) -> tuple[Comparison, ...]:
-    """A draw whose keys are equal or far apart, so that every backend must agree with the reference on every position."""
+    """A draw whose keys are equal or far apart, so that every backend must agree with the reference
+    on every position.
+    """
     run = dispatch.implementation("sample_without_replacement", backend, case.weights)
     wrong = run(*_draw_arguments(case)) != selection.select(*_draw_arguments(case))
     return (Comparison("positions", float(wrong.sum()), 0.0),)
@@ -135,11 +170,15 @@ def _draw_arguments(case: cases.SelectionCase) -> tuple:
     return (case.weights, case.num_samples, case.valid, case.sample_ids, *words(), 0.0, 1.0)
 
 
-def check_latents(num_latents: int, size: int, backend: str, device: torch.device | str) -> tuple[Comparison, ...]:
+def check_latents(
+    num_latents: int, size: int, backend: str, device: torch.device | str
+) -> tuple[Comparison, ...]:
     """The random subset of the latents, which every backend must draw to the bit."""
     seed, step = words()
     like = torch.empty(1, device=device)
-    got = dispatch.implementation("draw_latents", backend, like)(num_latents, size, seed, step, like.device)
+    got = dispatch.implementation("draw_latents", backend, like)(
+        num_latents, size, seed, step, like.device
+    )
     expected = reference.draw_latents(num_latents, size, seed, step, like.device)
     return (Comparison("indices", float(not torch.equal(got, expected)), 0.0),)
 
@@ -150,16 +189,40 @@ def findings(backend: str, device: torch.device | str) -> Iterator[Finding]:
     for dtype in dtypes:
         yield from _run("value path", backend, dtype, device, cases.value_cases(), check_value_path)
         yield from _run("token path", backend, dtype, device, cases.token_cases(), check_token_path)
-        yield from _run("selection", backend, dtype, device, cases.selection_cases(), check_selection)
+        yield from _run(
+            "selection", backend, dtype, device, cases.selection_cases(), check_selection
+        )
     dtype = dtypes[0]
     yield from _run("selection", backend, dtype, device, cases.race_cases(), check_race)
-    yield from _run("value path", backend, dtype, device, cases.value_cases(), partial(check_value_path, **WEIGHTING))
-    yield from _run("token path", backend, dtype, device, cases.token_cases(), partial(check_token_path, **WEIGHTING))
+    yield from _run(
+        "value path",
+        backend,
+        dtype,
+        device,
+        cases.value_cases(),
+        partial(check_value_path, **WEIGHTING),
+    )
+    yield from _run(
+        "token path",
+        backend,
+        dtype,
+        device,
+        cases.token_cases(),
+        partial(check_token_path, **WEIGHTING),
+    )
     for num_latents, size in ((1, 1), (5, 5), (128, 38)):
-        yield Finding(backend, "latents", torch.int64, f"{size} of {num_latents}", check_latents(num_latents, size, backend, device))
+        yield Finding(
+            backend,
+            "latents",
+            torch.int64,
+            f"{size} of {num_latents}",
+            check_latents(num_latents, size, backend, device),
+        )
 
 
-def _run(op: str, backend: str, dtype: torch.dtype, device, some_cases: Iterator, one: Callable) -> Iterator[Finding]:
+def _run(
+    op: str, backend: str, dtype: torch.dtype, device, some_cases: Iterator, one: Callable
+) -> Iterator[Finding]:
     for case in some_cases:
         yield Finding(backend, op, dtype, case.name, one(case.to(device, dtype), backend))
 
@@ -172,14 +235,16 @@ def default_device(backend: str) -> str:
 
 
 def check(backend: str | None = None, device: str | torch.device | None = None) -> str:
-    """Validate this machine's backends against the float64 reference: every operation, its gradients and its draws.
+    """Validate this machine's backends against the float64 reference: every operation, its
+    gradients and its draws.
 
     Args:
         backend: one of ``mam_kernels.backends()``; None takes every one that runs here.
         device: where to run it; None takes the one it is made for.
 
     Returns:
-        A table, a line for each backend, operation and type: cases, comparisons, and the error that came closest to its tolerance. It
+        A table, a line for each backend, operation and type: cases, comparisons, and the error that
+            came closest to its tolerance. It
         is printed too.
 
     Raises:
@@ -190,9 +255,17 @@ def check(backend: str | None = None, device: str | torch.device | None = None) 
         dispatch.requested(backend)
         missing = dispatch.backends()[backend]
         if not missing:
-            raise dispatch.BackendUnavailableError(f"backend: {backend!r} cannot be validated: {missing.reason}")
-    names = [name for name, state in dispatch.backends().items() if state] if backend is None else [backend]
-    found = [finding for name in names for finding in findings(name, device or default_device(name))]
+            raise dispatch.BackendUnavailableError(
+                f"backend: {backend!r} cannot be validated: {missing.reason}"
+            )
+    names = (
+        [name for name, state in dispatch.backends().items() if state]
+        if backend is None
+        else [backend]
+    )
+    found = [
+        finding for name in names for finding in findings(name, device or default_device(name))
+    ]
     table = summary(found)
     print(table)
     failures = [(finding, failure) for finding in found for failure in finding.failures]
@@ -206,11 +279,20 @@ def summary(found: list[Finding]) -> str:
     """The findings as a table."""
     groups: dict[tuple, list[Finding]] = {}
     for finding in found:
-        groups.setdefault((finding.backend, finding.op, str(finding.dtype).removeprefix("torch.")), []).append(finding)
-    lines = [f"{'backend':<10} {'operation':<11} {'type':<9} {'cases':>5} {'compared':>8}  closest to its tolerance"]
+        groups.setdefault(
+            (finding.backend, finding.op, str(finding.dtype).removeprefix("torch.")), []
+        ).append(finding)
+    lines = [
+        f"{'backend':<10} {'operation':<11} {'type':<9} {'cases':>5} {'compared':>8}  closest to its tolerance"
+    ]
     for (backend, op, dtype), group in groups.items():
         comparisons = [comparison for finding in group for comparison in finding.comparisons]
-        worst = max(comparisons, key=lambda c: c.error / c.allowed if c.allowed else float(c.error > 0) * 1e9)
+        worst = max(
+            comparisons,
+            key=lambda c: c.error / c.allowed if c.allowed else float(c.error > 0) * 1e9,
+        )
         verdict = "ok  " if all(comparison.holds for comparison in comparisons) else "MISS"
-        lines.append(f"{backend:<10} {op:<11} {dtype:<9} {len(group):>5} {len(comparisons):>8}  {verdict} {worst}")
+        lines.append(
+            f"{backend:<10} {op:<11} {dtype:<9} {len(group):>5} {len(comparisons):>8}  {verdict} {worst}"
+        )
     return "\n".join(lines)

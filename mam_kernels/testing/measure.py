@@ -1,4 +1,6 @@
-"""Measuring: interleaved timing on a cold cache, peak memory of a call, and the machine that it was done on."""
+"""Measuring: interleaved timing on a cold cache, peak memory of a call, and the machine that it was
+done on.
+"""
 
 import contextlib
 import ctypes
@@ -17,15 +19,18 @@ from pathlib import Path
 
 import torch
 
-from .. import native
+from .._core import extension
 
-TYPICAL_CACHE_BYTES = 64 * 2**20  # assumed where the machine does not tell the size of its last-level cache
+TYPICAL_CACHE_BYTES = (
+    64 * 2**20
+)  # assumed where the machine does not tell the size of its last-level cache
 SMALLEST_SAMPLE_SECONDS = 20e-3  # a sample on the CPU repeats a short call until it lasts this long
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One thing to time: a function, and input sets to take turns with, so that no call finds its inputs in the cache.
+    """One thing to time: a function, and input sets to take turns with, so that no call finds its
+    inputs in the cache.
 
     `calls` is how many calls of interest one call of `function` stands for.
     """
@@ -45,7 +50,11 @@ class Timing:
     samples: tuple[float, ...] = field(repr=False)
     calls_per_sample: int = 1
     method: str = ""
-    first: float | None = None  # median of the first call of each sample, which finds other work's data in the caches; None: not known
+    first: float | None = (
+        # median of the first call of each sample, which finds other work's data in the caches;
+        # None: not known
+        None
+    )
 
     @property
     def spread(self) -> float:
@@ -53,7 +62,9 @@ class Timing:
         return (self.p80 - self.p20) / self.median
 
     def record(self, units: int = 1) -> dict:
-        """As plain data for a JSON file, per unit (say, per cell) of the `units` that one call processes."""
+        """As plain data for a JSON file, per unit (say, per cell) of the `units` that one call
+        processes.
+        """
         return {
             "median_us": self.median / units * 1e6,
             "p20_us": self.p20 / units * 1e6,
@@ -67,7 +78,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory, in bytes, that a call held beyond its inputs and outputs; None where the machine cannot tell."""
+    """The most memory, in bytes, that a call held beyond its inputs and outputs; None where the
+    machine cannot tell.
+    """
 
     bytes: int | None
     method: str
@@ -80,11 +93,13 @@ def time_interleaved(
     samples: int = 7,
     seconds: float | None = None,
 ) -> dict[str, Timing]:
-    """Time the contenders in turns, A B A B ..., so that a slow phase of the machine meets all of them.
+    """Time the contenders in turns, A B A B ..., so that a slow phase of the machine meets all of
+    them.
 
-    Takes `samples` rounds, or fewer (but at least three) when `seconds` have passed. On a GPU each sample is one call between two
-    events, after the L2 cache was overwritten; on the CPU a sample repeats a short call, input sets take turns, and the first call of
-    each sample, which comes right after another contender's work, is also reported by itself.
+    Takes `samples` rounds, or fewer (but at least three) when `seconds` have passed. On a GPU each
+    sample is one call between two events, after the L2 cache was overwritten; on the CPU a sample
+    repeats a short call, input sets take turns, and the first call of each sample, which comes
+    right after another contender's work, is also reported by itself.
     """
     device = torch.device(device)
     sampler = _cuda_sampler(device) if device.type == "cuda" else _cpu_sampler
@@ -92,28 +107,60 @@ def time_interleaved(
     for name, contender in contenders.items():
         contender.function(*next(inputs[name]))
     _synchronize(device)
-    repeats = {name: _repeats(contender, inputs[name], device) for name, contender in contenders.items()}
+    repeats = {
+        name: _repeats(contender, inputs[name], device) for name, contender in contenders.items()
+    }
     taken, first = ({name: [] for name in contenders} for _ in range(2))
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(samples):
         if done >= 3 and end is not None and time.perf_counter() > end:
             break
         for name, contender in contenders.items():
-            seconds_a_call, seconds_of_first = sampler(contender.function, inputs[name], repeats[name])
+            seconds_a_call, seconds_of_first = sampler(
+                contender.function, inputs[name], repeats[name]
+            )
             taken[name].append(seconds_a_call / contender.calls)
             first[name].append(seconds_of_first / contender.calls)
-    method = "CUDA events, L2 overwritten before each call" if device.type == "cuda" else "wall clock, rotating inputs"
+    method = (
+        "CUDA events, L2 overwritten before each call"
+        if device.type == "cuda"
+        else "wall clock, rotating inputs"
+    )
     return {
-        name: summarize(taken[name], repeats[name], f"interleaved, {method} ({len(contenders[name].inputs)} input sets)", first[name])
+        name: summarize(
+            taken[name],
+            repeats[name],
+            f"interleaved, {method} ({len(contenders[name].inputs)} input sets)",
+            first[name],
+        )
         for name in contenders
     }
 
 
-def summarize(samples: Sequence[float], calls_per_sample: int = 1, method: str = "", first: Sequence[float] = ()) -> Timing:
-    """Median and the 20th and 80th percentiles of samples in seconds a call, and the median of their first calls."""
-    fifths = statistics.quantiles(samples, n=5, method="inclusive") if len(samples) > 1 else [samples[0]] * 4
+def summarize(
+    samples: Sequence[float],
+    calls_per_sample: int = 1,
+    method: str = "",
+    first: Sequence[float] = (),
+) -> Timing:
+    """Median and the 20th and 80th percentiles of samples in seconds a call, and the median of
+    their first calls.
+    """
+    fifths = (
+        statistics.quantiles(samples, n=5, method="inclusive")
+        if len(samples) > 1
+        else [samples[0]] * 4
+    )
     median_of_first = statistics.median(first) if first else None
-    return Timing(statistics.median(samples), fifths[0], fifths[-1], tuple(samples), calls_per_sample, method, median_of_first)
+    return Timing(
+        statistics.median(samples),
+        fifths[0],
+        fifths[-1],
+        tuple(samples),
+        calls_per_sample,
+        method,
+        median_of_first,
+    )
 
 
 def _cpu_sampler(function: Callable, inputs: Iterator[tuple], repeats: int) -> tuple[float, float]:
@@ -126,8 +173,12 @@ def _cpu_sampler(function: Callable, inputs: Iterator[tuple], repeats: int) -> t
     return (time.perf_counter() - start) / repeats, after_first - start
 
 
-def _cuda_sampler(device: torch.device) -> Callable[[Callable, Iterator[tuple], int], tuple[float, float]]:
-    flush = torch.empty(4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
+def _cuda_sampler(
+    device: torch.device,
+) -> Callable[[Callable, Iterator[tuple], int], tuple[float, float]]:
+    flush = torch.empty(
+        4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device
+    )
 
     def sample(function: Callable, inputs: Iterator[tuple], repeats: int) -> tuple[float, float]:
         arguments = next(inputs)
@@ -151,7 +202,9 @@ def _repeats(contender: Contender, inputs: Iterator[tuple], device: torch.device
 
 
 def as_cuda_graph(contender: Contender) -> Contender:
-    """Capture one call on each input set in a single CUDA graph: its replay is the time of the kernels, without that of launching."""
+    """Capture one call on each input set in a single CUDA graph: its replay is the time of the
+    kernels, without that of launching.
+    """
 
     def call_all() -> None:
         for arguments in contender.inputs:
@@ -170,7 +223,9 @@ def as_cuda_graph(contender: Contender) -> Contender:
 
 
 def host_seconds(contender: Contender, device: torch.device | str, calls: int = 200) -> Timing:
-    """Seconds that the host spends on a call before it can go on; on a GPU, without waiting for the result."""
+    """Seconds that the host spends on a call before it can go on; on a GPU, without waiting for the
+    result.
+    """
     device = torch.device(device)
     inputs = itertools.cycle(contender.inputs)
     samples = []
@@ -183,7 +238,9 @@ def host_seconds(contender: Contender, device: torch.device | str, calls: int = 
 
 
 def input_sets(make: Callable[[int], tuple], bytes_per_set: int, *, limit: int = 64) -> list[tuple]:
-    """`make(0)`, `make(1)`, ...: as many input sets as exceed the last-level cache twice over, at least two and at most `limit`."""
+    """`make(0)`, `make(1)`, ...: as many input sets as exceed the last-level cache twice over, at
+    least two and at most `limit`.
+    """
     count = -(-2 * last_level_cache_bytes() // max(1, bytes_per_set)) + 1
     return [make(index) for index in range(max(2, min(limit, count)))]
 
@@ -200,13 +257,19 @@ def last_level_cache_bytes() -> int:
 
 
 def peak_memory(
-    function: Callable[..., object], inputs: tuple = (), *, small_inputs: tuple | None = None, device: torch.device | str = "cpu"
+    function: Callable[..., object],
+    inputs: tuple = (),
+    *,
+    small_inputs: tuple | None = None,
+    device: torch.device | str = "cpu",
 ) -> Peak:
-    """Measure the memory that one call of `function(*inputs)` holds at its peak, beyond its inputs and its outputs.
+    """Measure the memory that one call of `function(*inputs)` holds at its peak, beyond its inputs
+    and its outputs.
 
-    A call on `small_inputs` goes first and takes what is taken once for all, such as thread pools. Outputs are the tensors that the
-    function returns. On the GPU this is the allocator's own count. On the CPU it is the kernel's high-water mark of resident memory
-    (Linux), reset just before the call once free heap pages have been given back; elsewhere the resident size is sampled.
+    A call on `small_inputs` goes first and takes what is taken once for all, such as thread pools.
+    Outputs are the tensors that the function returns. On the GPU this is the allocator's own count.
+    On the CPU it is the kernel's high-water mark of resident memory (Linux), reset just before the
+    call once free heap pages have been given back; elsewhere the resident size is sampled.
     """
     device = torch.device(device)
     if small_inputs is not None:
@@ -234,7 +297,9 @@ def _cuda_peak(function: Callable, inputs: tuple, device: torch.device) -> Peak:
 
 
 def tensor_bytes(result: object) -> int:
-    """Bytes of memory behind the tensors of a (nested) result; what several of them share counts once."""
+    """Bytes of memory behind the tensors of a (nested) result; what several of them share counts
+    once.
+    """
     return sum(dict(_pieces(result)).values())
 
 
@@ -305,18 +370,24 @@ def _status_bytes(name: str) -> int:
 
 
 def _return_free_pages() -> None:
-    """Hand the allocator's free pages back, so that memory which the call reuses is counted as well (glibc only)."""
+    """Hand the allocator's free pages back, so that memory which the call reuses is counted as well
+    (glibc only).
+    """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
-    """What a measurement needs to be understood later: device, cores, threads, instruction set, versions, date."""
+    """What a measurement needs to be understood later: device, cores, threads, instruction set,
+    versions, date.
+    """
     device = torch.device(device)
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": load_average(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -324,7 +395,7 @@ def environment(device: torch.device | str = "cpu") -> dict:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": _versions("mam-kernels", "torch", "triton", "numpy"),
-        "native": native.build_info(),
+        "native": extension.build_info(),
     }
     if device.type == "cuda":
         report["gpu"] = _gpu(device)
@@ -332,7 +403,9 @@ def environment(device: torch.device | str = "cpu") -> dict:
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core, on average over the last minute; None where the system does not tell."""
+    """Processes that wanted a core, on average over the last minute; None where the system does not
+    tell.
+    """
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

@@ -1,8 +1,11 @@
-"""The masking step as it was published, in plain PyTorch: the baseline of every ratio this project reports.
+"""The masking step as it was published, in plain PyTorch: the baseline of every ratio this project
+reports.
 
-Naziri, Asgari, An, Sachlos and Seyyed-Kalantari, "Multinomial Attention Masking", PMLR 333:295-311, 2026: project the tokens, let
-the latents attend to them with per-head weights, add the weights of a subset of the latents, and draw the hidden positions of each
-cell with one `torch.multinomial`. Nothing here is slowed down: it is the straightforward program, with torch's own fused operations.
+Naziri, Asgari, An, Sachlos and Seyyed-Kalantari, "Multinomial Attention Masking", PMLR 333:295-311,
+2026: project the tokens, let the latents attend to them with per-head weights, add the weights of a
+subset of the latents, and draw the hidden positions of each
+cell with one `torch.multinomial`. Nothing here is slowed down: it is the straightforward program,
+with torch's own fused operations.
 """
 
 import math
@@ -23,9 +26,11 @@ class PaperOutput(NamedTuple):
 
 
 class PaperMasking(nn.Module):
-    """The published masking step, with the constructor arguments and the state dict of `mam_kernels.MultinomialAttentionMasking`.
+    """The published masking step, with the constructor arguments and the state dict of
+    `mam_kernels.MultinomialAttentionMasking`.
 
-    Every cell needs a valid token: as published, an empty row attends to nothing and comes out as NaN.
+    Every cell needs a valid token: as published, an empty row attends to nothing and comes out as
+        NaN.
     """
 
     def __init__(
@@ -41,25 +46,39 @@ class PaperMasking(nn.Module):
         super().__init__()
         self.input_dim = input_dim
         self.mask_ratio = mask_ratio
-        self.num_chosen = max(1, int(num_latents * (mask_ratio if latent_fraction is None else latent_fraction)))
+        self.num_chosen = max(
+            1, int(num_latents * (mask_ratio if latent_fraction is None else latent_fraction))
+        )
         self.eps = eps
         self.latents = nn.Parameter(torch.randn(num_latents, latent_dim))
         self.input_proj = nn.Linear(1 if input_dim is None else input_dim, latent_dim)
         self.cross_attention = nn.MultiheadAttention(latent_dim, num_heads, batch_first=True)
 
     def forward(
-        self, tokens: Tensor, valid: Tensor | None = None, num_masked: int | None = None, latents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        valid: Tensor | None = None,
+        num_masked: int | None = None,
+        latents: Tensor | None = None,
     ) -> PaperOutput:
-        """Mask `tokens`: values (B, L) where `input_dim` is None, else embeddings (B, L, input_dim); `valid` is (B, L) bool.
+        """Mask `tokens`: values (B, L) where `input_dim` is None, else embeddings (B, L,
+        input_dim); `valid` is (B, L) bool.
 
-        `num_masked` is the number of hidden positions of every cell (default: the mask ratio of its valid positions); `latents` fixes
-        the subset of the latents, which is random otherwise.
+        `num_masked` is the number of hidden positions of every cell (default: the mask ratio of its
+        valid positions); `latents` fixes the subset of the latents, which is random otherwise.
         """
-        projected = self.input_proj(tokens.unsqueeze(-1) if self.input_dim is None else tokens)  # (B, L, Dz)
+        projected = self.input_proj(
+            tokens.unsqueeze(-1) if self.input_dim is None else tokens
+        )  # (B, L, Dz)
         queries = self.latents.expand(len(tokens), -1, -1)  # (B, N, Dz)
         padding = None if valid is None else ~valid
         attended, weights = self.cross_attention(
-            queries, projected, projected, key_padding_mask=padding, need_weights=True, average_attn_weights=False
+            queries,
+            projected,
+            projected,
+            key_padding_mask=padding,
+            need_weights=True,
+            average_attn_weights=False,
         )  # (B, N, Dz), (B, H, N, L)
         if latents is None:
             latents = torch.randperm(len(self.latents), device=tokens.device)[: self.num_chosen]
@@ -72,9 +91,11 @@ class PaperMasking(nn.Module):
         )
 
     def attend_only(self, tokens: Tensor) -> PaperOutput:
-        """Context and penalty alone, by `torch.nn.functional.scaled_dot_product_attention`, which tells no weights and so allows no mask.
+        """Context and penalty alone, by `torch.nn.functional.scaled_dot_product_attention`, which
+        tells no weights and so allows no mask.
 
-        Less than a masking step, and so no rival of it but a bound: what torch's own fused attention takes on the same tokens.
+        Less than a masking step, and so no rival of it but a bound: what torch's own fused
+            attention takes on the same tokens.
         """
         projected = self.input_proj(tokens.unsqueeze(-1) if self.input_dim is None else tokens)
         attention, nothing = self.cross_attention, tokens.new_zeros(len(tokens), 0)
@@ -83,10 +104,18 @@ class PaperMasking(nn.Module):
         query = F.linear(self.latents, query_weight, query_bias).expand(len(tokens), -1, -1)
         heads = [
             x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for x in (query, F.linear(projected, key_weight, key_bias), F.linear(projected, value_weight, value_bias))
+            for x in (
+                query,
+                F.linear(projected, key_weight, key_bias),
+                F.linear(projected, value_weight, value_bias),
+            )
         ]
-        attended = attention.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-        return PaperOutput(nothing.bool(), nothing, attended.mean(dim=1), attended.square().sum(dim=(1, 2)).mean())
+        attended = attention.out_proj(
+            F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        )
+        return PaperOutput(
+            nothing.bool(), nothing, attended.mean(dim=1), attended.square().sum(dim=(1, 2)).mean()
+        )
 
     def _draw(self, importance: Tensor, valid: Tensor | None, num_masked: int | None) -> Tensor:
         probability = importance + self.eps

@@ -1,4 +1,6 @@
-"""The masking step beside the paper computation: same cells, same weights, same process, and no ratio unless the results agree."""
+"""The masking step beside the paper computation: same cells, same weights, same process, and no
+ratio unless the results agree.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +16,17 @@ from .paper import PaperMasking, PaperOutput
 PAPER = "paper computation"
 COMPILED = "paper computation, torch.compile"
 SDPA = "scaled_dot_product_attention, no mask"
-DIRECTIONS: dict[str, Callable[[nn.Module], Callable]] = {"forward": forward, "forward + backward": forward_backward}
+DIRECTIONS: dict[str, Callable[[nn.Module], Callable]] = {
+    "forward": forward,
+    "forward + backward": forward_backward,
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the masking step: a backend on a layout of the tokens, with input sets of the same cells to take turns with."""
+    """One way to run the masking step: a backend on a layout of the tokens, with input sets of the
+    same cells to take turns with.
+    """
 
     name: str
     backend: str
@@ -35,7 +42,9 @@ class Row:
     baseline: str  # the contender that ratios are against
     cells: int  # rows that one call processes
     timing: Timing  # of a call
-    ratio: float | None  # time of the baseline over that of the contender, per cell; None for the baseline itself
+    ratio: (
+        float | None
+    )  # time of the baseline over that of the contender, per cell; None for the baseline itself
     peak: Peak  # beyond inputs and outputs
     input_bytes: int  # of a call
 
@@ -52,7 +61,11 @@ class Row:
     @property
     def ratio_of_first_call(self) -> float | None:
         """The same for a call right after other work."""
-        return None if self.ratio is None or self.timing.first is None else self.ratio * self.timing.median / self.timing.first
+        return (
+            None
+            if self.ratio is None or self.timing.first is None
+            else self.ratio * self.timing.median / self.timing.first
+        )
 
     def record(self) -> dict:
         """As plain data for a JSON file."""
@@ -80,24 +93,32 @@ def side_by_side(
     seconds: float | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Row]:
-    """Check, then measure, the masking step of `module` in every variant against the paper computation.
+    """Check, then measure, the masking step of `module` in every variant against the paper
+    computation.
 
     Args:
-        module: a `mam_kernels.MultinomialAttentionMasking`; each variant runs a copy of it with its own backend.
-        variants: what to measure. Their tokens are the cells of a call; time counts per cell, so they may hold more than ...
-        paper_tokens: ... the cells of a call of the paper computation, dense, one tensor an input set. Agreement is checked on these.
-        rivals: what else runs on these: `COMPILED`, and `SDPA`, which computes the context alone. One that does not run here is left out.
+        module: a `mam_kernels.MultinomialAttentionMasking`; each variant runs a copy of it with its
+            own backend.
+        variants: what to measure. Their tokens are the cells of a call; time counts per cell, so
+            they may hold more than ...
+        paper_tokens: ... the cells of a call of the paper computation, dense, one tensor an input
+            set. Agreement is checked on these.
+        rivals: what else runs on these: `COMPILED`, and `SDPA`, which computes the context alone.
+            One that does not run here is left out.
         samples, seconds: as in `time_interleaved`, for each direction.
         progress: is told what goes on, a line at a time.
 
     Raises:
-        Disagreement: a variant or a rival does not compute what the paper computes; nothing is measured then.
+        Disagreement: a variant or a rival does not compute what the paper computes; nothing is
+            measured then.
     """
     paper = paper_twin(module)
     modules = {variant.name: with_backend(module, variant.backend) for variant in variants}
     for variant in variants:
         progress(f"{variant.name}: comparing with the paper computation")
-        require_agreement(modules[variant.name], _like(paper_tokens[0], variant.tokens[0]), paper=paper)
+        require_agreement(
+            modules[variant.name], _like(paper_tokens[0], variant.tokens[0]), paper=paper
+        )
     others = {}
     for name in rivals:
         progress(f"{name}: comparing with the paper computation")
@@ -109,7 +130,9 @@ def side_by_side(
         for name, rival in others.items():
             contenders[name] = Contender(step(rival), [(tokens,) for tokens in paper_tokens])
         for variant in variants:
-            contenders[variant.name] = Contender(step(modules[variant.name]), [(tokens,) for tokens in variant.tokens])
+            contenders[variant.name] = Contender(
+                step(modules[variant.name]), [(tokens,) for tokens in variant.tokens]
+            )
         rows += measure_against(PAPER, contenders, what=direction, samples=samples, seconds=seconds)
     return rows
 
@@ -129,15 +152,21 @@ class _AttendOnly(nn.Module):
         return self.paper.attend_only(tokens)
 
 
-def _rival(name: str, paper: PaperMasking, tokens: Tensor, progress: Callable[[str], None]) -> dict[str, nn.Module]:
+def _rival(
+    name: str, paper: PaperMasking, tokens: Tensor, progress: Callable[[str], None]
+) -> dict[str, nn.Module]:
     """A rival by its name, checked; nothing where it does not run."""
     rival = torch.compile(copy.deepcopy(paper)) if name == COMPILED else _AttendOnly(paper)
     try:
         for step in DIRECTIONS.values():
             step(rival)(_small(tokens))
         found = rival(tokens)
-    except Exception as error:  # torch's compiler needs one for C++, and names many reasons why it cannot go on
-        progress(f"{name}: left out, for it does not run here ({type(error).__name__}: {str(error).splitlines()[0]})")
+    except (
+        Exception
+    ) as error:  # torch's compiler needs one for C++, and names many reasons why it cannot go on
+        progress(
+            f"{name}: left out, for it does not run here ({type(error).__name__}: {str(error).splitlines()[0]})"
+        )
         return {}
     wanted = paper(tokens)
     for what in ("context", "penalty"):
@@ -154,7 +183,8 @@ def measure_against(
     samples: int = 7,
     seconds: float | None = None,
 ) -> list[Row]:
-    """Time and peak memory of contenders that take one tensor of cells (B, ...), and their ratios to one of them.
+    """Time and peak memory of contenders that take one tensor of cells (B, ...), and their ratios
+    to one of them.
 
     Nothing is checked here: whoever calls it has made sure that the contenders compute the same.
     """
@@ -171,7 +201,9 @@ def measure_against(
             baseline=baseline,
             cells=cells[name],
             timing=timings[name],
-            ratio=None if name == baseline else reference_time / (timings[name].median / cells[name]),
+            ratio=None
+            if name == baseline
+            else reference_time / (timings[name].median / cells[name]),
             peak=peaks[name],
             input_bytes=tensor_bytes(contender.inputs[0]),
         )

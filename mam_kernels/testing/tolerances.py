@@ -1,4 +1,6 @@
-"""How far a backend may be from the reference: tolerances as data, each with its reason, and the measures they bound."""
+"""How far a backend may be from the reference: tolerances as data, each with its reason, and the
+measures they bound.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,27 +8,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import philox
-from ..selection import reference as selection
+from .._core import philox
+from ..ops.selection import reference as selection
 
 FACTOR = 2.0
-"""A backend's error against the float64 reference may be this many times that of the same equations in plain PyTorch at its precision:
-another order of summation is as good as torch's, and one bit is left for it."""
+"""A backend's error against the float64 reference may be this many times that of the same equations
+in plain PyTorch at its precision: another order of summation is as good as torch's, and one bit is
+left for it."""
 
 FLOORS = {
     torch.float64: 1e-12,  # the reference against itself, or against torch's own attention
-    torch.float32: 2e-6,  # 16 roundings of float32: plain PyTorch may be exact by luck on a small case
-    torch.float16: 2e-3,  # 2 roundings of float16, in which inputs, probabilities and outputs are held
+    # 16 roundings of float32: plain PyTorch may be exact by luck on a small case
+    torch.float32: 2e-6,
+    # 2 roundings of float16, in which inputs, probabilities and outputs are held
+    torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,  # 2 roundings of bfloat16
 }
 """Added to the above, relative to the largest value of a row."""
 
 KEY_MARGIN = 4e-6
-"""Relative distance of a key from the threshold within which float32 may decide either way: 32 roundings, for a logarithm, a quotient, and
-the collapse of the zeros' group through ``expm1``."""
+"""Relative distance of a key from the threshold within which float32 may decide either way: 32
+roundings, for a logarithm, a quotient, and the collapse of the zeros' group through ``expm1``."""
 
 EXPONENT_MARGIN = 2.5e-7
-"""The same for each unit of ``|log(relative weight)| / temperature``: float32 computes that exponent to 2 roundings before ``exp``."""
+"""The same for each unit of ``|log(relative weight)| / temperature``: float32 computes that
+exponent to 2 roundings before ``exp``.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class Comparison:
 
 
 def row_error(got: Tensor, truth: Tensor) -> float:
-    """Largest error, relative to the largest magnitude in its row (the first dimension); infinities must stand in the same places."""
+    """Largest error, relative to the largest magnitude in its row (the first dimension); infinities
+    must stand in the same places.
+    """
     if got.shape != truth.shape:
         return math.inf
     if truth.numel() == 0:
@@ -63,7 +72,10 @@ def row_error(got: Tensor, truth: Tensor) -> float:
 
 
 def element_error(got: Tensor, truth: Tensor) -> float:
-    """Largest relative error of any element; zeros must be zeros. For importance: a rare gene's counts as much as a common one's."""
+    """Largest relative error of any element; zeros must be zeros.
+
+    For importance: a rare gene's counts as much as a common one's.
+    """
     if got.shape != truth.shape or not torch.equal(got == 0, truth == 0):
         return math.inf
     got, truth = got.to(torch.float64).flatten(), truth.to(torch.float64).flatten()
@@ -74,8 +86,12 @@ def element_error(got: Tensor, truth: Tensor) -> float:
     return math.inf if torch.isnan(error) else float(error)
 
 
-def compare(quantity: str, got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, measure=row_error) -> Comparison:
-    """Hold ``got`` against ``truth`` (float64), allowing ``FACTOR`` times the error of ``plain`` and the floor of ``dtype``."""
+def compare(
+    quantity: str, got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, measure=row_error
+) -> Comparison:
+    """Hold ``got`` against ``truth`` (float64), allowing ``FACTOR`` times the error of ``plain``
+    and the floor of ``dtype``.
+    """
     return Comparison(quantity, measure(got, truth), FACTOR * measure(plain, truth) + FLOORS[dtype])
 
 
@@ -91,15 +107,19 @@ def misplaced(
     eps: float = 0.0,
     temperature: float = 1.0,
 ) -> int:
-    """How many positions of a draw (B, L) are on the wrong side of the race of ``weights``, run in float64.
+    """How many positions of a draw (B, L) are on the wrong side of the race of ``weights``, run in
+    float64.
 
-    Counted are positions whose key is further than rounding from the threshold, and every position too many or too few.
+    Counted are positions whose key is further than rounding from the threshold, and every position
+    too many or too few.
     """
     rows, positions = mask.shape
     if mask.numel() == 0:
         return 0
     step, seed = (torch.as_tensor(word, dtype=torch.int64) for word in (step, seed))
-    ids = torch.arange(rows, device=mask.device) if sample_ids is None else sample_ids.to(torch.int64)
+    ids = (
+        torch.arange(rows, device=mask.device) if sample_ids is None else sample_ids.to(torch.int64)
+    )
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
     relative = selection.relative_weights(weights.double(), valid, eps, 1.0 / temperature)
     keys = selection.race_keys(relative, bits)
@@ -114,6 +134,10 @@ def misplaced(
     return int(hidden_too_late.sum() + shown_too_early.sum() + miscounted)
 
 
-def compare_mask(quantity: str, mask: Tensor, weights: Tensor, counts: Tensor, **draw) -> Comparison:
-    """No position of a draw may be misplaced, by the race of the backend's own weights; ``draw`` as in ``misplaced``."""
+def compare_mask(
+    quantity: str, mask: Tensor, weights: Tensor, counts: Tensor, **draw
+) -> Comparison:
+    """No position of a draw may be misplaced, by the race of the backend's own weights; ``draw`` as
+    in ``misplaced``.
+    """
     return Comparison(quantity, float(misplaced(mask, weights, counts, **draw)), 0.0)

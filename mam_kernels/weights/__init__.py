@@ -1,11 +1,13 @@
-"""Trained weights: safetensors files that hold their configuration too, and checkpoints of the published code::
+"""Trained weights: safetensors files that hold their configuration too, and checkpoints of the
+published code::
 
     masker = mam.weights.from_published("epoch=9.ckpt", num_heads=8, mask_ratio=0.3)
     mam.weights.save(masker, "masker.safetensors")
     masker = mam.weights.load("masker.safetensors")
 
-A file that is damaged, cut short, of other sizes or something else is refused with a `WeightsError`, which says in one line what was found.
-Safetensors files need the package safetensors.
+A file that is damaged, cut short, of other sizes or something else is refused with a
+`WeightsError`, which says in one line what was found. Safetensors files need the package
+safetensors.
 """
 
 from .files import WeightsError

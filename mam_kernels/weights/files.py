@@ -1,7 +1,9 @@
-"""Safetensors files that say what they hold, and checkpoints of ``torch.save``: written whole or not at all, refused in one line.
+"""Safetensors files that say what they hold, and checkpoints of ``torch.save``: written whole or
+not at all, refused in one line.
 
-A file is a safetensors file whose header holds, beside the tensors, a JSON object under "mam_kernels": the version of the format, the kind
-of what is saved, the arguments that it is built with, and the version of the package that wrote it. Nothing that is read here can run code:
+A file is a safetensors file whose header holds, beside the tensors, a JSON object under
+"mam_kernels": the version of the format, the kind of what is saved, the arguments that it is built
+with, and the version of the package that wrote it. Nothing that is read here can run code:
 safetensors hold tensors and text, and ``torch.load`` is called with ``weights_only=True``.
 """
 
@@ -19,14 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..checks import describe
+from .._core.checks import describe
 
 FORMAT = 1
 ENTRY = "mam_kernels"  # of the header
 
 
 class WeightsError(ValueError):
-    """A file or a state dict does not hold the weights that were asked for; the message says what was found."""
+    """A file or a state dict does not hold the weights that were asked for; the message says what
+    was found.
+    """
 
 
 class Contents(NamedTuple):
@@ -37,7 +41,9 @@ class Contents(NamedTuple):
     tensors: dict[str, Tensor]  # on the CPU, in memory of their own
 
 
-def write(path: str | os.PathLike, kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write(
+    path: str | os.PathLike, kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
     """Write a file of a kind, with the JSON values that it is built with.
 
     Raises:
@@ -46,8 +52,15 @@ def write(path: str | os.PathLike, kind: str, arguments: Mapping[str, Any], tens
     """
     files = _safetensors()
     path = Path(path)
-    description = {"format": FORMAT, "kind": kind, "arguments": dict(arguments), "version": __version__}
-    metadata = {ENTRY: json.dumps(description, allow_nan=False)}  # one entry: of several the order, and so the file, would vary
+    description = {
+        "format": FORMAT,
+        "kind": kind,
+        "arguments": dict(arguments),
+        "version": __version__,
+    }
+    metadata = {
+        ENTRY: json.dumps(description, allow_nan=False)
+    }  # one entry: of several the order, and so the file, would vary
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -71,12 +84,16 @@ def read(path: str | os.PathLike, *kinds: str) -> Contents:
     """
     metadata, tensors = read_safetensors(Path(path))
     if ENTRY not in metadata:
-        raise WeightsError(f"{path}: expected weights that mam_kernels saved; got a safetensors file of others ({listed(tensors)})")
+        raise WeightsError(
+            f"{path}: expected weights that mam_kernels saved; got a safetensors file of others ({listed(tensors)})"
+        )
     try:
         description = json.loads(metadata[ENTRY])
         layout, kind, arguments = (description[name] for name in ("format", "kind", "arguments"))
     except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path}: expected format, kind and arguments in its header; got {metadata[ENTRY][:80]!r}") from error
+        raise WeightsError(
+            f"{path}: expected format, kind and arguments in its header; got {metadata[ENTRY][:80]!r}"
+        ) from error
     if layout != FORMAT:
         raise WeightsError(
             f"{path}: expected format {FORMAT}, which mam_kernels {__version__} reads; got {layout!r}, of {description.get('version')}"
@@ -84,12 +101,15 @@ def read(path: str | os.PathLike, *kinds: str) -> Contents:
     if kind not in kinds:
         raise WeightsError(f"{path}: expected a {' or '.join(kinds)}; got a {kind}")
     if not isinstance(arguments, dict):
-        raise WeightsError(f"{path}: expected arguments by name in its header; got {type(arguments).__name__}")
+        raise WeightsError(
+            f"{path}: expected arguments by name in its header; got {type(arguments).__name__}"
+        )
     return Contents(kind, arguments, tensors)
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
-    """What ``torch.save`` wrote: tensors and plain values only, nothing that could run code. Its checksums are looked at.
+    """What ``torch.save`` wrote: tensors and plain values only, nothing that could run code. Its
+    checksums are looked at.
 
     Raises:
         WeightsError: it is not there, damaged or cut short, something else, or holds other objects.
@@ -102,7 +122,9 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
             with zipfile.ZipFile(path) as file:
                 wrong = file.testzip()
             if wrong is not None:
-                raise WeightsError(f"{path}: expected a whole checkpoint; got one with a wrong checksum ({wrong})")
+                raise WeightsError(
+                    f"{path}: expected a whole checkpoint; got one with a wrong checksum ({wrong})"
+                )
             if objects := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
                 raise WeightsError(
                     f"{path}: expected tensors and plain values; got objects, which could run code ({listed(objects)}); save a state dict"
@@ -112,10 +134,14 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
         raise
     except Exception as error:  # bytes that are no checkpoint fail in any way
         reason = f" ({one_line(error)})" if archive else ""
-        raise WeightsError(f"{path}: expected a checkpoint that torch.save wrote; got {_found(path)}{reason}") from error
+        raise WeightsError(
+            f"{path}: expected a checkpoint that torch.save wrote; got {_found(path)}{reason}"
+        ) from error
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, *, assign: bool = False) -> None:
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str, *, assign: bool = False
+) -> None:
     """``module.load_state_dict`` whose error is one line.
 
     Raises:
@@ -132,7 +158,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str, *, assign
         if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
             problems.append(f"{name}, {describe(found)}, instead of shape {tuple(own.shape)}")
     if problems:
-        raise WeightsError(f"{where}: expected the tensors of {type(module).__name__}; got {'; '.join(problems[:3])}")
+        raise WeightsError(
+            f"{where}: expected the tensors of {type(module).__name__}; got {'; '.join(problems[:3])}"
+        )
     module.load_state_dict(tensors, assign=assign)
 
 
@@ -140,7 +168,9 @@ def _safetensors() -> ModuleType:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("mam_kernels.weights: needs the package safetensors; install it: pip install safetensors") from error
+        raise ModuleNotFoundError(
+            "mam_kernels.weights: needs the package safetensors; install it: pip install safetensors"
+        ) from error
     return safetensors
 
 
@@ -159,7 +189,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with files.safe_open(path, framework="pt") as file:
             # a copy: what is read may be a map of the file, and would change or vanish with it
-            return dict(file.metadata() or {}), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), {
+                name: file.get_tensor(name).clone() for name in file.keys()
+            }
     except (files.SafetensorError, OSError) as error:
         found = _found(path)
         reason = f" ({one_line(error)})" if found == DAMAGED else ""
@@ -185,7 +217,9 @@ def _found(path: Path) -> str:
         return "an empty file"
     for signature, what in SIGNATURES.items():
         if head.startswith(signature):
-            return f"{what}, cut short" if signature == ZIP and not zipfile.is_zipfile(path) else what
+            return (
+                f"{what}, cut short" if signature == ZIP and not zipfile.is_zipfile(path) else what
+            )
     if is_safetensors(head):
         return _safetensors_found(path, size)
     text = head.decode("utf-8", errors="ignore")
@@ -195,7 +229,9 @@ def _found(path: Path) -> str:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file begins as they do: the length of its header in 64 bits, at most 100 MB, and a JSON object."""
+    """Whether a file begins as they do: the length of its header in 64 bits, at most 100 MB, and a
+    JSON object.
+    """
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000
 
 
@@ -206,7 +242,11 @@ def _safetensors_found(path: Path, size: int) -> str:
             return f"a safetensors file cut short in its header: {size:,} bytes of {8 + length:,} or more"
         header = file.read(length)
     with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        ends = [
+            entry["data_offsets"][1]
+            for name, entry in json.loads(header).items()
+            if name != "__metadata__"
+        ]
         promised = 8 + length + max(ends, default=0)
         if promised > size:
             return f"a safetensors file cut short: {size:,} bytes of {promised:,}"

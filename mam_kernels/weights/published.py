@@ -1,4 +1,6 @@
-"""Checkpoints of the published code, whose masking module is made of public torch parts under names of its own."""
+"""Checkpoints of the published code, whose masking module is made of public torch parts under names
+of its own.
+"""
 
 import fnmatch
 import os
@@ -9,12 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .._core import checks
 from ..masking import MultinomialAttentionMasking
-from .files import WeightsError, fill, is_safetensors, listed, read_checkpoint, read_safetensors, require_file
+from .files import (
+    WeightsError,
+    fill,
+    is_safetensors,
+    listed,
+    read_checkpoint,
+    read_safetensors,
+    require_file,
+)
 from .modules import empty
 
-NESTED = ("state_dict", "model_state_dict", "model")  # where a checkpoint may keep its state dict; Lightning's is the first
+NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # where a checkpoint may keep its state dict; Lightning's is the first
 PARTS = ("latents", "input_proj", "cross_attention")
 LATENTS = ("", ".weight")  # a parameter, or an embedding's
 PROJECTIONS = ("q", "k", "v")
@@ -29,46 +43,74 @@ def from_published(
     ignore: Sequence[str] = (),
     **options: Any,
 ) -> MultinomialAttentionMasking:
-    """A masking module with weights that were trained with the published code, or with any module of the same public torch parts.
+    """A masking module with weights that were trained with the published code, or with any module
+    of the same public torch parts.
 
-    Those parts are: trainable ``latents`` (N, Dz) or (1, N, Dz), a ``torch.nn.Linear`` from a value or an embedding to Dz (``input_proj``),
-    and a ``torch.nn.MultiheadAttention`` (``cross_attention``). Its projections may be in one tensor, in three (``q_proj_weight``, ...),
-    or three modules (``q_proj.weight``, ``q_proj.bias``, ...); biases that are not there are 0. The sizes are read off the tensors.
+    Those parts are: trainable ``latents`` (N, Dz) or (1, N, Dz), a ``torch.nn.Linear`` from a value
+        or an embedding to Dz (``input_proj``),
+    and a ``torch.nn.MultiheadAttention`` (``cross_attention``). Its projections may be in one
+    tensor, in three (``q_proj_weight``, ...), or three modules (``q_proj.weight``, ``q_proj.bias``,
+    ...); biases that are not there are 0. The sizes are read off the tensors.
 
     Args:
-        source: a file written by ``torch.save`` or safetensors, a state dict, or a checkpoint that holds one (Lightning's, for example).
+        source: a file written by ``torch.save`` or safetensors, a state dict, or a checkpoint that
+            holds one (Lightning's, for example).
         num_heads: ``H`` of the latents' attention, which no tensor tells; 8 as published.
         prefix: what the names begin with, such as "model.mam."; None: found.
         names: other names of the parts, such as ``{"cross_attention": "attn"}``.
-        ignore: patterns, as of a shell, of names after the prefix that are something else, such as "adapter.*". Every other tensor under
-            the prefix must be known, for what is not known could be part of the computation.
-        **options: the other arguments of `MultinomialAttentionMasking`; sizes given here are held against the file.
+        ignore: patterns, as of a shell, of names after the prefix that are something else, such as
+            "adapter.*". Every other tensor under the prefix must be known, for what is not known
+            could be part of the computation.
+        **options: the other arguments of `MultinomialAttentionMasking`; sizes given here are held
+            against the file.
 
     Returns:
         The module, of the type of the latents, on the CPU.
 
     Raises:
-        WeightsError: the source cannot be read, or does not hold exactly these parts in fitting shapes.
+        WeightsError: the source cannot be read, or does not hold exactly these parts in fitting
+            shapes.
         TypeError, ValueError: an argument is not as above.
     """
     tensors, where = _state_dict(source)
     called = {part: part for part in PARTS} | dict(names or {})
     if unknown := set(called) - set(PARTS):
-        raise ValueError(f"names: expected names of {', '.join(PARTS)}; got one of {listed(sorted(unknown))}")
+        raise ValueError(
+            f"names: expected names of {', '.join(PARTS)}; got one of {listed(sorted(unknown))}"
+        )
     start = _found_prefix(tensors, called, where) if prefix is None else prefix
-    mine = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-    mine = {name: tensor for name, tensor in mine.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)}
+    mine = {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
+    mine = {
+        name: tensor
+        for name, tensor in mine.items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
+    }
     reader = _Parts(mine, called, f"{where} under {start}" if start else where)
     state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in reader.state().items()}
 
     num_latents, latent_dim = state["latents"].shape
     width = state["input_proj.weight"].shape[1]
-    sizes = {"input_dim": None if width == 1 else width, "latent_dim": latent_dim, "num_latents": num_latents}
+    sizes = {
+        "input_dim": None if width == 1 else width,
+        "latent_dim": latent_dim,
+        "num_latents": num_latents,
+    }
     for name, size in sizes.items():
         if name in options and options[name] != size:
-            raise WeightsError(f"{where}: expected {name} = {options[name]!r}, as given; got {name} = {size!r}")
+            raise WeightsError(
+                f"{where}: expected {name} = {options[name]!r}, as given; got {name} = {size!r}"
+            )
     module = empty(MultinomialAttentionMasking, options | sizes | {"num_heads": num_heads})
-    fill(module, {name: tensor.to(state["latents"].dtype) for name, tensor in state.items()}, where, assign=True)
+    fill(
+        module,
+        {name: tensor.to(state["latents"].dtype) for name, tensor in state.items()},
+        where,
+        assign=True,
+    )
     return module
 
 
@@ -90,15 +132,24 @@ class _Parts:
         width = latents.shape[1]
         weight = self._required("input_proj", ".weight")
         if weight.dim() != 2:
-            raise WeightsError(f"{self.where}: expected input_proj.weight of shape (Dz, D); got {checks.describe(weight)}")
+            raise WeightsError(
+                f"{self.where}: expected input_proj.weight of shape (Dz, D); got {checks.describe(weight)}"
+            )
         zeros = latents.new_zeros(width)
         state = {
             "latents": latents,
             "input_proj.weight": weight,
             "input_proj.bias": self._optional("input_proj", ".bias", zeros),
-            **{f"cross_attention.{name}": tensor for name, tensor in self._projections(zeros).items()},
-            "cross_attention.out_proj.weight": self._required("cross_attention", ".out_proj.weight"),
-            "cross_attention.out_proj.bias": self._optional("cross_attention", ".out_proj.bias", zeros),
+            **{
+                f"cross_attention.{name}": tensor
+                for name, tensor in self._projections(zeros).items()
+            },
+            "cross_attention.out_proj.weight": self._required(
+                "cross_attention", ".out_proj.weight"
+            ),
+            "cross_attention.out_proj.bias": self._optional(
+                "cross_attention", ".out_proj.bias", zeros
+            ),
         }
         if rest := [name for name in self.tensors if name not in self.used]:
             raise WeightsError(
@@ -110,8 +161,14 @@ class _Parts:
     def _projections(self, zeros: Tensor) -> dict[str, Tensor]:
         whole = self._take("cross_attention", ".in_proj_weight")
         if whole is not None:
-            return {"in_proj_weight": whole, "in_proj_bias": self._optional("cross_attention", ".in_proj_bias", zeros.repeat(3))}
-        weights = [self._required("cross_attention", f".{name}_proj_weight", f".{name}_proj.weight") for name in PROJECTIONS]
+            return {
+                "in_proj_weight": whole,
+                "in_proj_bias": self._optional("cross_attention", ".in_proj_bias", zeros.repeat(3)),
+            }
+        weights = [
+            self._required("cross_attention", f".{name}_proj_weight", f".{name}_proj.weight")
+            for name in PROJECTIONS
+        ]
         if any(weight.shape != (len(zeros), len(zeros)) for weight in weights):
             raise WeightsError(
                 f"{self.where}: expected projections of shape {(len(zeros), len(zeros))};"
@@ -119,7 +176,12 @@ class _Parts:
             )
         bias = self._take("cross_attention", ".in_proj_bias")
         if bias is None:
-            bias = torch.cat([self._optional("cross_attention", f".{name}_proj.bias", zeros) for name in PROJECTIONS])
+            bias = torch.cat(
+                [
+                    self._optional("cross_attention", f".{name}_proj.bias", zeros)
+                    for name in PROJECTIONS
+                ]
+            )
         return {"in_proj_weight": torch.cat(weights), "in_proj_bias": bias}
 
     def _take(self, part: str, *endings: str) -> Tensor | None:
@@ -137,7 +199,9 @@ class _Parts:
     def _required(self, part: str, *endings: str) -> Tensor:
         found = self._take(part, *endings)
         if found is None:
-            raise WeightsError(f"{self.where}: expected {self.called[part]}{endings[0]}; got {listed(self.tensors)}")
+            raise WeightsError(
+                f"{self.where}: expected {self.called[part]}{endings[0]}; got {listed(self.tensors)}"
+            )
         return found
 
 
@@ -154,9 +218,17 @@ def _state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str
     else:
         raise TypeError(f"source: expected a path or a state dict; got {type(source).__name__}")
     if not isinstance(contents, Mapping):
-        raise WeightsError(f"{where}: expected a state dict or a checkpoint that holds one; got {checks.describe(contents)[:80]}")
-    inner = next((contents[name] for name in NESTED if isinstance(contents.get(name), Mapping)), contents)
-    tensors = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        raise WeightsError(
+            f"{where}: expected a state dict or a checkpoint that holds one; got {checks.describe(contents)[:80]}"
+        )
+    inner = next(
+        (contents[name] for name in NESTED if isinstance(contents.get(name), Mapping)), contents
+    )
+    tensors = {
+        name: value
+        for name, value in inner.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise WeightsError(f"{where}: expected tensors by name; got {listed(map(str, inner))}")
     return tensors, where
@@ -164,12 +236,24 @@ def _state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str
 
 def _found_prefix(tensors: Mapping[str, Tensor], called: Mapping[str, str], where: str) -> str:
     """What stands before the names of the one attention that has latents beside it."""
-    endings = tuple(f"{called['cross_attention']}.{ending}" for ending in ("in_proj_weight", "q_proj_weight", "q_proj.weight"))
-    starts = {name.removesuffix(ending) for name in tensors for ending in endings if f".{name}".endswith(f".{ending}")}
+    endings = tuple(
+        f"{called['cross_attention']}.{ending}"
+        for ending in ("in_proj_weight", "q_proj_weight", "q_proj.weight")
+    )
+    starts = {
+        name.removesuffix(ending)
+        for name in tensors
+        for ending in endings
+        if f".{name}".endswith(f".{ending}")
+    }
     if not starts:
-        raise WeightsError(f"{where}: expected tensors of {called['cross_attention']}, such as {endings[0]}; got {listed(tensors)}")
+        raise WeightsError(
+            f"{where}: expected tensors of {called['cross_attention']}, such as {endings[0]}; got {listed(tensors)}"
+        )
     latents = tuple(called["latents"] + ending for ending in LATENTS)
-    found = sorted(start for start in starts if any(start + name in tensors for name in latents)) or sorted(starts)
+    found = sorted(
+        start for start in starts if any(start + name in tensors for name in latents)
+    ) or sorted(starts)
     if len(found) > 1:
         raise WeightsError(
             f"{where}: expected one masking module; got {len(found)}; give one of these as prefix: {listed(map(repr, found))}"

@@ -1,4 +1,5 @@
-"""The study layer over `mam_kernels`: real cells in; pretraining, evaluation, interpretation and a report out::
+"""The study layer over `mam_kernels`: real cells in; pretraining, evaluation, interpretation and a
+report out::
 
     import scmam
 
@@ -10,13 +11,21 @@
 Names are looked up when they are used: `import scmam` loads neither torch nor Lightning.
 """
 
-from .lazy import lazy_names
+from mam_kernels._core.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         ".config": ("Config", "load_config"),
-        ".data": ("CellLoader", "Cells", "folds", "from_anndata", "holdout", "inspect", "open_cells"),
+        ".data": (
+            "CellLoader",
+            "Cells",
+            "folds",
+            "from_anndata",
+            "holdout",
+            "inspect",
+            "open_cells",
+        ),
         ".errors": ("CellsError", "ConfigError", "ReportError", "RunError", "ScmamError"),
         ".evaluation": ("Evaluation", "baseline", "evaluate"),
         ".interpretation": ("Interpretation", "interpret"),

@@ -1,6 +1,8 @@
-"""The configuration of a run and of a study: every setting, its unit, its default, and YAML in and out.
+"""The configuration of a run and of a study: every setting, its unit, its default, and YAML in and
+out.
 
-A file names what differs from the defaults; flags of the command line override the file; what results is saved with each run.
+A file names what differs from the defaults; flags of the command line override the file; what
+results is saved with each run.
 """
 
 import hashlib
@@ -24,7 +26,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Settings that belong together. Unknown names are errors, and a section is never changed in place."""
+    """Settings that belong together.
+
+    Unknown names are errors, and a section is never changed in place.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -33,23 +38,40 @@ class Data(Section):
     """The cells, and what is made of them."""
 
     path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = Field(
-        None, description="an .h5ad file, a folder of them, or a list of them with the same genes; null: scanpy's pbmc68k_reduced"
+        None,
+        description="an .h5ad file, a folder of them, or a list of them with the same genes; null: scanpy's pbmc68k_reduced",
     )
-    counts: str = Field("auto", description="where the raw counts are: auto, X, raw, or the name of a layer")
-    label: str | None = Field(None, description="column of .obs with the cell types; null: found by name where only one fits")
-    donor: str | None = Field(None, description="column of .obs with the donor or batch; folds are then grouped by it")
+    counts: str = Field(
+        "auto", description="where the raw counts are: auto, X, raw, or the name of a layer"
+    )
+    label: str | None = Field(
+        None,
+        description="column of .obs with the cell types; null: found by name where only one fits",
+    )
+    donor: str | None = Field(
+        None, description="column of .obs with the donor or batch; folds are then grouped by it"
+    )
     transform: Literal["log1p_counts", "log1p_cp10k"] = Field(
-        "log1p_counts", description="what the model sees: log1p of raw counts, or of counts per 10,000"
+        "log1p_counts",
+        description="what the model sees: log1p of raw counts, or of counts per 10,000",
     )
-    genes: Literal["all", "variable", "vocabulary"] = Field("all", description="which genes are taken")
+    genes: Literal["all", "variable", "vocabulary"] = Field(
+        "all", description="which genes are taken"
+    )
     num_genes: Count = Field(2000, description="how many, with genes: variable")
-    vocabulary: Path | None = Field(None, description="a text file with a gene name a line, with genes: vocabulary")
+    vocabulary: Path | None = Field(
+        None, description="a text file with a gene name a line, with genes: vocabulary"
+    )
     min_genes: Natural = Field(0, description="drop cells with fewer non-zero genes")
     min_cells: Natural = Field(0, description="drop genes that are not zero in fewer cells")
-    max_mito: Ratio | None = Field(None, description="drop cells with a larger share of mitochondrial counts (genes MT-*, mt-*)")
+    max_mito: Ratio | None = Field(
+        None,
+        description="drop cells with a larger share of mitochondrial counts (genes MT-*, mt-*)",
+    )
     min_class: Natural = Field(0, description="drop cells of classes with fewer cells; 0 keeps all")
     backed: Literal["auto", "always", "never"] = Field(
-        "auto", description="read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB"
+        "auto",
+        description="read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB",
     )
     shuffle_block: Count | None = Field(
         None,
@@ -60,23 +82,36 @@ class Data(Section):
     @model_validator(mode="after")
     def _complete(self) -> "Data":
         if (self.genes == "vocabulary") != (self.vocabulary is not None):
-            raise ValueError("genes: vocabulary and a vocabulary file go together; give both or neither")
+            raise ValueError(
+                "genes: vocabulary and a vocabulary file go together; give both or neither"
+            )
         return self
 
 
 class Model(Section):
     """The encoder-decoder. Null takes the value of the size."""
 
-    size: Literal["tiny", "small", "base", "paper"] = Field("tiny", description="preset of the values below")
+    size: Literal["tiny", "small", "base", "paper"] = Field(
+        "tiny", description="preset of the values below"
+    )
     width: Count | None = Field(None, description="of the embeddings")
     heads: Count | None = Field(None, description="of the self-attention; divides the width")
     encoder_layers: Count | None = Field(None, description="blocks of the encoder")
     decoder_layers: Count | None = Field(None, description="blocks of the decoder")
     bins: Count | None = Field(None, description="soft bins of the value embedding")
-    max_encoder_tokens: Count | None = Field(None, description="genes of a cell that the encoder sees at most; the excess is hidden")
-    decoder_genes: Count | None = Field(None, description="genes of a cell that the decoder predicts at most, hidden ones first")
-    recompute: bool | None = Field(None, description="compute activations again in the backward pass: less memory, a third more time")
-    depth: Literal["token", "none"] = Field("token", description="whether the log of a cell's total count enters as a token of its own")
+    max_encoder_tokens: Count | None = Field(
+        None, description="genes of a cell that the encoder sees at most; the excess is hidden"
+    )
+    decoder_genes: Count | None = Field(
+        None, description="genes of a cell that the decoder predicts at most, hidden ones first"
+    )
+    recompute: bool | None = Field(
+        None,
+        description="compute activations again in the backward pass: less memory, a third more time",
+    )
+    depth: Literal["token", "none"] = Field(
+        "token", description="whether the log of a cell's total count enters as a token of its own"
+    )
     dropout: Ratio = Field(0.0, description="in the blocks, while training")
 
 
@@ -88,29 +123,53 @@ class Masking(Section):
         description="none: no pretraining; uniform; expression: in proportion to the value; mam: by the latents' attention to values;"
         " mam-embedding: to gene and value embeddings of the non-zero genes; matched: uniform, at the hidden fractions of another run",
     )
-    ratio: Ratio = Field(0.3, description="share of the positions that is hidden; of the non-zeros where zero_ratio is given")
-    zero_ratio: Ratio | None = Field(None, description="share of the zeros that is hidden; null: zeros and non-zeros are drawn together")
-    matched_to: str | None = Field(None, description="with strategy matched: the arm, or the run folder, whose hidden fractions are taken")
-    corruption: Literal["all", "80/10/10", "90/10"] = Field("all", description="what stands at a hidden position; see scmam.masking")
-    injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field("none", description="where the context is added")
-    injection_start: Literal["random", "zero"] = Field(
-        "random", description="first weights of the injection's adapters; zero: the context comes in as far as training wants it"
+    ratio: Ratio = Field(
+        0.3,
+        description="share of the positions that is hidden; of the non-zeros where zero_ratio is given",
     )
-    context_from: Literal["all", "visible"] = Field("all", description="all: as published, hidden values included; visible: without them")
+    zero_ratio: Ratio | None = Field(
+        None,
+        description="share of the zeros that is hidden; null: zeros and non-zeros are drawn together",
+    )
+    matched_to: str | None = Field(
+        None,
+        description="with strategy matched: the arm, or the run folder, whose hidden fractions are taken",
+    )
+    corruption: Literal["all", "80/10/10", "90/10"] = Field(
+        "all", description="what stands at a hidden position; see mam_kernels.strategies"
+    )
+    injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field(
+        "none", description="where the context is added"
+    )
+    injection_start: Literal["random", "zero"] = Field(
+        "random",
+        description="first weights of the injection's adapters; zero: the context comes in as far as training wants it",
+    )
+    context_from: Literal["all", "visible"] = Field(
+        "all", description="all: as published, hidden values included; visible: without them"
+    )
     temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
-    slope_norm: Positive | None = Field(None, description="fix the root mean square of the slopes at this; null: as trained")
-    latent_fraction: Ratio | None = Field(None, description="share of the latents that decide a mask; null: ratio, as published")
+    slope_norm: Positive | None = Field(
+        None, description="fix the root mean square of the slopes at this; null: as trained"
+    )
+    latent_fraction: Ratio | None = Field(
+        None, description="share of the latents that decide a mask; null: ratio, as published"
+    )
     latent_dim: Count = Field(256, description="width of the latents")
     num_latents: Count = Field(128, description="number of latents")
     latent_heads: Count = Field(8, description="heads of their attention; divides latent_dim")
-    penalty: NotNegative = Field(1e-5, description="weight of the mean squared norm of the attended output in the loss")
+    penalty: NotNegative = Field(
+        1e-5, description="weight of the mean squared norm of the attended output in the loss"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "Masking":
         if (self.strategy == "matched") != (self.matched_to is not None):
             raise ValueError("strategy: matched and matched_to go together; give both or neither")
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
-            raise ValueError("strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides no zero)")
+            raise ValueError(
+                "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides no zero)"
+            )
         return self
 
 
@@ -121,27 +180,50 @@ class Training(Section):
     batch_size: Count = Field(32, description="cells a step, on each process")
     accumulate: Count = Field(1, description="batches whose gradients are added before a step")
     lr: Positive = Field(3e-3, description="learning rate of the encoder and decoder")
-    masking_lr: Positive = Field(3e-3, description="learning rate of latents, cross-attention and adapters")
-    warmup: Ratio = Field(0.1, description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine")
-    weight_decay: NotNegative = Field(5e-4, description="of Adam, whose step it enters as a gradient")
+    masking_lr: Positive = Field(
+        3e-3, description="learning rate of latents, cross-attention and adapters"
+    )
+    warmup: Ratio = Field(
+        0.1,
+        description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine",
+    )
+    weight_decay: NotNegative = Field(
+        5e-4, description="of Adam, whose step it enters as a gradient"
+    )
     masking_weight_decay: NotNegative | None = Field(
-        None, description="of latents, cross-attention and adapters; null: weight_decay, which can flatten their masks; 0: none"
+        None,
+        description="of latents, cross-attention and adapters; null: weight_decay, which can flatten their masks; 0: none",
     )
     clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
-    loss: Literal["mse", "nb"] = Field("mse", description="mse on transformed values; nb: negative binomial on counts")
-    cell_loss: NotNegative = Field(1.0, description="weight of the second head, which predicts genes from the cell embedding")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="32-bit, or mixed with 16-bit (autocast)")
-    validation: Ratio = Field(0.1, description="share of the cells kept aside to watch the loss; 0: none")
+    loss: Literal["mse", "nb"] = Field(
+        "mse", description="mse on transformed values; nb: negative binomial on counts"
+    )
+    cell_loss: NotNegative = Field(
+        1.0, description="weight of the second head, which predicts genes from the cell embedding"
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="32-bit, or mixed with 16-bit (autocast)"
+    )
+    validation: Ratio = Field(
+        0.1, description="share of the cells kept aside to watch the loss; 0: none"
+    )
     validate_every: Count = Field(100, description="steps")
     patience: Count | None = Field(
-        None, description="stop after this many validations without improvement, and keep the best weights; null: never"
+        None,
+        description="stop after this many validations without improvement, and keep the best weights; null: never",
     )
     checkpoint_every: Count = Field(200, description="steps")
-    seed: Natural = Field(0, description="of the initial weights, the order of the cells and the masks")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    seed: Natural = Field(
+        0, description="of the initial weights, the order of the cells and the masks"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU where there is one"
+    )
     devices: Count = Field(1, description="processes, each with a device, on a machine")
     num_nodes: Count = Field(1, description="machines, started by torchrun or SLURM")
-    workers: Natural = Field(0, description="processes that read cells ahead; for large backed files")
+    workers: Natural = Field(
+        0, description="processes that read cells ahead; for large backed files"
+    )
     tensorboard: bool = Field(False, description="write TensorBoard logs beside the CSV")
 
     @property
@@ -154,45 +236,65 @@ class Evaluation(Section):
     """Cell-type classification from the pretrained encoder."""
 
     methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = Field(
-        ("linear-probe", "fine-tuning"), description="a linear classifier of the frozen features; embeddings, last block and a head trained"
+        ("linear-probe", "fine-tuning"),
+        description="a linear classifier of the frozen features; embeddings, last block and a head trained",
     )
     folds: int = Field(5, ge=2, description="of the cross-validation")
-    fold_seed: Natural = Field(0, description="of the split into folds; the same for all runs, so that differences are paired")
+    fold_seed: Natural = Field(
+        0,
+        description="of the split into folds; the same for all runs, so that differences are paired",
+    )
     development: Ratio = Field(
-        0.0, lt=1, description="share of the labelled cells, of each class alike, that is set aside to choose settings on; 0: none"
+        0.0,
+        lt=1,
+        description="share of the labelled cells, of each class alike, that is set aside to choose settings on; 0: none",
     )
     part: Literal["rest", "development"] = Field(
-        "rest", description="which cells are scored: those not set aside, or, while settings are chosen, those set aside"
+        "rest",
+        description="which cells are scored: those not set aside, or, while settings are chosen, those set aside",
     )
-    train_cells: Count | None = Field(None, description="labelled cells that a fold trains on at most, of each class alike; null: all")
+    train_cells: Count | None = Field(
+        None,
+        description="labelled cells that a fold trains on at most, of each class alike; null: all",
+    )
     hidden: Count = Field(256, description="hidden units of the fine-tuned head")
     epochs: Count = Field(10, description="of fine-tuning")
     batch_size: Count = Field(32, description="cells a step of fine-tuning")
     lr: Positive = Field(1e-3, description="of fine-tuning")
     head_input: Literal["whitened", "standardised"] = Field(
-        "whitened", description="what the fine-tuned head reads: features along their principal axes, or each for itself, at variance 1"
+        "whitened",
+        description="what the fine-tuned head reads: features along their principal axes, or each for itself, at variance 1",
     )
-    max_tokens: Count | None = Field(None, description="non-zero genes of a cell that are read at most; null: as the model")
+    max_tokens: Count | None = Field(
+        None, description="non-zero genes of a cell that are read at most; null: as the model"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "Evaluation":
         if self.part == "development" and not self.development:
-            raise ValueError("part: development needs a share of the cells; give evaluation.development, 0.3 for example")
+            raise ValueError(
+                "part: development needs a share of the cells; give evaluation.development, 0.3 for example"
+            )
         return self
 
 
 class Study(Section):
     """A comparison of arms: each arm is a name and the masking settings in which it differs."""
 
-    arms: tuple[str, ...] = Field(("none", "uniform", "mam"), description="what is compared; scmam config --arms lists them")
+    arms: tuple[str, ...] = Field(
+        ("none", "uniform", "mam"), description="what is compared; scmam config --arms lists them"
+    )
     custom: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="own arms: a name, and settings of `masking` (and `training.NAME`, `model.NAME`, `evaluation.NAME`) for it",
     )
-    seeds: tuple[Natural, ...] = Field((0, 1, 2), description="every arm is run with each, so differences are paired")
+    seeds: tuple[Natural, ...] = Field(
+        (0, 1, 2), description="every arm is run with each, so differences are paired"
+    )
     reference: str = Field("uniform", description="the arm that differences are taken against")
     baselines: tuple[Literal["logistic-regression", "pca"], ...] = Field(
-        ("logistic-regression", "pca"), description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal components"
+        ("logistic-regression", "pca"),
+        description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal components",
     )
     jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
 
@@ -208,15 +310,19 @@ class Config(Section):
     study: Study = Study()
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
     """Read a YAML file, and set single values over it.
 
     Args:
         path: the file; None: the defaults.
-        overrides: ``"section.name=value"`` with a YAML value, as on the command line, or a mapping from ``"section.name"`` to values.
+        overrides: ``"section.name=value"`` with a YAML value, as on the command line, or a mapping
+            from ``"section.name"`` to values.
 
     Raises:
-        ConfigError: no such file, no YAML, or a setting that is unknown or out of range; every one is named, with what is required.
+        ConfigError: no such file, no YAML, or a setting that is unknown or out of range; every one
+            is named, with what is required.
     """
     settings = {} if path is None else _read_yaml(Path(path))
     if not isinstance(overrides, Mapping):
@@ -242,7 +348,9 @@ def validated(settings: Mapping[str, Any], source: str = "configuration") -> Con
 
 
 def with_settings(config: Config, **sections: Mapping[str, Any]) -> Config:
-    """A copy with some settings replaced, checked again: ``with_settings(config, training={"seed": 1})``."""
+    """A copy with some settings replaced, checked again: ``with_settings(config, training={"seed":
+    1})``.
+    """
     settings = config.model_dump()
     for section, changes in sections.items():
         settings[section] = {**settings[section], **changes}
@@ -255,7 +363,9 @@ def as_yaml(config: Config) -> str:
 
 
 def fingerprint(config: Config, *sections: str) -> str:
-    """A short hash of the named sections (all, if none): two runs with the same one were asked for the same thing."""
+    """A short hash of the named sections (all, if none): two runs with the same one were asked for
+    the same thing.
+    """
     settings = config.model_dump(mode="json", include=set(sections) or None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -276,7 +386,9 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give the path of a YAML file, or none for the defaults")
+        raise ConfigError(
+            f"{path}: no such file; give the path of a YAML file, or none for the defaults"
+        )
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -284,7 +396,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}), got {type(settings).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections ({', '.join(Config.model_fields)}), got {type(settings).__name__}"
+        )
     return settings
 
 
@@ -299,7 +413,9 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _problem(detail: Mapping[str, Any]) -> str:
-    where = ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"  # not which type of a union
+    where = (
+        ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"
+    )  # not which type of a union
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown setting"
     message = detail["msg"].removeprefix("Value error, ")

@@ -8,19 +8,29 @@ from .config import Config, Data, Evaluation, Masking, Study, Training
 if TYPE_CHECKING:
     from .study.folder import Study as StudyFolder
 
-# Some three minutes on two cores: scanpy's pbmc68k_reduced, its 300 most variable genes; the latents as wide as
-# the model, and without the weight decay that would make their masks uniform.
+# Some three minutes on two cores: scanpy's pbmc68k_reduced, its 300 most variable genes; the
+# latents as wide as the model, and without the weight decay that would make their masks uniform.
 DEMO = Config(
     data=Data(genes="variable", num_genes=300),
     masking=Masking(latent_dim=64, num_latents=32, latent_heads=4),
-    training=Training(steps=300, batch_size=32, validate_every=50, checkpoint_every=150, masking_weight_decay=0.0, device="cpu"),
+    training=Training(
+        steps=300,
+        batch_size=32,
+        validate_every=50,
+        checkpoint_every=150,
+        masking_weight_decay=0.0,
+        device="cpu",
+    ),
     evaluation=Evaluation(folds=3, epochs=8),
     study=Study(arms=("none", "uniform", "mam"), seeds=(0, 1, 2), reference="uniform", jobs=2),
 )
 
 
-def run(folder: str | Path, *, config: Config = DEMO, jobs: int | None = None, progress: bool = True) -> "StudyFolder":
-    """Compare the arms of the demo in `folder`, a study folder like any other; what is done there is kept.
+def run(
+    folder: str | Path, *, config: Config = DEMO, jobs: int | None = None, progress: bool = True
+) -> "StudyFolder":
+    """Compare the arms of the demo in `folder`, a study folder like any other; what is done there
+    is kept.
 
     Args:
         folder: new, empty, or a demo that was stopped.

@@ -1,4 +1,6 @@
-"""Whether this installation works: versions, devices, backends against the reference, and a short pretraining on real cells."""
+"""Whether this installation works: versions, devices, backends against the reference, and a short
+pretraining on real cells.
+"""
 
 import contextlib
 import io
@@ -36,10 +38,20 @@ PACKAGES = (
     "typer",
     "tensorboard",
 )
-OPTIONAL = ("mam-kernels", "triton", "umap-learn", "gseapy", "tensorboard")  # it works without, or without being installed
+OPTIONAL = (
+    "mam-kernels",
+    "triton",
+    "umap-learn",
+    "gseapy",
+    "tensorboard",
+)  # it works without, or without being installed
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB
 
-VALIDATION = Config(training=Training(steps=24, batch_size=16, validation=0.0, warmup=0.0, checkpoint_every=24, device="cpu"))
+VALIDATION = Config(
+    training=Training(
+        steps=24, batch_size=16, validation=0.0, warmup=0.0, checkpoint_every=24, device="cpu"
+    )
+)
 
 
 class Check(NamedTuple):
@@ -63,9 +75,14 @@ class Examination(NamedTuple):
     def as_text(self) -> str:
         """A line for each, and a last one that sums up."""
         width = max(len(check.name) for check in self.checks)
-        lines = [f"{'ok   ' if check.ok else 'WRONG'} {check.name:{width}}  {check.detail}" for check in self.checks]
+        lines = [
+            f"{'ok   ' if check.ok else 'WRONG'} {check.name:{width}}  {check.detail}"
+            for check in self.checks
+        ]
         wrong = [check.name for check in self.checks if not check.ok]
-        return "\n".join([*lines, f"wrong: {', '.join(wrong)}" if wrong else "everything is in order"])
+        return "\n".join(
+            [*lines, f"wrong: {', '.join(wrong)}" if wrong else "everything is in order"]
+        )
 
 
 def examine(*, validation: bool = True, progress: bool = True) -> Examination:
@@ -106,7 +123,10 @@ def _examinations(validation: bool) -> list[tuple[str, Look]]:
         ("memory and disk", _room),
     ]
     if validation:
-        looks += [("backends against the reference", _agreement), ("validation run", _validation_run)]
+        looks += [
+            ("backends against the reference", _agreement),
+            ("validation run", _validation_run),
+        ]
     return looks
 
 
@@ -135,7 +155,9 @@ def _devices() -> Iterator[Check]:
         yield Check("gpu", True, "none that torch can use")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield Check(f"gpu {index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        yield Check(
+            f"gpu {index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        )
 
 
 def _backends() -> Iterator[Check]:
@@ -145,13 +167,19 @@ def _backends() -> Iterator[Check]:
     for name, state in states.items():
         yield Check(f"backend {name}", True, state.detail if state else f"not here: {state.reason}")
     if not any(state for name, state in states.items() if name != "reference"):
-        yield Check("backends", False, "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a GPU")
+        yield Check(
+            "backends",
+            False,
+            "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a GPU",
+        )
 
 
 def _room() -> Iterator[Check]:
     with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system tells
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        yield Check("free memory", memory >= LEAST_MEMORY, f"{memory:.1f} GiB (at least {LEAST_MEMORY:g})")
+        yield Check(
+            "free memory", memory >= LEAST_MEMORY, f"{memory:.1f} GiB (at least {LEAST_MEMORY:g})"
+        )
     disk = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Check("free disk", disk >= LEAST_DISK, f"{disk:.1f} GiB here (at least {LEAST_DISK:g})")
 
@@ -172,10 +200,17 @@ def _validation_run() -> Iterator[Check]:
 
     cells = open_cells(VALIDATION.data)
     with tempfile.TemporaryDirectory(prefix="scmam-doctor-") as folder:
-        first, second = (pretrain(VALIDATION, Path(folder) / name, cells=cells, progress=False) for name in ("first", "second"))
+        first, second = (
+            pretrain(VALIDATION, Path(folder) / name, cells=cells, progress=False)
+            for name in ("first", "second")
+        )
         losses = [_losses(run) for run in (first, second)]
         yield _falls(losses[0])
-        yield Check("runs repeat", losses[0] == losses[1], "two runs of the same seed have " + _same(losses[0], losses[1]))
+        yield Check(
+            "runs repeat",
+            losses[0] == losses[1],
+            "two runs of the same seed have " + _same(losses[0], losses[1]),
+        )
         yield _masks_hold(first, cells)
 
 
@@ -187,17 +222,31 @@ def _losses(run: "Run") -> list[float]:
 def _falls(losses: list[float]) -> Check:
     third = max(1, len(losses) // 3)
     finite = bool(losses) and all(map(math.isfinite, losses))
-    before, after = (sum(part) / third for part in (losses[:third], losses[-third:])) if finite else (math.nan, math.nan)
-    detail = f"loss {before:.3f} to {after:.3f} in {len(losses)} steps" if finite else f"loss not finite in {len(losses)} steps"
+    before, after = (
+        (sum(part) / third for part in (losses[:third], losses[-third:]))
+        if finite
+        else (math.nan, math.nan)
+    )
+    detail = (
+        f"loss {before:.3f} to {after:.3f} in {len(losses)} steps"
+        if finite
+        else f"loss not finite in {len(losses)} steps"
+    )
     return Check("loss falls", finite and after < before, detail)
 
 
 def _same(first: list[float], second: list[float]) -> str:
-    return f"the same {len(first)} losses" if first == second else f"other losses: {first[-1:]} and {second[-1:]} last"
+    return (
+        f"the same {len(first)} losses"
+        if first == second
+        else f"other losses: {first[-1:]} and {second[-1:]} last"
+    )
 
 
 def _masks_hold(run: "Run", cells: "Cells") -> Check:
-    """Masks of the trained latents: as many genes as the ratio says, the same ones when drawn again, others at another step."""
+    """Masks of the trained latents: as many genes as the ratio says, the same ones when drawn
+    again, others at another step.
+    """
     import numpy as np
     import torch
 
@@ -206,8 +255,19 @@ def _masks_hold(run: "Run", cells: "Cells") -> Check:
     pretraining, batch = run.load(), cells.batch(np.arange(min(64, cells.num_cells)))
     values = expression(batch.counts, batch.depth, VALIDATION.data.transform)
     with torch.no_grad():
-        draws = [pretraining.strategy(values, batch.cell_ids, seed=0, step=step).mask for step in (0, 0, 1)]
+        draws = [
+            pretraining.strategy(values, batch.cell_ids, seed=0, step=step).mask
+            for step in (0, 0, 1)
+        ]
     expected = math.floor(VALIDATION.masking.ratio * cells.num_genes)
     counted = sorted(set(draws[0].sum(dim=1).tolist()))
-    holds = counted == [expected] and bool((draws[0] == draws[1]).all()) and not bool((draws[0] == draws[2]).all())
-    return Check("masks hold", holds, f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell, {expected} asked")
+    holds = (
+        counted == [expected]
+        and bool((draws[0] == draws[1]).all())
+        and not bool((draws[0] == draws[2]).all())
+    )
+    return Check(
+        "masks hold",
+        holds,
+        f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell, {expected} asked",
+    )

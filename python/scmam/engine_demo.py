@@ -1,8 +1,10 @@
-"""The engine on real cells: validate the backends, time them against the paper computation, and see which genes the masks hide.
+"""The engine on real cells: validate the backends, time them against the paper computation, and see
+which genes the masks hide.
 
     python -m scmam.engine_demo --out report
 
-takes scanpy's 700 blood cells, or those of `--cells FILE.h5ad`, and writes a folder with a report to read and the numbers behind it.
+takes scanpy's 700 blood cells, or those of `--cells FILE.h5ad`, and writes a folder with a report
+to read and the numbers behind it.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 import mam_kernels as mam
-from mam_kernels import dispatch
+from mam_kernels._core import dispatch
 from mam_kernels.testing import measure
 from mam_kernels.testing.side_by_side import Row, Variant, side_by_side
 
@@ -35,7 +37,9 @@ SHARP = 0.05  # a temperature at which the attention of untrained latents shows 
 class Sizes:
     """How much is measured; the defaults take one to two minutes on two cores."""
 
-    paper_cells: int = 32  # the paper computation takes this many of the cells at their own number of genes
+    paper_cells: int = (
+        32  # the paper computation takes this many of the cells at their own number of genes
+    )
     published_positions: int = 19264
     published_density: float = 0.08
     published_cells: int = 32
@@ -47,13 +51,25 @@ class Sizes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scmam.engine_demo", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
-    parser.add_argument("--cells", type=Path, help="an .h5ad file (default: scanpy's pbmc68k_reduced)")
-    parser.add_argument("--source", default="auto", help="X, raw or a layer of that file (default: where raw counts are found)")
+    parser = argparse.ArgumentParser(
+        prog="python -m scmam.engine_demo", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder to write (default: report)"
+    )
+    parser.add_argument(
+        "--cells", type=Path, help="an .h5ad file (default: scanpy's pbmc68k_reduced)"
+    )
+    parser.add_argument(
+        "--source",
+        default="auto",
+        help="X, raw or a layer of that file (default: where raw counts are found)",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)")  # torch's own, nothing to do about
+    warnings.filterwarnings(
+        "ignore", "Sparse (CSR tensor support|invariant checks)"
+    )  # torch's own, nothing to do about
     try:
         cells = open_cells(Data(path=options.cells, counts=options.source, backed="never"))
         report = write_report(options.out, run(sparse_expression(cells), device=options.device))
@@ -64,13 +80,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(cells: SparseExpression, sizes: Sizes = Sizes(), *, device: str | None = None, seed: int = 0) -> Results:
+def run(
+    cells: SparseExpression, sizes: Sizes = Sizes(), *, device: str | None = None, seed: int = 0
+) -> Results:
     """Everything but the writing: validation, timing and masks of `cells`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     module = mam.MultinomialAttentionMasking().to(device)
     values = cells.values.to(device)
-    print(f"{values.shape[0]} cells, {values.shape[1]} genes, {cells.density:.1%} non-zero, from {cells.source}", flush=True)
+    print(
+        f"{values.shape[0]} cells, {values.shape[1]} genes, {cells.density:.1%} non-zero, from {cells.source}",
+        flush=True,
+    )
     with _step("Validating every backend of this machine against the reference"):
         mam.testing.check()
     timings = []
@@ -79,11 +100,15 @@ def run(cells: SparseExpression, sizes: Sizes = Sizes(), *, device: str | None =
     with _step(f"Timing at the published size ({sizes.published_positions} genes)"):
         timings.append(_time_published_size(module, values, sizes))
     with _step(f"Drawing {sizes.draws} masks of every cell"):
-        masks = [_gene_masks(module, values, temperature, sizes.draws) for temperature in (1.0, SHARP)]
+        masks = [
+            _gene_masks(module, values, temperature, sizes.draws) for temperature in (1.0, SHARP)
+        ]
     print()
     for sizing in timings:
         print(sizing.as_text(), end="\n\n")
-    return Results(cells, tuple(timings), tuple(masks), module.mask_ratio, measure.environment(device))
+    return Results(
+        cells, tuple(timings), tuple(masks), module.mask_ratio, measure.environment(device)
+    )
 
 
 @contextmanager
@@ -113,7 +138,9 @@ def _time_published_size(module: torch.nn.Module, values: Tensor, sizes: Sizes) 
 
 
 def spread_out(values: Tensor, count: int, positions: int, density: float) -> Tensor:
-    """Real values on more genes: cell i takes `density * positions` of its own non-zero values, with repetition, at random places."""
+    """Real values on more genes: cell i takes `density * positions` of its own non-zero values,
+    with repetition, at random places.
+    """
     generator = torch.Generator().manual_seed(0)
     crow, stored = values.crow_indices().tolist(), values.values().cpu()
     spread = torch.zeros(count, positions)
@@ -134,16 +161,26 @@ def _compare(module: torch.nn.Module, dense: Tensor, paper_cells: int, sizes: Si
     for name in dispatch.CHOICES[device]:
         if dispatch.obstacle(name, "value_mask", device, dense.dtype):
             continue
-        if name == "reference":  # loops over cells and holds their attention, as the paper computation does
+        if (
+            name == "reference"
+        ):  # loops over cells and holds their attention, as the paper computation does
             variants.append(Variant("reference, dense", name, few))
         else:
             variants.append(Variant(f"{name}, dense", name, sets))
-            variants.append(Variant(f"{name}, sparse CSR", name, [tokens.to_sparse_csr() for tokens in sets]))
-    return side_by_side(module, variants, few, samples=sizes.samples, seconds=sizes.seconds, progress=_say)
+            variants.append(
+                Variant(f"{name}, sparse CSR", name, [tokens.to_sparse_csr() for tokens in sets])
+            )
+    return side_by_side(
+        module, variants, few, samples=sizes.samples, seconds=sizes.seconds, progress=_say
+    )
 
 
-def _gene_masks(module: torch.nn.Module, values: Tensor, temperature: float, draws: int) -> GeneMasks:
-    """How often every gene is hidden, by attention and uniformly, and how far the distribution is from uniform."""
+def _gene_masks(
+    module: torch.nn.Module, values: Tensor, temperature: float, draws: int
+) -> GeneMasks:
+    """How often every gene is hidden, by attention and uniformly, and how far the distribution is
+    from uniform.
+    """
     cells, genes = values.shape
     sharpened = mam.MultinomialAttentionMasking(temperature=temperature).to(values.device)
     sharpened.load_state_dict(module.state_dict())
@@ -154,14 +191,20 @@ def _gene_masks(module: torch.nn.Module, values: Tensor, temperature: float, dra
         for step in range(draws):
             out = sharpened(values, seed=0, step=step)
             hidden += out.mask.sum(dim=0)
-            uniform += mam.sample_without_replacement(flat, int(out.mask[0].sum()), seed=1, step=step).sum(dim=0)
+            uniform += mam.sample_without_replacement(
+                flat, int(out.mask[0].sum()), seed=1, step=step
+            ).sum(dim=0)
             entropy += normalized_entropy(out.importance, module.eps, temperature)
     trials = cells * draws
-    return GeneMasks(temperature, (hidden / trials).cpu(), (uniform / trials).cpu(), entropy / draws, trials)
+    return GeneMasks(
+        temperature, (hidden / trials).cpu(), (uniform / trials).cpu(), entropy / draws, trials
+    )
 
 
 def normalized_entropy(importance: Tensor, eps: float, temperature: float) -> float:
-    """Entropy of the distribution that hidden positions are drawn from over its maximum, log L; mean over the cells. 1 is uniform."""
+    """Entropy of the distribution that hidden positions are drawn from over its maximum, log L;
+    mean over the cells. 1 is uniform.
+    """
     log_weight = torch.log(importance.double() + eps) / temperature
     log_probability = log_weight - log_weight.logsumexp(dim=1, keepdim=True)
     entropy = -(log_probability.exp() * log_probability).sum(dim=1)

@@ -1,4 +1,6 @@
-"""The engine demo's report: a folder with report.html, report.md, table.csv, the picture and the environment."""
+"""The engine demo's report: a folder with report.html, report.md, table.csv, the picture and the
+environment.
+"""
 
 import base64
 import csv
@@ -21,7 +23,16 @@ from .errors import ReportError
 
 PICTURE = "hidden_genes.png"
 PAGE = "report.html"
-HEADINGS = ("direction", "backend and layout", "cells a call", "µs a cell", "spread", "times as fast", "peak memory", "of the inputs")
+HEADINGS = (
+    "direction",
+    "backend and layout",
+    "cells a call",
+    "µs a cell",
+    "spread",
+    "times as fast",
+    "peak memory",
+    "of the inputs",
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,19 @@ class Sizing:
         lines = [HEADINGS, *map(cells_of_row, self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [str.ljust] * 2 + [str.rjust] * (len(HEADINGS) - 2)
-        text = ["  ".join(map(lambda align, cell, width: align(cell, width), aligned, line, widths)) for line in lines]
+        text = [
+            "  ".join(map(lambda align, cell, width: align(cell, width), aligned, line, widths))
+            for line in lines
+        ]
         return "\n".join([self.title, "", text[0], "-" * len(text[0]), *text[1:]])
 
     def as_markdown(self) -> str:
         """The table in Markdown."""
-        lines = [HEADINGS, ("---",) * 2 + ("---:",) * (len(HEADINGS) - 2), *map(cells_of_row, self.rows)]
+        lines = [
+            HEADINGS,
+            ("---",) * 2 + ("---:",) * (len(HEADINGS) - 2),
+            *map(cells_of_row, self.rows),
+        ]
         return "\n".join(["| " + " | ".join(line) + " |" for line in lines])
 
     def as_html(self) -> str:
@@ -89,7 +107,16 @@ def cells_of_row(row: Row) -> tuple[str, ...]:
     time = f"{row.us_a_cell:,.0f}" if row.us_a_cell >= 100 else f"{row.us_a_cell:.1f}"
     memory = "?" if row.peak.bytes is None else f"{row.peak.bytes / 2**20:,.1f} MiB"
     multiple = "?" if row.memory_ratio is None else f"{row.memory_ratio:,.1f} ×"
-    return row.what, row.contender, str(row.cells), time, f"{row.timing.spread:.0%}", as_ratio(row.ratio), memory, multiple
+    return (
+        row.what,
+        row.contender,
+        str(row.cells),
+        time,
+        f"{row.timing.spread:.0%}",
+        as_ratio(row.ratio),
+        memory,
+        multiple,
+    )
 
 
 def as_ratio(ratio: float | None) -> str:
@@ -100,19 +127,27 @@ def as_ratio(ratio: float | None) -> str:
 
 
 def write_report(folder: Path, results: Results) -> Path:
-    """Write the report into a fresh folder, then give it its name, so that there is never half a report; returns the page's path.
+    """Write the report into a fresh folder, then give it its name, so that there is never half a
+    report; returns the page's path.
 
     Raises:
-        ReportError: something else than an earlier report is in the way, or the place cannot be written to.
+        ReportError: something else than an earlier report is in the way, or the place cannot be
+            written to.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder / PAGE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+    if (
+        folder.exists()
+        and not (folder / PAGE).is_file()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
         raise ReportError(f"{folder}: exists and is not a report; give another folder with --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise ReportError(f"{folder}: cannot be written ({error.strerror}); give another folder with --out") from error
+        raise ReportError(
+            f"{folder}: cannot be written ({error.strerror}); give another folder with --out"
+        ) from error
     try:
         _fill(unfinished, results)
         unfinished.chmod(0o755)
@@ -145,26 +180,68 @@ def _fill(folder: Path, results: Results) -> None:
 
 
 def draw_picture(path: Path, results: Results) -> None:
-    """How often each gene is hidden against its mean expression, one panel a temperature, attention beside uniform."""
+    """How often each gene is hidden against its mean expression, one panel a temperature, attention
+    beside uniform.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     mean = results.cells.mean_expression()
-    style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    style = {
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+    }
     with plt.rc_context(style):
-        figure, axes = plt.subplots(1, len(results.masks), figsize=(6 * len(results.masks), 4.8), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(
+            1,
+            len(results.masks),
+            figsize=(6 * len(results.masks), 4.8),
+            sharey=True,
+            layout="constrained",
+        )
         for axis, masks in zip(axes, results.masks, strict=True):
-            axis.scatter(mean, 100 * masks.uniform, s=12, color="#9aa5b1", alpha=0.7, linewidths=0, label="uniform masking")
-            axis.scatter(mean, 100 * masks.hidden, s=12, color="#0b7285", alpha=0.7, linewidths=0, label="attention masking (MAM)")
-            axis.axhline(100 * results.mask_ratio, color="#343a40", linewidth=0.8, linestyle="--", label="mask ratio")
-            axis.set_title(f"{_temperature_name(masks.temperature)}\nmask entropy {masks.entropy:.4f} of uniform", fontsize=11)
+            axis.scatter(
+                mean,
+                100 * masks.uniform,
+                s=12,
+                color="#9aa5b1",
+                alpha=0.7,
+                linewidths=0,
+                label="uniform masking",
+            )
+            axis.scatter(
+                mean,
+                100 * masks.hidden,
+                s=12,
+                color="#0b7285",
+                alpha=0.7,
+                linewidths=0,
+                label="attention masking (MAM)",
+            )
+            axis.axhline(
+                100 * results.mask_ratio,
+                color="#343a40",
+                linewidth=0.8,
+                linestyle="--",
+                label="mask ratio",
+            )
+            axis.set_title(
+                f"{_temperature_name(masks.temperature)}\nmask entropy {masks.entropy:.4f} of uniform",
+                fontsize=11,
+            )
             axis.set_xlabel(f"mean expression of the gene ({results.cells.unit}, zeros included)")
         axes[0].set_ylabel("masks in which the gene is hidden (%)")
         axes[0].set_ylim(0, None)
         axes[-1].legend(loc="best", frameon=False, markerscale=1.8)
-        figure.suptitle(f"How often each of {len(mean)} genes is hidden, over {results.masks[0].trials:,} masks", fontsize=13)
+        figure.suptitle(
+            f"How often each of {len(mean)} genes is hidden, over {results.masks[0].trials:,} masks",
+            fontsize=13,
+        )
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
@@ -224,16 +301,29 @@ def _markdown(results: Results) -> str:
     parts = ["# The masking step on real cells", "", machine, "", *findings, ""]
     for sizing in results.sizings:
         parts += [f"## {sizing.title}", "", sizing.as_markdown(), ""]
-    parts += ["## Which genes are hidden", "", f"![hidden genes]({PICTURE})", "", "## How this was measured", "", METHOD, ""]
+    parts += [
+        "## Which genes are hidden",
+        "",
+        f"![hidden genes]({PICTURE})",
+        "",
+        "## How this was measured",
+        "",
+        METHOD,
+        "",
+    ]
     return "\n".join([*parts, "The machine and the versions are in environment.json.", ""])
 
 
 def _page(results: Results, picture: bytes) -> str:
     published = results.sizings[-1]
     forward, both = published.best("forward"), published.best("forward + backward")
-    tables = "".join(f"<h2>{html.escape(sizing.title)}</h2>{sizing.as_html()}" for sizing in results.sizings)
+    tables = "".join(
+        f"<h2>{html.escape(sizing.title)}</h2>{sizing.as_html()}" for sizing in results.sizings
+    )
     return PAGE_TEMPLATE.substitute(
-        source=html.escape(f"{results.cells.values.shape[0]} cells, {len(results.cells.genes)} genes, from {results.cells.source}"),
+        source=html.escape(
+            f"{results.cells.values.shape[0]} cells, {len(results.cells.genes)} genes, from {results.cells.source}"
+        ),
         machine=html.escape(machine_name(results.environment)),
         date=html.escape(results.environment["date"].partition("T")[0]),
         forward=f"{as_ratio(forward.ratio)} ×",
@@ -241,7 +331,10 @@ def _page(results: Results, picture: bytes) -> str:
         microseconds=f"{forward.us_a_cell:,.0f} µs",
         entropy=f"{results.masks[0].entropy:.4f}",
         positions=f"{published.positions:,}",
-        findings="".join(f"<li>{sentence}</li>" for sentence in _findings(results, lambda text: f"<b>{html.escape(text)}</b>")),
+        findings="".join(
+            f"<li>{sentence}</li>"
+            for sentence in _findings(results, lambda text: f"<b>{html.escape(text)}</b>")
+        ),
         tables=tables,
         picture=base64.b64encode(picture).decode(),
         method=html.escape(METHOD),

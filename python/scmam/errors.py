@@ -1,6 +1,8 @@
-"""Errors that a user can do something about: one line that names what was wrong, what is required and what to do.
+"""Errors that a user can do something about: one line that names what was wrong, what is required
+and what to do.
 
-The command line prints them after ``error:`` and ends with status 2; anything else is a defect and keeps its traceback.
+The command line prints them after ``error:`` and ends with status 2; anything else is a defect and
+keeps its traceback.
 """
 
 

@@ -1,10 +1,12 @@
 """What pretraining minimises: hide, inject, reconstruct.
 
-    L = mean over hidden positions of (x - decoder)^2  +  w mean over hidden positions of (x - cell head)^2  +  lambda |O|^2
+    L = mean over hidden positions of (x - decoder)^2  +  w mean over hidden positions of (x - cell
+    head)^2  +  lambda |O|^2
 
-The first term and the penalty are the published objective (PMLR 333:295-311, 2026); the second predicts each hidden gene from the cell's
-vector and the gene's embedding alone, which makes the vector carry what the evaluation reads. With ``loss="nb"`` the squared errors are
-replaced by the negative log-likelihood of the raw counts under a negative binomial.
+The first term and the penalty are the published objective (PMLR 333:295-311, 2026); the second
+predicts each hidden gene from the cell's vector and the gene's embedding alone, which makes the
+vector carry what the evaluation reads. With ``loss="nb"`` the squared errors are replaced by the
+negative log-likelihood of the raw counts under a negative binomial.
 """
 
 from typing import Any, NamedTuple
@@ -14,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mam_kernels as mam
+from mam_kernels.corruption import corrupt
+from mam_kernels.injection import Injection
+from mam_kernels.integrations.parameter_groups import parameter_groups
+from mam_kernels.randomness import substream
+from mam_kernels.sequences import Sequences
+from mam_kernels.strategies import MaskingStrategy, masking_entropy
 
-from .injection import Injection
-from .masking import MaskingStrategy, build_strategy, corrupt, masking_entropy
+from .masking import build_strategy
 from .model import CellModel, build_model
-from .parameter_groups import parameter_groups
-from .randomness import substream
-from .sequences import CellBatch, Sequences, expression
+from .sequences import CellBatch, expression
 
 LATENT_PARAMETERS = ("strategy.", "injection.")
 
@@ -46,7 +51,7 @@ class Pretraining(nn.Module):
         strategy: which genes are hidden.
         injection: scheme of ``mam_kernels.ContextInjection``, or "none".
         injection_start: first weights of its adapters, "random" or "zero".
-        corruption: one of ``scmam.masking.CORRUPTIONS``.
+        corruption: one of ``mam_kernels.corruption.CORRUPTIONS``.
         transform: one of ``scmam.sequences.TRANSFORMS``.
         loss: "mse" or "nb".
         cell_loss: weight of the second head.
@@ -75,73 +80,122 @@ class Pretraining(nn.Module):
         self.cell_loss = cell_loss
         self.penalty = penalty
         if injection != "none" and strategy.latents is None:
-            raise ValueError(f"injection: a strategy without latents has no context to inject; got {injection!r}")
+            raise ValueError(
+                f"injection: a strategy without latents has no context to inject; got {injection!r}"
+            )
         self.injection = (
             None
             if injection == "none"
-            else Injection(strategy.latents.latent_dim, model.width, model.decoder_width, injection, start=injection_start)
+            else Injection(
+                strategy.latents.latent_dim,
+                model.width,
+                model.decoder_width,
+                injection,
+                start=injection_start,
+            )
         )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
-        """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no dropout.
+        """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no
+        dropout.
 
         Sparse CSR counts go to the engine as they are; the model works on the dense values.
         """
         values, stored = _dense(expression(batch.counts, batch.depth, self.transform))
-        masking = self.strategy(values, batch.cell_ids, seed=seed, step=step, embed=self._embed, stored=stored)
+        masking = self.strategy(
+            values, batch.cell_ids, seed=seed, step=step, embed=self._embed, stored=stored
+        )
         mask = _keep_something(values, masking.mask)
-        corrupted, token = corrupt(values, mask, self.corruption, batch.cell_ids, seed=seed, step=step)
+        corrupted, token = corrupt(
+            values, mask, self.corruption, batch.cell_ids, seed=seed, step=step
+        )
         visible = (corrupted != 0) & ~token
         excess = self._excess(visible, batch.cell_ids, seed, step)
         if excess is not None:
             mask, token, visible = mask | excess, token | excess, visible & ~excess
-        encoder_shift, decoder_shift = (None, None) if self.injection is None else self.injection(masking.context)
+        encoder_shift, decoder_shift = (
+            (None, None) if self.injection is None else self.injection(masking.context)
+        )
         gene_ids = self.model.sample_genes(mask, batch.cell_ids, seed=seed, step=step)
         predicted = self.model.reconstruct(
-            corrupted, visible, token, batch.depth, encoder_shift=encoder_shift, decoder_shift=decoder_shift, gene_ids=gene_ids
+            corrupted,
+            visible,
+            token,
+            batch.depth,
+            encoder_shift=encoder_shift,
+            decoder_shift=decoder_shift,
+            gene_ids=gene_ids,
         )
         target = values if self.loss == "mse" else _dense(batch.counts)[0]
-        sampled = (target, mask) if gene_ids is None else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
+        sampled = (
+            (target, mask)
+            if gene_ids is None
+            else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
+        )
         reconstruction = self._error(predicted.genes, *sampled, batch.depth)
         cell = self._error(predicted.cell, target, mask, batch.depth)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
-        return Losses(total, *(x.detach() for x in (reconstruction, cell, penalty, *self._shares(values, mask), entropy)))
+        return Losses(
+            total,
+            *(
+                x.detach()
+                for x in (reconstruction, cell, penalty, *self._shares(values, mask), entropy)
+            ),
+        )
 
     def features(self, batch: CellBatch) -> Tensor:
         """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
-        return self.model.features(_dense(expression(batch.counts, batch.depth, self.transform))[0], batch.depth)
+        return self.model.features(
+            _dense(expression(batch.counts, batch.depth, self.transform))[0], batch.depth
+        )
 
     def parameter_groups(
-        self, lr: float, masking_lr: float, weight_decay: float, masking_weight_decay: float | None = None
+        self,
+        lr: float,
+        masking_lr: float,
+        weight_decay: float,
+        masking_weight_decay: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters); the second is left out where empty.
+        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters);
+        the second is left out where empty.
 
-        With Adam a weight decay is a gradient, which it rescales like any other: where the loss itself gives next to none, as for the
-        slopes of the latents, the decay alone moves a parameter, by nearly a full learning rate a step, until the masks are uniform. So
-        the group "masking" may have its own; None: the same.
+        With Adam a weight decay is a gradient, which it rescales like any other: where the loss
+            itself gives next to none, as for the
+        slopes of the latents, the decay alone moves a parameter, by nearly a full learning rate a
+        step, until the masks are uniform. So the group "masking" may have its own; None: the same.
         """
-        masking = {name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)}
+        masking = {
+            name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)
+        }
         return parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
 
     def _embed(self, sequences: Sequences) -> Tensor:
         return self.model.embedding(sequences.gene_ids, sequences.values)
 
     def _excess(self, visible: Tensor, cell_ids: Tensor, seed: int, step: int) -> Tensor | None:
-        """What the encoder has no room for (B, G), chosen at random, to be hidden as well; None where there is room for all genes."""
+        """What the encoder has no room for (B, G), chosen at random, to be hidden as well; None
+        where there is room for all genes.
+        """
         limit = self.model.max_encoder_tokens
         if limit is None or limit >= self.model.num_genes:
             return None
         counts = (visible.sum(dim=1) - limit).clamp(min=0)
-        return mam.sample_without_replacement(visible.float(), counts, seed=substream(seed, "encoder"), step=step, sample_ids=cell_ids)
+        return mam.sample_without_replacement(
+            visible.float(), counts, seed=substream(seed, "encoder"), step=step, sample_ids=cell_ids
+        )
 
     def _error(self, predicted: Tensor, target: Tensor, mask: Tensor, depth: Tensor) -> Tensor:
         """Mean over the hidden positions; 0, with a gradient of 0, where nothing is hidden."""
         if self.loss == "mse":
             error = F.mse_loss(predicted[..., 0], target, reduction="none")
         else:
-            error = negative_binomial_loss(target, predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None], predicted[..., 1])
+            error = negative_binomial_loss(
+                target,
+                predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None],
+                predicted[..., 1],
+            )
         return (error * mask).sum() / mask.sum().clamp(min=1)
 
     @staticmethod
@@ -149,14 +203,20 @@ class Pretraining(nn.Module):
         nonzero = values != 0
         hidden, both, there = mask.sum(), (mask & nonzero).sum(), nonzero.sum()
         zeros = values.numel() - there
-        return hidden / values.numel(), both / there.clamp(min=1), (hidden - both) / zeros.clamp(min=1)
+        return (
+            hidden / values.numel(),
+            both / there.clamp(min=1),
+            (hidden - both) / zeros.clamp(min=1),
+        )
 
 
 def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
-    """Negative log-likelihood of counts under a negative binomial of mean ``mu`` and inverse dispersion ``theta``; elementwise.
+    """Negative log-likelihood of counts under a negative binomial of mean ``mu`` and inverse
+    dispersion ``theta``; elementwise.
 
-    ``-log NB(k) = lgamma(theta) + lgamma(k + 1) - lgamma(k + theta) + (k + theta) log(theta + mu) - theta log(theta) - k log(mu)``,
-    whose variance is ``mu + mu^2 / theta``. Both logarithms are clamped to [-15, 15], beyond which float32 gradients vanish anyway.
+    ``-log NB(k) = lgamma(theta) + lgamma(k + 1) - lgamma(k + theta) + (k + theta) log(theta + mu) -
+    theta log(theta) - k log(mu)``, whose variance is ``mu + mu^2 / theta``. Both logarithms are
+    clamped to [-15, 15], beyond which float32 gradients vanish anyway.
     """
     log_mean, log_theta = log_mean.float().clamp(-15, 15), log_dispersion.float().clamp(-15, 15)
     theta = log_theta.exp()
@@ -170,10 +230,14 @@ def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Ten
     )
 
 
-def build_pretraining(config: Any, num_genes: int, *, schedule: Tensor | None = None) -> Pretraining:
-    """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's own generator is left as it was.
+def build_pretraining(
+    config: Any, num_genes: int, *, schedule: Tensor | None = None
+) -> Pretraining:
+    """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's
+    own generator is left as it was.
 
-    Model and strategy draw from generators of their own, so runs that differ in masking alone start from the same model.
+    Model and strategy draw from generators of their own, so runs that differ in masking alone start
+    from the same model.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(substream(config.training.seed, "model"))

@@ -1,9 +1,10 @@
 """Run folders: one pretraining run on disk, and how to open one.
 
-    config.yaml   every setting, resolved             metrics.csv   losses and hidden shares, a row a step and a row a validation
-    run.json      status, versions, sizes, times      checkpoints/  last.ckpt and best.ckpt, to go on from
-    genes.txt     the genes, one a line               model.pt      the final weights; there once the status is "done"
-    schedule.csv  hidden shares that a run of strategy "matched" was given
+    config.yaml   every setting, resolved             metrics.csv   losses and hidden shares, a row
+    a step and a row a validation run.json      status, versions, sizes, times      checkpoints/
+    last.ckpt and best.ckpt, to go on from genes.txt     the genes, one a line
+    model.pt      the final weights; there once the status is "done" schedule.csv  hidden shares
+    that a run of strategy "matched" was given
 
 Each file is written whole or not at all; metrics.csv grows by whole rows.
 """
@@ -39,7 +40,8 @@ CONFIG, RECORD, GENES, METRICS, WEIGHTS, SCHEDULE, CHECKPOINTS = (
     "checkpoints",
 )
 SECTIONS = ("data", "model", "masking", "training")
-INCIDENTAL = {  # where and how comfortably it runs, not what comes out: a run may go on with other values
+# where and how comfortably it runs, not what comes out: a run may go on with other values
+INCIDENTAL = {
     "training": {"device", "workers", "tensorboard", "checkpoint_every"},
 }
 METRIC_COLUMNS = (
@@ -69,7 +71,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of "running", "interrupted" and "done"; a run that was killed without warning stays "running"."""
+        """One of "running", "interrupted" and "done"; a run that was killed without warning stays
+        "running".
+        """
         return self.record["status"]
 
     @property
@@ -78,10 +82,12 @@ class Run:
         return self.status == "done"
 
     def metrics(self) -> "pd.DataFrame":
-        """metrics.csv: a row for each step (phase "train") and each validation, in order; no row where no step was made.
+        """metrics.csv: a row for each step (phase "train") and each validation, in order; no row
+        where no step was made.
 
-        The columns are `METRIC_COLUMNS`. ``hidden``, ``hidden_nonzero`` and ``hidden_zero`` are shares of all, the non-zero and the zero
-        genes; ``entropy`` is that of the masking distribution over its maximum.
+        The columns are `METRIC_COLUMNS`. ``hidden``, ``hidden_nonzero`` and ``hidden_zero`` are
+        shares of all, the non-zero and the zero genes; ``entropy`` is that of the masking
+        distribution over its maximum.
         """
         import pandas as pd
 
@@ -91,11 +97,14 @@ class Run:
         table = pd.read_csv(path)
         missing = [column for column in METRIC_COLUMNS if column not in table.columns]
         if missing:
-            raise RunError(f"{path}: has no column {', '.join(missing)}; delete the folder and pretrain again")
+            raise RunError(
+                f"{path}: has no column {', '.join(missing)}; delete the folder and pretrain again"
+            )
         return table
 
     def schedule(self) -> Tensor:
-        """(steps, 2) float32: the shares of the zeros and of the non-zeros that were hidden at each step.
+        """(steps, 2) float32: the shares of the zeros and of the non-zeros that were hidden at each
+        step.
 
         Raises:
             RunError: the run is not done, or made no step.
@@ -104,23 +113,36 @@ class Run:
         table = self.metrics()
         steps = table[table["phase"] == "train"]
         if steps.empty:
-            raise RunError(f"{self.folder}: made no step, so there are no hidden shares to match; name a run that was trained")
-        return torch.tensor(steps[["hidden_zero", "hidden_nonzero"]].to_numpy(), dtype=torch.float32)
+            raise RunError(
+                f"{self.folder}: made no step, so there are no hidden shares to match; name a run that was trained"
+            )
+        return torch.tensor(
+            steps[["hidden_zero", "hidden_nonzero"]].to_numpy(), dtype=torch.float32
+        )
 
     def load(self, device: torch.device | str = "cpu") -> Pretraining:
         """The pretrained objective with its final weights, in evaluation mode.
 
         Raises:
-            RunError: the run is not done, or its weights are missing, damaged or do not belong to its settings.
+            RunError: the run is not done, or its weights are missing, damaged or do not belong to
+                its settings.
         """
         self._require_done()
         path = self.folder / WEIGHTS
-        contents = load_file(path, f"delete {self.folder} and pretrain again", required=("state_dict", "config", "num_genes"))
-        pretraining = build_pretraining(self.config, len(self.genes), schedule=by_batch(read_schedule(self.folder), self.config))
+        contents = load_file(
+            path,
+            f"delete {self.folder} and pretrain again",
+            required=("state_dict", "config", "num_genes"),
+        )
+        pretraining = build_pretraining(
+            self.config, len(self.genes), schedule=by_batch(read_schedule(self.folder), self.config)
+        )
         try:
             pretraining.load_state_dict(contents["state_dict"])
         except RuntimeError as error:
-            raise RunError(f"{path}: its weights do not fit {CONFIG} and {GENES} beside it ({_one_line(error)}); pretrain again") from error
+            raise RunError(
+                f"{path}: its weights do not fit {CONFIG} and {GENES} beside it ({_one_line(error)}); pretrain again"
+            ) from error
         return pretraining.to(device).eval()
 
     def _require_done(self) -> None:
@@ -135,21 +157,30 @@ def open_run(folder: str | Path) -> Run:
     """Open a run folder, done or not.
 
     Raises:
-        RunError: there is no such folder, it holds no run, or a file of it is missing or cannot be read.
+        RunError: there is no such folder, it holds no run, or a file of it is missing or cannot be
+            read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; give the folder of a run, as `scmam pretrain` writes it")
+        raise RunError(
+            f"{folder}: no such folder; give the folder of a run, as `scmam pretrain` writes it"
+        )
     if not (folder / RECORD).is_file():
-        raise RunError(f"{folder}: not a run, for it has no {RECORD}; give the folder of a run, as `scmam pretrain` writes it")
+        raise RunError(
+            f"{folder}: not a run, for it has no {RECORD}; give the folder of a run, as `scmam pretrain` writes it"
+        )
     record = _read_record(folder / RECORD)
     try:
         config = load_config(folder / CONFIG)
     except ConfigError as error:
-        raise RunError(f"{error}; {CONFIG} of a run is not to be changed: restore it, or delete the folder and pretrain again") from error
+        raise RunError(
+            f"{error}; {CONFIG} of a run is not to be changed: restore it, or delete the folder and pretrain again"
+        ) from error
     genes = folder / GENES
     if not genes.is_file():
-        raise RunError(f"{genes}: no such file; restore it, or delete the folder and pretrain again")
+        raise RunError(
+            f"{genes}: no such file; restore it, or delete the folder and pretrain again"
+        )
     return Run(folder, config, record, tuple(genes.read_text(encoding="utf-8").splitlines()))
 
 
@@ -172,11 +203,23 @@ def run_fingerprint(config: Config) -> str:
 def differences(old: Config, new: Config) -> list[str]:
     """The deciding settings in which two configurations differ, as "section.name: old -> new"."""
     before, after = identity(old), identity(new)
-    return [f"{name}: {before[name]} -> {value}" for name, value in after.items() if before[name] != value]
+    return [
+        f"{name}: {before[name]} -> {value}"
+        for name, value in after.items()
+        if before[name] != value
+    ]
 
 
-def create_folder(folder: Path, config: Config, genes: tuple[str, ...], record: Mapping[str, Any], schedule: Tensor | None) -> None:
-    """Make a run folder with all that is known before the first step; it appears whole or not at all."""
+def create_folder(
+    folder: Path,
+    config: Config,
+    genes: tuple[str, ...],
+    record: Mapping[str, Any],
+    schedule: Tensor | None,
+) -> None:
+    """Make a run folder with all that is known before the first step; it appears whole or not at
+    all.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -203,7 +246,9 @@ def update_record(folder: Path, **changes: Any) -> None:
     write_record(folder, {**_read_record(folder / RECORD), **changes})
 
 
-def write_weights(folder: Path, config: Config, genes: tuple[str, ...], state_dict: Mapping[str, Tensor]) -> None:
+def write_weights(
+    folder: Path, config: Config, genes: tuple[str, ...], state_dict: Mapping[str, Tensor]
+) -> None:
     """Write model.pt."""
     save_file(
         folder / WEIGHTS,
@@ -226,21 +271,32 @@ def read_schedule(folder: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        rows = [[float(value) for value in line.split(",")] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+        rows = [
+            [float(value) for value in line.split(",")]
+            for line in path.read_text(encoding="utf-8").splitlines()[1:]
+        ]
         return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 2)
     except (ValueError, RuntimeError) as error:
-        raise RunError(f"{path}: damaged ({_one_line(error)}); delete {folder} and pretrain again") from error
+        raise RunError(
+            f"{path}: damaged ({_one_line(error)}); delete {folder} and pretrain again"
+        ) from error
 
 
 def by_batch(schedule: Tensor | None, config: Config) -> Tensor | None:
     """A row a batch, which is what masks count, from a row a step."""
-    return None if schedule is None else schedule.repeat_interleave(config.training.accumulate, dim=0)
+    return (
+        None if schedule is None else schedule.repeat_interleave(config.training.accumulate, dim=0)
+    )
 
 
 def save_file(path: Path, contents: Mapping[str, Any]) -> None:
-    """``torch.save`` to a file that appears whole or not at all: written beside its place, and renamed."""
+    """``torch.save`` to a file that appears whole or not at all: written beside its place, and
+    renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         try:
             torch.save(dict(contents), file)
             file.close()
@@ -252,7 +308,9 @@ def save_file(path: Path, contents: Mapping[str, Any]) -> None:
             raise
 
 
-def load_file(path: Path, remedy: str, required: tuple[str, ...] = (), map_location: Any = "cpu") -> dict[str, Any]:
+def load_file(
+    path: Path, remedy: str, required: tuple[str, ...] = (), map_location: Any = "cpu"
+) -> dict[str, Any]:
     """What `save_file` wrote: tensors and plain values only, nothing that could run code.
 
     Args:
@@ -262,17 +320,22 @@ def load_file(path: Path, remedy: str, required: tuple[str, ...] = (), map_locat
         map_location: as in ``torch.load``.
 
     Raises:
-        RunError: it is missing, or cut short or changed anywhere (its checksums are looked at), or holds something else.
+        RunError: it is missing, or cut short or changed anywhere (its checksums are looked at), or
+            holds something else.
     """
     if not path.is_file():
         raise RunError(f"{path}: no such file; {remedy}")
     try:
         contents = read_checkpoint(path, map_location)
     except WeightsError as error:
-        raise RunError(f"{path}: damaged ({str(error).removeprefix(f'{path}: ')}); {remedy}") from error
+        raise RunError(
+            f"{path}: damaged ({str(error).removeprefix(f'{path}: ')}); {remedy}"
+        ) from error
     missing = [name for name in required if not isinstance(contents, dict) or name not in contents]
     if missing:
-        raise RunError(f"{path}: holds no {', '.join(missing)}, so it was not written by pretraining; {remedy}")
+        raise RunError(
+            f"{path}: holds no {', '.join(missing)}, so it was not written by pretraining; {remedy}"
+        )
     return contents
 
 
@@ -280,9 +343,17 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: damaged ({_one_line(error)}); restore it, or delete the folder and pretrain again") from error
-    if not isinstance(record, dict) or record.get("status") not in ("running", "interrupted", "done"):
-        raise RunError(f"{path}: not the record of a run, for it has no status; give the folder of a run, as `scmam pretrain` writes it")
+        raise RunError(
+            f"{path}: damaged ({_one_line(error)}); restore it, or delete the folder and pretrain again"
+        ) from error
+    if not isinstance(record, dict) or record.get("status") not in (
+        "running",
+        "interrupted",
+        "done",
+    ):
+        raise RunError(
+            f"{path}: not the record of a run, for it has no status; give the folder of a run, as `scmam pretrain` writes it"
+        )
     return record
 
 

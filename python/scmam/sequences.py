@@ -1,4 +1,4 @@
-"""Cells as tensors: what a loader hands to a model, and the padded sequences of genes that an encoder reads."""
+"""Cells as tensors: what a loader hands to a model."""
 
 import functools
 import warnings
@@ -15,7 +15,8 @@ class CellBatch(NamedTuple):
     """A batch of ``B`` cells over ``G`` genes."""
 
     counts: Tensor  #: (B, G) float32, dense or sparse CSR: raw counts of the chosen genes
-    depth: Tensor  #: (B,) float32: total count of the cell over all genes of its file, before genes were chosen
+    #: (B,) float32: total count of the cell over all genes of its file, before genes were chosen
+    depth: Tensor
     cell_ids: Tensor  #: (B,) int64: the cell's row in its file, which masks depend on
     labels: Tensor  #: (B,) int64: code of its class, -1 where there is none
 
@@ -28,21 +29,14 @@ class CellBatch(NamedTuple):
         return CellBatch(*(x.pin_memory() for x in self))
 
 
-class Sequences(NamedTuple):
-    """The genes of each cell that are taken, in the order of their ids, padded to the longest cell of the batch."""
-
-    gene_ids: Tensor  #: (B, T) int64; 0 in the padding
-    values: Tensor  #: (B, T) float32; 0 in the padding
-    valid: Tensor  #: (B, T) bool, True = a gene, False = padding
-
-
 def expression(counts: Tensor, depth: Tensor, transform: str) -> Tensor:
     """What the model sees of the counts.
 
     Args:
         counts: (B, G) raw counts, dense or sparse CSR.
         depth: (B,) total count of each cell.
-        transform: "log1p_counts": ``log(1 + count)``; "log1p_cp10k": ``log(1 + 10000 count / depth)``.
+        transform: "log1p_counts": ``log(1 + count)``; "log1p_cp10k": ``log(1 + 10000 count /
+            depth)``.
 
     Returns:
         (B, G) of the layout of the counts, zero where the count is.
@@ -50,7 +44,9 @@ def expression(counts: Tensor, depth: Tensor, transform: str) -> Tensor:
     if counts.layout == torch.sparse_csr:
         crow, columns, stored = counts.crow_indices(), counts.col_indices(), counts.values()
         scale = depth.repeat_interleave(crow.diff(), output_size=len(stored))
-        return csr_tensor(crow, columns, expression(stored[:, None], scale, transform)[:, 0], counts.shape)
+        return csr_tensor(
+            crow, columns, expression(stored[:, None], scale, transform)[:, 0], counts.shape
+        )
     if transform == "log1p_counts":
         return torch.log1p(counts)
     if transform == "log1p_cp10k":
@@ -76,24 +72,9 @@ def _hear_that_csr_is_in_beta() -> None:
     """Torch says so once in a process; there is nothing a user could do about it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), size=(0, 0))
-
-
-def gather(values: Tensor, taken: Tensor) -> Sequences:
-    """The positions of each cell that are ``taken``, side by side.
-
-    Args:
-        values: (B, G).
-        taken: (B, G) bool.
-
-    Returns:
-        Sequences of (B, T), T the most that any cell takes, at least 1.
-    """
-    lengths = taken.sum(dim=1)
-    rows, genes = taken.nonzero(as_tuple=True)
-    slots = torch.arange(len(rows), device=values.device) - (lengths.cumsum(0) - lengths)[rows]
-    longest = max(1, int(lengths.max())) if len(lengths) else 1
-    gene_ids = torch.zeros(len(values), longest, dtype=torch.int64, device=values.device)
-    gene_ids[rows, slots] = genes
-    valid = torch.arange(longest, device=values.device) < lengths[:, None]
-    return Sequences(gene_ids, values.gather(1, gene_ids).masked_fill(~valid, 0.0), valid)
+        torch.sparse_csr_tensor(
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0),
+            size=(0, 0),
+        )

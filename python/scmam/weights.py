@@ -1,4 +1,5 @@
-"""Pretrained models as single files: weights, settings and genes in one safetensors file, to be kept, passed on and used without the run.
+"""Pretrained models as single files: weights, settings and genes in one safetensors file, to be
+kept, passed on and used without the run.
 
 scmam.export_model(run, "model.safetensors")
 model = scmam.load_model("model.safetensors")
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 KIND = "scmam.Pretraining"
 SUFFIX = ".safetensors"
 SCHEDULE = "schedule"  # beside the weights, where the strategy is "matched"
-KEPT = ("steps", "cells", "unit", "date", "versions")  # of run.json: what the weights come from, and nothing of the machine
+KEPT = (
+    "steps",
+    "cells",
+    "unit",
+    "date",
+    "versions",
+)  # of run.json: what the weights come from, and nothing of the machine
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,14 @@ class ExportedModel:
     pretraining: Pretraining  #: encoder-decoder, masking and injection, in evaluation mode
 
     def embed(self, cells: "Cells", *, max_tokens: int | None = None) -> "np.ndarray":
-        """The pooled output of the encoder, nothing hidden and no context: what ``scmam evaluate`` classifies.
+        """The pooled output of the encoder, nothing hidden and no context: what ``scmam evaluate``
+        classifies.
 
         Args:
-            cells: with the genes of the model, in any order, and maybe more; see `open_cells` and `from_anndata`.
-            max_tokens: non-zero genes of a cell that are read at most, the largest; None: as many as the model reads.
+            cells: with the genes of the model, in any order, and maybe more; see `open_cells` and
+                `from_anndata`.
+            max_tokens: non-zero genes of a cell that are read at most, the largest; None: as many
+                as the model reads.
 
         Returns:
             (cells, feature_dim) float32.
@@ -57,18 +67,25 @@ class ExportedModel:
         from .evaluation import embed
         from .evaluation.folder import with_genes
 
-        cells = with_genes(cells, self.genes, self.path, vocabulary="a file with the genes of the model, one a line")
+        cells = with_genes(
+            cells,
+            self.genes,
+            self.path,
+            vocabulary="a file with the genes of the model, one a line",
+        )
         return embed(self.pretraining, cells, max_tokens=max_tokens)
 
 
 def export_model(run: Run | str | Path, path: str | Path) -> Path:
-    """Write the model of a finished run to one file: encoder-decoder, masking, injection, their settings, and the genes.
+    """Write the model of a finished run to one file: encoder-decoder, masking, injection, their
+    settings, and the genes.
 
     Of paths in the settings only the last part is kept, since a file is passed on.
 
     Args:
         run: a run, or its folder.
-        path: of the file, which ends in .safetensors and appears whole or not at all; what is there is replaced.
+        path: of the file, which ends in .safetensors and appears whole or not at all; what is there
+            is replaced.
 
     Returns:
         The path.
@@ -91,7 +108,9 @@ def export_model(run: Run | str | Path, path: str | Path) -> Path:
     try:
         write(path, KIND, arguments, tensors)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written there ({error.strerror or error}); name another file") from error
+        raise RunError(
+            f"{path}: cannot be written there ({error.strerror or error}); name another file"
+        ) from error
     return path
 
 
@@ -111,7 +130,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
         contents = read(path, KIND)
         missing = [name for name in ("config", "genes", "record") if name not in contents.arguments]
         if missing:
-            raise WeightsError(f"{path}: expected config, genes and record in its header; got no {', '.join(missing)}")
+            raise WeightsError(
+                f"{path}: expected config, genes and record in its header; got no {', '.join(missing)}"
+            )
         config = validated(contents.arguments["config"], str(path))
         genes = tuple(contents.arguments["genes"])
         schedule = contents.tensors.pop(SCHEDULE, None)
@@ -119,13 +140,18 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
         fill(pretraining, contents.tensors, str(path))
     except WeightsError as error:
         raise RunError(str(error)) from error
-    return ExportedModel(Path(path), config, genes, contents.arguments["record"], pretraining.to(device).eval())
+    return ExportedModel(
+        Path(path), config, genes, contents.arguments["record"], pretraining.to(device).eval()
+    )
 
 
 def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose paths are names."""
     paths = {("data", "path"), ("data", "vocabulary"), ("masking", "matched_to")}
     return {
-        section: {name: Path(value).name if value and (section, name) in paths else value for name, value in values.items()}
+        section: {
+            name: Path(value).name if value and (section, name) in paths else value
+            for name, value in values.items()
+        }
         for section, values in settings.items()
     }

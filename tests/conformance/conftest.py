@@ -1,7 +1,9 @@
-"""The backends under test: ``MAM_TEST_BACKENDS`` (default ``reference,cpu``) on ``MAM_TEST_DEVICE`` (default ``cpu``).
+"""The backends under test: ``MAM_TEST_BACKENDS`` (default ``reference,cpu``) on ``MAM_TEST_DEVICE``
+(default ``cpu``).
 
-``cuda-shim`` is the backend ``cuda`` with its kernels compiled for the host (tests/cuda_shim). ``triton`` on the CPU needs
-``TRITON_INTERPRET=1`` from the start of the process. A backend that is named here and cannot run fails its tests; it is never skipped.
+``cuda-shim`` is the backend ``cuda`` with its kernels compiled for the host (tests/cuda_shim).
+``triton`` on the CPU needs ``TRITON_INTERPRET=1`` from the start of the process. A backend that is
+named here and cannot run fails its tests; it is never skipped.
 """
 
 import importlib.util
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mam_kernels import dispatch, native
+from mam_kernels._core import dispatch, extension
 
 BACKENDS = os.environ.get("MAM_TEST_BACKENDS", "reference,cpu").split(",")
 DEVICE = os.environ.get("MAM_TEST_DEVICE", "cpu")
@@ -23,7 +25,7 @@ def _load_shim() -> None:
     spec = importlib.util.spec_from_file_location("cuda_shim_build", path)
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
-    native.use_cuda_module(build.load())
+    extension.use_cuda_module(build.load())
     dispatch.forget()
 
 

@@ -1,4 +1,6 @@
-"""The masking step as a module, from tokens to mask, on every backend, against the same module on the float64 reference."""
+"""The masking step as a module, from tokens to mask, on every backend, against the same module on
+the float64 reference.
+"""
 
 import copy
 
@@ -22,16 +24,20 @@ def values_and_padding(layout: str, device: torch.device):
     valid = cases.ragged(4, 120, generator)
     if layout == "csr":
         return values.to_sparse_csr().to(device), None
-    return (values.to(device), None) if layout == "dense" else (values.masked_fill(~valid, torch.nan).to(device), valid.to(device))
+    return (
+        (values.to(device), None)
+        if layout == "dense"
+        else (values.masked_fill(~valid, torch.nan).to(device), valid.to(device))
+    )
 
 
 @pytest.mark.parametrize("context_from", ["all", "visible"])
 @pytest.mark.parametrize("layout", ["dense", "padded", "csr"])
 def test_values_to_mask_and_context(layout, context_from, backend, device):
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(latent_dim=24, num_latents=12, num_heads=4, context_from=context_from, backend=backend).to(
-        device
-    )
+    module = mam.MultinomialAttentionMasking(
+        latent_dim=24, num_latents=12, num_heads=4, context_from=context_from, backend=backend
+    ).to(device)
     values, valid = values_and_padding(layout, device)
     _same(module, values, valid)
 
@@ -41,7 +47,12 @@ def test_values_to_mask_and_context(layout, context_from, backend, device):
 def test_embeddings_to_mask_and_context(padded, context_from, backend, device):
     torch.manual_seed(0)
     module = mam.MultinomialAttentionMasking(
-        input_dim=10, latent_dim=24, num_latents=12, num_heads=4, context_from=context_from, backend=backend
+        input_dim=10,
+        latent_dim=24,
+        num_latents=12,
+        num_heads=4,
+        context_from=context_from,
+        backend=backend,
     ).to(device)
     generator = torch.Generator().manual_seed(7)
     tokens, valid = torch.randn(4, 60, 10, generator=generator), None
@@ -52,7 +63,9 @@ def test_embeddings_to_mask_and_context(padded, context_from, backend, device):
     _same(module, tokens.to(device), valid)
 
 
-def _same(module: mam.MultinomialAttentionMasking, tokens: torch.Tensor, valid: torch.Tensor | None) -> None:
+def _same(
+    module: mam.MultinomialAttentionMasking, tokens: torch.Tensor, valid: torch.Tensor | None
+) -> None:
     exact = twin(module)
     embedded = module.input_dim is not None
     ours, theirs = (x.detach().clone().requires_grad_(embedded) for x in (tokens, tokens.double()))
@@ -80,14 +93,24 @@ def _same(module: mam.MultinomialAttentionMasking, tokens: torch.Tensor, valid: 
 def test_a_visible_context_does_not_see_hidden_values(input_dim, backend, device):
     torch.manual_seed(0)
     visible = mam.MultinomialAttentionMasking(
-        input_dim, latent_dim=16, num_latents=8, num_heads=2, context_from="visible", backend=backend
+        input_dim,
+        latent_dim=16,
+        num_latents=8,
+        num_heads=2,
+        context_from="visible",
+        backend=backend,
     ).to(device)
     everything = copy.deepcopy(visible)
     everything.context_from = "all"
     values, _ = values_and_padding("dense", device)
-    tokens = values if input_dim is None else torch.randn(4, 60, input_dim, generator=torch.Generator().manual_seed(7)).to(device)
+    tokens = (
+        values
+        if input_dim is None
+        else torch.randn(4, 60, input_dim, generator=torch.Generator().manual_seed(7)).to(device)
+    )
     out = visible(tokens, seed=1)
-    # Where the hidden tokens hold NaN and count as padding, a context of everything is one of the visible; the leaking one differs.
+    # Where the hidden tokens hold NaN and count as padding, a context of everything is one of the
+    # visible; the leaking one differs.
     hidden = out.mask if input_dim is None else out.mask[..., None]
     expected = everything(tokens.masked_fill(hidden, torch.nan), ~out.mask, num_masked=0)
     leaking = everything(tokens, seed=1)
@@ -102,7 +125,9 @@ def test_a_cell_without_tokens(backend, device):
     torch.manual_seed(0)
     valid = torch.tensor([[True, True, False], [False, False, False]], device=device)
     for input_dim, shape in ((None, (2, 3)), (5, (2, 3, 5))):
-        module = mam.MultinomialAttentionMasking(input_dim, latent_dim=8, num_latents=4, num_heads=2, backend=backend).to(device)
+        module = mam.MultinomialAttentionMasking(
+            input_dim, latent_dim=8, num_latents=4, num_heads=2, backend=backend
+        ).to(device)
         tokens = torch.full(shape, torch.nan, device=device)
         tokens[0, :2] = 1.0
         out = module(tokens, valid, num_masked=torch.tensor([1, 3], device=device), seed=0)
@@ -115,7 +140,9 @@ def test_a_cell_without_tokens(backend, device):
 @pytest.mark.parametrize("compute", [torch.float16, torch.bfloat16])
 def test_half_precision_tokens(compute, backend, device):
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(input_dim=12, latent_dim=32, num_latents=8, num_heads=2, backend=backend).to(device)
+    module = mam.MultinomialAttentionMasking(
+        input_dim=12, latent_dim=32, num_latents=8, num_heads=2, backend=backend
+    ).to(device)
     tokens = torch.randn(3, 50, 12, generator=torch.Generator().manual_seed(1)).to(device, compute)
     out, truth = module(tokens, seed=0), twin(module)(tokens.double(), seed=0)
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 6e-2}[compute]
@@ -129,7 +156,9 @@ def test_replays_in_a_cuda_graph(input_dim, backend, device):
     if device.type != "cuda" or backend == "reference":
         pytest.skip("a CUDA graph needs a GPU, and the reference waits for it")
     torch.manual_seed(0)
-    module = mam.MultinomialAttentionMasking(input_dim, latent_dim=32, num_latents=8, num_heads=2, backend=backend).to(device)
+    module = mam.MultinomialAttentionMasking(
+        input_dim, latent_dim=32, num_latents=8, num_heads=2, backend=backend
+    ).to(device)
     values, _ = values_and_padding("dense", device)
     tokens = values if input_dim is None else torch.randn(*values.shape, input_dim, device=device)
     seed, step = torch.tensor(3, device=device), torch.zeros((), dtype=torch.int64, device=device)

@@ -12,7 +12,9 @@ CASES = {case.name: case for case in cases.selection_cases()}
 
 @pytest.mark.parametrize("name", CASES)
 def test_matches_the_race_in_float64(name, backend, device, dtype):
-    misses = [str(c) for c in check_selection(CASES[name].to(device, dtype), backend) if not c.holds]
+    misses = [
+        str(c) for c in check_selection(CASES[name].to(device, dtype), backend) if not c.holds
+    ]
     assert not misses
 
 
@@ -21,7 +23,9 @@ def test_only_ratios_of_weights_matter(backend, device):
     assert all(c.holds for c in check_selection(case, backend))
     ids = torch.zeros(5, dtype=torch.int64, device=device)
     plain = case.weights / case.weights.amax(dim=1, keepdim=True)
-    scaled = mam.sample_without_replacement(case.weights, 90, seed=1, sample_ids=ids, backend=backend)
+    scaled = mam.sample_without_replacement(
+        case.weights, 90, seed=1, sample_ids=ids, backend=backend
+    )
     unscaled = mam.sample_without_replacement(plain, 90, seed=1, sample_ids=ids, backend=backend)
     assert torch.equal(scaled, unscaled)
 
@@ -29,12 +33,17 @@ def test_only_ratios_of_weights_matter(backend, device):
 def test_every_position_is_drawn_by_its_own_word(backend, device):
     weights = torch.ones(3, 1001, device=device)
     for step in (0, 1, 2**32 - 1):
-        got = mam.sample_without_replacement(weights, 301, seed=2**63 + 5, step=step, backend=backend)
-        assert torch.equal(got, mam.reference.sample_without_replacement(weights, 301, seed=2**63 + 5, step=step))
+        got = mam.sample_without_replacement(
+            weights, 301, seed=2**63 + 5, step=step, backend=backend
+        )
+        assert torch.equal(
+            got, mam.reference.sample_without_replacement(weights, 301, seed=2**63 + 5, step=step)
+        )
 
 
 def test_equal_keys_go_to_the_lower_index(backend, device):
-    # 2**17 uniforms of 24 significant bits near 1 hold equal pairs; equal weights make their keys equal.
+    # 2**17 uniforms of 24 significant bits near 1 hold equal pairs; equal weights make their keys
+    # equal.
     if device.type == "cpu" and backend in ("triton", "cuda"):
         positions, counts = 4096, range(3600, 4096, 45)
     else:
@@ -45,14 +54,18 @@ def test_equal_keys_go_to_the_lower_index(backend, device):
         assert torch.equal(got, mam.reference.sample_without_replacement(weights, count, seed=3))
 
 
-@pytest.mark.parametrize(("num_latents", "size"), [(1, 1), (2, 1), (7, 3), (128, 38), (128, 128), (300, 90)])
+@pytest.mark.parametrize(
+    ("num_latents", "size"), [(1, 1), (2, 1), (7, 3), (128, 38), (128, 128), (300, 90)]
+)
 def test_latents_are_drawn_to_the_bit(num_latents, size, backend, device):
     assert all(c.holds for c in check_latents(num_latents, size, backend, device))
 
 
 def test_two_runs_give_the_same_bits(backend, device, dtype):
     case = CASES["skewed"].to(device, dtype)
-    first, second = (mam.sample_without_replacement(case.weights, 100, seed=8, backend=backend) for _ in range(2))
+    first, second = (
+        mam.sample_without_replacement(case.weights, 100, seed=8, backend=backend) for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
@@ -65,7 +78,17 @@ def test_empty_batches_give_empty_results(shape, backend, device):
 
 def test_operation_is_registered_right(backend, device):
     case = CASES["padded, NaN in the padding"].to(device, torch.float32)
-    arguments = (case.weights.nan_to_num(), case.num_samples, case.valid, None, torch.tensor(1), torch.tensor(0), 0.0, 1.0, backend)
+    arguments = (
+        case.weights.nan_to_num(),
+        case.num_samples,
+        case.valid,
+        None,
+        torch.tensor(1),
+        torch.tensor(0),
+        0.0,
+        1.0,
+        backend,
+    )
     torch.library.opcheck(torch.ops.mam_kernels.sample_without_replacement.default, arguments)
     arguments = (case.weights.nan_to_num(), 20, 6, torch.tensor(1), torch.tensor(0), backend)
     torch.library.opcheck(torch.ops.mam_kernels.draw_latents.default, arguments)

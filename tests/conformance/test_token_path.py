@@ -1,11 +1,13 @@
-"""The token path of every backend: attention, its gradients, importance and mask against the reference."""
+"""The token path of every backend: attention, its gradients, importance and mask against the
+reference.
+"""
 
 import pytest
 import torch
 
 import mam_kernels as mam
-from mam_kernels import checks
-from mam_kernels.latent_attention.ops import token_mask
+from mam_kernels._core import checks
+from mam_kernels.ops.latent_attention.ops import token_mask
 from mam_kernels.testing import cases
 from mam_kernels.testing.check import EPS, check_token_path
 
@@ -14,17 +16,25 @@ CASES = {case.name: case for case in cases.token_cases()}
 
 @pytest.mark.parametrize("name", CASES)
 def test_matches_the_reference(name, backend, device, dtype):
-    misses = [str(c) for c in check_token_path(CASES[name].to(device, dtype), backend) if not c.holds]
+    misses = [
+        str(c) for c in check_token_path(CASES[name].to(device, dtype), backend) if not c.holds
+    ]
     assert not misses
 
 
 @pytest.mark.parametrize("temperature", [0.05, 3.0])
 def test_draws_in_proportion_to_the_power_of_the_importance(temperature, backend, device):
-    misses = [str(c) for c in check_token_path(CASES["tokens"].to(device, torch.float32), backend, temperature) if not c.holds]
+    misses = [
+        str(c)
+        for c in check_token_path(CASES["tokens"].to(device, torch.float32), backend, temperature)
+        if not c.holds
+    ]
     assert not misses
 
 
-@pytest.mark.parametrize("name", ["tokens", "padded, NaN in the padding", "one buffer for keys and values"])
+@pytest.mark.parametrize(
+    "name", ["tokens", "padded, NaN in the padding", "one buffer for keys and values"]
+)
 def test_gradients_are_those_of_the_equations(name, backend, device):
     case = CASES[name].to(device, torch.float32)
     exact = case.to(device, torch.float64)
@@ -35,7 +45,9 @@ def test_gradients_are_those_of_the_equations(name, backend, device):
     weights = [torch.randn(x.shape, generator=generator).to(device) for x in (output, logsumexp)]
 
     def loss(output, logsumexp, weights):
-        return (output * weights[0]).sum() + (torch.where(torch.isfinite(logsumexp), logsumexp, 0.0) * weights[1]).sum()
+        return (output * weights[0]).sum() + (
+            torch.where(torch.isfinite(logsumexp), logsumexp, 0.0) * weights[1]
+        ).sum()
 
     loss(output, logsumexp, weights).backward()
     right = mam.reference.latent_attention(*truths, valid=case.valid)
@@ -53,7 +65,9 @@ def test_gradients_pass_gradcheck_in_float64(backend, device):
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key[:, :7], case.value[:, :7])]
     valid = torch.ones(2, 7, dtype=torch.bool, device=device)
     valid[1, 4:] = False
-    assert torch.autograd.gradcheck(lambda q, k, v: mam.latent_attention(q, k, v, valid=valid, backend=backend), inputs)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: mam.latent_attention(q, k, v, valid=valid, backend=backend), inputs
+    )
 
 
 def test_second_derivative_is_refused(backend, device):
@@ -71,8 +85,12 @@ def test_two_runs_give_the_same_bits(backend, device, dtype):
     def run():
         query = case.query.clone().requires_grad_()
         key, value = case.key.clone().requires_grad_(), case.value.clone().requires_grad_()
-        output, logsumexp = mam.latent_attention(query, key, value, valid=case.valid, backend=backend)
-        importance = mam.attention_importance(query, key, logsumexp, case.latents, valid=case.valid, backend=backend)
+        output, logsumexp = mam.latent_attention(
+            query, key, value, valid=case.valid, backend=backend
+        )
+        importance = mam.attention_importance(
+            query, key, logsumexp, case.latents, valid=case.valid, backend=backend
+        )
         gradients = torch.autograd.grad(output.float().square().sum(), (query, key, value))
         return output, logsumexp, importance, *gradients
 
@@ -92,7 +110,10 @@ def test_the_mask_is_a_function_of_seed_step_and_sample_id(backend, device):
         return token_mask(case.query, case.key, logsumexp, *arguments)[0]
 
     assert torch.equal(run(backend, 9, 3), run("reference", 9, 3))
-    assert torch.equal(run(backend, 9, 3), run(backend, torch.tensor(9, device=device), torch.tensor(3, device=device)))
+    assert torch.equal(
+        run(backend, 9, 3),
+        run(backend, torch.tensor(9, device=device), torch.tensor(3, device=device)),
+    )
     assert not torch.equal(run(backend, 9, 3), run(backend, 9, 4))
 
 
@@ -103,7 +124,9 @@ def test_empty_batches_give_empty_results(shape, backend, device):
     output, logsumexp = mam.latent_attention(query, key, key, backend=backend)
     assert output.shape == (shape[0], 4, 2, 8)
     assert torch.isneginf(logsumexp).all()
-    importance = mam.attention_importance(query, key, logsumexp, torch.tensor([1], device=device), backend=backend)
+    importance = mam.attention_importance(
+        query, key, logsumexp, torch.tensor([1], device=device), backend=backend
+    )
     assert importance.shape == shape
     output.sum().backward()
     assert torch.equal(query.grad, torch.zeros_like(query))
@@ -113,15 +136,28 @@ def test_empty_batches_give_empty_results(shape, backend, device):
 @pytest.mark.parametrize("name", ["tokens", "padded, NaN in the padding"])
 def test_operations_are_registered_right(name, backend, device):
     case = CASES[name].to(device, torch.float32)
-    if case.valid is not None:  # opcheck compares results and their gradients; NaN is not equal to itself
+    if (
+        case.valid is not None
+    ):  # opcheck compares results and their gradients; NaN is not equal to itself
         case = cases.replace(case, key=case.key.nan_to_num(), value=case.value.nan_to_num())
     scale = case.key.shape[-1] ** -0.5
     query, key, value = (x.clone().requires_grad_() for x in (case.query, case.key, case.value))
     ops = torch.ops.mam_kernels
-    torch.library.opcheck(ops.latent_attention.default, (query, key, value, case.valid, scale, backend))
+    torch.library.opcheck(
+        ops.latent_attention.default, (query, key, value, case.valid, scale, backend)
+    )
     plain = [x.detach() for x in (query, key, value)]
     output, logsumexp = ops.latent_attention(*plain, case.valid, scale, backend)
-    arguments = (torch.ones_like(output), torch.ones_like(logsumexp), *plain, case.valid, output, logsumexp, scale, backend)
+    arguments = (
+        torch.ones_like(output),
+        torch.ones_like(logsumexp),
+        *plain,
+        case.valid,
+        output,
+        logsumexp,
+        scale,
+        backend,
+    )
     torch.library.opcheck(ops.latent_attention_backward.default, arguments)
     torch.library.opcheck(ops.attention_logsumexp.default, (*plain[:2], case.valid, scale, backend))
     arguments = (*plain[:2], logsumexp, case.latents, case.valid, scale, backend)
@@ -134,7 +170,9 @@ def test_operations_are_registered_right(name, backend, device):
 
 
 def test_compiles_whole(backend, device):
-    module = mam.MultinomialAttentionMasking(input_dim=6, latent_dim=16, num_latents=8, num_heads=2, backend=backend).to(device)
+    module = mam.MultinomialAttentionMasking(
+        input_dim=6, latent_dim=16, num_latents=8, num_heads=2, backend=backend
+    ).to(device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 40, 6, generator=generator).to(device)
     valid = cases.ragged(3, 40, generator).to(device)
@@ -149,4 +187,6 @@ def test_compiles_whole(backend, device):
     compiled_mask, got = torch.compile(loss, fullgraph=True, backend="aot_eager")(tokens, seed)
     assert torch.equal(mask, compiled_mask)
     torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(torch.autograd.grad(got, module.latents)[0], expected_gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, module.latents)[0], expected_gradient, rtol=1e-4, atol=1e-6
+    )

@@ -1,27 +1,44 @@
-"""The value path of every backend: moments, importance and mask against the reference, gradients, layouts, determinism."""
+"""The value path of every backend: moments, importance and mask against the reference, gradients,
+layouts, determinism.
+"""
 
 import pytest
 import torch
 
 import mam_kernels as mam
-from mam_kernels import checks
+from mam_kernels._core import checks
+from mam_kernels.ops.value_attention.ops import take_apart, value_mask
 from mam_kernels.testing import cases
 from mam_kernels.testing.check import EPS, check_value_path
-from mam_kernels.value_attention.ops import take_apart, value_mask
 
 CASES = {case.name: case for case in cases.value_cases()}
 
 
-def cell_mask(case: cases.ValueCase, backend: str, *, seed: int = 5, step: int = 0, sample_ids=None):
+def cell_mask(
+    case: cases.ValueCase, backend: str, *, seed: int = 5, step: int = 0, sample_ids=None
+):
     """The fused step through its operation: (mask, importance, moments)."""
     parts = take_apart("values", case.values)
     draw = checks.draw_source(seed, step, sample_ids, parts.rows, parts.device)
-    return value_mask(parts, case.slope, case.valid, case.maskable, case.num_masked, case.latents, draw, EPS, 1.0, backend)
+    return value_mask(
+        parts,
+        case.slope,
+        case.valid,
+        case.maskable,
+        case.num_masked,
+        case.latents,
+        draw,
+        EPS,
+        1.0,
+        backend,
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_matches_the_reference(name, backend, device, dtype):
-    misses = [str(c) for c in check_value_path(CASES[name].to(device, dtype), backend) if not c.holds]
+    misses = [
+        str(c) for c in check_value_path(CASES[name].to(device, dtype), backend) if not c.holds
+    ]
     assert not misses
 
 
@@ -37,11 +54,17 @@ def test_matches_the_reference_at_the_published_size(backend, device):
     interpreted = backend == "triton" and device.type == "cpu"
     if interpreted or (backend == "cuda" and device.type == "cpu"):
         pytest.skip("one GPU thread after another takes minutes at this size on the host")
-    misses = [str(c) for c in check_value_path(cases.large_value_case().to(device, torch.float32), backend) if not c.holds]
+    misses = [
+        str(c)
+        for c in check_value_path(cases.large_value_case().to(device, torch.float32), backend)
+        if not c.holds
+    ]
     assert not misses
 
 
-@pytest.mark.parametrize("name", ["cells", "CSR, padded", "padded, NaN in the padding", "far from zero"])
+@pytest.mark.parametrize(
+    "name", ["cells", "CSR, padded", "padded, NaN in the padding", "far from zero"]
+)
 def test_gradient_of_the_slope_is_that_of_the_equations(name, backend, device):
     case = CASES[name].to(device, torch.float32)
     exact = case.to(device, torch.float64)
@@ -54,8 +77,12 @@ def test_gradient_of_the_slope_is_that_of_the_equations(name, backend, device):
         log_partition = torch.where(finite, moments.log_partition, 0.0)
         return (log_partition * scale[0]).sum() + (moments.mean * scale[1]).sum()
 
-    loss(mam.value_attention(case.values, slope, valid=case.valid, backend=backend), weights).backward()
-    loss(mam.reference.value_attention(exact.values, truth, valid=case.valid), weights.double()).backward()
+    loss(
+        mam.value_attention(case.values, slope, valid=case.valid, backend=backend), weights
+    ).backward()
+    loss(
+        mam.reference.value_attention(exact.values, truth, valid=case.valid), weights.double()
+    ).backward()
     scale = truth.grad.abs().max()
     assert ((slope.grad - truth.grad).abs().max() / scale) < 1e-5
 
@@ -73,7 +100,9 @@ def test_gradient_passes_gradcheck_in_float64(backend, device):
         pytest.skip("float64 is computed by the reference alone")
     case = CASES["odd sizes"].to(device, torch.float64)
     slope = case.slope.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda a: mam.value_attention(case.values, a, backend=backend)[:2], (slope,), atol=1e-7)
+    assert torch.autograd.gradcheck(
+        lambda a: mam.value_attention(case.values, a, backend=backend)[:2], (slope,), atol=1e-7
+    )
 
 
 def test_second_derivative_is_refused(backend, device):
@@ -109,7 +138,10 @@ def _transposed(flags: torch.Tensor) -> torch.Tensor:
 def test_csr_equals_dense(backend, device):
     case = CASES["CSR"].to(device, torch.float32)
     dense = cases.replace(case, values=case.values.to_dense())
-    (mask, importance, moments), (dense_mask, dense_importance, dense_moments) = cell_mask(case, backend), cell_mask(dense, backend)
+    (mask, importance, moments), (dense_mask, dense_importance, dense_moments) = (
+        cell_mask(case, backend),
+        cell_mask(dense, backend),
+    )
     assert torch.equal(mask, dense_mask)
     torch.testing.assert_close(importance, dense_importance, rtol=1e-6, atol=0.0)
     torch.testing.assert_close(moments.mean, dense_moments.mean, rtol=1e-6, atol=1e-7)
@@ -117,12 +149,19 @@ def test_csr_equals_dense(backend, device):
 
 def test_csr_columns_may_stand_in_any_order(backend, device):
     case = CASES["CSR"].to(device, torch.float32)
-    crow, col, data = case.values.crow_indices(), case.values.col_indices().clone(), case.values.values().clone()
+    crow, col, data = (
+        case.values.crow_indices(),
+        case.values.col_indices().clone(),
+        case.values.values().clone(),
+    )
     start, stop = int(crow[0]), int(crow[1])
     col[start:stop], data[start:stop] = col[start:stop].flip(0), data[start:stop].flip(0)
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         shuffled = torch.sparse_csr_tensor(crow, col, data, case.values.shape)
-    (mask, importance, _), (expected_mask, expected, _) = cell_mask(cases.replace(case, values=shuffled), backend), cell_mask(case, backend)
+    (mask, importance, _), (expected_mask, expected, _) = (
+        cell_mask(cases.replace(case, values=shuffled), backend),
+        cell_mask(case, backend),
+    )
     torch.testing.assert_close(importance, expected, rtol=1e-6, atol=0.0)
     assert torch.equal(mask, expected_mask)
 
@@ -136,7 +175,11 @@ def test_seed_step_and_sample_ids_decide_the_mask(backend, device):
     assert torch.equal(mask, expected)
     assert not torch.equal(mask, cell_mask(case, backend, seed=-3, step=0, sample_ids=ids)[0])
     on_device = cell_mask(
-        case, backend, seed=torch.tensor(-3, device=device), step=torch.tensor([2**32 - 1], device=device), sample_ids=ids
+        case,
+        backend,
+        seed=torch.tensor(-3, device=device),
+        step=torch.tensor([2**32 - 1], device=device),
+        sample_ids=ids,
     )
     assert torch.equal(mask, on_device[0])
 
@@ -160,7 +203,9 @@ def test_a_row_is_the_same_bits_whatever_is_beside_it(backend, device):
     values = case.values.clone()
     values[1:] *= -7.0  # another range: another series
     together = cell_mask(cases.replace(case, values=values), backend)
-    alone = cell_mask(cases.replace(case, values=values[:1], num_masked=case.num_masked[:1]), backend)
+    alone = cell_mask(
+        cases.replace(case, values=values[:1], num_masked=case.num_masked[:1]), backend
+    )
     for one, other in zip((*together[:2], *together[2]), (*alone[:2], *alone[2]), strict=True):
         assert torch.equal(one[:1], other)
 
@@ -168,7 +213,9 @@ def test_a_row_is_the_same_bits_whatever_is_beside_it(backend, device):
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
 def test_empty_batches_give_empty_results(shape, backend, device):
     slope = torch.randn(4, 2, device=device, requires_grad=True)
-    log_partition, mean, variance = mam.value_attention(torch.zeros(shape, device=device), slope, backend=backend)
+    log_partition, mean, variance = mam.value_attention(
+        torch.zeros(shape, device=device), slope, backend=backend
+    )
     assert log_partition.shape == mean.shape == variance.shape == (shape[0], 4, 2)
     assert torch.isneginf(log_partition).all()
     mean.sum().backward()
@@ -180,12 +227,23 @@ def test_operations_are_registered_right(name, backend, device):
     case = CASES[name].to(device, torch.float32)
     parts = take_apart("values", case.values)
     # Copies: the parts of a CSR tensor are views of it, and tracing does not know sparse tensors.
-    parts = parts._replace(**{name: x.clone() for name, x in parts._asdict().items() if isinstance(x, torch.Tensor)})
+    parts = parts._replace(
+        **{name: x.clone() for name, x in parts._asdict().items() if isinstance(x, torch.Tensor)}
+    )
     slope = case.slope.clone().requires_grad_()
     op = torch.ops.mam_kernels.value_attention.default
-    arguments = (parts.data, parts.crow, parts.col, slope.detach(), case.valid, parts.positions, backend)
+    arguments = (
+        parts.data,
+        parts.crow,
+        parts.col,
+        slope.detach(),
+        case.valid,
+        parts.positions,
+        backend,
+    )
     torch.library.opcheck(op, arguments)
-    # With gradient: all but the test that differentiates every output, since the variance refuses it.
+    # With gradient: all but the test that differentiates every output, since the variance refuses
+    # it.
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     arguments = (parts.data, parts.crow, parts.col, slope, case.valid, parts.positions, backend)
     torch.library.opcheck(op, arguments, test_utils=utilities)
@@ -199,7 +257,9 @@ def test_operations_are_registered_right(name, backend, device):
 
 def test_compiles_whole(backend, device):
     case = CASES["padded, NaN in the padding"].to(device, torch.float32)
-    module = mam.MultinomialAttentionMasking(latent_dim=16, num_latents=8, num_heads=2, backend=backend).to(device)
+    module = mam.MultinomialAttentionMasking(
+        latent_dim=16, num_latents=8, num_heads=2, backend=backend
+    ).to(device)
 
     def loss(values, seed):
         out = module(values, valid=case.valid, seed=seed)

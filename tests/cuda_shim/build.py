@@ -1,7 +1,9 @@
-"""Builds the CUDA sources for the host: the kernels of csrc/cuda run on the CPU, as fibers, with the header files beside this one.
+"""Builds the CUDA sources for the host: the kernels of csrc/cuda run on the CPU, as fibers, with
+the header files beside this one.
 
-The module takes CPU tensors (``device == "cpu"``). ``MAM_CUDA_EXTENSION=<path>`` makes ``mam_kernels`` use it as its CUDA backend; with
-``MAM_SANITIZE=1`` it is built with the address and undefined-behaviour sanitizers, whose runtime then has to be preloaded into Python.
+The module takes CPU tensors (``device == "cpu"``). ``MAM_CUDA_EXTENSION=<path>`` makes
+``mam_kernels`` use it as its CUDA backend; with ``MAM_SANITIZE=1`` it is built with the address and
+undefined-behaviour sanitizers, whose runtime then has to be preloaded into Python.
 
     python tests/cuda_shim/build.py [folder]        prints the path
 """
@@ -22,9 +24,21 @@ ROOT = SHIM.parents[1]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_shim"
 MODULE = "_cuda"
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+    "-g",
+]
 MACROS = {
     "MAM_CUDA_SHIM": "1",
     "MAM_BACKEND": "cuda",
@@ -52,9 +66,18 @@ def command() -> list[str]:
 
     sanitizers = SANITIZERS if os.environ.get("MAM_SANITIZE") == "1" else []
     include = [f"-I{SHIM}", f"-I{CSRC / 'include'}", f"-I{CSRC}"]
-    include += [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])]
+    include += [
+        f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_paths()["include"])
+    ]
     macros = [f"-D{name}={value}" for name, value in MACROS.items()]
-    return [*shlex.split(os.environ.get("CXX", "g++")), *FLAGS, *WARNINGS, *sanitizers, *macros, *include]
+    return [
+        *shlex.split(os.environ.get("CXX", "g++")),
+        *FLAGS,
+        *WARNINGS,
+        *sanitizers,
+        *macros,
+        *include,
+    ]
 
 
 def build(cache_dir: str | os.PathLike = CACHE) -> Path:

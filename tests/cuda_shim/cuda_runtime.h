@@ -1,9 +1,11 @@
-// The part of CUDA that csrc/cuda uses, on the host: for tests alone, so that the kernels' own source runs without a GPU.
+// The part of CUDA that csrc/cuda uses, on the host: for tests alone, so that the kernels' own
+// source runs without a GPU.
 //
-// A grid is run block by block, and the threads of a block are fibers of one host thread (scheduler.cpp). A thread runs until it waits for
-// others, at a barrier or in a warp's exchange, and then the next one runs. What would hang or be undefined on a GPU is an error: a barrier
-// that not every thread of the block reaches, or that they reach at different places of the source; a warp operation without one of the
-// lanes that its mask names.
+// A grid is run block by block, and the threads of a block are fibers of one host thread
+// (scheduler.cpp). A thread runs until it waits for others, at a barrier or in a warp's exchange,
+// and then the next one runs. What would hang or be undefined on a GPU is an error: a barrier that
+// not every thread of the block reaches, or that they reach at different places of the source; a
+// warp operation without one of the lanes that its mask names.
 #pragma once
 
 #include <math.h>
@@ -37,7 +39,11 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -65,7 +71,8 @@ const char* last_error();
 
 // Waits for every thread of the block.
 void block_barrier(Place place);
-// Leaves `size` bytes for the other lanes of the warp and waits for those that `mask` names; what lane i left is then at from_lane(i).
+// Leaves `size` bytes for the other lanes of the warp and waits for those that `mask` names; what
+// lane i left is then at from_lane(i).
 void exchange(unsigned mask, const void* value, size_t size, Place place);
 const void* from_lane(int lane);
 int lane();
@@ -79,14 +86,17 @@ T read_lane(int lane) {
 
 }  // namespace mam_shim
 
-// The caller's place, as default arguments. Two plain ones: GCC takes the place of the declaration inside a braced one.
+// The caller's place, as default arguments. Two plain ones: GCC takes the place of the declaration
+// inside a braced one.
 #define MAM_SHIM_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads(MAM_SHIM_CALLER) { mam_shim::block_barrier({file, line}); }
 
-inline void __syncwarp(unsigned mask = 0xffffffffu, MAM_SHIM_CALLER) { mam_shim::exchange(mask, nullptr, 0, {file, line}); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, MAM_SHIM_CALLER) {
+  mam_shim::exchange(mask, nullptr, 0, {file, line});
+}
 
 inline unsigned __ballot_sync(unsigned mask, int flag, MAM_SHIM_CALLER) {
   mam_shim::exchange(mask, &flag, sizeof(flag), {file, line});
@@ -112,16 +122,20 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, MAM_SHIM_CALLER) {
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, int distance, MAM_SHIM_CALLER) {
   mam_shim::exchange(mask, &value, sizeof(T), {file, line});
-  return mam_shim::read_lane<T>(mam_shim::lane() < distance ? mam_shim::lane() : mam_shim::lane() - distance);
+  return mam_shim::read_lane<T>(mam_shim::lane() < distance ? mam_shim::lane()
+                                                            : mam_shim::lane() - distance);
 }
 
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, int distance, MAM_SHIM_CALLER) {
   mam_shim::exchange(mask, &value, sizeof(T), {file, line});
-  return mam_shim::read_lane<T>(mam_shim::lane() + distance > 31 ? mam_shim::lane() : mam_shim::lane() + distance);
+  return mam_shim::read_lane<T>(mam_shim::lane() + distance > 31 ? mam_shim::lane()
+                                                                 : mam_shim::lane() + distance);
 }
 
-inline unsigned atomicAdd(unsigned* address, unsigned value) { return std::exchange(*address, *address + value); }
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return std::exchange(*address, *address + value);
+}
 inline int atomicAdd(int* address, int value) { return std::exchange(*address, *address + value); }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -150,7 +164,8 @@ inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int byte
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   // Converted once and copied for each thread, as the parameters of a kernel are.
   struct Call {
     void (*kernel)(Parameters...);

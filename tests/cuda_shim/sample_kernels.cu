@@ -1,4 +1,5 @@
-// Kernels that test the shim itself: a right one, and one for each mistake that it must report. Called by test_shim.py.
+// Kernels that test the shim itself: a right one, and one for each mistake that it must report.
+// Called by test_shim.py.
 #include <string>
 
 #include "cuda/block.cuh"
@@ -18,7 +19,8 @@ __global__ void warp_operations(int* out) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int sum = lane;
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-  const int above = __shfl_down_sync(kAllLanes, lane, 1), below = __shfl_up_sync(kAllLanes, lane, 1);
+  const int above = __shfl_down_sync(kAllLanes, lane, 1),
+            below = __shfl_up_sync(kAllLanes, lane, 1);
   out[threadIdx.x] = sum + 1000 * (above - below) + 10000 * __shfl_sync(kAllLanes, lane, 3);
   __syncwarp();
   // The halves of a warp go different ways and work apart.
@@ -67,7 +69,8 @@ std::string message;
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) const char* run(const char* name, int* out, int threads, long shared_bytes) {
+extern "C" __attribute__((visibility("default"))) const char* run(const char* name, int* out,
+                                                                  int threads, long shared_bytes) {
   struct Named {
     const char* name;
     void (*kernel)(int*);
@@ -84,7 +87,8 @@ extern "C" __attribute__((visibility("default"))) const char* run(const char* na
     if (std::string(one.name) != name) continue;
     message = "";
     try {
-      mam::cuda::launch(one.name, one.kernel, 1, threads, static_cast<size_t>(shared_bytes), mam::Launch{}, out);
+      mam::cuda::launch(one.name, one.kernel, 1, threads, static_cast<size_t>(shared_bytes),
+                        mam::Launch{}, out);
     } catch (const std::exception& error) {
       message = error.what();
     }

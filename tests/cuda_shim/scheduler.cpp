@@ -1,7 +1,8 @@
 // Runs a grid of thread blocks on the host; see cuda_runtime.h.
 //
-// MAM_SHIM_ORDER: the order in which the threads of a block are visited: "forward" (the default), "reverse", or a number, the seed of an
-// order that changes from round to round. A kernel that lacks a barrier gives different results in different orders.
+// MAM_SHIM_ORDER: the order in which the threads of a block are visited: "forward" (the default),
+// "reverse", or a number, the seed of an order that changes from round to round. A kernel that
+// lacks a barrier gives different results in different orders.
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -64,7 +65,8 @@ struct Context {
 
   void prepare(char* stack, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + kStackBytes);
-    *--top = nullptr;  // the return address of `entry`, which never returns; it aligns the stack as a call does
+    *--top = nullptr;  // the return address of `entry`, which never returns; it aligns the stack as
+                       // a call does
     *--top = reinterpret_cast<void*>(entry);
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
     stack_pointer = top;
@@ -95,8 +97,8 @@ struct Fiber {
   char left[kExchangeBytes];
 };
 
-// What the lanes left in the exchange that was completed last. Those that took part read it as soon as they go on, which they all do before
-// the next exchange can be complete.
+// What the lanes left in the exchange that was completed last. Those that took part read it as soon
+// as they go on, which they all do before the next exchange can be complete.
 struct Warp {
   char left[kLanes][kExchangeBytes];
 };
@@ -120,20 +122,28 @@ std::mutex one_launch;  // shared memory is static: one grid at a time
 std::string describe(unsigned thread) {
   const Fiber& fiber = block.fibers[thread];
   const std::string where =
-      fiber.place.file == nullptr ? "" : std::string(" at ") + fiber.place.file + ":" + std::to_string(fiber.place.line);
-  const char* what[] = {" is running", " waits at a barrier", " waits for its warp", " has finished"};
-  return "thread " + std::to_string(thread) + what[static_cast<int>(fiber.state)] + (fiber.state == State::kFinished ? "" : where);
+      fiber.place.file == nullptr
+          ? ""
+          : std::string(" at ") + fiber.place.file + ":" + std::to_string(fiber.place.line);
+  const char* what[] = {" is running", " waits at a barrier", " waits for its warp",
+                        " has finished"};
+  return "thread " + std::to_string(thread) + what[static_cast<int>(fiber.state)] +
+         (fiber.state == State::kFinished ? "" : where);
 }
 
-bool same_place(const Place& a, const Place& b) { return a.line == b.line && std::string(a.file) == b.file; }
+bool same_place(const Place& a, const Place& b) {
+  return a.line == b.line && std::string(a.file) == b.file;
+}
 
-void start_switch([[maybe_unused]] void** fake_stack, [[maybe_unused]] const void* stack, [[maybe_unused]] size_t bytes) {
+void start_switch([[maybe_unused]] void** fake_stack, [[maybe_unused]] const void* stack,
+                  [[maybe_unused]] size_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(fake_stack, stack, bytes);
 #endif
 }
 
-void finish_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void** from, [[maybe_unused]] size_t* bytes) {
+void finish_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void** from,
+                   [[maybe_unused]] size_t* bytes) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(fake_stack, from, bytes);
 #endif
@@ -154,7 +164,8 @@ void wait_as(State state) {
   Fiber& fiber = block.fibers[block.current];
   fiber.state = state;
   void* fake_stack = nullptr;
-  start_switch(state == State::kFinished ? nullptr : &fake_stack, block.scheduler_stack, block.scheduler_stack_bytes);
+  start_switch(state == State::kFinished ? nullptr : &fake_stack, block.scheduler_stack,
+               block.scheduler_stack_bytes);
   fiber.context.switch_to(block.scheduler);
   finish_switch(fake_stack, &block.scheduler_stack, &block.scheduler_stack_bytes);
 }
@@ -176,9 +187,10 @@ bool release_warp(unsigned warp) {
     bool complete = true;
     for (unsigned lane = 0; lane < kLanes; ++lane) {
       if (!(one.mask >> lane & 1u)) continue;
-      const bool there = first + lane < last && block.fibers[first + lane].state == State::kInExchange;
-      complete =
-          complete && there && block.fibers[first + lane].mask == one.mask && same_place(block.fibers[first + lane].place, one.place);
+      const bool there =
+          first + lane < last && block.fibers[first + lane].state == State::kInExchange;
+      complete = complete && there && block.fibers[first + lane].mask == one.mask &&
+                 same_place(block.fibers[first + lane].place, one.place);
     }
     if (!complete) continue;
     const unsigned mask = one.mask;
@@ -204,7 +216,8 @@ bool release_block() {
 
 bool release() {
   bool released = release_block();
-  for (unsigned warp = 0; warp < block.warps.size(); ++warp) released = release_warp(warp) || released;
+  for (unsigned warp = 0; warp < block.warps.size(); ++warp)
+    released = release_warp(warp) || released;
   return released;
 }
 
@@ -220,7 +233,8 @@ struct Order {
     const std::string order = wish == nullptr ? "forward" : wish;
     if (order == "reverse") std::reverse(threads.begin(), threads.end());
     shuffles = order != "reverse" && order != "forward";
-    if (shuffles) generator.seed(static_cast<unsigned>(std::strtoul(order.c_str(), nullptr, 10)) + 1u);
+    if (shuffles)
+      generator.seed(static_cast<unsigned>(std::strtoul(order.c_str(), nullptr, 10)) + 1u);
   }
   void next() {
     if (shuffles) std::shuffle(threads.begin(), threads.end(), generator);
@@ -228,14 +242,16 @@ struct Order {
 };
 
 bool all_finished() {
-  return std::all_of(block.fibers.begin(), block.fibers.end(), [](const Fiber& fiber) { return fiber.state == State::kFinished; });
+  return std::all_of(block.fibers.begin(), block.fibers.end(),
+                     [](const Fiber& fiber) { return fiber.state == State::kFinished; });
 }
 
 std::string deadlock() {
   std::string message = "block " + std::to_string(blockIdx.x) + " cannot go on: " + describe(0);
   for (unsigned thread = 1; thread < block.threads; ++thread) {
     const Fiber &one = block.fibers[thread], &first = block.fibers[0];
-    const bool alike = one.state == first.state && (one.state == State::kFinished || same_place(one.place, first.place));
+    const bool alike = one.state == first.state &&
+                       (one.state == State::kFinished || same_place(one.place, first.place));
     if (!alike || one.state == State::kInExchange) return message + "; " + describe(thread);
   }
   return message;
@@ -248,7 +264,8 @@ bool run_block(Order& order) {
     fiber.state = State::kRunning;
     fiber.place = {nullptr, 0};
   }
-  std::fill(block.shared.begin(), block.shared.end(), static_cast<char>(0xff));  // NaN: nothing may rest on what a block finds
+  std::fill(block.shared.begin(), block.shared.end(),
+            static_cast<char>(0xff));  // NaN: nothing may rest on what a block finds
   while (!all_finished()) {
     order.next();
     for (unsigned thread : order.threads) {
@@ -268,9 +285,11 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const Kernel& kernel) {
   const std::lock_guard<std::mutex> guard(one_launch);
   const unsigned threads = config.blockDim.x;
   const size_t allowed = std::exchange(block.allowed_shared, kSharedWithoutOptIn);
-  if (threads == 0 || threads > 1024 || config.gridDim.x == 0 || config.dynamicSmemBytes > allowed || allowed > kSharedAtMost) {
-    block.error = "invalid configuration: " + std::to_string(config.gridDim.x) + " blocks of " + std::to_string(threads) + " threads, " +
-                  std::to_string(config.dynamicSmemBytes) + " bytes of dynamic shared memory";
+  if (threads == 0 || threads > 1024 || config.gridDim.x == 0 ||
+      config.dynamicSmemBytes > allowed || allowed > kSharedAtMost) {
+    block.error = "invalid configuration: " + std::to_string(config.gridDim.x) + " blocks of " +
+                  std::to_string(threads) + " threads, " + std::to_string(config.dynamicSmemBytes) +
+                  " bytes of dynamic shared memory";
     return cudaErrorInvalidConfiguration;
   }
   block.kernel = kernel;
@@ -293,7 +312,9 @@ void* dynamic_shared() {
   return reinterpret_cast<void*>((begin + kExchangeBytes - 1) / kExchangeBytes * kExchangeBytes);
 }
 
-void allow_dynamic_shared(size_t bytes) { block.allowed_shared = std::max(bytes, kSharedWithoutOptIn); }
+void allow_dynamic_shared(size_t bytes) {
+  block.allowed_shared = std::max(bytes, kSharedWithoutOptIn);
+}
 
 const char* last_error() { return block.error.c_str(); }
 

@@ -1,4 +1,6 @@
-"""The shim that runs CUDA sources on the host: what it computes, and that it reports what would hang or be undefined on a GPU."""
+"""The shim that runs CUDA sources on the host: what it computes, and that it reports what would
+hang or be undefined on a GPU.
+"""
 
 import ctypes
 import shutil
@@ -19,7 +21,9 @@ def run(tmp_path_factory):
     library = tmp_path_factory.mktemp("shim") / "samples.so"
     folder = Path(__file__).parent
     sources = [str(folder / "sample_kernels.cu"), str(folder / "scheduler.cpp")]
-    subprocess.run([*build.command(), "-shared", "-x", "c++", *sources, "-o", str(library)], check=True)
+    subprocess.run(
+        [*build.command(), "-shared", "-x", "c++", *sources, "-o", str(library)], check=True
+    )
     function = ctypes.CDLL(str(library)).run
     function.restype = ctypes.c_char_p
 

@@ -1,5 +1,6 @@
-// Runs the CPU kernels over odd shapes, against plain double arithmetic, in buffers of exactly the size they need. Built with the address
-// and undefined-behaviour sanitizers by test_sanitizers.py. Exit status 0: every check held. The instruction set is printed first.
+// Runs the CPU kernels over odd shapes, against plain double arithmetic, in buffers of exactly the
+// size they need. Built with the address and undefined-behaviour sanitizers by test_sanitizers.py.
+// Exit status 0: every check held. The instruction set is printed first.
 
 #include <algorithm>
 #include <cmath>
@@ -77,20 +78,33 @@ void fill_plain(const Problem& problem, Data* data) {
     const bool empty_row = problem.flags && problem.rows > 1 && i / problem.positions == 1;
     if (problem.flags) data->valid[i] = !empty_row && random_uniform() < 0.7;
     if (problem.flags) data->maskable[i] = data->valid[i] && random_uniform() < 0.6;
-    if (random_uniform() < problem.density) data->plain[i] = static_cast<float>(-std::log(1.0 - random_uniform()) + 0.1);
+    if (random_uniform() < problem.density)
+      data->plain[i] = static_cast<float>(-std::log(1.0 - random_uniform()) + 0.1);
     if (!data->valid[i]) data->plain[i] = kNaN;
   }
-  if (problem.poison) data->plain[0] = data->valid[0] ? std::numeric_limits<float>::infinity() : kNaN;
+  if (problem.poison)
+    data->plain[0] = data->valid[0] ? std::numeric_limits<float>::infinity() : kNaN;
 }
 
 void fill_dense(const Problem& problem, Data* data) {
-  const int64_t rows = problem.rows, positions = problem.positions, step = problem.layout == Layout::strided ? 3 : 1;
+  const int64_t rows = problem.rows, positions = problem.positions,
+                step = problem.layout == Layout::strided ? 3 : 1;
   const bool transposed = problem.layout == Layout::transposed;
-  const int64_t stride_row = transposed ? 1 : positions * step, stride_position = transposed ? rows : step;
+  const int64_t stride_row = transposed ? 1 : positions * step,
+                stride_position = transposed ? rows : step;
   data->values = exactly<float>((rows - 1) * stride_row + (positions - 1) * stride_position + 1);
   for (int64_t b = 0; b < rows; ++b)
-    for (int64_t l = 0; l < positions; ++l) data->values[b * stride_row + l * stride_position] = data->plain[b * positions + l];
-  data->view = {data->values.get(), mam::DType::float32, rows, positions, stride_row, stride_position, nullptr, nullptr, false};
+    for (int64_t l = 0; l < positions; ++l)
+      data->values[b * stride_row + l * stride_position] = data->plain[b * positions + l];
+  data->view = {data->values.get(),
+                mam::DType::float32,
+                rows,
+                positions,
+                stride_row,
+                stride_position,
+                nullptr,
+                nullptr,
+                false};
 }
 
 void fill_sparse(const Problem& problem, Data* data) {
@@ -110,11 +124,14 @@ void fill_sparse(const Problem& problem, Data* data) {
   const bool index64 = problem.layout == Layout::csr64;
   data->crow64 = exactly<int64_t>(rows + 1), data->col64 = exactly<int64_t>(size);
   data->crow32 = exactly<int32_t>(rows + 1), data->col32 = exactly<int32_t>(size);
-  for (size_t i = 0; i < crow.size(); ++i) data->crow64[i] = crow[i], data->crow32[i] = static_cast<int32_t>(crow[i]);
-  for (size_t i = 0; i < col.size(); ++i) data->col64[i] = col[i], data->col32[i] = static_cast<int32_t>(col[i]);
+  for (size_t i = 0; i < crow.size(); ++i)
+    data->crow64[i] = crow[i], data->crow32[i] = static_cast<int32_t>(crow[i]);
+  for (size_t i = 0; i < col.size(); ++i)
+    data->col64[i] = col[i], data->col32[i] = static_cast<int32_t>(col[i]);
   const void* offsets = index64 ? static_cast<const void*>(data->crow64.get()) : data->crow32.get();
   const void* columns = index64 ? static_cast<const void*>(data->col64.get()) : data->col32.get();
-  data->view = {data->values.get(), mam::DType::float32, rows, positions, 0, 0, offsets, columns, index64};
+  data->view = {
+      data->values.get(), mam::DType::float32, rows, positions, 0, 0, offsets, columns, index64};
 }
 
 void fill_flags(const Problem& problem, Data* data) {
@@ -122,11 +139,13 @@ void fill_flags(const Problem& problem, Data* data) {
   const int64_t rows = problem.rows, positions = problem.positions;
   const bool transposed = problem.layout == Layout::transposed;
   const int64_t stride_row = transposed ? 1 : positions, stride_position = transposed ? rows : 1;
-  data->valid_exact = exactly<uint8_t>(rows * positions), data->maskable_exact = exactly<uint8_t>(rows * positions);
+  data->valid_exact = exactly<uint8_t>(rows * positions),
+  data->maskable_exact = exactly<uint8_t>(rows * positions);
   for (int64_t b = 0; b < rows; ++b)
     for (int64_t l = 0; l < positions; ++l) {
       data->valid_exact[b * stride_row + l * stride_position] = data->valid[b * positions + l];
-      data->maskable_exact[b * stride_row + l * stride_position] = data->maskable[b * positions + l];
+      data->maskable_exact[b * stride_row + l * stride_position] =
+          data->maskable[b * positions + l];
     }
   data->valid_view = {data->valid_exact.get(), stride_row, stride_position};
   data->maskable_view = {data->maskable_exact.get(), stride_row, stride_position};
@@ -143,7 +162,8 @@ Data make(const Problem& problem) {
   fill_flags(problem, &data);
   const int64_t slopes = problem.latents * problem.heads;
   data.slope = exactly<float>(slopes);
-  for (int64_t s = 0; s < slopes; ++s) data.slope[s] = static_cast<float>((2 * random_uniform() - 1) * problem.steepness);
+  for (int64_t s = 0; s < slopes; ++s)
+    data.slope[s] = static_cast<float>((2 * random_uniform() - 1) * problem.steepness);
   return data;
 }
 
@@ -154,27 +174,35 @@ bool close(float got, double wanted, double margin) {
 }
 
 // log M, mean and variance of one row in double, two passes.
-void check_moments(const Problem& problem, const Data& data, int64_t row, int64_t s, float log_partition, float mean, float variance) {
+void check_moments(const Problem& problem, const Data& data, int64_t row, int64_t s,
+                   float log_partition, float mean, float variance) {
   const double alpha = data.slope[s];
   double largest = -kInf, m = 0, m1 = 0, m2 = 0;
   const auto each = [&](const auto& body) {
     for (int64_t l = 0; l < problem.positions; ++l)
-      if (data.valid[row * problem.positions + l]) body(static_cast<double>(data.plain[row * problem.positions + l]));
+      if (data.valid[row * problem.positions + l])
+        body(static_cast<double>(data.plain[row * problem.positions + l]));
   };
   bool finite = true;
   each([&](double x) { largest = std::max(largest, alpha * x), finite &= std::isfinite(x); });
-  if (!finite) return expect(std::isnan(log_partition) && std::isnan(mean) && std::isnan(variance), problem.name + ": poisoned row");
-  each([&](double x) { m += std::exp(alpha * x - largest), m1 += std::exp(alpha * x - largest) * x; });
+  if (!finite)
+    return expect(std::isnan(log_partition) && std::isnan(mean) && std::isnan(variance),
+                  problem.name + ": poisoned row");
+  each([&](double x) {
+    m += std::exp(alpha * x - largest), m1 += std::exp(alpha * x - largest) * x;
+  });
   each([&](double x) { m2 += std::exp(alpha * x - largest) * (x - m1 / m) * (x - m1 / m); });
   const bool empty = m == 0;
-  expect(close(log_partition, empty ? -kInf : largest + std::log(m), 1e-6), problem.name + ": log-partition");
+  expect(close(log_partition, empty ? -kInf : largest + std::log(m), 1e-6),
+         problem.name + ": log-partition");
   expect(close(mean, empty ? 0 : m1 / m, 1e-6), problem.name + ": mean");
   expect(close(variance, empty ? 0 : m2 / m, 2e-6), problem.name + ": variance");
 }
 
 // Of one row: the number drawn, only where allowed, and every drawn key before every other.
-void check_draw(const std::string& name, const float* weight, const uint8_t* allowed, int64_t positions, int64_t k, uint64_t seed,
-                uint32_t id, const mam::Weighting& weighting, const uint8_t* mask) {
+void check_draw(const std::string& name, const float* weight, const uint8_t* allowed,
+                int64_t positions, int64_t k, uint64_t seed, uint32_t id,
+                const mam::Weighting& weighting, const uint8_t* mask) {
   std::vector<double> key(static_cast<size_t>(positions), kInf);
   double largest = 0, last_drawn = 0, first_left = kInf;
   int64_t drawable = 0, drawn = 0;
@@ -185,9 +213,11 @@ void check_draw(const std::string& name, const float* weight, const uint8_t* all
     expect(mask[l] <= 1 && (can(l) || !mask[l]), name + ": drew what cannot be drawn");
     drawn += mask[l];
     if (!can(l)) continue;
-    const double ratio = (static_cast<double>(weight[l]) + weighting.eps) / (largest + weighting.eps);
+    const double ratio =
+        (static_cast<double>(weight[l]) + weighting.eps) / (largest + weighting.eps);
     const uint32_t bits = mam::philox(seed, static_cast<uint32_t>(l >> 2), id, 3, 0).word[l & 3];
-    const double relative = std::max(std::pow(ratio, static_cast<double>(weighting.inverse_temperature)), 1e-37);
+    const double relative =
+        std::max(std::pow(ratio, static_cast<double>(weighting.inverse_temperature)), 1e-37);
     key[static_cast<size_t>(l)] = -std::log1p(-static_cast<double>(mam::uniform(bits))) / relative;
     if (mask[l]) last_drawn = std::max(last_drawn, key[static_cast<size_t>(l)]);
     if (!mask[l]) first_left = std::min(first_left, key[static_cast<size_t>(l)]);
@@ -198,29 +228,35 @@ void check_draw(const std::string& name, const float* weight, const uint8_t* all
 
 void check_value_mask(const Problem& problem, const mam::Weighting& weighting, int threads) {
   Data data = make(problem);
-  const int64_t rows = problem.rows, positions = problem.positions, slopes = problem.latents * problem.heads;
-  auto log_partition = exactly<float>(rows * slopes), mean = exactly<float>(rows * slopes), variance = exactly<float>(rows * slopes);
+  const int64_t rows = problem.rows, positions = problem.positions,
+                slopes = problem.latents * problem.heads;
+  auto log_partition = exactly<float>(rows * slopes), mean = exactly<float>(rows * slopes),
+       variance = exactly<float>(rows * slopes);
   auto importance = exactly<float>(rows * positions);
   auto mask = exactly<uint8_t>(rows * positions);
   auto num_masked = exactly<int32_t>(rows);
-  for (int64_t b = 0; b < rows; ++b) num_masked[b] = static_cast<int32_t>(b % 4 == 3 ? positions + 5 : b % 4 * positions / 4);
+  for (int64_t b = 0; b < rows; ++b)
+    num_masked[b] = static_cast<int32_t>(b % 4 == 3 ? positions + 5 : b % 4 * positions / 4);
   auto latents = exactly<int64_t>(2);
   latents[0] = 0, latents[1] = problem.latents - 1;
   const int64_t num_chosen = problem.latents > 1 ? 2 : 1;
   const uint64_t seed = 0x123456789abcdefull;
   const mam::Draw draw{seed, 3, nullptr, nullptr, nullptr, 0};
-  mam::cpu::value_mask(data.view, data.valid_view, data.maskable_view, data.slope.get(), problem.latents, problem.heads, latents.get(),
-                       num_chosen, num_masked.get(), draw, weighting, mask.get(), importance.get(),
+  mam::cpu::value_mask(data.view, data.valid_view, data.maskable_view, data.slope.get(),
+                       problem.latents, problem.heads, latents.get(), num_chosen, num_masked.get(),
+                       draw, weighting, mask.get(), importance.get(),
                        {log_partition.get(), mean.get(), variance.get()}, nullptr, {0, threads});
   for (int64_t b = 0; b < rows; ++b) {
     for (int64_t s = 0; s < slopes; ++s)
-      check_moments(problem, data, b, s, log_partition[b * slopes + s], mean[b * slopes + s], variance[b * slopes + s]);
+      check_moments(problem, data, b, s, log_partition[b * slopes + s], mean[b * slopes + s],
+                    variance[b * slopes + s]);
     for (int64_t l = 0; l < positions; ++l) {
       double wanted = 0;
       for (int64_t i = 0; i < num_chosen; ++i)
         for (int64_t h = 0; h < problem.heads; ++h) {
           const int64_t s = latents[i] * problem.heads + h;
-          wanted += std::exp(static_cast<double>(data.slope[s]) * data.plain[b * positions + l] - log_partition[b * slopes + s]);
+          wanted += std::exp(static_cast<double>(data.slope[s]) * data.plain[b * positions + l] -
+                             log_partition[b * slopes + s]);
         }
       if (!data.valid[b * positions + l]) {
         expect(importance[b * positions + l] == 0, problem.name + ": importance of padding");
@@ -228,34 +264,44 @@ void check_value_mask(const Problem& problem, const mam::Weighting& weighting, i
       }
       // the log-partition above is rounded to float32
       const double margin = 1e-6 * (2 + std::fabs(log_partition[b * slopes]) + problem.steepness);
-      if (std::isfinite(wanted)) expect(close(importance[b * positions + l], wanted, margin), problem.name + ": importance");
+      if (std::isfinite(wanted))
+        expect(close(importance[b * positions + l], wanted, margin), problem.name + ": importance");
     }
-    check_draw(problem.name, importance.get() + b * positions, data.maskable.data() + b * positions, positions, num_masked[b], seed,
-               static_cast<uint32_t>(b), weighting, mask.get() + b * positions);
+    check_draw(problem.name, importance.get() + b * positions, data.maskable.data() + b * positions,
+               positions, num_masked[b], seed, static_cast<uint32_t>(b), weighting,
+               mask.get() + b * positions);
   }
 }
 
-void check_select(int64_t rows, int64_t positions, int kind, bool flags, const mam::Weighting& weighting) {
-  const std::string name = "select " + std::to_string(rows) + " x " + std::to_string(positions) + ", weights " + std::to_string(kind);
+void check_select(int64_t rows, int64_t positions, int kind, bool flags,
+                  const mam::Weighting& weighting) {
+  const std::string name = "select " + std::to_string(rows) + " x " + std::to_string(positions) +
+                           ", weights " + std::to_string(kind);
   auto weight = exactly<float>(rows * positions);
   auto valid = exactly<uint8_t>(rows * positions), mask = exactly<uint8_t>(rows * positions);
   auto count = exactly<int32_t>(rows);
   for (int64_t i = 0; i < rows * positions; ++i) {
     const double u = random_uniform();
-    const double choices[] = {u,         1.0,      std::exp(30 * (u - 0.5)),          u < 0.9 ? 0.0 : 1.0,
-                              u * 1e-40, u * 3e38, u < 0.1 ? -1.0 : u < 0.2 ? NAN : u};
+    const double choices[] = {
+        u,         1.0,      std::exp(30 * (u - 0.5)),          u < 0.9 ? 0.0 : 1.0,
+        u * 1e-40, u * 3e38, u < 0.1 ? -1.0 : u < 0.2 ? NAN : u};
     weight[i] = static_cast<float>(choices[kind]);
     valid[i] = !flags || random_uniform() < 0.5;
   }
-  for (int64_t b = 0; b < rows; ++b) count[b] = static_cast<int32_t>(b == 0 ? positions / 3 : b == 1 ? 0 : b == 2 ? 1 : positions + 1);
+  for (int64_t b = 0; b < rows; ++b)
+    count[b] = static_cast<int32_t>(b == 0   ? positions / 3
+                                    : b == 1 ? 0
+                                    : b == 2 ? 1
+                                             : positions + 1);
   const uint64_t seed = ~0ull;
   const mam::Draw draw{seed, 3, nullptr, nullptr, nullptr, 0};
-  const mam::Values view{weight.get(), mam::DType::float32, rows, positions, positions, 1, nullptr, nullptr, false};
+  const mam::Values view{
+      weight.get(), mam::DType::float32, rows, positions, positions, 1, nullptr, nullptr, false};
   const mam::Flags flag_view{flags ? valid.get() : nullptr, positions, 1};
   mam::cpu::select(view, flag_view, count.get(), draw, weighting, mask.get(), nullptr, {0, 2});
   for (int64_t b = 0; b < rows; ++b)
-    check_draw(name, weight.get() + b * positions, valid.get() + b * positions, positions, count[b], seed, static_cast<uint32_t>(b),
-               weighting, mask.get() + b * positions);
+    check_draw(name, weight.get() + b * positions, valid.get() + b * positions, positions, count[b],
+               seed, static_cast<uint32_t>(b), weighting, mask.get() + b * positions);
 }
 
 // The draw in one pass gives the bits of the general one, or says that it does not.
@@ -275,11 +321,15 @@ bool sampled(int64_t position, int64_t positions) {
   return false;
 }
 
-void check_fused_row(const FusedRow& kind, int64_t positions, int64_t k, bool flags, float eps, uint32_t step, int64_t* drawn) {
-  const std::string name = kind.name + ", " + std::to_string(k) + " of " + std::to_string(positions);
+void check_fused_row(const FusedRow& kind, int64_t positions, int64_t k, bool flags, float eps,
+                     uint32_t step, int64_t* drawn) {
+  const std::string name =
+      kind.name + ", " + std::to_string(k) + " of " + std::to_string(positions);
   auto weight = exactly<float>(positions);
-  auto valid = exactly<uint8_t>(positions), mask = exactly<uint8_t>(positions), wanted = exactly<uint8_t>(positions);
-  auto keys = exactly<int32_t>(positions + mam::cpu::kPadding), scratch = exactly<int32_t>(2 * (positions + mam::cpu::kPadding));
+  auto valid = exactly<uint8_t>(positions), mask = exactly<uint8_t>(positions),
+       wanted = exactly<uint8_t>(positions);
+  auto keys = exactly<int32_t>(positions + mam::cpu::kPadding),
+       scratch = exactly<int32_t>(2 * (positions + mam::cpu::kPadding));
   for (int64_t l = 0; l < positions; ++l) {
     weight[l] = static_cast<float>(kind.weight(l, positions));
     valid[l] = random_uniform() < 0.9;
@@ -288,13 +338,16 @@ void check_fused_row(const FusedRow& kind, int64_t positions, int64_t k, bool fl
   const mam::cpu::RowDraw draw{7, 1, step, 0};
   const mam::Weighting weighting{eps, 1.0f};
   const uint8_t* const given = flags ? valid.get() : nullptr;
-  const int64_t drawable = kernels.race(weight.get(), given, positions, draw, weighting, keys.get());
+  const int64_t drawable =
+      kernels.race(weight.get(), given, positions, draw, weighting, keys.get());
   k = std::min(k, drawable - 1);
   if (k < 1) return;
   const int32_t threshold = kernels.threshold(keys.get(), positions, drawable, k, scratch.get());
   kernels.mark(keys.get(), positions, threshold, k, wanted.get());
   std::fill_n(keys.get(), positions, -1);
-  if (!kernels.draw_fused(weight.get(), given, positions, k, draw, weighting, keys.get(), scratch.get(), mask.get())) return;
+  if (!kernels.draw_fused(weight.get(), given, positions, k, draw, weighting, keys.get(),
+                          scratch.get(), mask.get()))
+    return;
   ++*drawn;
   expect(std::equal(mask.get(), mask.get() + positions, wanted.get()), "draw in one pass, " + name);
 }
@@ -308,14 +361,18 @@ void check_fused() {
       {"log-normal", 0.45, 1, [=](int64_t, int64_t) { return std::exp(normal()); }},
       {"wide", 0, 0.5, [](int64_t, int64_t) { return std::exp(60 * (random_uniform() - 0.5)); }},
       {"two values", 0.3, 1, [](int64_t, int64_t) { return random_uniform() < 0.5 ? 1.0 : 1e-3; }},
-      {"in order", 0.9, 1, [](int64_t l, int64_t positions) { return 1.0 + static_cast<double>(l) / static_cast<double>(positions); }},
+      {"in order", 0.9, 1,
+       [](int64_t l, int64_t positions) {
+         return 1.0 + static_cast<double>(l) / static_cast<double>(positions);
+       }},
       {"one large", 0.01, 1, [](int64_t l, int64_t) { return l == 1000 ? 1e4 : random_uniform(); }},
       {"some not drawable", 0.4, 1,
        [](int64_t l, int64_t) {
          const double odd[] = {NAN, kInf, -kInf, -1.0, 0.0, -0.0, -1e-9, 1e-42};
          return random_uniform() < 0.1 ? odd[l % 8] : 1 + random_uniform();
        }},
-      {"misleading", 0, 0.3, [](int64_t l, int64_t positions) { return sampled(l, positions) ? 1.0 : 1e-3; }},
+      {"misleading", 0, 0.3,
+       [](int64_t l, int64_t positions) { return sampled(l, positions) ? 1.0 : 1e-3; }},
       {"too small", 0, 0, [](int64_t, int64_t) { return 1e-13 * random_uniform(); }},
       {"too large", 0, 0, [](int64_t, int64_t) { return 1e13 * (1 + random_uniform()); }},
   };
@@ -325,21 +382,24 @@ void check_fused() {
       for (const double share : {0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.8})
         for (const bool flags : {false, true})
           for (const float eps : {0.0f, 1e-15f, 0.3f}) {
-            const bool small = kind.name == "too small";  // only where eps does not lift the weights
-            check_fused_row(kind, positions, 1 + static_cast<int64_t>(share * static_cast<double>(positions)), flags, small ? 0.0f : eps,
-                            static_cast<uint32_t>(rows), &drawn);
+            const bool small =
+                kind.name == "too small";  // only where eps does not lift the weights
+            check_fused_row(kind, positions,
+                            1 + static_cast<int64_t>(share * static_cast<double>(positions)), flags,
+                            small ? 0.0f : eps, static_cast<uint32_t>(rows), &drawn);
             ++rows;
           }
     const double part = static_cast<double>(drawn) / static_cast<double>(rows);
-    expect(part >= kind.least_drawn && part <= kind.most_drawn, kind.name + ": drawn in one pass " + std::to_string(part));
+    expect(part >= kind.least_drawn && part <= kind.most_drawn,
+           kind.name + ": drawn in one pass " + std::to_string(part));
   }
   int64_t drawn = 0;
   check_fused_row(kinds[0], 2047, 600, false, 0.0f, 0, &drawn);
   expect(drawn == 0, "short rows take the general way");
 }
 
-// What scalar tokens leave of attention: each function against one line of double arithmetic for each output, and its gradients against
-// differences of that along a random direction.
+// What scalar tokens leave of attention: each function against one line of double arithmetic for
+// each output, and its gradients against differences of that along a random direction.
 using Doubles = std::vector<double>;
 
 struct Sizes {
@@ -369,12 +429,14 @@ Doubles plain_projections(const Sizes& size, const std::vector<Doubles>& p) {
   for (int64_t h = 0; h < size.heads; ++h)
     for (int64_t c = 0; c < width; ++c) {
       double direction = 0;
-      for (int64_t i = h * head; i < (h + 1) * head; ++i) direction += p[5][c * width + i] * product(2 * width + i, p[3]);
+      for (int64_t i = h * head; i < (h + 1) * head; ++i)
+        direction += p[5][c * width + i] * product(2 * width + i, p[3]);
       out.push_back(direction);
     }
   for (int64_t c = 0; c < width; ++c) {
     double constant = 0;
-    for (int64_t i = 0; i < width; ++i) constant += p[5][c * width + i] * (product(2 * width + i, p[4]) + p[2][2 * width + i]);
+    for (int64_t i = 0; i < width; ++i)
+      constant += p[5][c * width + i] * (product(2 * width + i, p[4]) + p[2][2 * width + i]);
     out.push_back(constant);
   }
   return out;
@@ -389,7 +451,8 @@ Doubles plain_context(const Sizes& size, const std::vector<Doubles>& p) {
     for (int64_t n = 0; n < size.latents; ++n)
       for (int64_t c = 0; c < width; ++c) {
         double attended = p[3][c] + (b % 2 ? 0.0 : p[2][c]);
-        for (int64_t h = 0; h < size.heads; ++h) attended += p[0][(b * size.latents + n) * size.heads + h] * p[1][h * width + c];
+        for (int64_t h = 0; h < size.heads; ++h)
+          attended += p[0][(b * size.latents + n) * size.heads + h] * p[1][h * width + c];
         out[b * width + c] += attended / static_cast<double>(size.latents);
         penalty += attended * attended;
       }
@@ -399,20 +462,25 @@ Doubles plain_context(const Sizes& size, const std::vector<Doubles>& p) {
 
 Exact<float> some(int64_t count, double scale) {
   auto out = exactly<float>(count);
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>((2 * random_uniform() - 1) * scale);
+  for (int64_t i = 0; i < count; ++i)
+    out[i] = static_cast<float>((2 * random_uniform() - 1) * scale);
   return out;
 }
 
-Doubles as_doubles(const Exact<float>& from, int64_t count) { return Doubles(from.get(), from.get() + count); }
+Doubles as_doubles(const Exact<float>& from, int64_t count) {
+  return Doubles(from.get(), from.get() + count);
+}
 
-void expect_alike(const Doubles& wanted, size_t from, const Exact<float>& got, int64_t count, const std::string& what) {
-  for (int64_t i = 0; i < count; ++i) expect(close(got[i], wanted[from + static_cast<size_t>(i)], 1e-4), what);
+void expect_alike(const Doubles& wanted, size_t from, const Exact<float>& got, int64_t count,
+                  const std::string& what) {
+  for (int64_t i = 0; i < count; ++i)
+    expect(close(got[i], wanted[from + static_cast<size_t>(i)], 1e-4), what);
 }
 
 // The sum of the outputs, weighted, at inputs moved by `by` along a direction.
 template <typename Function>
-double moved(const Function& function, std::vector<Doubles> inputs, const std::vector<Doubles>& direction, const Doubles& weight,
-             double by) {
+double moved(const Function& function, std::vector<Doubles> inputs,
+             const std::vector<Doubles>& direction, const Doubles& weight, double by) {
   for (size_t i = 0; i < inputs.size(); ++i)
     for (size_t j = 0; j < inputs[i].size(); ++j) inputs[i][j] += by * direction[i][j];
   const Doubles out = function(inputs);
@@ -422,8 +490,9 @@ double moved(const Function& function, std::vector<Doubles> inputs, const std::v
 }
 
 template <typename Function>
-void expect_gradient(const Function& function, const std::vector<Doubles>& inputs, const std::vector<Doubles>& gradient,
-                     const Doubles& weight, const std::string& what) {
+void expect_gradient(const Function& function, const std::vector<Doubles>& inputs,
+                     const std::vector<Doubles>& gradient, const Doubles& weight,
+                     const std::string& what) {
   for (size_t i = 0; i < inputs.size(); ++i) {
     std::vector<Doubles> direction;
     double along = 0, scale = 1e-3;
@@ -436,16 +505,17 @@ void expect_gradient(const Function& function, const std::vector<Doubles>& input
         scale += std::fabs(direction[j][k] * gradient[j][k]);
       }
     }
-    const double step = 1e-4,
-                 wanted =
-                     (moved(function, inputs, direction, weight, step) - moved(function, inputs, direction, weight, -step)) / (2 * step);
+    const double step = 1e-4, wanted = (moved(function, inputs, direction, weight, step) -
+                                        moved(function, inputs, direction, weight, -step)) /
+                                       (2 * step);
     expect(std::fabs(along - wanted) <= 1e-4 * scale, what + std::to_string(i));
   }
 }
 
 void check_projections(const Sizes& size, const std::string& name) {
   const int64_t width = size.width(), heads = size.heads, slopes = size.latents * heads;
-  const int64_t counts[] = {size.latents * width, 3 * width * width, 3 * width, width, width, width * width};
+  const int64_t counts[] = {size.latents * width, 3 * width * width, 3 * width, width, width,
+                            width * width};
   std::vector<Exact<float>> p, g;
   std::vector<Doubles> plain, gradient;
   for (const int64_t count : counts) {
@@ -453,19 +523,29 @@ void check_projections(const Sizes& size, const std::string& name) {
     plain.push_back(as_doubles(p.back(), count));
     g.push_back(exactly<float>(count));
   }
-  auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width), constant = exactly<float>(width);
+  auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width),
+       constant = exactly<float>(width);
   auto folded = exactly<float>(heads * width), unit = exactly<float>(3 * width);
-  const mam::cpu::Projection from{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(), p[5].get(), size.latents, heads, width};
-  mam::cpu::project(from, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()}, 2);
-  const auto function = [&](const std::vector<Doubles>& inputs) { return plain_projections(size, inputs); };
+  const mam::cpu::Projection from{p[0].get(), p[1].get(),   p[2].get(), p[3].get(), p[4].get(),
+                                  p[5].get(), size.latents, heads,      width};
+  mam::cpu::project(from, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()},
+                    2);
+  const auto function = [&](const std::vector<Doubles>& inputs) {
+    return plain_projections(size, inputs);
+  };
   const Doubles wanted = function(plain);
   expect_alike(wanted, 0, slope, slopes, name + ": slope");
-  expect_alike(wanted, static_cast<size_t>(slopes), directions, heads * width, name + ": directions");
-  expect_alike(wanted, static_cast<size_t>(slopes + heads * width), constant, width, name + ": constant");
+  expect_alike(wanted, static_cast<size_t>(slopes), directions, heads * width,
+               name + ": directions");
+  expect_alike(wanted, static_cast<size_t>(slopes + heads * width), constant, width,
+               name + ": constant");
 
-  const auto into_slope = some(slopes, 1.0), into_directions = some(heads * width, 1.0), into_constant = some(width, 1.0);
-  mam::cpu::project_backward(from, folded.get(), unit.get(), {into_slope.get(), into_directions.get(), into_constant.get()},
-                             {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()}, 2);
+  const auto into_slope = some(slopes, 1.0), into_directions = some(heads * width, 1.0),
+             into_constant = some(width, 1.0);
+  mam::cpu::project_backward(
+      from, folded.get(), unit.get(),
+      {into_slope.get(), into_directions.get(), into_constant.get()},
+      {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()}, 2);
   Doubles weight = as_doubles(into_slope, slopes);
   for (const double x : as_doubles(into_directions, heads * width)) weight.push_back(x);
   for (const double x : as_doubles(into_constant, width)) weight.push_back(x);
@@ -474,94 +554,129 @@ void check_projections(const Sizes& size, const std::string& name) {
 }
 
 void check_context(const Sizes& size, const std::string& name) {
-  const int64_t width = size.width(), heads = size.heads, slopes = size.latents * heads, rows = size.rows;
-  auto mean = some(rows * slopes, 1.0), variance = some(rows * slopes, 1.0), occupied = exactly<float>(rows);
-  const auto directions = some(heads * width, 1.0), constant = some(width, 1.0), bias = some(width, 1.0);
+  const int64_t width = size.width(), heads = size.heads, slopes = size.latents * heads,
+                rows = size.rows;
+  auto mean = some(rows * slopes, 1.0), variance = some(rows * slopes, 1.0),
+       occupied = exactly<float>(rows);
+  const auto directions = some(heads * width, 1.0), constant = some(width, 1.0),
+             bias = some(width, 1.0);
   for (int64_t b = 0; b < rows; ++b) occupied[b] = b % 2 ? 0.0f : 1.0f;
-  auto context = exactly<float>(rows * width), penalty = exactly<float>(1), average = exactly<float>(rows * heads);
+  auto context = exactly<float>(rows * width), penalty = exactly<float>(1),
+       average = exactly<float>(rows * heads);
   auto second = exactly<float>(heads * heads), gram = exactly<float>(heads * heads);
-  const mam::cpu::ContextInput from{mean.get(),   variance.get(), occupied.get(), directions.get(), constant.get(), bias.get(), rows,
-                                    size.latents, heads,          width};
-  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()}, 2);
-  const auto function = [&](const std::vector<Doubles>& inputs) { return plain_context(size, inputs); };
-  const std::vector<Doubles> plain = {as_doubles(mean, rows * slopes), as_doubles(directions, heads * width), as_doubles(constant, width),
-                                      as_doubles(bias, width)};
+  const mam::cpu::ContextInput from{
+      mean.get(),     variance.get(), occupied.get(), directions.get(),
+      constant.get(), bias.get(),     rows,           size.latents,
+      heads,          width};
+  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()},
+                    2);
+  const auto function = [&](const std::vector<Doubles>& inputs) {
+    return plain_context(size, inputs);
+  };
+  const std::vector<Doubles> plain = {as_doubles(mean, rows * slopes),
+                                      as_doubles(directions, heads * width),
+                                      as_doubles(constant, width), as_doubles(bias, width)};
   const Doubles wanted = function(plain);
   expect_alike(wanted, 0, context, rows * width, name + ": context");
   expect_alike(wanted, static_cast<size_t>(rows * width), penalty, 1, name + ": penalty");
 
   const auto incoming = some(rows * width, 1.0);
-  auto slope = exactly<float>(slopes), into_directions = exactly<float>(heads * width), into_constant = exactly<float>(width),
-       into_bias = exactly<float>(width);
-  mam::cpu::context_backward(from, average.get(), second.get(), gram.get(), incoming.get(), 0.3f,
-                             {slope.get(), into_directions.get(), into_constant.get(), into_bias.get()}, 2);
+  auto slope = exactly<float>(slopes), into_directions = exactly<float>(heads * width),
+       into_constant = exactly<float>(width), into_bias = exactly<float>(width);
+  mam::cpu::context_backward(
+      from, average.get(), second.get(), gram.get(), incoming.get(), 0.3f,
+      {slope.get(), into_directions.get(), into_constant.get(), into_bias.get()}, 2);
   Doubles weight = as_doubles(incoming, rows * width);
   weight.push_back(0.3f);
   // a slope moves the means of all cells, each by its variance
   const auto of_slopes = [&](const std::vector<Doubles>& inputs) {
     std::vector<Doubles> with_means = {plain[0], inputs[1], inputs[2], inputs[3]};
-    for (int64_t i = 0; i < rows * slopes; ++i) with_means[0][i] += inputs[0][i % slopes] * variance[i];
+    for (int64_t i = 0; i < rows * slopes; ++i)
+      with_means[0][i] += inputs[0][i % slopes] * variance[i];
     return plain_context(size, with_means);
   };
-  expect_gradient(of_slopes, {Doubles(static_cast<size_t>(slopes), 0.0), plain[1], plain[2], plain[3]},
-                  {as_doubles(slope, slopes), as_doubles(into_directions, heads * width), as_doubles(into_constant, width),
-                   as_doubles(into_bias, width)},
+  expect_gradient(of_slopes,
+                  {Doubles(static_cast<size_t>(slopes), 0.0), plain[1], plain[2], plain[3]},
+                  {as_doubles(slope, slopes), as_doubles(into_directions, heads * width),
+                   as_doubles(into_constant, width), as_doubles(into_bias, width)},
                   weight, name + ": gradient of input ");
 }
 
 template <typename T>
 void expect_same(const T* one, const T* other, int64_t count, const std::string& what) {
-  for (int64_t i = 0; i < count; ++i) expect(one[i] == other[i] || (one[i] != one[i] && other[i] != other[i]), what);
+  for (int64_t i = 0; i < count; ++i)
+    expect(one[i] == other[i] || (one[i] != one[i] && other[i] != other[i]), what);
 }
 
 // The whole step in one call against its parts, one after the other: the same bits.
 void check_step(const Problem& problem, bool visible, bool drawn, int threads) {
-  const int64_t rows = problem.rows, positions = problem.positions, latents = problem.latents, heads = problem.heads, head = 3;
+  const int64_t rows = problem.rows, positions = problem.positions, latents = problem.latents,
+                heads = problem.heads, head = 3;
   const int64_t width = heads * head, slopes = latents * heads, num_chosen = (latents + 1) / 2;
   const std::string name = problem.name + (visible ? ", visible" : "") + (drawn ? ", drawn" : "");
   Data data = make(problem);
-  const int64_t counts[] = {latents * width, 3 * width * width, 3 * width, width, width, width * width};
+  const int64_t counts[] = {latents * width, 3 * width * width, 3 * width, width,
+                            width,           width * width};
   std::vector<Exact<float>> p, g, h;
-  for (const int64_t count : counts) p.push_back(some(count, 0.5)), g.push_back(exactly<float>(count)), h.push_back(exactly<float>(count));
+  for (const int64_t count : counts)
+    p.push_back(some(count, 0.5)), g.push_back(exactly<float>(count)),
+        h.push_back(exactly<float>(count));
   const auto out_bias = some(width, 1.0);
-  const mam::cpu::Projection parameters{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(), p[5].get(), latents, heads, width};
+  const mam::cpu::Projection parameters{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(),
+                                        p[5].get(), latents,    heads,      width};
   const mam::Draw draw{99, 3, nullptr, nullptr, nullptr, mam::kStreamPositions};
   const mam::Weighting weighting{1e-8f, 1.0f};
 
   // the parts
   auto latent = exactly<int64_t>(num_chosen);
   if (drawn) {
-    mam::cpu::draw_latents(latents, num_chosen, {99, 3, nullptr, nullptr, nullptr, mam::kStreamLatents}, latent.get(), {0, 1});
+    mam::cpu::draw_latents(latents, num_chosen,
+                           {99, 3, nullptr, nullptr, nullptr, mam::kStreamLatents}, latent.get(),
+                           {0, 1});
   } else {
     for (int64_t i = 0; i < num_chosen; ++i) latent[i] = latents - 1 - i;
   }
   auto num_masked = exactly<int32_t>(rows);
   for (int64_t b = 0; b < rows; ++b) {
-    const int64_t maskable = std::count(data.maskable.begin() + b * positions, data.maskable.begin() + (b + 1) * positions, 1);
+    const int64_t maskable = std::count(data.maskable.begin() + b * positions,
+                                        data.maskable.begin() + (b + 1) * positions, 1);
     num_masked[b] = static_cast<int32_t>(0.4 * static_cast<double>(maskable));
   }
-  auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width), constant = exactly<float>(width);
+  auto slope = exactly<float>(slopes), directions = exactly<float>(heads * width),
+       constant = exactly<float>(width);
   auto folded = exactly<float>(heads * width), unit = exactly<float>(3 * width);
-  mam::cpu::project(parameters, {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()}, 1);
-  auto log_partition = exactly<float>(rows * slopes), mean = exactly<float>(rows * slopes), variance = exactly<float>(rows * slopes);
+  mam::cpu::project(parameters,
+                    {slope.get(), directions.get(), constant.get(), folded.get(), unit.get()}, 1);
+  auto log_partition = exactly<float>(rows * slopes), mean = exactly<float>(rows * slopes),
+       variance = exactly<float>(rows * slopes);
   auto importance = exactly<float>(rows * positions), occupied = exactly<float>(rows);
   auto mask = exactly<uint8_t>(rows * positions), left = exactly<uint8_t>(rows * positions);
   const mam::Moments moments{log_partition.get(), mean.get(), variance.get()};
-  mam::cpu::value_mask(data.view, data.valid_view, data.maskable_view, slope.get(), latents, heads, latent.get(), num_chosen,
-                       num_masked.get(), draw, weighting, mask.get(), importance.get(), moments, nullptr, {0, 1});
+  mam::cpu::value_mask(data.view, data.valid_view, data.maskable_view, slope.get(), latents, heads,
+                       latent.get(), num_chosen, num_masked.get(), draw, weighting, mask.get(),
+                       importance.get(), moments, nullptr, {0, 1});
   for (int64_t i = 0; i < rows * positions; ++i) left[i] = data.valid[i] && !(visible && mask[i]);
-  if (visible) mam::cpu::value_attention(data.view, {left.get(), positions, 1}, slope.get(), slopes, moments, nullptr, {0, 1});
-  for (int64_t b = 0; b < rows; ++b) occupied[b] = std::count(left.get() + b * positions, left.get() + (b + 1) * positions, 1) > 0;
-  auto context = exactly<float>(rows * width), penalty = exactly<float>(1), average = exactly<float>(rows * heads);
+  if (visible)
+    mam::cpu::value_attention(data.view, {left.get(), positions, 1}, slope.get(), slopes, moments,
+                              nullptr, {0, 1});
+  for (int64_t b = 0; b < rows; ++b)
+    occupied[b] = std::count(left.get() + b * positions, left.get() + (b + 1) * positions, 1) > 0;
+  auto context = exactly<float>(rows * width), penalty = exactly<float>(1),
+       average = exactly<float>(rows * heads);
   auto second = exactly<float>(heads * heads), gram = exactly<float>(heads * heads);
-  const mam::cpu::ContextInput from{mean.get(), variance.get(), occupied.get(), directions.get(), constant.get(), out_bias.get(), rows,
-                                    latents,    heads,          width};
-  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()}, 1);
+  const mam::cpu::ContextInput from{
+      mean.get(),     variance.get(), occupied.get(), directions.get(),
+      constant.get(), out_bias.get(), rows,           latents,
+      heads,          width};
+  mam::cpu::context(from, {context.get(), penalty.get(), average.get(), second.get(), gram.get()},
+                    1);
 
   // the step
   auto mask_of_step = exactly<uint8_t>(rows * positions);
-  auto importance_of_step = exactly<float>(rows * positions), context_of_step = exactly<float>(rows * width);
-  auto penalty_of_step = exactly<float>(1), state = exactly<float>(mam::cpu::State::size(rows, latents, heads, width));
+  auto importance_of_step = exactly<float>(rows * positions),
+       context_of_step = exactly<float>(rows * width);
+  auto penalty_of_step = exactly<float>(1),
+       state = exactly<float>(mam::cpu::State::size(rows, latents, heads, width));
   const mam::cpu::Step step{parameters,
                             out_bias.get(),
                             data.view,
@@ -574,7 +689,9 @@ void check_step(const Problem& problem, bool visible, bool drawn, int threads) {
                             draw,
                             weighting,
                             visible};
-  mam::cpu::masking_step(step, {mask_of_step.get(), importance_of_step.get(), context_of_step.get(), penalty_of_step.get(), state.get()},
+  mam::cpu::masking_step(step,
+                         {mask_of_step.get(), importance_of_step.get(), context_of_step.get(),
+                          penalty_of_step.get(), state.get()},
                          threads);
   expect_same(mask_of_step.get(), mask.get(), rows * positions, name + ": mask");
   expect_same(importance_of_step.get(), importance.get(), rows * positions, name + ": importance");
@@ -584,15 +701,21 @@ void check_step(const Problem& problem, bool visible, bool drawn, int threads) {
 
   // their gradients
   const auto incoming = some(rows * width, 1.0), of_penalty = some(1, 1.0);
-  auto d_slope = exactly<float>(slopes), d_directions = exactly<float>(heads * width), d_constant = exactly<float>(width),
-       d_bias = exactly<float>(width), d_bias_of_step = exactly<float>(width);
-  mam::cpu::context_backward(from, average.get(), second.get(), gram.get(), incoming.get(), of_penalty[0],
-                             {d_slope.get(), d_directions.get(), d_constant.get(), d_bias.get()}, 1);
-  mam::cpu::project_backward(parameters, folded.get(), unit.get(), {d_slope.get(), d_directions.get(), d_constant.get()},
-                             {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()}, 1);
-  mam::cpu::masking_step_backward(parameters, out_bias.get(), rows, state.get(), {incoming.get(), of_penalty.get()},
-                                  {h[0].get(), h[1].get(), h[2].get(), h[3].get(), h[4].get(), h[5].get()}, d_bias_of_step.get(), threads);
-  for (size_t i = 0; i < g.size(); ++i) expect_same(h[i].get(), g[i].get(), counts[i], name + ": gradient of parameter");
+  auto d_slope = exactly<float>(slopes), d_directions = exactly<float>(heads * width),
+       d_constant = exactly<float>(width), d_bias = exactly<float>(width),
+       d_bias_of_step = exactly<float>(width);
+  mam::cpu::context_backward(
+      from, average.get(), second.get(), gram.get(), incoming.get(), of_penalty[0],
+      {d_slope.get(), d_directions.get(), d_constant.get(), d_bias.get()}, 1);
+  mam::cpu::project_backward(
+      parameters, folded.get(), unit.get(), {d_slope.get(), d_directions.get(), d_constant.get()},
+      {g[0].get(), g[1].get(), g[2].get(), g[3].get(), g[4].get(), g[5].get()}, 1);
+  mam::cpu::masking_step_backward(
+      parameters, out_bias.get(), rows, state.get(), {incoming.get(), of_penalty.get()},
+      {h[0].get(), h[1].get(), h[2].get(), h[3].get(), h[4].get(), h[5].get()},
+      d_bias_of_step.get(), threads);
+  for (size_t i = 0; i < g.size(); ++i)
+    expect_same(h[i].get(), g[i].get(), counts[i], name + ": gradient of parameter");
   expect_same(d_bias_of_step.get(), d_bias.get(), width, name + ": gradient of the bias");
 }
 
@@ -602,46 +725,68 @@ void check_steps() {
     for (const bool flags : {false, true})
       for (const bool visible : {false, true})
         for (const int64_t rows : {1, 5})
-          check_step({rows, 700, 5, 3, layout, flags, false, 0.1, 1.0, "step, layout " + std::to_string(static_cast<int>(layout))}, visible,
-                     rows == 5, 1 + static_cast<int>(rows));
-  check_step({3, 0, 2, 1, Layout::csr64, false, false, 0.1, 1.0, "step, no positions"}, false, true, 2);
+          check_step({rows, 700, 5, 3, layout, flags, false, 0.1, 1.0,
+                      "step, layout " + std::to_string(static_cast<int>(layout))},
+                     visible, rows == 5, 1 + static_cast<int>(rows));
+  check_step({3, 0, 2, 1, Layout::csr64, false, false, 0.1, 1.0, "step, no positions"}, false, true,
+             2);
 }
 
 void check_collapses() {
-  for (const Sizes& size : {Sizes{1, 1, 1, 1}, Sizes{5, 2, 3, 3}, Sizes{9, 3, 11, 2}, Sizes{33, 8, 8, 4}, Sizes{70, 5, 16, 0}}) {
-    const std::string name = std::to_string(size.latents) + " latents, " + std::to_string(size.heads) + " x " + std::to_string(size.head);
+  for (const Sizes& size : {Sizes{1, 1, 1, 1}, Sizes{5, 2, 3, 3}, Sizes{9, 3, 11, 2},
+                            Sizes{33, 8, 8, 4}, Sizes{70, 5, 16, 0}}) {
+    const std::string name = std::to_string(size.latents) + " latents, " +
+                             std::to_string(size.heads) + " x " + std::to_string(size.head);
     check_projections(size, name);
     check_context(size, name);
   }
 }
 
 void check_value_masks() {
-  const Layout layouts[] = {Layout::contiguous, Layout::strided, Layout::transposed, Layout::csr32, Layout::csr64};
+  const Layout layouts[] = {Layout::contiguous, Layout::strided, Layout::transposed, Layout::csr32,
+                            Layout::csr64};
   for (const Layout layout : layouts)
     for (const bool flags : {false, true})
       for (const double steepness : {0.0, 0.5, 6.0, 40.0, 3000.0})
         for (const int64_t positions : {1, 17, 64, 1300}) {
           const int64_t rows = positions == 1300 ? 3 : 9;
-          Problem problem{rows, positions, 5, 3, layout, flags, positions == 64, positions == 17 ? 0.9 : 0.1, steepness, ""};
-          problem.name = "layout " + std::to_string(static_cast<int>(layout)) + ", positions " + std::to_string(positions) +
-                         ", steepness " + std::to_string(steepness) + (flags ? ", flags" : "");
+          Problem problem{rows,
+                          positions,
+                          5,
+                          3,
+                          layout,
+                          flags,
+                          positions == 64,
+                          positions == 17 ? 0.9 : 0.1,
+                          steepness,
+                          ""};
+          problem.name = "layout " + std::to_string(static_cast<int>(layout)) + ", positions " +
+                         std::to_string(positions) + ", steepness " + std::to_string(steepness) +
+                         (flags ? ", flags" : "");
           check_value_mask(problem, {1e-8f, steepness > 1 ? 0.5f : 1.0f}, 2);
         }
-  check_value_mask({1, 2500, 16, 2, Layout::contiguous, false, false, 0.08, 0.7, "one row"}, {1e-8f, 1.0f}, 2);
-  check_value_mask({3, 2500, 16, 2, Layout::csr32, true, false, 0.08, 0.7, "more threads than rows"}, {1e-8f, 1.0f}, 8);
-  check_value_mask({5, 700, 1, 1, Layout::contiguous, true, false, 1.0, 0.7, "no zeros"}, {0.0f, 2.0f}, 1);
-  check_value_mask({5, 700, 1, 1, Layout::csr64, false, false, 0.0, 0.7, "zeros alone"}, {1e-8f, 1.0f}, 1);
+  check_value_mask({1, 2500, 16, 2, Layout::contiguous, false, false, 0.08, 0.7, "one row"},
+                   {1e-8f, 1.0f}, 2);
+  check_value_mask(
+      {3, 2500, 16, 2, Layout::csr32, true, false, 0.08, 0.7, "more threads than rows"},
+      {1e-8f, 1.0f}, 8);
+  check_value_mask({5, 700, 1, 1, Layout::contiguous, true, false, 1.0, 0.7, "no zeros"},
+                   {0.0f, 2.0f}, 1);
+  check_value_mask({5, 700, 1, 1, Layout::csr64, false, false, 0.0, 0.7, "zeros alone"},
+                   {1e-8f, 1.0f}, 1);
 }
 
 void check_selections() {
   for (const int64_t positions : {1, 15, 16, 17, 333, 1024, 1025, 5003})
     for (int kind = 0; kind < 7; ++kind)
       for (const bool flags : {false, true})
-        for (const mam::Weighting weighting : {mam::Weighting{1e-8f, 1.0f}, mam::Weighting{0.0f, 3.0f}})
+        for (const mam::Weighting weighting :
+             {mam::Weighting{1e-8f, 1.0f}, mam::Weighting{0.0f, 3.0f}})
           check_select(4, positions, kind, flags, weighting);
 }
 
-// Latents, and tokens in one buffer of keys and values, (rows, positions, 2, heads, width), whose padding is NaN.
+// Latents, and tokens in one buffer of keys and values, (rows, positions, 2, heads, width), whose
+// padding is NaN.
 struct TokenProblem {
   int64_t rows, positions, latents, heads, width;
   mam::DType dtype;
@@ -653,7 +798,8 @@ struct TokenProblem {
 double widened(const void* data, mam::DType dtype, int64_t at) {
   if (dtype == mam::DType::float32) return static_cast<const float*>(data)[at];
   const uint16_t word = static_cast<const uint16_t*>(data)[at];
-  return dtype == mam::DType::float16 ? mam::cpu::from_float16(word) : mam::cpu::from_bfloat16(word);
+  return dtype == mam::DType::float16 ? mam::cpu::from_float16(word)
+                                      : mam::cpu::from_bfloat16(word);
 }
 
 // Numbers of one of the types, in exactly the memory that they need.
@@ -662,7 +808,8 @@ struct Numbers {
   Exact<uint16_t> half;
   mam::DType dtype;
 
-  Numbers(int64_t count, mam::DType type) : single(exactly<float>(count)), half(exactly<uint16_t>(count)), dtype(type) {
+  Numbers(int64_t count, mam::DType type)
+      : single(exactly<float>(count)), half(exactly<uint16_t>(count)), dtype(type) {
     if (dtype == mam::DType::float32) half.reset();
     if (dtype != mam::DType::float32) single.reset();
     for (int64_t i = 0; i < count; ++i) put(i, static_cast<float>(4 * random_uniform() - 2));
@@ -672,23 +819,34 @@ struct Numbers {
     if (dtype == mam::DType::float16) half[at] = mam::cpu::to_float16(x);
     if (dtype == mam::DType::bfloat16) half[at] = mam::cpu::to_bfloat16(x);
   }
-  const void* data() const { return dtype == mam::DType::float32 ? static_cast<const void*>(single.get()) : half.get(); }
-  void* data() { return dtype == mam::DType::float32 ? static_cast<void*>(single.get()) : half.get(); }
+  const void* data() const {
+    return dtype == mam::DType::float32 ? static_cast<const void*>(single.get()) : half.get();
+  }
+  void* data() {
+    return dtype == mam::DType::float32 ? static_cast<void*>(single.get()) : half.get();
+  }
   double operator[](int64_t at) const { return widened(data(), dtype, at); }
 };
 
 void check_tokens(const TokenProblem& p, int threads) {
-  const int64_t heads = p.heads, width = p.width, both = 2 * heads * width, slots = p.rows * p.latents * heads;
+  const int64_t heads = p.heads, width = p.width, both = 2 * heads * width,
+                slots = p.rows * p.latents * heads;
   const Numbers query(p.latents * heads * width, p.dtype);
   Numbers tokens(p.rows * p.positions * both, p.dtype), out(slots * width, p.dtype);
-  auto valid = exactly<uint8_t>(p.rows * p.positions), mask = exactly<uint8_t>(p.rows * p.positions);
-  auto importance = exactly<float>(p.rows * p.positions), logsumexp = exactly<float>(slots), alone = exactly<float>(slots);
-  const int64_t flag_row = p.transposed_flags ? 1 : p.positions, flag_position = p.transposed_flags ? p.rows : 1;
-  const auto exists = [&](int64_t b, int64_t l) { return valid[b * flag_row + l * flag_position] != 0; };
+  auto valid = exactly<uint8_t>(p.rows * p.positions),
+       mask = exactly<uint8_t>(p.rows * p.positions);
+  auto importance = exactly<float>(p.rows * p.positions), logsumexp = exactly<float>(slots),
+       alone = exactly<float>(slots);
+  const int64_t flag_row = p.transposed_flags ? 1 : p.positions,
+                flag_position = p.transposed_flags ? p.rows : 1;
+  const auto exists = [&](int64_t b, int64_t l) {
+    return valid[b * flag_row + l * flag_position] != 0;
+  };
   for (int64_t b = 0; b < p.rows; ++b)
     for (int64_t l = 0; l < p.positions; ++l) {
       valid[b * flag_row + l * flag_position] = !p.flags || (b != 1 && random_uniform() < 0.7);
-      for (int64_t i = 0; i < both && !exists(b, l); ++i) tokens.put((b * p.positions + l) * both + i, kNaN);
+      for (int64_t i = 0; i < both && !exists(b, l); ++i)
+        tokens.put((b * p.positions + l) * both + i, kNaN);
     }
   if (p.poison)
     for (int64_t i = 0; i < both; ++i) tokens.put(i, kNaN);
@@ -696,49 +854,64 @@ void check_tokens(const TokenProblem& p, int threads) {
   auto latents = exactly<int64_t>(p.latents);
   int64_t num_chosen = 0;
   for (int64_t n = p.latents - 1; n >= 0; n -= 1 + (n > 40)) latents[num_chosen++] = n;
-  const auto view = [&](const Numbers& x, int64_t from, int64_t batch, int64_t positions, int64_t batch_stride, int64_t stride) {
-    const char* const at = static_cast<const char*>(x.data()) + from * (p.dtype == mam::DType::float32 ? 4 : 2);
+  const auto view = [&](const Numbers& x, int64_t from, int64_t batch, int64_t positions,
+                        int64_t batch_stride, int64_t stride) {
+    const char* const at =
+        static_cast<const char*>(x.data()) + from * (p.dtype == mam::DType::float32 ? 4 : 2);
     return mam::Tokens{at, p.dtype, batch, positions, heads, width, batch_stride, stride, width};
   };
   const mam::Tokens queries = view(query, 0, 1, p.latents, 0, heads * width);
   const mam::Tokens keys = view(tokens, 0, p.rows, p.positions, p.positions * both, both);
-  const mam::Tokens values = view(tokens, heads * width, p.rows, p.positions, p.positions * both, both);
+  const mam::Tokens values =
+      view(tokens, heads * width, p.rows, p.positions, p.positions * both, both);
   const mam::Flags flags{p.flags ? valid.get() : nullptr, flag_row, flag_position};
   const float scale = static_cast<float>(p.scale);
   auto num_masked = exactly<int32_t>(p.rows);
   for (int64_t b = 0; b < p.rows; ++b) num_masked[b] = static_cast<int32_t>(p.positions / 3);
   const mam::Draw draw{5, 3, nullptr, nullptr, nullptr, 0};
   const auto run = [&](int with) {
-    mam::cpu::latent_attention(queries, keys, values, flags, scale, out.data(), logsumexp.get(), nullptr, {0, with});
-    mam::cpu::latent_attention(queries, keys, {}, flags, scale, nullptr, alone.get(), nullptr, {0, with});
-    mam::cpu::token_mask(queries, keys, logsumexp.get(), latents.get(), num_chosen, flags, flags, scale, num_masked.get(), draw,
-                         {1e-8f, 1.0f}, mask.get(), importance.get(), nullptr, {0, with});
+    mam::cpu::latent_attention(queries, keys, values, flags, scale, out.data(), logsumexp.get(),
+                               nullptr, {0, with});
+    mam::cpu::latent_attention(queries, keys, {}, flags, scale, nullptr, alone.get(), nullptr,
+                               {0, with});
+    mam::cpu::token_mask(queries, keys, logsumexp.get(), latents.get(), num_chosen, flags, flags,
+                         scale, num_masked.get(), draw, {1e-8f, 1.0f}, mask.get(), importance.get(),
+                         nullptr, {0, with});
   };
   run(1);
-  const Doubles of_one = as_doubles(importance, p.rows * p.positions), sums_of_one = as_doubles(logsumexp, slots);
+  const Doubles of_one = as_doubles(importance, p.rows * p.positions),
+                sums_of_one = as_doubles(logsumexp, slots);
   Doubles out_of_one;
   for (int64_t i = 0; i < slots * width; ++i) out_of_one.push_back(out[i]);
   run(threads);
-  const auto same = [](double one, double other) { return one == other || (one != one && other != other); };
+  const auto same = [](double one, double other) {
+    return one == other || (one != one && other != other);
+  };
   for (int64_t i = 0; i < p.rows * p.positions; ++i)
     expect(same(importance[i], of_one[static_cast<size_t>(i)]), p.name + ": importance by threads");
-  for (int64_t i = 0; i < slots; ++i) expect(same(logsumexp[i], sums_of_one[static_cast<size_t>(i)]), p.name + ": sums by threads");
-  for (int64_t i = 0; i < slots * width; ++i) expect(same(out[i], out_of_one[static_cast<size_t>(i)]), p.name + ": output by threads");
+  for (int64_t i = 0; i < slots; ++i)
+    expect(same(logsumexp[i], sums_of_one[static_cast<size_t>(i)]), p.name + ": sums by threads");
+  for (int64_t i = 0; i < slots * width; ++i)
+    expect(same(out[i], out_of_one[static_cast<size_t>(i)]), p.name + ": output by threads");
   expect_same(alone.get(), logsumexp.get(), slots, p.name + ": log-sum-exp alone");
 
-  const double rounding = p.dtype == mam::DType::float32 ? 0 : p.dtype == mam::DType::float16 ? 0x1p-11 : 0x1p-8;
+  const double rounding = p.dtype == mam::DType::float32   ? 0
+                          : p.dtype == mam::DType::float16 ? 0x1p-11
+                                                           : 0x1p-8;
   for (int64_t b = 0; b < p.rows; ++b) {
     Doubles wanted_importance(static_cast<size_t>(p.positions), 0.0);
     double sharpest = 1;
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t n = 0; n < p.latents; ++n) {
-        Doubles score(static_cast<size_t>(p.positions), -kInf), mean(static_cast<size_t>(width), 0.0);
+        Doubles score(static_cast<size_t>(p.positions), -kInf),
+            mean(static_cast<size_t>(width), 0.0);
         double largest = -kInf, total = 0;
         for (int64_t l = 0; l < p.positions; ++l) {
           if (!exists(b, l)) continue;
           double& s = score[static_cast<size_t>(l)] = 0;
           for (int64_t c = 0; c < width; ++c)
-            s += scale * query[(n * heads + h) * width + c] * tokens[(b * p.positions + l) * both + h * width + c];
+            s += scale * query[(n * heads + h) * width + c] *
+                 tokens[(b * p.positions + l) * both + h * width + c];
           largest = s > largest ? s : largest;
           sharpest = std::max(sharpest, std::fabs(s));
         }
@@ -751,19 +924,23 @@ void check_tokens(const TokenProblem& p, int threads) {
           const double weight = exists(b, l) ? std::exp(score[static_cast<size_t>(l)] - sum) : 0.0;
           if (is_chosen) wanted_importance[static_cast<size_t>(l)] += weight;
           for (int64_t c = 0; c < width && exists(b, l); ++c)
-            mean[static_cast<size_t>(c)] += weight * tokens[(b * p.positions + l) * both + (heads + h) * width + c];
+            mean[static_cast<size_t>(c)] +=
+                weight * tokens[(b * p.positions + l) * both + (heads + h) * width + c];
         }
         for (int64_t c = 0; c < width; ++c)
-          expect(close(static_cast<float>(out[at * width + c]), mean[static_cast<size_t>(c)], 1e-6 * (4 + sharpest) + rounding),
+          expect(close(static_cast<float>(out[at * width + c]), mean[static_cast<size_t>(c)],
+                       1e-6 * (4 + sharpest) + rounding),
                  p.name + ": output");
       }
     for (int64_t l = 0; l < p.positions; ++l)
-      expect(close(importance[b * p.positions + l], wanted_importance[static_cast<size_t>(l)], 1e-6 * (4 + sharpest)),
+      expect(close(importance[b * p.positions + l], wanted_importance[static_cast<size_t>(l)],
+                   1e-6 * (4 + sharpest)),
              p.name + ": importance");
     std::vector<uint8_t> allowed(static_cast<size_t>(p.positions));
     for (int64_t l = 0; l < p.positions; ++l) allowed[static_cast<size_t>(l)] = exists(b, l);
-    check_draw(p.name, importance.get() + b * p.positions, allowed.data(), p.positions, num_masked[b], 5, static_cast<uint32_t>(b),
-               {1e-8f, 1.0f}, mask.get() + b * p.positions);
+    check_draw(p.name, importance.get() + b * p.positions, allowed.data(), p.positions,
+               num_masked[b], 5, static_cast<uint32_t>(b), {1e-8f, 1.0f},
+               mask.get() + b * p.positions);
   }
 }
 
@@ -777,28 +954,40 @@ void check_token_paths() {
     for (const mam::DType dtype : {mam::DType::float32, mam::DType::float16, mam::DType::bfloat16})
       for (const bool flags : {false, true})
         for (const double scale : {0.2, 20.0}) {
-          const std::string name = "tokens " + std::to_string(s.positions) + ", type " + std::to_string(static_cast<int>(dtype)) +
+          const std::string name = "tokens " + std::to_string(s.positions) + ", type " +
+                                   std::to_string(static_cast<int>(dtype)) +
                                    (flags ? ", flags" : "") + ", scale " + std::to_string(scale);
-          check_tokens({s.rows, s.positions, s.latents, s.heads, s.width, dtype, flags, s.width == 20, false, scale, name}, 3);
+          check_tokens({s.rows, s.positions, s.latents, s.heads, s.width, dtype, flags,
+                        s.width == 20, false, scale, name},
+                       3);
         }
-  check_tokens({2, 70, 18, 2, 8, mam::DType::float32, false, false, true, 0.3, "tokens, one of them NaN"}, 2);
+  check_tokens(
+      {2, 70, 18, 2, 8, mam::DType::float32, false, false, true, 0.3, "tokens, one of them NaN"},
+      2);
 }
 
-// Every number that a half has comes back; what lies between two goes to the nearer, or to the even one.
+// Every number that a half has comes back; what lies between two goes to the nearer, or to the even
+// one.
 void check_halves() {
   for (uint32_t word = 0; word < 0x10000u; ++word) {
     const uint16_t half = static_cast<uint16_t>(word), next = static_cast<uint16_t>(word + 1);
     const float single = mam::cpu::from_float16(half), brain = mam::cpu::from_bfloat16(half);
-    expect(single != single ? std::isnan(mam::cpu::from_float16(mam::cpu::to_float16(single))) : mam::cpu::to_float16(single) == half,
+    expect(single != single ? std::isnan(mam::cpu::from_float16(mam::cpu::to_float16(single)))
+                            : mam::cpu::to_float16(single) == half,
            "float16 there and back");
-    expect(brain != brain ? std::isnan(mam::cpu::from_bfloat16(mam::cpu::to_bfloat16(brain))) : mam::cpu::to_bfloat16(brain) == half,
+    expect(brain != brain ? std::isnan(mam::cpu::from_bfloat16(mam::cpu::to_bfloat16(brain)))
+                          : mam::cpu::to_bfloat16(brain) == half,
            "bfloat16 there and back");
     const uint16_t even = static_cast<uint16_t>(word + (word & 1u));
-    if ((word & 0x7FFFu) < 0x7BFFu) expect(mam::cpu::to_float16(0.5f * (single + mam::cpu::from_float16(next))) == even, "float16, a tie");
+    if ((word & 0x7FFFu) < 0x7BFFu)
+      expect(mam::cpu::to_float16(0.5f * (single + mam::cpu::from_float16(next))) == even,
+             "float16, a tie");
     if ((word & 0x7FFFu) < 0x7F00u)
-      expect(mam::cpu::to_bfloat16(0.5f * brain + 0.5f * mam::cpu::from_bfloat16(next)) == even, "bfloat16, a tie");
+      expect(mam::cpu::to_bfloat16(0.5f * brain + 0.5f * mam::cpu::from_bfloat16(next)) == even,
+             "bfloat16, a tie");
   }
-  expect(mam::cpu::to_float16(65519.9f) == 0x7BFFu && mam::cpu::to_float16(65520.0f) == 0x7C00u, "float16, the largest");
+  expect(mam::cpu::to_float16(65519.9f) == 0x7BFFu && mam::cpu::to_float16(65520.0f) == 0x7C00u,
+         "float16, the largest");
 }
 
 }  // namespace

@@ -8,7 +8,13 @@ from scmam.data import Cells
 from scmam.objective import Pretraining, build_pretraining
 from scmam.runs import Run, create_folder, open_run, update_record, write_weights
 
-SMALL = {"masking.latent_dim": 16, "masking.num_latents": 12, "masking.latent_heads": 2, "training.device": "cpu", "training.steps": 3}
+SMALL = {
+    "masking.latent_dim": 16,
+    "masking.num_latents": 12,
+    "masking.latent_heads": 2,
+    "training.device": "cpu",
+    "training.steps": 3,
+}
 
 
 def configured(**masking: object) -> Config:
@@ -17,7 +23,9 @@ def configured(**masking: object) -> Config:
 
 
 def set_slopes(pretraining: Pretraining, slopes: torch.Tensor) -> None:
-    """Give the latents these slopes (N, H): the token's direction is the first of each head, which the queries hold the slope in."""
+    """Give the latents these slopes (N, H): the token's direction is the first of each head, which
+    the queries hold the slope in.
+    """
     latents = pretraining.strategy.latents
     width, heads = latents.latent_dim, latents.num_heads
     direction = torch.zeros(heads, width // heads)
@@ -32,10 +40,18 @@ def set_slopes(pretraining: Pretraining, slopes: torch.Tensor) -> None:
 
 
 def finished_run(
-    folder: Path, config: Config, cells: Cells, pretraining: Pretraining | None = None, schedule: torch.Tensor | None = None
+    folder: Path,
+    config: Config,
+    cells: Cells,
+    pretraining: Pretraining | None = None,
+    schedule: torch.Tensor | None = None,
 ) -> Run:
     """A run folder as pretraining leaves it."""
-    pretraining = build_pretraining(config, cells.num_genes, schedule=schedule) if pretraining is None else pretraining
+    pretraining = (
+        build_pretraining(config, cells.num_genes, schedule=schedule)
+        if pretraining is None
+        else pretraining
+    )
     create_folder(folder, config, cells.genes, {"status": "running", "steps": 0}, schedule)
     write_weights(folder, config, cells.genes, pretraining.state_dict())
     update_record(folder, status="done", steps=config.training.steps)

@@ -1,4 +1,7 @@
-"""The command line: its manual, how flags become a configuration, and how it ends. What the commands compute has tests of its own."""
+"""The command line: its manual, how flags become a configuration, and how it ends.
+
+What the commands compute has tests of its own.
+"""
 
 import os
 import subprocess
@@ -17,7 +20,18 @@ from scmam.cli.settings_text import commented_yaml
 from scmam.config import Config, validated
 from scmam.errors import CellsError, ConfigError
 
-COMMANDS = ("inspect", "config", "pretrain", "evaluate", "genes", "export", "compare", "report", "demo", "doctor")
+COMMANDS = (
+    "inspect",
+    "config",
+    "pretrain",
+    "evaluate",
+    "genes",
+    "export",
+    "compare",
+    "report",
+    "demo",
+    "doctor",
+)
 
 
 @pytest.fixture
@@ -50,7 +64,9 @@ def test_the_first_page_lists_every_command(scmam):
     assert all(f"│ {command} " in page for command in COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["config"], ["config", "--arms"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["compare", "--help"], ["config"], ["config", "--arms"]]
+)
 def test_looking_things_up_imports_nothing_heavy(arguments):
     script = f"""
 import sys
@@ -63,13 +79,21 @@ heavy = {{"torch", "anndata", "scanpy", "lightning", "pandas", "sklearn", "matpl
 assert not heavy, heavy
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_it_is_a_module_too():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-m", "scmam", "config"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "scmam", "config"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0
     assert validated(yaml.safe_load(done.stdout)) == Config()
 
@@ -78,12 +102,23 @@ def test_it_is_a_module_too():
 
 
 def test_the_printed_configuration_reads_back_and_explains_every_setting(scmam):
-    config = validated({"training": {"steps": 7, "lr": 1e-5}, "study": {"custom": {"mine": {"like": "mam", "ratio": 0.5}}, "seeds": [4]}})
+    config = validated(
+        {
+            "training": {"steps": 7, "lr": 1e-5},
+            "study": {"custom": {"mine": {"like": "mam", "ratio": 0.5}}, "seeds": [4]},
+        }
+    )
     text = commented_yaml(config)
     assert validated(yaml.safe_load(text)) == config
     lines = text.splitlines()
-    settings = [index for index, line in enumerate(lines) if line.startswith("  ") and not line.lstrip().startswith("#")]
-    assert len(settings) == sum(len(type(getattr(config, section)).model_fields) for section in Config.model_fields)
+    settings = [
+        index
+        for index, line in enumerate(lines)
+        if line.startswith("  ") and not line.lstrip().startswith("#")
+    ]
+    assert len(settings) == sum(
+        len(type(getattr(config, section)).model_fields) for section in Config.model_fields
+    )
     assert all(lines[index - 1].lstrip().startswith("#") for index in settings)
     assert "  # optimizer steps (whole number from 0; default 400)\n  steps: 7\n" in text
     assert max(map(len, lines)) <= 112
@@ -92,7 +127,9 @@ def test_the_printed_configuration_reads_back_and_explains_every_setting(scmam):
 def test_flags_go_before_set_and_set_before_the_file(scmam, tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("training: {steps: 1, lr: 0.5, seed: 3}\n")
-    config = configuration(file, ["training.steps=2", "training.lr=0.25"], {"training.steps": 5, "data.label": None})
+    config = configuration(
+        file, ["training.steps=2", "training.lr=0.25"], {"training.steps": 5, "data.label": None}
+    )
     assert (config.training.steps, config.training.lr, config.training.seed) == (5, 0.25, 3)
 
 
@@ -111,7 +148,10 @@ def test_config_lists_the_arms(scmam):
     assert "no pretraining" in listed
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0", [0]), ("0-3,7", [0, 1, 2, 3, 7]), (" 2 , 4-5", [2, 4, 5]), (None, None)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0", [0]), ("0-3,7", [0, 1, 2, 3, 7]), (" 2 , 4-5", [2, 4, 5]), (None, None)],
+)
 def test_numbers(text, expected):
     assert numbers(text, "--seeds") == expected
 
@@ -128,36 +168,68 @@ def test_numbers_that_are_none(text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["config", "--config", "none.yaml"], "none.yaml: no such file; give the path of a YAML file, or none for the defaults"),
+        (
+            ["config", "--config", "none.yaml"],
+            "none.yaml: no such file; give the path of a YAML file, or none for the defaults",
+        ),
         (["config", "--set", "training.step=1"], "configuration: training.step: unknown setting"),
-        (["config", "--set", "training=1"], "training: expected section.name, such as training.steps"),
-        (["config", "--set", "steps"], "steps: expected section.name=value, such as training.steps=200"),
+        (
+            ["config", "--set", "training=1"],
+            "training: expected section.name, such as training.steps",
+        ),
+        (
+            ["config", "--set", "steps"],
+            "steps: expected section.name=value, such as training.steps=200",
+        ),
         (
             ["pretrain", "--out", "run", "--steps", "-1"],
             "configuration: training.steps: input should be greater than or equal to 0; got -1",
         ),
-        (["pretrain", "--out", "run", "--arm", "mam", "--strategy", "mam"], "--arm and --strategy both say how to mask; give one of them"),
-        (["pretrain", "--out", "run", "--arm", "mum"], "study.arms: expected some of none, uniform"),
-        (["pretrain", "--out", "run", "--arm", "uniform-matched"], "--arm uniform-matched takes the hidden fractions of another run"),
-        (["compare", "--out", "study", "--seeds", "many"], "--seeds: expected numbers and ranges such as 0-4,7; got 'many'"),
+        (
+            ["pretrain", "--out", "run", "--arm", "mam", "--strategy", "mam"],
+            "--arm and --strategy both say how to mask; give one of them",
+        ),
+        (
+            ["pretrain", "--out", "run", "--arm", "mum"],
+            "study.arms: expected some of none, uniform",
+        ),
+        (
+            ["pretrain", "--out", "run", "--arm", "uniform-matched"],
+            "--arm uniform-matched takes the hidden fractions of another run",
+        ),
+        (
+            ["compare", "--out", "study", "--seeds", "many"],
+            "--seeds: expected numbers and ranges such as 0-4,7; got 'many'",
+        ),
         (
             ["compare", "--out", "study", "--arms", "none,mam"],
             "study.reference: uniform is not among the arms (none, mam); name one of them, or add it to study.arms",
         ),
-        (["compare", "--out", "study", "--arms", "uniform,mum"], "study.arms: expected some of none, uniform"),
+        (
+            ["compare", "--out", "study", "--arms", "uniform,mum"],
+            "study.arms: expected some of none, uniform",
+        ),
         (
             ["compare", "--out", "study", "--arms", "uniform,uniform-matched"],
             "study.arms: uniform-matched takes its hidden fractions from mam",
         ),
-        (["compare", "--out", "study", "--arms", "uniform,uniform"], "study.arms: expected each once, got uniform, uniform"),
-        (["compare", "--out", "study", "--methods", ""], "evaluation.methods: expected at least one, got none"),
+        (
+            ["compare", "--out", "study", "--arms", "uniform,uniform"],
+            "study.arms: expected each once, got uniform, uniform",
+        ),
+        (
+            ["compare", "--out", "study", "--methods", ""],
+            "evaluation.methods: expected at least one, got none",
+        ),
         (["evaluate", "no-run"], "no-run: no such folder"),
         (["genes", "no-run"], "no-run: no such folder"),
         (["export", "no-run", "model.safetensors"], "no-run: no such folder"),
         (["report", "no-study"], "no-study: "),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(scmam, tmp_path, monkeypatch, arguments, message):
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    scmam, tmp_path, monkeypatch, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     ended = scmam(*arguments)
     assert ended.status == 2
@@ -186,7 +258,9 @@ def test_ctrl_c_says_how_to_go_on(scmam, monkeypatch, tmp_path):
     monkeypatch.setattr("scmam.study.compare", interrupted)
     ended = scmam("compare", "--out", tmp_path / "study")
     assert ended.status == 130
-    assert ended.err == ("\ninterrupted: runs that were finished are kept, others go on from their last checkpoint, by the same command\n")
+    assert ended.err == (
+        "\ninterrupted: runs that were finished are kept, others go on from their last checkpoint, by the same command\n"
+    )
 
 
 # What the commands are told and what they say, with what they call replaced
@@ -202,12 +276,30 @@ def test_pretrain_is_called_with_what_the_flags_say(scmam, monkeypatch, tmp_path
 
     monkeypatch.setattr(training, "pretrain", pretrain)
     ended = scmam(
-        "pretrain", "--out", tmp_path / "run", "--arm", "mam", "--seed", 5, "--steps", 9, "--data", "x.h5ad", "-s", "data.label=t", "-q"
+        "pretrain",
+        "--out",
+        tmp_path / "run",
+        "--arm",
+        "mam",
+        "--seed",
+        5,
+        "--steps",
+        9,
+        "--data",
+        "x.h5ad",
+        "-s",
+        "data.label=t",
+        "-q",
     )
     assert ended.status == 0
     ((config, folder, options),) = calls
     assert (config.masking.strategy, config.masking.injection) == ("mam", "decoder")
-    assert (config.training.seed, config.training.steps, str(config.data.path), config.data.label) == (5, 9, "x.h5ad", "t")
+    assert (
+        config.training.seed,
+        config.training.steps,
+        str(config.data.path),
+        config.data.label,
+    ) == (5, 9, "x.h5ad", "t")
     assert folder == tmp_path / "run"
     assert options == {"progress": False}
     assert f"Run: {tmp_path / 'run'} (9 steps on 700 cells in 1 s)" in ended.out
@@ -221,17 +313,38 @@ def test_compare_is_called_with_what_the_flags_say(scmam, monkeypatch, tmp_path)
         raise CellsError("stop here")
 
     monkeypatch.setattr("scmam.study.compare", compare)
-    arguments = ["--arms", "uniform, mam", "--seeds", "0-2", "--baselines", "", "--jobs", 3, "--reference", "mam", "--no-genes"]
+    arguments = [
+        "--arms",
+        "uniform, mam",
+        "--seeds",
+        "0-2",
+        "--baselines",
+        "",
+        "--jobs",
+        3,
+        "--reference",
+        "mam",
+        "--no-genes",
+    ]
     assert scmam("compare", "--out", tmp_path / "study", *arguments).err == "error: stop here\n"
     ((study, options),) = calls
-    assert (study.arms, study.seeds, study.baselines, study.jobs, study.reference) == (("uniform", "mam"), (0, 1, 2), (), 3, "mam")
+    assert (study.arms, study.seeds, study.baselines, study.jobs, study.reference) == (
+        ("uniform", "mam"),
+        (0, 1, 2),
+        (),
+        3,
+        "mam",
+    )
     assert options == {"interpret": False, "progress": True}
 
 
 def test_doctor_says_what_is_wrong(scmam, monkeypatch):
     from scmam.doctor import Check, Examination
 
-    monkeypatch.setattr("scmam.doctor.examine", lambda **options: Examination((Check("disk", True, "much"), Check("gpu", False, "broken"))))
+    monkeypatch.setattr(
+        "scmam.doctor.examine",
+        lambda **options: Examination((Check("disk", True, "much"), Check("gpu", False, "broken"))),
+    )
     ended = scmam("doctor", "--fast")
     assert ended.status == 1
     assert ended.out == "ok    disk  much\nWRONG gpu   broken\nwrong: gpu\n"

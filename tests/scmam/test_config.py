@@ -1,4 +1,6 @@
-"""Configuration: YAML in and out, overrides, and errors that name what is wrong; the arms of a study."""
+"""Configuration: YAML in and out, overrides, and errors that name what is wrong; the arms of a
+study.
+"""
 
 import pytest
 
@@ -14,14 +16,22 @@ def test_yaml_goes_out_and_comes_back(tmp_path):
     path = tmp_path / "config.yaml"
     write_atomically(path, as_yaml(config))
     assert load_config(path) == config
-    assert (config.training.steps, config.study.seeds, str(config.data.path)) == (7, (3, 4), "cells.h5ad")
+    assert (config.training.steps, config.study.seeds, str(config.data.path)) == (
+        7,
+        (3, 4),
+        "cells.h5ad",
+    )
 
 
 def test_a_file_names_what_differs_and_flags_override_it(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("training:\n  steps: 50\n  batch_size: 8\nmasking:\n  corruption: 80/10/10\n")
     config = load_config(path, {"training.steps": 60})
-    assert (config.training.steps, config.training.batch_size, config.masking.corruption) == (60, 8, "80/10/10")
+    assert (config.training.steps, config.training.batch_size, config.masking.corruption) == (
+        60,
+        8,
+        "80/10/10",
+    )
     assert config.model == Config().model
     path.write_text("")
     assert load_config(path) == Config()
@@ -31,16 +41,37 @@ def test_a_file_names_what_differs_and_flags_override_it(tmp_path):
     ("override", "message"),
     [
         ("training.stepz=5", "configuration: training.stepz: unknown setting"),
-        ("masking.ratio=2", "configuration: masking.ratio: input should be less than or equal to 1; got 2"),
-        ("model.size=huge", "configuration: model.size: input should be 'tiny', 'small', 'base' or 'paper'; got 'huge'"),
-        ("data.genes=vocabulary", "configuration: data: genes: vocabulary and a vocabulary file go together; give both or neither"),
-        ("masking.strategy=matched", "configuration: masking: strategy: matched and matched_to go together; give both or neither"),
-        ("masking.strategy=mam-embedding", "mam-embedding draws among the non-zero genes; give zero_ratio"),
+        (
+            "masking.ratio=2",
+            "configuration: masking.ratio: input should be less than or equal to 1; got 2",
+        ),
+        (
+            "model.size=huge",
+            "configuration: model.size: input should be 'tiny', 'small', 'base' or 'paper'; got 'huge'",
+        ),
+        (
+            "data.genes=vocabulary",
+            "configuration: data: genes: vocabulary and a vocabulary file go together; give both or neither",
+        ),
+        (
+            "masking.strategy=matched",
+            "configuration: masking: strategy: matched and matched_to go together; give both or neither",
+        ),
+        (
+            "masking.strategy=mam-embedding",
+            "mam-embedding draws among the non-zero genes; give zero_ratio",
+        ),
         ("training=5", "training=5"),
         ("nothing.here=1", "configuration: nothing: unknown setting"),
         ("training.lr=.nan", "training.lr"),
-        ("evaluation.part=development", "configuration: evaluation: part: development needs a share of the cells"),
-        ("training.steps", "training.steps: expected section.name=value, such as training.steps=200"),
+        (
+            "evaluation.part=development",
+            "configuration: evaluation: part: development needs a share of the cells",
+        ),
+        (
+            "training.steps",
+            "training.steps: expected section.name=value, such as training.steps=200",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(override, message):
@@ -53,14 +84,18 @@ def test_each_mistake_is_one_line(override, message):
 
 
 def test_files_that_are_not_yaml(tmp_path):
-    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file; give the path of a YAML file"):
+    with pytest.raises(
+        ConfigError, match=r"absent\.yaml: no such file; give the path of a YAML file"
+    ):
         load_config(tmp_path / "absent.yaml")
     path = tmp_path / "bad.yaml"
     path.write_text("a: [1, 2")
     with pytest.raises(ConfigError, match=r"bad\.yaml: not a YAML file \(.*\)$"):
         load_config(path)
     path.write_text("- 1\n- 2\n")
-    with pytest.raises(ConfigError, match=r"bad\.yaml: expected sections \(data, model, .*\), got list"):
+    with pytest.raises(
+        ConfigError, match=r"bad\.yaml: expected sections \(data, model, .*\), got list"
+    ):
         load_config(path)
     path.write_text("training: 5\n")
     with pytest.raises(ConfigError, match="training: expected a section of settings, got 5"):
@@ -93,16 +128,31 @@ def test_each_arm_is_a_configuration(name):
     assert config.masking.latent_dim == Config().masking.latent_dim
     assert (config.masking.injection != "none") >= config.masking.strategy.startswith("mam")
     if name == "uniform":
-        assert (config.masking.strategy, config.masking.corruption, config.masking.zero_ratio) == ("uniform", "80/10/10", None)
+        assert (config.masking.strategy, config.masking.corruption, config.masking.zero_ratio) == (
+            "uniform",
+            "80/10/10",
+            None,
+        )
 
 
 def test_custom_arms_start_from_uniform_or_another():
-    custom = {"wide": {"like": "mam", "ratio": 0.5, "training.masking_lr": 1e-4, "evaluation.lr": 0.1}, "plain": {"ratio": 0.1}}
+    custom = {
+        "wide": {"like": "mam", "ratio": 0.5, "training.masking_lr": 1e-4, "evaluation.lr": 0.1},
+        "plain": {"ratio": 0.1},
+    }
     config = load_config(None, {"study.custom": custom})
     wide, plain = arm_config(config, "wide", 0), arm_config(config, "plain", 1)
     assert (wide.evaluation.lr, plain.evaluation.lr) == (0.1, config.evaluation.lr)
-    assert (wide.masking.strategy, wide.masking.ratio, wide.training.masking_lr) == ("mam", 0.5, 1e-4)
-    undecayed = arm_config(load_config(None, {"study.custom": {"own": {"like": "mam-undecayed", "ratio": 0.5}}}), "own", 0)
+    assert (wide.masking.strategy, wide.masking.ratio, wide.training.masking_lr) == (
+        "mam",
+        0.5,
+        1e-4,
+    )
+    undecayed = arm_config(
+        load_config(None, {"study.custom": {"own": {"like": "mam-undecayed", "ratio": 0.5}}}),
+        "own",
+        0,
+    )
     assert (undecayed.training.masking_weight_decay, undecayed.masking.ratio) == (0.0, 0.5)
     assert (plain.masking.strategy, plain.masking.ratio, plain.training.seed) == ("uniform", 0.1, 1)
 
@@ -112,7 +162,11 @@ def test_custom_arms_start_from_uniform_or_another():
     [
         ({}, "mamm", "study.arms: expected some of none, uniform, .*; got 'mamm'"),
         ({"a": {"like": "b"}}, "a", "study.arms: expected some of none, uniform, .*; got 'b'"),
-        ({"a": {"data.path": "x"}}, "a", "study.custom.a.data.path: expected a setting of masking, training.NAME, model.NAME or evalu"),
+        (
+            {"a": {"data.path": "x"}},
+            "a",
+            "study.custom.a.data.path: expected a setting of masking, training.NAME, model.NAME or evalu",
+        ),
         ({"a": {"ratio": 3}}, "a", "masking.ratio: input should be less than or equal to 1; got 3"),
     ],
 )

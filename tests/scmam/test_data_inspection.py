@@ -9,9 +9,9 @@ anndata = pytest.importorskip("anndata", reason="the single-cell layer is not in
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
-from scmam.data import inspect  # noqa: E402
-from scmam.errors import CellsError  # noqa: E402
+from scmam.config import Data
+from scmam.data import inspect
+from scmam.errors import CellsError
 
 COUNTS = np.random.default_rng(0).poisson(0.8, (40, 25)).astype(np.float32)
 LABELS = np.array(["B", "T"])[np.arange(40) % 2]
@@ -43,7 +43,9 @@ def test_says_what_there_is_and_what_is_taken(saved):
     ]
     assert seen.density == pytest.approx(np.count_nonzero(COUNTS) / COUNTS.size)
     assert seen.depth == pytest.approx(np.quantile(COUNTS.sum(axis=1), [0, 0.25, 0.5, 0.75, 1]))
-    assert seen.detected == pytest.approx(np.quantile((COUNTS > 0).sum(axis=1), [0, 0.25, 0.5, 0.75, 1]))
+    assert seen.detected == pytest.approx(
+        np.quantile((COUNTS > 0).sum(axis=1), [0, 0.25, 0.5, 0.75, 1])
+    )
     assert seen.label == "cell_type"
     assert seen.labels == {"cell_type": {"B": 20, "T": 20}}
     assert seen.donors == {"donor": {"0": 10, "1": 10, "2": 10, "3": 10}}
@@ -66,16 +68,28 @@ def test_what_stands_in_the_way_is_a_warning_not_an_end(saved):
     assert scaled.warnings[0].startswith("Not usable as it is. cells.h5ad: X holds negative values")
     assert "Counts:" not in scaled.as_text()
     doubled = inspect(saved(genes=["G"] * 25, cell_type=LABELS))
-    assert any("1 gene names occur more than once (G 25 times)" in warning for warning in doubled.warnings)
+    assert any(
+        "1 gene names occur more than once (G 25 times)" in warning for warning in doubled.warnings
+    )
 
 
 def test_warns_of_labels_that_will_not_do(saved):
     labels = np.where(np.arange(40) < 3, "rare", np.where(np.arange(40) < 6, None, LABELS))
     warned = inspect(saved(cell_type=labels)).warnings
-    assert "Classes too small for 5 folds: rare (3); set data.min_class to 5 to drop them." in warned
-    assert "3 cells have no label in obs['cell_type']; they are left out of the evaluation." in warned
-    assert any("data.label is not given" in warning and "Evaluation needs it" in warning for warning in inspect(saved()).warnings)
-    assert "obs['cell_type'] has 1 class; evaluation needs at least two." in inspect(saved(cell_type="B"), Data(label="cell_type")).warnings
+    assert (
+        "Classes too small for 5 folds: rare (3); set data.min_class to 5 to drop them." in warned
+    )
+    assert (
+        "3 cells have no label in obs['cell_type']; they are left out of the evaluation." in warned
+    )
+    assert any(
+        "data.label is not given" in warning and "Evaluation needs it" in warning
+        for warning in inspect(saved()).warnings
+    )
+    assert (
+        "obs['cell_type'] has 1 class; evaluation needs at least two."
+        in inspect(saved(cell_type="B"), Data(label="cell_type")).warnings
+    )
 
 
 def test_warns_of_cells_without_counts_and_genes_without_names(saved):
@@ -88,7 +102,9 @@ def test_warns_of_cells_without_counts_and_genes_without_names(saved):
 
 def test_wrong_names_are_errors(saved):
     path = saved(cell_type=LABELS)
-    with pytest.raises(CellsError, match=r"data\.counts names 'umi', which is not there; there are X, or auto"):
+    with pytest.raises(
+        CellsError, match=r"data\.counts names 'umi', which is not there; there are X, or auto"
+    ):
         inspect(path, Data(counts="umi"))
     with pytest.raises(CellsError, match=r"data\.label names 'x'"):
         inspect(path, Data(label="x"))

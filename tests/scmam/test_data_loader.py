@@ -1,4 +1,6 @@
-"""The loader: its order, its place in an epoch, its shards and its workers; and the splits of the cells."""
+"""The loader: its order, its place in an epoch, its shards and its workers; and the splits of the
+cells.
+"""
 
 from dataclasses import replace
 from itertools import chain
@@ -11,11 +13,22 @@ anndata = pytest.importorskip("anndata", reason="the single-cell layer is not in
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
-from scmam.data import CellLoader, development_split, folds, from_anndata, holdout, open_cells, stratified  # noqa: E402
-from scmam.errors import CellsError  # noqa: E402
+from scmam.config import Data
+from scmam.data import (
+    CellLoader,
+    development_split,
+    folds,
+    from_anndata,
+    holdout,
+    open_cells,
+    stratified,
+)
+from scmam.errors import CellsError
 
-COUNTS = scipy_sparse.csr_matrix(np.random.default_rng(0).poisson(0.7, (53, 30)).astype(np.float32) + np.eye(53, 30, dtype=np.float32))
+COUNTS = scipy_sparse.csr_matrix(
+    np.random.default_rng(0).poisson(0.7, (53, 30)).astype(np.float32)
+    + np.eye(53, 30, dtype=np.float32)
+)
 LABELS = np.array(["B", "T", "NK"])[np.arange(53) % 3]
 DONORS = np.array([f"D{i}" for i in np.arange(53) // 8])
 
@@ -55,7 +68,11 @@ def test_an_epoch_is_every_cell_once_in_an_order_of_its_own(cells):
     again = CellLoader(cells, 8, seed=3)
     again.set_epoch(1)
     assert ids(again) == second
-    assert ids(CellLoader(cells, 20, shuffle=False)) == [list(range(20)), list(range(20, 40)), list(range(40, 53))]
+    assert ids(CellLoader(cells, 20, shuffle=False)) == [
+        list(range(20)),
+        list(range(20, 40)),
+        list(range(40, 53)),
+    ]
     assert len(ids(CellLoader(cells, 8, drop_last=True))) == 6
 
 
@@ -75,7 +92,9 @@ def test_neither_file_nor_workers_change_anything(cells, backed, workers):
         expected.set_epoch(loader.epoch)
         pairs = list(zip(loader, expected, strict=True))
         assert len(pairs) == 7
-        assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+        assert all(
+            torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True)
+        )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -108,13 +127,18 @@ def test_a_pass_that_is_given_up_starts_again(cells):
 
 def test_another_order_cannot_be_gone_on_with(cells):
     state = CellLoader(cells, 8, seed=2).state_dict()
-    with pytest.raises(CellsError, match=r"checkpoint: .*another order \(batch_size 8, now 4\); start a new run"):
+    with pytest.raises(
+        CellsError, match=r"checkpoint: .*another order \(batch_size 8, now 4\); start a new run"
+    ):
         CellLoader(cells, 4, seed=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_shards_share_the_steps_of_one_process(cells, drop_last):
-    shards = [ids(CellLoader(cells, 4, seed=5, rank=rank, world_size=3, drop_last=drop_last)) for rank in range(3)]
+    shards = [
+        ids(CellLoader(cells, 4, seed=5, rank=rank, world_size=3, drop_last=drop_last))
+        for rank in range(3)
+    ]
     assert len({len(shard) for shard in shards}) == 1
     assert len({tuple(map(len, shard)) for shard in shards}) == 1
     together = [sorted(chain(*parts)) for parts in zip(*shards, strict=True)]
@@ -137,7 +161,10 @@ def test_blocks_keep_neighbours_within_what_is_read_at_once(file, monkeypatch):
 
 
 def test_what_cannot_be_loaded(cells):
-    with pytest.raises(CellsError, match=r"training.batch_size: 20 cells on each of 3 processes .* the 53 there are; set at most 17"):
+    with pytest.raises(
+        CellsError,
+        match=r"training.batch_size: 20 cells on each of 3 processes .* the 53 there are; set at most 17",
+    ):
         CellLoader(cells, 20, world_size=3, drop_last=True)
     with pytest.raises(CellsError, match="no cells to read"):
         CellLoader(cells.subset(np.array([], dtype=np.int64)), 4)
@@ -172,7 +199,11 @@ def test_folds_are_stratified_and_leave_out_the_unlabelled():
         assert set(cells.codes[test].tolist()) == {0, 1, 2}
         assert np.ptp(np.bincount(cells.codes[test])) <= 2
     same, other = folds(cells, 5, seed=0), folds(cells, 5, seed=1)
-    assert all(np.array_equal(a, b) for one, two in zip(splits, same, strict=True) for a, b in zip(one, two, strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for one, two in zip(splits, same, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
     assert any(not np.array_equal(one[1], two[1]) for one, two in zip(splits, other, strict=True))
 
 
@@ -180,7 +211,10 @@ def test_folds_keep_donors_together(cells):
     pytest.importorskip("sklearn", reason="scikit-learn makes the folds")
     for train, test in folds(cells, 3, seed=0):
         assert not set(cells.donors[train]) & set(cells.donors[test])
-    with pytest.raises(CellsError, match=r"obs\['donor'\] has 7 donors, fewer than the 8 folds; set evaluation.folds lower"):
+    with pytest.raises(
+        CellsError,
+        match=r"obs\['donor'\] has 7 donors, fewer than the 8 folds; set evaluation.folds lower",
+    ):
         folds(cells, 8, seed=0)
 
 
@@ -203,7 +237,10 @@ def test_development_cells_are_whole_donors_where_donors_are_known(cells):
     assert sorted([*rest, *development]) == list(range(53))
     assert not set(cells.donors[rest]) & set(cells.donors[development])
     assert 0.1 < len(development) / 53 < 0.5
-    with pytest.raises(CellsError, match=r"obs\['donor'\] has 7 donors, too few to set 0.1 of the cells aside; set evaluation.development"):
+    with pytest.raises(
+        CellsError,
+        match=r"obs\['donor'\] has 7 donors, too few to set 0.1 of the cells aside; set evaluation.development",
+    ):
         development_split(cells, 0.1, seed=0)
 
 
@@ -223,7 +260,8 @@ def test_a_stratified_draw_has_every_class():
 def test_classes_too_small_for_the_folds_are_named():
     labels = np.where(np.arange(53) < 3, "rare", LABELS)
     with pytest.raises(
-        CellsError, match=r"1 of the 4 classes .* than the 5 folds: rare \(3\); set data.min_class to 5 .* or evaluation.folds to 3"
+        CellsError,
+        match=r"1 of the 4 classes .* than the 5 folds: rare \(3\); set data.min_class to 5 .* or evaluation.folds to 3",
     ):
         folds(from_anndata(_annotated(labels)), 5, seed=0)
     with pytest.raises(CellsError, match="folds need labels of at least two classes"):

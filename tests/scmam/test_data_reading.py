@@ -11,11 +11,11 @@ anndata = pytest.importorskip("anndata", reason="the single-cell layer is not in
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
-from scmam.data import from_anndata, open_cells  # noqa: E402
-from scmam.data.sparse import sparse_expression  # noqa: E402
-from scmam.errors import CellsError  # noqa: E402
-from scmam.sequences import expression  # noqa: E402
+from scmam.config import Data
+from scmam.data import from_anndata, open_cells
+from scmam.data.sparse import sparse_expression
+from scmam.errors import CellsError
+from scmam.sequences import expression
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COUNTS = np.random.default_rng(0).poisson(0.8, (60, 120)).astype(np.float32)
@@ -37,7 +37,9 @@ def annotated(matrix=COUNTS, *, raw=None, layers=(), genes=None, **columns):
 
 
 def log_normalised(counts=COUNTS, totals=None, target=1e4):
-    return np.log1p(counts / (counts.sum(axis=1) if totals is None else totals)[:, None] * target).astype(np.float32)
+    return np.log1p(
+        counts / (counts.sum(axis=1) if totals is None else totals)[:, None] * target
+    ).astype(np.float32)
 
 
 def dense(cells):
@@ -64,7 +66,9 @@ def write(tmp_path):
 # Where the counts are
 
 
-@pytest.mark.parametrize("layout", [np.asarray, scipy_sparse.csr_matrix, scipy_sparse.csc_matrix, scipy_sparse.csr_array])
+@pytest.mark.parametrize(
+    "layout", [np.asarray, scipy_sparse.csr_matrix, scipy_sparse.csc_matrix, scipy_sparse.csr_array]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint16])
 def test_takes_every_layout_and_type(layout, dtype):
     cells = from_anndata(annotated(layout(COUNTS.astype(dtype))))
@@ -77,7 +81,9 @@ def test_takes_every_layout_and_type(layout, dtype):
 
 
 def test_stored_zeros_are_dropped_and_duplicates_added():
-    matrix = scipy_sparse.csr_matrix((np.float32([0.0, 1.0, 2.0, 1.0]), [0, 1, 1, 0], [0, 1, 4]), shape=(2, 2))
+    matrix = scipy_sparse.csr_matrix(
+        (np.float32([0.0, 1.0, 2.0, 1.0]), [0, 1, 1, 0], [0, 1, 4]), shape=(2, 2)
+    )
     rows = from_anndata(annotated(matrix)).counts.whole()
     assert rows.data.tolist() == [1.0, 3.0]  # and the first cell, which has nothing, is gone
     assert rows.indices.tolist() == [0, 1]
@@ -106,7 +112,12 @@ def test_a_part_of_the_counts_is_not_taken_for_them():
     cells = from_anndata(annotated(log_normalised(), layers={"spliced": COUNTS}))
     assert cells.source == "AnnData: X"
     assert cells.unit == "counts per 10k (no raw counts there)"
-    assert from_anndata(annotated(log_normalised(), layers={"spliced": COUNTS}), Data(counts="spliced")).unit == "counts"
+    assert (
+        from_anndata(
+            annotated(log_normalised(), layers={"spliced": COUNTS}), Data(counts="spliced")
+        ).unit
+        == "counts"
+    )
 
 
 def test_fractions_further_on_are_seen_too():
@@ -114,7 +125,9 @@ def test_fractions_further_on_are_seen_too():
     late[2411, 5] = 0.5  # between the blocks of the first look
     cells = from_anndata(annotated(late))
     assert cells.unit == "counts (not whole numbers)"
-    assert cells.notes[0].endswith("; they are taken as counts, as expected or corrected counts are.")
+    assert cells.notes[0].endswith(
+        "; they are taken as counts, as expected or corrected counts are."
+    )
 
 
 def test_the_depth_is_a_column_of_totals_where_it_can_be():
@@ -136,7 +149,10 @@ def test_counts_are_recovered_when_some_genes_are_missing():
     np.testing.assert_array_equal(dense(cells), COUNTS[:, :40])
     np.testing.assert_array_equal(cells.depth, TOTALS)
     assert cells.unit == "counts recovered from log1p of counts per 10k"
-    assert "recovered with the totals in obs['n_counts']: before rounding no value is further than" in cells.notes[0]
+    assert (
+        "recovered with the totals in obs['n_counts']: before rounding no value is further than"
+        in cells.notes[0]
+    )
 
 
 @pytest.mark.parametrize("target", [1e4, 1e6, 321.0])
@@ -164,12 +180,19 @@ def test_without_totals_the_values_are_counts_per_10k():
     cells = from_anndata(annotated(log_normalised()))
     np.testing.assert_allclose(dense(cells), COUNTS / TOTALS[:, None] * 1e4, rtol=1e-5)
     np.testing.assert_array_equal(cells.depth, np.full(60, 1e4, np.float32))
-    assert any("since .obs has no column with the cells' totals; the values are taken as counts per 10,000, and" in n for n in cells.notes)
+    assert any(
+        "since .obs has no column with the cells' totals; the values are taken as counts per 10,000, and"
+        in n
+        for n in cells.notes
+    )
     batch = cells.batch(np.arange(60))
     seen = expression(batch.counts, batch.depth, "log1p_cp10k")
     np.testing.assert_allclose(seen, log_normalised(), rtol=1e-4)
     partial = from_anndata(annotated(log_normalised()[:, :40]))
-    assert any("which cannot be told from these values: not all genes are there" in note for note in partial.notes)
+    assert any(
+        "which cannot be told from these values: not all genes are there" in note
+        for note in partial.notes
+    )
 
 
 # Refused values
@@ -181,8 +204,14 @@ def test_without_totals_the_values_are_counts_per_10k():
         (np.zeros((0, 3), np.float32), "has no cells"),
         (np.zeros((2, 0), np.float32), "has 2 cells but no genes"),
         (np.zeros((2, 3), np.float32), "X holds nothing but zeros; take another file"),
-        (np.float32([[1.0, np.nan], [np.inf, 1]]), "X holds 2 values that are NaN or infinite; remove"),
-        (np.float32([[1.0, -0.5]]), r"X holds negative values \(smallest -0.5\), so it was scaled; counts cannot be had back"),
+        (
+            np.float32([[1.0, np.nan], [np.inf, 1]]),
+            "X holds 2 values that are NaN or infinite; remove",
+        ),
+        (
+            np.float32([[1.0, -0.5]]),
+            r"X holds negative values \(smallest -0.5\), so it was scaled; counts cannot be had back",
+        ),
     ],
 )
 def test_refuses_unusable_values(matrix, message):
@@ -191,16 +220,26 @@ def test_refuses_unusable_values(matrix, message):
 
 def test_says_where_unscaled_values_are():
     data = annotated(-COUNTS, raw=log_normalised(), layers={"scaled": -COUNTS, "umi": COUNTS})
-    refused(r"X holds negative values .* set data.counts to umi or raw, or to auto", data, Data(counts="X"))
+    refused(
+        r"X holds negative values .* set data.counts to umi or raw, or to auto",
+        data,
+        Data(counts="X"),
+    )
     assert from_anndata(data).source == "AnnData: layers['umi']"
-    refused("data.counts names 'spliced', which is not there; there are X, raw, scaled, umi, or auto", data, Data(counts="spliced"))
+    refused(
+        "data.counts names 'spliced', which is not there; there are X, raw, scaled, umi, or auto",
+        data,
+        Data(counts="spliced"),
+    )
     empty = anndata.AnnData(obs=data.obs, var=data.var)
     refused("holds no values, neither X nor .raw nor a layer", empty)
 
 
 def test_refuses_what_is_no_anndata(tmp_path):
     refused("expected an AnnData, got ndarray", COUNTS)
-    with pytest.raises(CellsError, match=r"missing\.h5ad: no such file; give the path of an \.h5ad file"):
+    with pytest.raises(
+        CellsError, match=r"missing\.h5ad: no such file; give the path of an \.h5ad file"
+    ):
         open_cells(Data(path=tmp_path / "missing.h5ad"))
     text = tmp_path / "text.h5ad"
     text.write_text("gene,cell\n")
@@ -246,7 +285,10 @@ def test_a_vocabulary_fixes_the_genes_and_their_order(tmp_path):
     np.testing.assert_array_equal(dense(cells)[:, :70], COUNTS[:, 99:29:-1])
     assert not dense(cells)[:, 70:].any()
     np.testing.assert_array_equal(cells.depth, TOTALS)
-    assert "70 of the 72 genes of genes.txt are in the file; the other 2 are taken to be zero in every cell." in cells.notes
+    assert (
+        "70 of the 72 genes of genes.txt are in the file; the other 2 are taken to be zero in every cell."
+        in cells.notes
+    )
     rows = cells.counts.take(np.arange(5))
     assert rows.has_sorted_indices
 
@@ -255,13 +297,21 @@ def test_a_vocabulary_that_shares_few_genes_is_refused(tmp_path):
     vocabulary = tmp_path / "genes.txt"
     settings = Data(genes="vocabulary", vocabulary=vocabulary)
     vocabulary.write_text("\n".join([f"G{i}" for i in range(40)] + [f"H{i}" for i in range(20)]))
-    refused(r"only 40 of the 60 genes of genes.txt are in the file \(it has G0, G1, G2, the vocabulary G0, G1, G2\)", annotated(), settings)
+    refused(
+        r"only 40 of the 60 genes of genes.txt are in the file \(it has G0, G1, G2, the vocabulary G0, G1, G2\)",
+        annotated(),
+        settings,
+    )
     vocabulary.write_text("\n".join([f"G{i}" for i in range(60)] + [f"H{i}" for i in range(1000)]))
     refused("only 60 of the 1060 genes", annotated(), settings)
     vocabulary.write_text("\n".join(f"Symbol{i}" for i in range(120)))
     data = annotated()
     data.var["feature_name"] = [f"Symbol{i}" for i in range(120)]
-    refused(r"only 0 of the 120 .*its names are in \.var\['feature_name'\]: set adata\.var_names", data, settings)
+    refused(
+        r"only 0 of the 120 .*its names are in \.var\['feature_name'\]: set adata\.var_names",
+        data,
+        settings,
+    )
     vocabulary.write_text("\n".join(f"G{i}" for i in range(10)))
     assert from_anndata(annotated(), settings).num_genes == 10  # few, but all of them
 
@@ -277,7 +327,11 @@ def test_vocabularies_that_cannot_be_read(tmp_path):
     vocabulary.write_bytes(b"\xff\xfe\x00")
     refused("not a text file", annotated(), settings)
     vocabulary.write_text("G1\n")
-    refused("data.min_cells: drops genes, but data.vocabulary", annotated(), settings.model_copy(update={"min_cells": 3}))
+    refused(
+        "data.min_cells: drops genes, but data.vocabulary",
+        annotated(),
+        settings.model_copy(update={"min_cells": 3}),
+    )
 
 
 def test_variable_genes_are_those_that_vary():
@@ -288,7 +342,10 @@ def test_variable_genes_are_those_that_vary():
     cells = from_anndata(annotated(counts), Data(genes="variable", num_genes=4))
     assert cells.genes == tuple(f"G{i}" for i in varying)
     np.testing.assert_array_equal(dense(cells), counts[:, varying])
-    assert "4 of 120 genes are taken, the most variable ones (scanpy, variance of Pearson residuals)." in cells.notes
+    assert (
+        "4 of 120 genes are taken, the most variable ones (scanpy, variance of Pearson residuals)."
+        in cells.notes
+    )
     per_10k = from_anndata(annotated(log_normalised(counts)), Data(genes="variable", num_genes=4))
     assert len(per_10k.genes) == 4
     assert any("dispersion of log1p" in note for note in per_10k.notes)
@@ -328,7 +385,11 @@ def test_mitochondrial_cells_are_dropped(prefix):
     cells = from_anndata(annotated(counts, genes=genes), Data(max_mito=0.5))
     assert 9 not in cells.cell_ids
     assert len(cells) == 59
-    refused(r"data.max_mito needs genes named MT-\*, and there are none \(names are G0, G1, G2\)", annotated(), Data(max_mito=0.5))
+    refused(
+        r"data.max_mito needs genes named MT-\*, and there are none \(names are G0, G1, G2\)",
+        annotated(),
+        Data(max_mito=0.5),
+    )
 
 
 def test_small_classes_are_dropped_and_named():
@@ -336,7 +397,10 @@ def test_small_classes_are_dropped_and_named():
     cells = from_anndata(annotated(cell_type=labels), Data(min_class=4))
     assert cells.classes == ("B", "NK", "T")
     assert len(cells) == 57
-    assert "3 cells are dropped: their classes have fewer than 4 cells (data.min_class): rare (3)." in cells.notes
+    assert (
+        "3 cells are dropped: their classes have fewer than 4 cells (data.min_class): rare (3)."
+        in cells.notes
+    )
 
 
 # Labels and donors
@@ -356,7 +420,11 @@ def test_labels_are_found_by_name_where_one_fits():
 
 def test_labels_that_cannot_be_told_are_listed():
     data = annotated(leiden=LABELS, louvain=LABELS, n_genes=np.arange(60))
-    refused(r"data.label is not given, and cannot be told .* set it to a column: leiden, louvain$", data, need_label=True)
+    refused(
+        r"data.label is not given, and cannot be told .* set it to a column: leiden, louvain$",
+        data,
+        need_label=True,
+    )
     assert from_anndata(data).label is None
     refused("none looks like it among n_genes", annotated(n_genes=np.arange(60)), Data(min_class=3))
     refused(
@@ -364,13 +432,32 @@ def test_labels_that_cannot_be_told_are_listed():
         annotated(batch=LABELS, cell_type=LABELS),
         Data(label="celltype"),
     )
-    refused("data.donor names 'donor', .*There are cell_type", annotated(cell_type=LABELS), Data(donor="donor"))
+    refused(
+        "data.donor names 'donor', .*There are cell_type",
+        annotated(cell_type=LABELS),
+        Data(donor="donor"),
+    )
 
 
 def test_labels_have_to_be_classes():
-    refused(r"obs\['cell_type'\] has one class, 'B'", annotated(cell_type="B"), Data(label="cell_type"), need_label=True)
-    refused(r"obs\['x'\] has no labels", annotated(x=np.full(60, np.nan)), Data(label="x"), need_label=True)
-    refused(r"obs\['x'\] has 60 different values in 60 cells", annotated(x=np.arange(60) / 7), Data(label="x"), need_label=True)
+    refused(
+        r"obs\['cell_type'\] has one class, 'B'",
+        annotated(cell_type="B"),
+        Data(label="cell_type"),
+        need_label=True,
+    )
+    refused(
+        r"obs\['x'\] has no labels",
+        annotated(x=np.full(60, np.nan)),
+        Data(label="x"),
+        need_label=True,
+    )
+    refused(
+        r"obs\['x'\] has 60 different values in 60 cells",
+        annotated(x=np.arange(60) / 7),
+        Data(label="x"),
+        need_label=True,
+    )
 
 
 def test_missing_labels_and_numbers_as_labels():
@@ -378,7 +465,9 @@ def test_missing_labels_and_numbers_as_labels():
     cells = from_anndata(annotated(cell_type=labels), need_label=True)
     assert cells.codes[:6].tolist() == [-1] * 5 + [1]
     assert cells.labels[0] == ""
-    assert from_anndata(annotated(cell_type=np.arange(60) % 2 * 1.0), Data(label="cell_type")).classes == ("0", "1")
+    assert from_anndata(
+        annotated(cell_type=np.arange(60) % 2 * 1.0), Data(label="cell_type")
+    ).classes == ("0", "1")
 
 
 def test_donors_are_read_and_must_be_whole():
@@ -426,7 +515,15 @@ def test_as_one_sparse_tensor_for_the_engine():
 
 
 def everything(cells):
-    return (dense(cells).tolist(), cells.depth.tolist(), cells.cell_ids.tolist(), cells.genes, cells.source, cells.unit, cells.classes)
+    return (
+        dense(cells).tolist(),
+        cells.depth.tolist(),
+        cells.cell_ids.tolist(),
+        cells.genes,
+        cells.source,
+        cells.unit,
+        cells.classes,
+    )
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
@@ -457,16 +554,22 @@ def test_backed_and_in_memory_are_the_same(write, place, compression):
 
 def test_backed_refuses_what_cannot_be_read_by_cells(write):
     path = write(annotated(scipy_sparse.csc_matrix(COUNTS)))
-    with pytest.raises(CellsError, match=r"X is stored by genes \(CSC\).*tocsr.*or set data.backed to never"):
+    with pytest.raises(
+        CellsError, match=r"X is stored by genes \(CSC\).*tocsr.*or set data.backed to never"
+    ):
         open_cells(Data(path=path, backed="always"))
     np.testing.assert_array_equal(dense(open_cells(Data(path=path))), COUNTS)
 
 
 def test_a_file_that_changes_under_way_is_one_line(write):
-    cells = open_cells(Data(path=write(annotated(scipy_sparse.csr_matrix(COUNTS))), backed="always"))
+    cells = open_cells(
+        Data(path=write(annotated(scipy_sparse.csr_matrix(COUNTS))), backed="always")
+    )
     cells.counts.close()
     write(annotated(scipy_sparse.csr_matrix(COUNTS[:5, :5]))).write_bytes(b"no longer there")
-    with pytest.raises(CellsError, match=r"cells\.h5ad: X cannot be read .*the file is damaged or has changed") as caught:
+    with pytest.raises(
+        CellsError, match=r"cells\.h5ad: X cannot be read .*the file is damaged or has changed"
+    ) as caught:
         cells.batch([1, 3])
     assert "\n" not in str(caught.value)
 
@@ -500,13 +603,18 @@ def test_an_old_file_cannot_be_backed():
     with h5py.File(path) as file:
         if "raw.X" not in file:
             pytest.skip("this scanpy has them in the current layout")
-    with pytest.raises(CellsError, match="the layout of an old anndata, which can only be read whole"):
+    with pytest.raises(
+        CellsError, match="the layout of an old anndata, which can only be read whole"
+    ):
         open_cells(Data(path=path, backed="always"))
 
 
 @pytest.mark.parametrize(
     ("name", "label", "classes", "depth"),
-    [("pbmc3k_counts_labelled", "cell_type", 8, "n_counts"), ("paul15_counts", "paul15_clusters", 19, None)],
+    [
+        ("pbmc3k_counts_labelled", "cell_type", 8, "n_counts"),
+        ("paul15_counts", "paul15_clusters", 19, None),
+    ],
 )
 def test_reads_real_counts(name, label, classes, depth):
     path = DATA / f"{name}.h5ad"
@@ -518,7 +626,9 @@ def test_reads_real_counts(name, label, classes, depth):
     assert cells.unit == "counts"
     assert cells.label == label
     assert len(cells.classes) == classes
-    assert any((f"obs[{depth!r}]" if depth else "the sum of its counts") in note for note in cells.notes)
+    assert any(
+        (f"obs[{depth!r}]" if depth else "the sum of its counts") in note for note in cells.notes
+    )
 
 
 def test_one_files_genes_are_a_vocabulary_for_another(tmp_path):
@@ -530,4 +640,7 @@ def test_one_files_genes_are_a_vocabulary_for_another(tmp_path):
     vocabulary.write_text("\n".join(open_cells().genes))
     cells = open_cells(Data(path=path, genes="vocabulary", vocabulary=vocabulary))
     assert cells.num_genes == 765
-    assert "763 of the 765 genes of genes.txt are in the file; the other 2 are taken to be zero in every cell." in cells.notes
+    assert (
+        "763 of the 765 genes of genes.txt are in the file; the other 2 are taken to be zero in every cell."
+        in cells.notes
+    )

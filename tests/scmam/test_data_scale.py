@@ -1,4 +1,6 @@
-"""Cells that stream from files: order and place, workers and processes, memory, several files, and other loaders."""
+"""Cells that stream from files: order and place, workers and processes, memory, several files, and
+other loaders.
+"""
 
 import json
 import os
@@ -20,18 +22,18 @@ pytest.importorskip("lightning", reason="pretraining is Lightning's")
 pytest.importorskip("scanpy", reason="the real cells are scanpy's")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data, load_config  # noqa: E402
-from scmam.data import CellLoader, Cells, cell_batch, inspect, loader, matrix, open_cells, reading  # noqa: E402
-from scmam.errors import CellsError, ConfigError  # noqa: E402
-from scmam.objective import build_pretraining  # noqa: E402
-from scmam.runs import Run, open_run  # noqa: E402
-from scmam.sequences import CellBatch  # noqa: E402
-from scmam.training import pretrain  # noqa: E402
-from scmam.training.module import PretrainingModule  # noqa: E402
+from scmam.config import Data, load_config
+from scmam.data import CellLoader, Cells, cell_batch, inspect, loader, matrix, open_cells, reading
+from scmam.errors import CellsError, ConfigError
+from scmam.objective import build_pretraining
+from scmam.runs import Run, open_run
+from scmam.sequences import CellBatch
+from scmam.training import pretrain
+from scmam.training.module import PretrainingModule
 
-from benchmarks import large_file  # noqa: E402
-from tests.examples import run_examples  # noqa: E402
-from tests.scmam.small import SMALL_MODEL  # noqa: E402
+from benchmarks import large_file
+from tests.examples import run_examples
+from tests.scmam.small import SMALL_MODEL
 
 ROOT = Path(__file__).parents[2]
 CELLS, GENES = 20_000, 5_000
@@ -67,7 +69,9 @@ def backed(files: dict[str, Path]) -> Cells:
 
 @pytest.fixture
 def real(tmp_path: Path) -> tuple[Path, anndata.AnnData]:
-    """A folder with real cells in three files, laid out differently and their genes in another order, and all of them as they were."""
+    """A folder with real cells in three files, laid out differently and their genes in another
+    order, and all of them as they were.
+    """
     source = open_cells(Data())
     whole = anndata.AnnData(source.counts.whole())
     whole.obs_names, whole.var_names = source.names, source.genes
@@ -75,7 +79,9 @@ def real(tmp_path: Path) -> tuple[Path, anndata.AnnData]:
     folder = tmp_path / "atlas"
     folder.mkdir()
     whole[:300].copy().write_h5ad(folder / "a.h5ad", compression="gzip")
-    whole[300:450, np.random.default_rng(0).permutation(whole.n_vars)].copy().write_h5ad(folder / "b.h5ad")
+    whole[300:450, np.random.default_rng(0).permutation(whole.n_vars)].copy().write_h5ad(
+        folder / "b.h5ad"
+    )
     rest = whole[450:].copy()
     rest.X = rest.X.toarray()
     rest.write_h5ad(folder / "c.h5ad")
@@ -99,20 +105,32 @@ def test_batches_have_the_counts_of_their_cells(files, counts, compression):
     cells = open_cells(Data(path=files[compression], backed="always", shuffle_block=BLOCK))
     for batch in islice(CellLoader(cells, BATCH, sparse=True), 0, 130, 10):  # of three requests
         assert batch.counts.layout == torch.sparse_csr
-        np.testing.assert_array_equal(batch.counts.to_dense(), counts[batch.cell_ids.numpy()].toarray())
+        np.testing.assert_array_equal(
+            batch.counts.to_dense(), counts[batch.cell_ids.numpy()].toarray()
+        )
         assert torch.equal(batch.depth, batch.counts.to_dense().sum(dim=1))
 
 
 @pytest.mark.parametrize("storage", ["csr", "dense"])
-def test_rows_in_any_order_with_repetitions_gaps_and_none_at_all(tmp_path, counts, storage, monkeypatch):
+def test_rows_in_any_order_with_repetitions_gaps_and_none_at_all(
+    tmp_path, counts, storage, monkeypatch
+):
     part = counts[:200].copy()
     part.data[part.indptr[7] : part.indptr[8]] = 0  # a cell without counts
     part.eliminate_zeros()
-    anndata.AnnData(part if storage == "csr" else part.toarray()).write_h5ad(tmp_path / "cells.h5ad")
+    anndata.AnnData(part if storage == "csr" else part.toarray()).write_h5ad(
+        tmp_path / "cells.h5ad"
+    )
     stored = matrix.FileMatrix(tmp_path / "cells.h5ad", "X")
     for gap in (0, 500, 10**9):
         monkeypatch.setattr(matrix, "GAP", gap)
-        for rows in ([199, 0, 7, 7, 198, 0], [7], [], np.arange(5, 90), np.random.default_rng(0).integers(0, 200, 64)):
+        for rows in (
+            [199, 0, 7, 7, 198, 0],
+            [7],
+            [],
+            np.arange(5, 90),
+            np.random.default_rng(0).integers(0, 200, 64),
+        ):
             rows = np.asarray(rows, dtype=np.int64)
             np.testing.assert_array_equal(stored.take(rows).toarray(), part[rows].toarray())
 
@@ -120,7 +138,11 @@ def test_rows_in_any_order_with_repetitions_gaps_and_none_at_all(tmp_path, count
 def test_neighbours_are_one_request(backed, monkeypatch):
     """Sixteen cells of a block that lost one to the validation are still read at once."""
     read, requests = matrix._read, []
-    monkeypatch.setattr(matrix, "_read", lambda dataset, first, last: requests.append(len(first)) or read(dataset, first, last))
+    monkeypatch.setattr(
+        matrix,
+        "_read",
+        lambda dataset, first, last: requests.append(len(first)) or read(dataset, first, last),
+    )
     backed.counts.take(np.r_[100:105, 106:116, 9000:9016])
     assert requests == [2, 2]  # of the values, and of their columns
 
@@ -133,7 +155,8 @@ def test_a_file_that_changed_under_the_loader_is_named(files, tmp_path):
     with h5py.File(path, "r+") as file:
         file["X/indices"][1_000_000] = GENES
     with pytest.raises(
-        CellsError, match=rf"cells\.h5ad: X cannot be read \(a column of {GENES} is numbered {GENES}\); the file is damaged"
+        CellsError,
+        match=rf"cells\.h5ad: X cannot be read \(a column of {GENES} is numbered {GENES}\); the file is damaged",
     ):
         ids(CellLoader(cells, BATCH, sparse=True))
 
@@ -162,7 +185,10 @@ def test_the_next_cells_are_read_while_these_are_used(backed, monkeypatch):
 
 def test_the_order_is_the_same_whoever_reads(files, backed):
     in_memory = open_cells(Data(path=files["none"], backed="never", shuffle_block=BLOCK))
-    first, second = ([batch.tolist() for batch in CellLoader(in_memory, BATCH, seed=3).order(epoch)] for epoch in range(2))
+    first, second = (
+        [batch.tolist() for batch in CellLoader(in_memory, BATCH, seed=3).order(epoch)]
+        for epoch in range(2)
+    )
     assert first != second
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(CELLS))
     for workers in (0, 1, 2):
@@ -176,7 +202,9 @@ def test_the_order_is_the_same_whoever_reads(files, backed):
 @pytest.mark.slow
 def test_workers_that_are_started_afresh_open_the_file_themselves(backed):
     expected = list(islice(CellLoader(backed, BATCH, seed=3, sparse=True), 70))
-    spawned = CellLoader(backed, BATCH, seed=3, sparse=True, workers=1, multiprocessing_context="spawn")
+    spawned = CellLoader(
+        backed, BATCH, seed=3, sparse=True, workers=1, multiprocessing_context="spawn"
+    )
     for batch, other in zip(spawned, expected, strict=False):
         assert torch.equal(batch.cell_ids, other.cell_ids)
         assert torch.equal(batch.counts.to_dense(), other.counts.to_dense())
@@ -185,24 +213,42 @@ def test_workers_that_are_started_afresh_open_the_file_themselves(backed):
 
 def test_two_processes_read_the_steps_of_one_and_each_its_own_blocks(backed):
     single = CellLoader(backed, 2 * BATCH, seed=5).order()
-    shares = [[batch.tolist() for batch in CellLoader(backed, BATCH, seed=5, rank=rank, world_size=2).order()] for rank in range(2)]
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(step) for step in single]
+    shares = [
+        [
+            batch.tolist()
+            for batch in CellLoader(backed, BATCH, seed=5, rank=rank, world_size=2).order()
+        ]
+        for rank in range(2)
+    ]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [
+        sorted(step) for step in single
+    ]
     assert sorted(chain(*shares[0], *shares[1])) == list(range(CELLS))
-    window = [set(np.array(list(chain(*share[: loader.READ_AHEAD // (2 * BATCH)]))) // BLOCK) for share in shares]
-    assert len(window[0] & window[1]) < 0.4 * len(window[0] | window[1])  # every block, if each took every other cell
+    window = [
+        set(np.array(list(chain(*share[: loader.READ_AHEAD // (2 * BATCH)]))) // BLOCK)
+        for share in shares
+    ]
+    assert len(window[0] & window[1]) < 0.4 * len(
+        window[0] | window[1]
+    )  # every block, if each took every other cell
 
 
 def test_blocks_are_drawn_from_large_matrices_wherever_they_are(files, monkeypatch):
     path = files["none"]
     assert open_cells(Data(path=path)).block == 1
     monkeypatch.setattr(reading, "IN_MEMORY", 2**20)
-    assert {open_cells(Data(path=path, backed=backed)).block for backed in ("auto", "always", "never")} == {reading.BLOCK}
+    assert {
+        open_cells(Data(path=path, backed=backed)).block for backed in ("auto", "always", "never")
+    } == {reading.BLOCK}
     assert open_cells(Data(path=path, shuffle_block=3)).block == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_goes_on_in_the_middle_of_what_was_read_together(backed, workers):
-    first, second = ([batch.tolist() for batch in CellLoader(backed, BATCH, seed=2).order(epoch)] for epoch in range(2))
+    first, second = (
+        [batch.tolist() for batch in CellLoader(backed, BATCH, seed=2).order(epoch)]
+        for epoch in range(2)
+    )
     interrupted = CellLoader(backed, BATCH, seed=2, sparse=True, workers=workers)
     done = 100  # 64 batches are read together
     assert ids(islice(interrupted, done)) == first[:done]
@@ -237,8 +283,16 @@ def test_what_is_read_together_after_a_resumption_is_what_it_would_have_been(bac
     "changes",
     [
         {},
-        {"masking.zero_ratio": 0.05, "masking.context_from": "visible", "masking.injection": "decoder"},
-        {"masking.strategy": "uniform", "masking.injection": "encoder", "data.transform": "log1p_cp10k"},
+        {
+            "masking.zero_ratio": 0.05,
+            "masking.context_from": "visible",
+            "masking.injection": "decoder",
+        },
+        {
+            "masking.strategy": "uniform",
+            "masking.injection": "encoder",
+            "data.transform": "log1p_cp10k",
+        },
         {"masking.strategy": "mam-embedding", "masking.zero_ratio": 0.05, "training.loss": "nb"},
     ],
 )
@@ -269,9 +323,17 @@ def test_training_gives_the_kernel_csr(backed, tmp_path, monkeypatch):
     monkeypatch.setattr(
         mam.MultinomialAttentionMasking,
         "forward",
-        lambda self, tokens, *a, **k: layouts.append(tokens.layout) or forward(self, tokens, *a, **k),
+        lambda self, tokens, *a, **k: (
+            layouts.append(tokens.layout) or forward(self, tokens, *a, **k)
+        ),
     )
-    settings = {**SMALL, "training.steps": 2, "training.validate_every": 2, "training.validation": 0.001, "model.decoder_genes": 32}
+    settings = {
+        **SMALL,
+        "training.steps": 2,
+        "training.validate_every": 2,
+        "training.validation": 0.001,
+        "model.decoder_genes": 32,
+    }
     run = pretrain(load_config(None, settings), tmp_path / "run", cells=backed, progress=False)
     assert run.done
     assert len(layouts) > 2  # of training and of validation
@@ -296,17 +358,29 @@ print(len(cells), len(batches), peak_mebibytes() - before)
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")]),
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_bounded_by_what_is_read_at_once_and_not_by_the_file(tmp_path):
     cells, nonzero, together = 80_000, 500, 1000
     random = np.random.default_rng(0)
-    columns = np.sort(random.permuted(np.tile(np.arange(GENES, dtype=np.int32), (together, 1)), axis=1)[:, :nonzero], axis=1)
+    columns = np.sort(
+        random.permuted(np.tile(np.arange(GENES, dtype=np.int32), (together, 1)), axis=1)[
+            :, :nonzero
+        ],
+        axis=1,
+    )
     values = random.integers(1, 9, columns.size).astype(np.float32)
     one = anndata.AnnData(
-        scipy_sparse.csr_matrix((values, columns.ravel(), np.arange(0, columns.size + 1, nonzero)), shape=(together, GENES))
+        scipy_sparse.csr_matrix(
+            (values, columns.ravel(), np.arange(0, columns.size + 1, nonzero)),
+            shape=(together, GENES),
+        )
     )
     one.write_h5ad(tmp_path / "large.h5ad")
     with h5py.File(tmp_path / "large.h5ad", "r+") as file:  # the same thousand cells, eighty times
@@ -322,8 +396,18 @@ def test_memory_is_bounded_by_what_is_read_at_once_and_not_by_the_file(tmp_path)
     assert megabytes > 300
     grown = {}
     for backed in ("always", "never"):
-        command = [sys.executable, "-W", "ignore", "-c", MEASURED, str(tmp_path / "large.h5ad"), backed]
-        said = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout.split()
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            MEASURED,
+            str(tmp_path / "large.h5ad"),
+            backed,
+        ]
+        said = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=True
+        ).stdout.split()
         assert said[:2] == [str(cells), "200"]
         grown[backed] = float(said[2])
     assert grown["never"] > 300  # so that the measure sees the file where it is read whole
@@ -331,8 +415,23 @@ def test_memory_is_bounded_by_what_is_read_at_once_and_not_by_the_file(tmp_path)
 
 
 def test_the_benchmark_measures(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(large_file, "measured", lambda what, path, sizes: large_file.MEASUREMENTS[what](path, sizes))
-    arguments = ["--cells", "3000", "--genes", "400", "--steps", "12", "--seconds", "0.1", "--compression", "gzip", "--out", str(tmp_path)]
+    monkeypatch.setattr(
+        large_file, "measured", lambda what, path, sizes: large_file.MEASUREMENTS[what](path, sizes)
+    )
+    arguments = [
+        "--cells",
+        "3000",
+        "--genes",
+        "400",
+        "--steps",
+        "12",
+        "--seconds",
+        "0.1",
+        "--compression",
+        "gzip",
+        "--out",
+        str(tmp_path),
+    ]
     assert large_file.main([*arguments, "--folder", str(tmp_path / "files")]) == 0
     assert "training" in capsys.readouterr().out
     record = json.loads((tmp_path / "large_file.json").read_text())
@@ -381,9 +480,13 @@ def test_genes_of_a_vocabulary_are_found_in_every_file(real, tmp_path):
     folder, whole = real
     wanted = [*whole.var_names[[5, 3, 200, *range(300, 380)]], "NOT_A_GENE"]
     (tmp_path / "genes.txt").write_text("\n".join(wanted))
-    joined = open_cells(Data(path=folder, backed="always", genes="vocabulary", vocabulary=tmp_path / "genes.txt"))
+    joined = open_cells(
+        Data(path=folder, backed="always", genes="vocabulary", vocabulary=tmp_path / "genes.txt")
+    )
     rows = np.array([0, 299, 300, 449, 450, 699])
-    np.testing.assert_array_equal(joined.counts.take(rows)[:, :-1].toarray(), whole[rows, wanted[:-1]].X.toarray())
+    np.testing.assert_array_equal(
+        joined.counts.take(rows)[:, :-1].toarray(), whole[rows, wanted[:-1]].X.toarray()
+    )
     assert joined.counts.take(rows)[:, -1].nnz == 0
     joined.counts.close()
 
@@ -393,7 +496,8 @@ def test_files_that_do_not_go_together(real):
     other = whole[:50, 5:].copy()
     other.write_h5ad(folder / "d.h5ad")
     with pytest.raises(
-        CellsError, match=r"atlas: its 4 files .* X of d\.h5ad has other genes than that of a\.h5ad \(5 are missing: .*0 are there"
+        CellsError,
+        match=r"atlas: its 4 files .* X of d\.h5ad has other genes than that of a\.h5ad \(5 are missing: .*0 are there",
     ):
         open_cells(Data(path=folder))
     normalised = [whole[:50].copy(), whole[50:90].copy()]
@@ -407,7 +511,9 @@ def test_files_that_do_not_go_together(real):
     logged.X.data = np.log1p(logged.X.data)
     logged.write_h5ad(folder / "d.h5ad")
     different = r"X holds values of different kinds \(counts in a\.h5ad and log1p in d\.h5ad\)"
-    with pytest.raises(CellsError, match=rf"{different}.*layers\['counts'\] is not in a\.h5ad, b\.h5ad, c\.h5ad"):
+    with pytest.raises(
+        CellsError, match=rf"{different}.*layers\['counts'\] is not in a\.h5ad, b\.h5ad, c\.h5ad"
+    ):
         open_cells(Data(path=folder))
     # A place that fits in all of them is taken, and the other is said to be left.
     for name in "abc":
@@ -416,7 +522,9 @@ def test_files_that_do_not_go_together(real):
         data.write_h5ad(folder / f"{name}.h5ad")
     cells = open_cells(Data(path=folder))
     assert cells.source.endswith("layers['counts']")
-    assert any(note.startswith("Not taken: X holds values of different kinds") for note in cells.notes)
+    assert any(
+        note.startswith("Not taken: X holds values of different kinds") for note in cells.notes
+    )
     with pytest.raises(CellsError, match=rf"data\.counts names 'X', and {different}"):
         open_cells(Data(path=folder, counts="X"))
 
@@ -437,7 +545,12 @@ def test_paths_that_name_no_files(tmp_path):
 
 def test_a_run_from_files_goes_on_in_the_middle_of_an_epoch(real, tmp_path, monkeypatch):
     paths = sorted(real[0].iterdir())
-    streamed = {"data__path": [str(path) for path in paths], "data__backed": "always", "data__shuffle_block": 4, "training__workers": 1}
+    streamed = {
+        "data__path": [str(path) for path in paths],
+        "data__backed": "always",
+        "data__shuffle_block": 4,
+        "training__workers": 1,
+    }
     whole = small_run(tmp_path / "whole", **streamed)
     step = PretrainingModule.training_step
     stopped = []
@@ -455,37 +568,74 @@ def test_a_run_from_files_goes_on_in_the_middle_of_an_epoch(real, tmp_path, monk
     assert stopped == [4]
     assert resumed.metrics()["loss"].tolist() == whole.metrics()["loss"].tolist()
     weights = whole.load().state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in resumed.load().state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in resumed.load().state_dict().items()
+    )
     assert 0 <= resumed.record["waiting_share"] <= 1
     assert resumed.config.data.path == tuple(paths)
 
 
 @pytest.mark.slow
 def test_two_machines_of_slurm_are_as_one(real, tmp_path):
-    """Two processes with the variables that SLURM gives one task on each of two machines; the cells come from files."""
+    """Two processes with the variables that SLURM gives one task on each of two machines; the cells
+    come from files.
+    """
     folder, _ = real
-    few = {"data.backed": "always", "data.shuffle_block": 4, "masking.strategy": "uniform", "training.steps": 3}
+    few = {
+        "data.backed": "always",
+        "data.shuffle_block": 4,
+        "masking.strategy": "uniform",
+        "training.steps": 3,
+    }
     settings = {**SMALL, **few, "data.path": str(folder)}
-    assignments = [f"{name}={json.dumps(value)}" for name, value in {**settings, "training.num_nodes": 2}.items()]
+    assignments = [
+        f"{name}={json.dumps(value)}"
+        for name, value in {**settings, "training.num_nodes": 2}.items()
+    ]
     command = [sys.executable, "-m", "scmam", "pretrain", "--quiet", "--out", str(tmp_path / "two")]
     command += chain.from_iterable(("--set", assignment) for assignment in assignments)
-    job = {"SLURM_JOB_NAME": "pretrain", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
+    job = {
+        "SLURM_JOB_NAME": "pretrain",
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_LOCALID": "0",
+    }
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = {"SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        address = {
+            "SLURM_NODELIST": "localhost",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+        }
     machines = []
     for machine in ("0", "1"):
-        variables = {**environment(), **job, **address, "SLURM_PROCID": machine, "SLURM_NODEID": machine}
-        machines.append(subprocess.Popen(command, env=variables, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+        variables = {
+            **environment(),
+            **job,
+            **address,
+            "SLURM_PROCID": machine,
+            "SLURM_NODEID": machine,
+        }
+        machines.append(
+            subprocess.Popen(
+                command, env=variables, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+            )
+        )
     said = [machine.communicate(timeout=300)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
-    alone = pretrain(load_config(None, {**settings, "training.batch_size": 8}), tmp_path / "one", progress=False)
+    alone = pretrain(
+        load_config(None, {**settings, "training.batch_size": 8}), tmp_path / "one", progress=False
+    )
     together = open_run(tmp_path / "two")
     assert together.record["processes"] == 2
     losses = [run.metrics().query("phase == 'train'")["loss"].tolist() for run in (together, alone)]
     assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     weights = alone.load().state_dict()
-    assert all(torch.allclose(value, weights[name], atol=1e-5) for name, value in together.load().state_dict().items())
+    assert all(
+        torch.allclose(value, weights[name], atol=1e-5)
+        for name, value in together.load().state_dict().items()
+    )
 
 
 # Other loaders
@@ -496,10 +646,21 @@ def test_batches_of_other_loaders_are_those_of_ours(counts):
     rows = np.array([3, 600, 12])
     expected = cells.batch(rows)
     sparse = cells.counts.take(rows)
-    for given in (sparse, sparse.tocsc(), sparse.toarray(), torch.from_numpy(sparse.toarray()), matrix.as_tensor(sparse)):
+    for given in (
+        sparse,
+        sparse.tocsc(),
+        sparse.toarray(),
+        torch.from_numpy(sparse.toarray()),
+        matrix.as_tensor(sparse),
+    ):
         batch = cell_batch(given, rows, depth=cells.depth[rows], labels=cells.codes[rows])
-        assert torch.equal(batch.counts.to_dense() if batch.counts.layout == torch.sparse_csr else batch.counts, expected.counts)
-        assert all(torch.equal(one, other) for one, other in zip(batch[1:], expected[1:], strict=True))
+        assert torch.equal(
+            batch.counts.to_dense() if batch.counts.layout == torch.sparse_csr else batch.counts,
+            expected.counts,
+        )
+        assert all(
+            torch.equal(one, other) for one, other in zip(batch[1:], expected[1:], strict=True)
+        )
     plain = cell_batch(sparse, rows)
     assert torch.equal(plain.depth, expected.counts.sum(dim=1))
     assert plain.labels.tolist() == [-1] * 3
@@ -507,15 +668,23 @@ def test_batches_of_other_loaders_are_those_of_ours(counts):
 
 def test_what_is_no_batch():
     good = np.ones((2, 3), dtype=np.float32)
-    with pytest.raises(ValueError, match=r"counts: expected \(B, G\), dense or sparse CSR; got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"counts: expected \(B, G\), dense or sparse CSR; got shape \(3,\)"
+    ):
         cell_batch(good[0], [0, 1, 2])
-    with pytest.raises(ValueError, match=r"cell_ids: expected one for each of the 2 cells; got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"cell_ids: expected one for each of the 2 cells; got shape \(3,\)"
+    ):
         cell_batch(good, [0, 1, 2])
     with pytest.raises(TypeError, match=r"cell_ids: expected integers; got torch.float64"):
         cell_batch(good, [0.0, 1.0])
-    with pytest.raises(ValueError, match=r"cell_ids: expected integers in \[0, 2\*\*32\); got -1 to 1"):
+    with pytest.raises(
+        ValueError, match=r"cell_ids: expected integers in \[0, 2\*\*32\); got -1 to 1"
+    ):
         cell_batch(good, [-1, 1])
-    with pytest.raises(ValueError, match=r"labels: expected one for each of the 2 cells; got shape \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected one for each of the 2 cells; got shape \(1,\)"
+    ):
         cell_batch(good, [0, 1], labels=[0])
 
 
@@ -528,7 +697,9 @@ def test_scdataset_reads_our_cells(backed, counts):
         fetch_factor=32,
         seed=0,
         fetch_callback=lambda cells, indices: (cells.counts.take(indices), indices),
-        batch_callback=lambda fetched, chosen: backed.batch_of(fetched[0][chosen], fetched[1][chosen], sparse=True),
+        batch_callback=lambda fetched, chosen: backed.batch_of(
+            fetched[0][chosen], fetched[1][chosen], sparse=True
+        ),
     )
     config = load_config(None, {**SMALL, "model.decoder_genes": 32})
     objective = build_pretraining(config, backed.num_genes)
@@ -537,7 +708,9 @@ def test_scdataset_reads_our_cells(backed, counts):
         seen += batch.cell_ids.tolist()
         if number == 0:
             assert torch.isfinite(objective(batch, seed=0, step=0).total)
-            np.testing.assert_array_equal(batch.counts.to_dense(), counts[batch.cell_ids.numpy()].toarray())
+            np.testing.assert_array_equal(
+                batch.counts.to_dense(), counts[batch.cell_ids.numpy()].toarray()
+            )
     assert sorted(seen) == list(range(CELLS))
 
 
@@ -550,6 +723,8 @@ def test_the_examples_of_the_page_run():
 
 def test_every_setting_that_the_page_names_is_one():
     config = load_config(None)
-    named = set(re.findall(r"\b(data|training)\.(\w+)\b", (ROOT / "docs" / "scale.md").read_text())) - {("data", "cell_batch")}
+    named = set(
+        re.findall(r"\b(data|training)\.(\w+)\b", (ROOT / "docs" / "scale.md").read_text())
+    ) - {("data", "cell_batch")}
     assert ("training", "num_nodes") in named
     assert all(hasattr(getattr(config, section), name) for section, name in named)

@@ -1,4 +1,6 @@
-"""The demo, small: from cells to a report folder that is whole, self-contained and says what was measured."""
+"""The demo, small: from cells to a report folder that is whole, self-contained and says what was
+measured.
+"""
 
 import csv
 import json
@@ -18,7 +20,13 @@ from scmam.data.sparse import SparseExpression
 from mam_kernels.testing.cases import expression
 
 SMALL = engine_demo.Sizes(
-    paper_cells=2, published_positions=90, published_cells=3, published_paper_cells=2, samples=3, seconds=0.0, draws=2
+    paper_cells=2,
+    published_positions=90,
+    published_cells=3,
+    published_paper_cells=2,
+    samples=3,
+    seconds=0.0,
+    draws=2,
 )
 
 
@@ -34,13 +42,22 @@ def results():
 def test_writes_a_whole_report(results, tmp_path):
     page = engine_report.write_report(tmp_path / "report", results)
     names = {path.name for path in page.parent.iterdir()}
-    assert names == {"report.html", "report.md", "table.csv", "hidden_genes.png", "environment.json"}
+    assert names == {
+        "report.html",
+        "report.md",
+        "table.csv",
+        "hidden_genes.png",
+        "environment.json",
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     text = page.read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "made &amp; up" in text
     assert "data:image/png;base64,iVBOR" in text
-    assert json.loads((page.parent / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    assert (
+        json.loads((page.parent / "environment.json").read_text())["versions"]["torch"]
+        == torch.__version__
+    )
 
 
 def test_the_table_has_every_contender(results, tmp_path):
@@ -72,7 +89,9 @@ def test_an_earlier_report_is_replaced_but_nothing_else(results, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").touch()
-    with pytest.raises(engine_report.ReportError, match="exists and is not a report; give another folder"):
+    with pytest.raises(
+        engine_report.ReportError, match="exists and is not a report; give another folder"
+    ):
         engine_report.write_report(other, results)
     assert (other / "thesis.tex").exists()
 
@@ -93,6 +112,11 @@ def test_spread_out_takes_real_values_at_the_density():
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
-    assert engine_demo.main(["--cells", str(tmp_path / "none.h5ad"), "--out", str(tmp_path / "report")]) == 2
+    assert (
+        engine_demo.main(
+            ["--cells", str(tmp_path / "none.h5ad"), "--out", str(tmp_path / "report")]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""The examination of an installation: what it finds in order, and that it does not overlook what is wrong."""
+"""The examination of an installation: what it finds in order, and that it does not overlook what is
+wrong.
+"""
 
 import math
 import sys
@@ -37,7 +39,9 @@ def test_versions_know_what_is_not_installed(monkeypatch):
 def test_the_validation_run_on_real_cells(monkeypatch, capsys):
     pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
     pytest.importorskip("lightning", reason="the single-cell layer is not installed")
-    monkeypatch.setattr("mam_kernels.testing.check", lambda: "heading\ncpu value path float32 1 2 ok it agrees")  # it has tests of its own
+    monkeypatch.setattr(
+        "mam_kernels.testing.check", lambda: "heading\ncpu value path float32 1 2 ok it agrees"
+    )  # it has tests of its own
     examination = examine(progress=True)
     assert "validation run ..." in capsys.readouterr().out
     found = by_name(examination)
@@ -65,15 +69,23 @@ def test_masks_that_do_not_repeat_are_seen():
     generator = torch.Generator().manual_seed(0)
 
     def strategy(values, ids, *, seed, step):
-        return SimpleNamespace(mask=torch.rand(values.shape, generator=generator).argsort(dim=1) < 3)
+        return SimpleNamespace(
+            mask=torch.rand(values.shape, generator=generator).argsort(dim=1) < 3
+        )
 
     batch = SimpleNamespace(counts=torch.ones(2, 10), depth=torch.ones(2), cell_ids=torch.arange(2))
     cells = SimpleNamespace(num_cells=2, num_genes=10, batch=lambda indices: batch)
     run = SimpleNamespace(load=lambda: SimpleNamespace(strategy=strategy))
     assert not doctor._masks_hold(run, cells).ok
     fixed = torch.arange(10).repeat(2, 1)
-    run = SimpleNamespace(load=lambda: SimpleNamespace(strategy=lambda *a, step, **k: SimpleNamespace(mask=(fixed + step) % 10 < 3)))
-    assert doctor._masks_hold(run, cells) == Check("masks hold", True, "3 of 10 genes hidden in each cell, 3 asked")
+    run = SimpleNamespace(
+        load=lambda: SimpleNamespace(
+            strategy=lambda *a, step, **k: SimpleNamespace(mask=(fixed + step) % 10 < 3)
+        )
+    )
+    assert doctor._masks_hold(run, cells) == Check(
+        "masks hold", True, "3 of 10 genes hidden in each cell, 3 asked"
+    )
 
 
 def test_what_breaks_is_found_and_the_rest_still_looked_at(monkeypatch):

@@ -1,4 +1,6 @@
-"""Linear probe, fine-tuning, baselines, and the files of `evaluate`, on cells whose classes are planted and on real ones."""
+"""Linear probe, fine-tuning, baselines, and the files of `evaluate`, on cells whose classes are
+planted and on real ones.
+"""
 
 import copy
 import json
@@ -14,11 +16,11 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Data, validated  # noqa: E402
-from scmam.config import Evaluation as Settings  # noqa: E402
-from scmam.data import from_anndata, open_cells  # noqa: E402
-from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
-from scmam.evaluation import (  # noqa: E402
+from scmam.config import Data, validated
+from scmam.config import Evaluation as Settings
+from scmam.data import from_anndata, open_cells
+from scmam.errors import CellsError, ConfigError, RunError
+from scmam.evaluation import (
     baseline,
     cross_validation,
     embed,
@@ -27,11 +29,11 @@ from scmam.evaluation import (  # noqa: E402
     fine_tuning,
     linear_probe,
 )
-from scmam.evaluation import reading as reading_module  # noqa: E402
-from scmam.evaluation.baselines import log_normalised  # noqa: E402
-from scmam.evaluation.embedding import sequence_reader  # noqa: E402
-from scmam.objective import build_pretraining  # noqa: E402
-from scmam.runs import create_folder, open_run, update_record, write_weights  # noqa: E402
+from scmam.evaluation import reading as reading_module
+from scmam.evaluation.baselines import log_normalised
+from scmam.evaluation.embedding import sequence_reader
+from scmam.objective import build_pretraining
+from scmam.runs import create_folder, open_run, update_record, write_weights
 
 CLASSES = ("B", "NK", "T")
 SETTINGS = Settings(folds=3, epochs=4, batch_size=16, hidden=16, lr=3e-3)
@@ -43,7 +45,9 @@ CONFIG = {
 
 
 def planted(num_cells=90, genes=24, seed=0, labels=None, donors=None):
-    """Cells of three classes, each of which expresses four genes of its own; one gene is never there."""
+    """Cells of three classes, each of which expresses four genes of its own; one gene is never
+    there.
+    """
     random = np.random.default_rng(seed)
     codes = np.arange(num_cells) % len(CLASSES)
     rates = np.full((num_cells, genes), 0.3)
@@ -53,13 +57,19 @@ def planted(num_cells=90, genes=24, seed=0, labels=None, donors=None):
     counts = random.poisson(rates).astype(np.float32)
     counts[:, 12] += 1  # a cell without any count would be a cell that no reader lets through
     counts[:, -1] = 0
-    names = np.array(CLASSES, dtype=object)[codes] if labels is None else np.asarray(labels, dtype=object)
+    names = (
+        np.array(CLASSES, dtype=object)[codes]
+        if labels is None
+        else np.asarray(labels, dtype=object)
+    )
     data = anndata.AnnData(counts)
     data.var_names = [f"gene{gene}" for gene in range(genes)]
     data.obs["cell_type"] = names
     if donors is not None:
         data.obs["donor"] = donors
-    return from_anndata(data, Data(label="cell_type", donor=None if donors is None else "donor"), name="planted")
+    return from_anndata(
+        data, Data(label="cell_type", donor=None if donors is None else "donor"), name="planted"
+    )
 
 
 def untrained(cells, **model):
@@ -94,7 +104,8 @@ def scores(evaluation):
     return [replace(fold, seconds=0.0) for fold in evaluation.folds]
 
 
-# ------------------------------------------------------------------------------------------------------------------ features
+# ------------------------------------------------------------------------------------------------------------------
+# features
 
 
 def test_features_are_those_of_the_model(cells, pretraining):
@@ -125,7 +136,9 @@ def test_the_largest_values_are_read_where_there_are_too_many(cells, pretraining
     counts = cells.counts.take(np.array([3])).toarray()[0]
     expected = np.sort(np.argsort(-counts, kind="stable")[:5])
     assert part.sequences.gene_ids[0].tolist() == expected.tolist()
-    np.testing.assert_allclose(part.sequences.values[0].numpy(), np.log1p(counts[expected]), rtol=1e-6)
+    np.testing.assert_allclose(
+        part.sequences.values[0].numpy(), np.log1p(counts[expected]), rtol=1e-6
+    )
     assert part.depth.item() == cells.depth[3]
 
 
@@ -133,7 +146,11 @@ def test_rows_are_read_a_bounded_number_at_a_time(cells, pretraining, monkeypatc
     monkeypatch.setattr(reading_module, "READ_TOGETHER", 32)
     taken = []
     take = type(cells.counts).take
-    monkeypatch.setattr(type(cells.counts), "take", lambda rows, indices: taken.append(len(indices)) or take(rows, indices))
+    monkeypatch.setattr(
+        type(cells.counts),
+        "take",
+        lambda rows, indices: taken.append(len(indices)) or take(rows, indices),
+    )
     reader = sequence_reader(pretraining, cells, None)
     taken.clear()
     indices = np.arange(89, -1, -1)
@@ -166,11 +183,14 @@ def test_features_that_are_not_finite_are_an_error(cells, pretraining):
 
 
 def test_cells_over_other_genes_are_refused(pretraining):
-    with pytest.raises(CellsError, match="planted: X: expected the 24 genes of the model, in its order; got 20"):
+    with pytest.raises(
+        CellsError, match="planted: X: expected the 24 genes of the model, in its order; got 20"
+    ):
         linear_probe(pretraining, planted(genes=20), SETTINGS)
 
 
-# --------------------------------------------------------------------------------------------------------------- linear probe
+# ---------------------------------------------------------------------------------------------------------------
+# linear probe
 
 
 def test_probe_tells_planted_classes_apart(cells, pretraining):
@@ -183,7 +203,9 @@ def test_probe_tells_planted_classes_apart(cells, pretraining):
     assert [fold.train_cells for fold in found.folds] == [60, 60, 60]
     assert found.confusion().sum(axis=1).tolist() == [30, 30, 30]
     assert found.settings["seed"] == 7
-    assert found.settings["classifier"].startswith("logistic regression (lbfgs, L2, C = 0.1) on whitened features")
+    assert found.settings["classifier"].startswith(
+        "logistic regression (lbfgs, L2, C = 0.1) on whitened features"
+    )
 
 
 def test_probe_of_shuffled_labels_is_chance(pretraining):
@@ -193,11 +215,15 @@ def test_probe_of_shuffled_labels_is_chance(pretraining):
 
 
 def test_probe_is_the_same_again(cells, pretraining):
-    assert scores(linear_probe(pretraining, cells, SETTINGS)) == scores(linear_probe(pretraining, cells, SETTINGS))
+    assert scores(linear_probe(pretraining, cells, SETTINGS)) == scores(
+        linear_probe(pretraining, cells, SETTINGS)
+    )
 
 
 def test_probe_uses_nothing_of_the_test_cells(cells, pretraining):
-    """Whatever is fitted is fitted on the training cells: other test features of a fold change no other prediction of it."""
+    """Whatever is fitted is fitted on the training cells: other test features of a fold change no
+    other prediction of it.
+    """
     from scmam.data import folds
     from scmam.evaluation.probing import probe_features
 
@@ -222,7 +248,9 @@ def test_cells_without_a_label_are_left_out(pretraining):
 def test_settings_are_chosen_on_cells_that_are_not_scored(cells, pretraining):
     scored = {}
     for part in ("development", "rest"):
-        settings = SETTINGS.model_copy(update={"development": 0.3, "part": part, "methods": ("linear-probe",)})
+        settings = SETTINGS.model_copy(
+            update={"development": 0.3, "part": part, "methods": ("linear-probe",)}
+        )
         found = linear_probe(pretraining, cells, settings)
         scored[part] = cross_validation.scored_positions(cells, settings)
         assert found.confusion().sum() == len(scored[part])
@@ -243,7 +271,9 @@ def test_a_fold_trains_on_fewer_cells_and_is_tested_on_all(cells, pretraining):
 def test_donors_stay_together_and_a_class_may_be_absent_from_a_fold(pretraining):
     donors = np.array([f"donor{index // 30}" for index in range(90)])
     labels = np.array(CLASSES, dtype=object)[np.arange(90) % 3]
-    labels[(donors != "donor0") & (labels == "NK")] = "T"  # NK is in one donor: never both trained on and tested
+    labels[(donors != "donor0") & (labels == "NK")] = (
+        "T"  # NK is in one donor: never both trained on and tested
+    )
     found = linear_probe(pretraining, planted(labels=labels, donors=donors), SETTINGS)
     assert sorted(fold.test_cells for fold in found.folds) == [30, 30, 30]
     assert [fold.per_class_f1[1] for fold in found.folds] == [0.0, 0.0, 0.0]
@@ -254,11 +284,19 @@ def test_donors_stay_together_and_a_class_may_be_absent_from_a_fold(pretraining)
 def test_a_fold_that_would_train_on_one_class_is_an_error(pretraining):
     donors = np.array([f"donor{index // 45}" for index in range(90)])
     labels = np.where(np.arange(90) < 45, "B", "T")
-    with pytest.raises(CellsError, match=r"planted: X: the training cells of fold 1 are all [BT], for donors are kept together"):
-        linear_probe(pretraining, planted(labels=labels, donors=donors), SETTINGS.model_copy(update={"folds": 2}))
+    with pytest.raises(
+        CellsError,
+        match=r"planted: X: the training cells of fold 1 are all [BT], for donors are kept together",
+    ):
+        linear_probe(
+            pretraining,
+            planted(labels=labels, donors=donors),
+            SETTINGS.model_copy(update={"folds": 2}),
+        )
 
 
-# ----------------------------------------------------------------------------------------------------------------- fine-tuning
+# -----------------------------------------------------------------------------------------------------------------
+# fine-tuning
 
 
 def test_fine_tuning_tells_planted_classes_apart(cells, pretraining):
@@ -274,7 +312,9 @@ def test_fine_tuning_tells_planted_classes_apart(cells, pretraining):
 
 def test_fine_tuning_of_shuffled_labels_is_chance(pretraining):
     labels = np.random.default_rng(1).permutation(np.repeat(CLASSES, 70))
-    found = fine_tune(pretraining, planted(210, labels=labels), SETTINGS.model_copy(update={"epochs": 3}))
+    found = fine_tune(
+        pretraining, planted(210, labels=labels), SETTINGS.model_copy(update={"epochs": 3})
+    )
     assert abs(found.mean("accuracy") - 1 / 3) < 0.12
 
 
@@ -296,14 +336,22 @@ def test_what_is_frozen_stays_and_what_learns_moves(cells, pretraining):
     before = copy.deepcopy(classifier.state_dict())
     reader = sequence_reader(pretraining, cells, None)
     settings = SETTINGS.model_copy(update={"epochs": 2})
-    fine_tuning.fit(classifier, reader, np.arange(60), cells.codes, settings, torch.Generator().manual_seed(0))
-    moved = {name for name, tensor in classifier.state_dict().items() if not torch.equal(tensor, before[name])}
+    fine_tuning.fit(
+        classifier, reader, np.arange(60), cells.codes, settings, torch.Generator().manual_seed(0)
+    )
+    moved = {
+        name
+        for name, tensor in classifier.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
     trained = ("model.embedding.", "model.encoder.blocks.1.", "model.encoder.norm.", "head.")
     assert moved
     assert all(name.startswith(trained) for name in moved)
     expected = {name for name, _ in classifier.named_parameters() if name.startswith(trained)}
     assert expected - moved <= {"model.encoder.blocks.1.qkv.bias"}
-    assert {name for name, parameter in classifier.named_parameters() if parameter.requires_grad} == expected
+    assert {
+        name for name, parameter in classifier.named_parameters() if parameter.requires_grad
+    } == expected
 
 
 def test_whitening_makes_features_uncorrelated_and_leaves_rounding_small():
@@ -317,7 +365,12 @@ def test_whitening_makes_features_uncorrelated_and_leaves_rounding_small():
     covariance = torch.cov(white.double().T, correction=0)
     variances = np.linalg.eigvalsh(np.cov(features, rowvar=False, bias=True))
     expected = variances / (variances + fine_tuning.LEAST_VARIANCE * variances.mean())
-    torch.testing.assert_close(covariance.diagonal().sort().values, torch.from_numpy(expected).sort().values, rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(
+        covariance.diagonal().sort().values,
+        torch.from_numpy(expected).sort().values,
+        rtol=2e-2,
+        atol=1e-3,
+    )
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-2
     constant = fine_tuning.whitening(np.ones((5, 3), dtype=np.float32))
     assert torch.isfinite(constant[1]).all()
@@ -332,7 +385,9 @@ def test_standardised_features_have_variance_one_and_constant_ones_none(cells, p
     expected[3] = 0
     torch.testing.assert_close(shown.std(dim=0, correction=0), expected, atol=1e-3, rtol=0)
     assert torch.equal(axes, axes.diagonal().diag())
-    found = fine_tune(pretraining, cells, SETTINGS.model_copy(update={"head_input": "standardised"}))
+    found = fine_tune(
+        pretraining, cells, SETTINGS.model_copy(update={"head_input": "standardised"})
+    )
     assert "standardised" in found.settings["trained"]
     assert found.mean("macro_f1") > 0.8
 
@@ -342,10 +397,18 @@ def test_the_head_learns_first_and_alone(cells, pretraining):
     torch.manual_seed(0)
     classifier = fine_tuning._classifier(pretraining.model, features, SETTINGS, 3)
     before = copy.deepcopy(classifier.state_dict())
-    fine_tuning.fit_head(classifier, features, cells.codes, SETTINGS, torch.Generator().manual_seed(0))
-    moved = {name for name, tensor in classifier.state_dict().items() if not torch.equal(tensor, before[name])}
+    fine_tuning.fit_head(
+        classifier, features, cells.codes, SETTINGS, torch.Generator().manual_seed(0)
+    )
+    moved = {
+        name
+        for name, tensor in classifier.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
     assert moved == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
-    predicted = fine_tuning.predictions(classifier, sequence_reader(pretraining, cells, None), np.arange(90))
+    predicted = fine_tuning.predictions(
+        classifier, sequence_reader(pretraining, cells, None), np.arange(90)
+    )
     assert (predicted == cells.codes).mean() > 0.9
 
 
@@ -359,7 +422,14 @@ def test_the_gradient_of_a_batch_does_not_depend_on_its_parts(cells, pretraining
         classifier = fine_tuning._classifier(pretraining.model, features, SETTINGS, 3)
         reader = sequence_reader(pretraining, cells, None)
         settings = SETTINGS.model_copy(update={"epochs": 1, "batch_size": 30, "lr": 1e-4})
-        fine_tuning.fit(classifier, reader, np.arange(30), cells.codes, settings, torch.Generator().manual_seed(0))
+        fine_tuning.fit(
+            classifier,
+            reader,
+            np.arange(30),
+            cells.codes,
+            settings,
+            torch.Generator().manual_seed(0),
+        )
         results.append(classifier.head[0].weight.grad.clone())
     assert results[0].abs().max() > 1e-4
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-6)
@@ -370,7 +440,9 @@ def test_fine_tuning_that_diverges_is_an_error(cells, pretraining):
     with torch.no_grad():
         broken.model.embedding.gene.weight[12] = 1e38  # of a gene that every cell has
     features = embed(pretraining, cells)
-    with pytest.raises(RunError, match=r"fine-tuning: diverged at evaluation.lr = 0.003; set a lower one"):
+    with pytest.raises(
+        RunError, match=r"fine-tuning: diverged at evaluation.lr = 0.003; set a lower one"
+    ):
         fine_tuning.fine_tune_from(features, broken, cells, SETTINGS, 0)
 
 
@@ -380,8 +452,13 @@ def test_a_gpu_gives_the_same(cells, pretraining):
     on_gpu = copy.deepcopy(pretraining).to("cuda")
     np.testing.assert_allclose(embed(on_gpu, cells), embed(pretraining, cells), atol=1e-3)
     settings = SETTINGS.model_copy(update={"epochs": 8})
-    found, expected = fine_tune(on_gpu, cells, settings, 7), fine_tune(pretraining, cells, settings, 7)
-    assert found.mean("accuracy") == pytest.approx(expected.mean("accuracy"), abs=0.1)  # dropout draws other numbers
+    found, expected = (
+        fine_tune(on_gpu, cells, settings, 7),
+        fine_tune(pretraining, cells, settings, 7),
+    )
+    assert found.mean("accuracy") == pytest.approx(
+        expected.mean("accuracy"), abs=0.1
+    )  # dropout draws other numbers
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -393,7 +470,8 @@ def test_the_learning_rate_rises_and_falls():
     assert fine_tuning.learning_rate(0, 1) == 1.0
 
 
-# ------------------------------------------------------------------------------------------------------------------- baselines
+# -------------------------------------------------------------------------------------------------------------------
+# baselines
 
 
 def test_log_normalised_by_hand(cells):
@@ -417,7 +495,9 @@ def test_baselines_of_shuffled_labels_are_chance(name):
 
 
 def test_an_unknown_baseline(cells):
-    with pytest.raises(ConfigError, match=r"study.baselines: expected one of logistic-regression, pca; got 'svm'"):
+    with pytest.raises(
+        ConfigError, match=r"study.baselines: expected one of logistic-regression, pca; got 'svm'"
+    ):
         baseline("svm", cells, SETTINGS)
 
 
@@ -434,14 +514,22 @@ def test_baselines_on_real_cells(real_cells):
     assert found.mean("micro_f1") == pytest.approx(found.mean("accuracy"))
     components = baseline("pca", real_cells, Settings())
     assert components.mean("accuracy") == pytest.approx(0.82, abs=0.03)
-    assert [fold.test_cells for fold in found.folds] == [fold.test_cells for fold in components.folds] == [140] * 5
+    assert (
+        [fold.test_cells for fold in found.folds]
+        == [fold.test_cells for fold in components.folds]
+        == [140] * 5
+    )
 
 
 def test_probe_of_an_untrained_encoder_on_real_cells(real_cells):
     config = validated({"training": {"seed": 0}})
-    found = linear_probe(build_pretraining(config, real_cells.num_genes), real_cells, Settings(max_tokens=64))
+    found = linear_probe(
+        build_pretraining(config, real_cells.num_genes), real_cells, Settings(max_tokens=64)
+    )
     assert len(found.classes) == 10
-    assert 0.5 < found.mean("accuracy") < 0.8  # the largest class is 34 % of the cells; the counts themselves give 0.83
+    assert (
+        0.5 < found.mean("accuracy") < 0.8
+    )  # the largest class is 34 % of the cells; the counts themselves give 0.83
 
 
 def test_probe_of_the_harder_file(tmp_path):
@@ -456,7 +544,8 @@ def test_probe_of_the_harder_file(tmp_path):
     assert found.confusion().sum() == 2730
 
 
-# -------------------------------------------------------------------------------------------------------------------- evaluate
+# --------------------------------------------------------------------------------------------------------------------
+# evaluate
 
 
 def test_evaluate_writes_what_it_returns(run, cells, pretraining, capsys):
@@ -466,18 +555,26 @@ def test_evaluate_writes_what_it_returns(run, cells, pretraining, capsys):
     assert sum(line.startswith("fine-tuning: fold ") for line in lines) == 3
     assert lines[0].startswith("linear-probe: fold 1 of 3: accuracy 0.")
     folder = run.folder / "evaluation"
-    assert sorted(path.name for path in folder.iterdir()) == ["embedding.npz", "fine-tuning.json", "linear-probe.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "embedding.npz",
+        "fine-tuning.json",
+        "linear-probe.json",
+    ]
     for method, evaluation in found.items():
         stored = json.loads((folder / f"{method}.json").read_text())
         assert stored["method"] == method
         assert stored["classes"] == list(CLASSES)
-        assert [fold["accuracy"] for fold in stored["folds"]] == [fold.accuracy for fold in evaluation.folds]
+        assert [fold["accuracy"] for fold in stored["folds"]] == [
+            fold.accuracy for fold in evaluation.folds
+        ]
         assert stored["settings"] == evaluation.settings
     assert scores(found["linear-probe"]) == scores(linear_probe(pretraining, cells, SETTINGS))
     assert scores(found["fine-tuning"]) == scores(fine_tune(pretraining, cells, SETTINGS, 7))
     with np.load(folder / "embedding.npz") as stored:
         assert stored["features"].dtype == np.float16
-        np.testing.assert_allclose(stored["features"].astype(np.float32), embed(pretraining, cells), rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            stored["features"].astype(np.float32), embed(pretraining, cells), rtol=2e-3, atol=1e-3
+        )
         assert stored["codes"].tolist() == cells.codes.tolist()
         assert stored["classes"].tolist() == list(CLASSES)
         assert stored["cell_ids"].tolist() == cells.cell_ids.tolist()
@@ -498,12 +595,20 @@ def test_evaluate_does_not_do_again_what_is_there(run, cells, capsys):
     assert capsys.readouterr().out == ""
     written = {path.name: path.stat().st_mtime_ns for path in (run.folder / "evaluation").iterdir()}
     assert evaluate(run, cells, settings) == first
-    assert capsys.readouterr().out.splitlines() == ["linear-probe: already there", "fine-tuning: already there"]
-    assert {path.name: path.stat().st_mtime_ns for path in (run.folder / "evaluation").iterdir()} == written
+    assert capsys.readouterr().out.splitlines() == [
+        "linear-probe: already there",
+        "fine-tuning: already there",
+    ]
+    assert {
+        path.name: path.stat().st_mtime_ns for path in (run.folder / "evaluation").iterdir()
+    } == written
     again = evaluate(run, cells, settings.model_copy(update={"epochs": 2}))
     assert again["linear-probe"] == first["linear-probe"]
     assert again["fine-tuning"].settings["epochs"] == 2
-    assert "fine-tuning: computed again, for its cells, settings or weights have changed" in capsys.readouterr().out
+    assert (
+        "fine-tuning: computed again, for its cells, settings or weights have changed"
+        in capsys.readouterr().out
+    )
 
 
 def test_evaluate_again_after_the_weights_or_a_file_changed(run, cells, capsys):
@@ -512,7 +617,10 @@ def test_evaluate_again_after_the_weights_or_a_file_changed(run, cells, capsys):
     write_weights(run.folder, run.config, run.genes, moved)
     other = evaluate(run, cells, SETTINGS, methods=["linear-probe"])["linear-probe"]
     assert other.settings["weights"] != first.settings["weights"]
-    assert "linear-probe: computed again, for its cells, settings or weights have changed" in capsys.readouterr().out
+    assert (
+        "linear-probe: computed again, for its cells, settings or weights have changed"
+        in capsys.readouterr().out
+    )
     path = run.folder / "evaluation" / "linear-probe.json"
     path.write_text("{")
     (run.folder / "evaluation" / "embedding.npz").write_bytes(b"PK")
@@ -527,12 +635,16 @@ def test_cells_are_matched_to_the_genes_of_the_run_by_name(run, cells):
     random = np.random.default_rng(0)
     counts = cells.counts.whole().toarray()
     order = random.permutation(24)
-    data = anndata.AnnData(np.concatenate([counts[:, order], np.zeros((90, 1), dtype=np.float32)], axis=1))
+    data = anndata.AnnData(
+        np.concatenate([counts[:, order], np.zeros((90, 1), dtype=np.float32)], axis=1)
+    )
     data.var_names = [f"gene{gene}" for gene in order] + ["another"]
     data.obs["cell_type"] = cells.labels
     other = from_anndata(data, Data(label="cell_type"), name="reordered")
     assert other.genes != cells.genes
-    expected = evaluate(run, cells, SETTINGS, methods=["linear-probe"], progress=False)["linear-probe"]
+    expected = evaluate(run, cells, SETTINGS, methods=["linear-probe"], progress=False)[
+        "linear-probe"
+    ]
     found = evaluate(run, other, SETTINGS, methods=["linear-probe"], progress=False)["linear-probe"]
     assert scores(found) == scores(expected)
 
@@ -542,14 +654,22 @@ def test_genes_that_the_cells_do_not_have(run):
         evaluate(run, planted(genes=20), SETTINGS)
     message = str(raised.value)
     assert message.startswith("planted: X: 4 of the 24 genes that ")
-    assert "(gene20, gene21, gene22, gene23); read the cells with data.genes=vocabulary and data.vocabulary=" in message
+    assert (
+        "(gene20, gene21, gene22, gene23); read the cells with data.genes=vocabulary and data.vocabulary="
+        in message
+    )
     assert "\n" not in message
 
 
 def test_evaluate_refuses(run, cells):
-    with pytest.raises(ConfigError, match=r"evaluation.methods: expected some of linear-probe, fine-tuning; got 'knn'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"evaluation.methods: expected some of linear-probe, fine-tuning; got 'knn'",
+    ):
         evaluate(run, cells, SETTINGS, methods=["knn"])
-    with pytest.raises(CellsError, match=r"folds need labels of at least two classes; set data.label"):
+    with pytest.raises(
+        CellsError, match=r"folds need labels of at least two classes; set data.label"
+    ):
         evaluate(run, replace(cells, labels=None, label=None, classes=()), SETTINGS)
     update_record(run.folder, status="interrupted")
     with pytest.raises(RunError, match="pretraining is not done"):

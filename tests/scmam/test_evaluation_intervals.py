@@ -24,7 +24,9 @@ def test_interval_of_five_values():
 
 def test_interval_at_another_confidence():
     # mean 1, s / sqrt(2) = 1, t(0.95; 1) = 6.313752
-    assert interval([0.0, 2.0], confidence=0.9) == pytest.approx((1.0, -5.313752, 7.313752, 2), abs=1e-5)
+    assert interval([0.0, 2.0], confidence=0.9) == pytest.approx(
+        (1.0, -5.313752, 7.313752, 2), abs=1e-5
+    )
 
 
 def test_equal_values_have_no_spread():
@@ -40,7 +42,10 @@ def test_a_single_value_has_no_interval():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([], "values: expected at least one number; got none"), ([0.5, math.nan], r"values: expected finite numbers; got \[0.5, nan\]")],
+    [
+        ([], "values: expected at least one number; got none"),
+        ([0.5, math.nan], r"values: expected finite numbers; got \[0.5, nan\]"),
+    ],
 )
 def test_interval_refuses(values, message):
     with pytest.raises(ValueError, match=message):
@@ -53,8 +58,8 @@ def test_interval_refuses_a_percentage():
 
 
 def test_paired_difference_by_hand():
-    # differences 2, 3, 1: mean 2, standard error 0.577350, t = 3.464102; P(|T| > 3.464102) with 2 degrees of freedom
-    # is 1 - t / sqrt(2 + t^2) = 1 - 3.464102 / 3.741657 = 0.074180
+    # differences 2, 3, 1: mean 2, standard error 0.577350, t = 3.464102; P(|T| > 3.464102) with 2
+    # degrees of freedom is 1 - t / sqrt(2 + t^2) = 1 - 3.464102 / 3.741657 = 0.074180
     found = paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
     assert found == pytest.approx((2.0, -0.484138, 4.484138, 0.074180, 3), abs=1e-5)
 

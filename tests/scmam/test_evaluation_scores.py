@@ -15,8 +15,16 @@ PREDICTED = np.array([0, 0, 1, 1, 1, 0])
 
 
 def evaluation():
-    folds = tuple(score(fold, TRUTH, np.roll(PREDICTED, fold), 4, train_cells=24, seconds=0.1 + fold) for fold in range(2))
-    return Evaluation("linear-probe", ("B", "T", "NK", "rare"), folds, {"folds": 2, "lr": 0.001, "max_tokens": None, "donor": None})
+    folds = tuple(
+        score(fold, TRUTH, np.roll(PREDICTED, fold), 4, train_cells=24, seconds=0.1 + fold)
+        for fold in range(2)
+    )
+    return Evaluation(
+        "linear-probe",
+        ("B", "T", "NK", "rare"),
+        folds,
+        {"folds": 2, "lr": 0.001, "max_tokens": None, "donor": None},
+    )
 
 
 def test_scores_by_hand():
@@ -43,7 +51,9 @@ def test_over_folds():
     assert found.values("macro_f1").shape == (2,)
     assert found.confusion().sum() == 12
     np.testing.assert_array_equal(found.confusion().sum(axis=1), [6, 4, 2, 0])
-    with pytest.raises(ValueError, match="metric: expected one of accuracy, macro_f1, micro_f1; got 'f1'"):
+    with pytest.raises(
+        ValueError, match="metric: expected one of accuracy, macro_f1, micro_f1; got 'f1'"
+    ):
         found.values("f1")
 
 
@@ -61,7 +71,10 @@ def test_the_file_gives_the_same_again(tmp_path):
         ('{"method": "linear-probe"', "not the scores of an evaluation"),
         ("[]", "not the scores of an evaluation"),
         ('{"method": "linear-probe", "classes": [], "settings": {}}', "no 'folds' in it"),
-        ('{"method": "linear-probe", "classes": [], "settings": {}, "folds": [{"fold": 0}]}', "no 'accuracy' in it"),
+        (
+            '{"method": "linear-probe", "classes": [], "settings": {}, "folds": [{"fold": 0}]}',
+            "no 'accuracy' in it",
+        ),
     ],
 )
 def test_other_files_are_refused_in_a_line(tmp_path, text, reason):

@@ -1,4 +1,6 @@
-"""Over-representation of gene sets: the numbers against scipy, no network, and what is said about files that cannot be used."""
+"""Over-representation of gene sets: the numbers against scipy, no network, and what is said about
+files that cannot be used.
+"""
 
 import socket
 
@@ -12,7 +14,13 @@ pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 
 from scipy.stats import false_discovery_control, hypergeom
 from scmam.errors import ScmamError
-from scmam.interpretation.enrichment import COLUMNS, GeneSetError, over_representation, read_gene_sets, sets_among
+from scmam.interpretation.enrichment import (
+    COLUMNS,
+    GeneSetError,
+    over_representation,
+    read_gene_sets,
+    sets_among,
+)
 
 GENES = tuple(f"GENE{index}" for index in range(200))
 TOP = GENES[:20]
@@ -45,7 +53,9 @@ def test_p_values_are_hypergeometric():
         assert table.loc[name, "p_value"] == pytest.approx(expected_p(members), rel=1e-9)
         assert table.loc[name, "set_size"] == len(members)
         assert table.loc[name, "overlap"] == len(set(members) & set(TOP))
-    assert table["adjusted_p_value"].to_numpy() == pytest.approx(false_discovery_control(table["p_value"].to_numpy()))
+    assert table["adjusted_p_value"].to_numpy() == pytest.approx(
+        false_discovery_control(table["p_value"].to_numpy())
+    )
     assert table.loc["planted", "genes"] == ";".join(sorted(GENES[:10]))
     assert table.loc["planted", "p_value"] < 1e-6
     assert table.loc["elsewhere", "p_value"] == 1.0
@@ -57,7 +67,9 @@ def test_p_values_are_hypergeometric():
     [
         [str(index) for index in range(200)],  # Entrez identifiers
         [f"Gene{index}" for index in range(200)],  # mouse
-        [f"GENE{index}" if index % 50 else f"C{index}orf1" for index in range(200)],  # human, a few with lower case
+        [
+            f"GENE{index}" if index % 50 else f"C{index}orf1" for index in range(200)
+        ],  # human, a few with lower case
     ],
 )
 def test_names_of_every_kind(names):
@@ -87,10 +99,19 @@ def test_reads_a_gmt_file(tmp_path):
         (None, r"sets\.gmt: no such file; give a GMT file of gene sets"),
         (b"", r"sets\.gmt: holds no gene set; give a GMT file with a set a line"),
         (b"\n \n", r"holds no gene set"),
-        (b"\x1f\x8b\x08\x00\xff\xfe", r"sets\.gmt: not a text file; give a GMT file, unpacked where it was compressed"),
-        (b"a\tb\tC\nname only\n", r"sets\.gmt: line 2: expected name, description and genes, separated by tabs; got 'name only'"),
+        (
+            b"\x1f\x8b\x08\x00\xff\xfe",
+            r"sets\.gmt: not a text file; give a GMT file, unpacked where it was compressed",
+        ),
+        (
+            b"a\tb\tC\nname only\n",
+            r"sets\.gmt: line 2: expected name, description and genes, separated by tabs; got 'name only'",
+        ),
         (b"a\tdescription\n", r"line 1: expected name, description and genes"),
-        (b"a,b,C\n", r"line 1: expected name, description and genes, separated by tabs; got 'a,b,C'"),
+        (
+            b"a,b,C\n",
+            r"line 1: expected name, description and genes, separated by tabs; got 'a,b,C'",
+        ),
         (b"\tdescription\tC\n", r"line 1: expected name"),
         (b"a\tb\tC\na\tb\tD\n", r"line 2: the set 'a' is there twice; rename one of them"),
     ],
@@ -120,6 +141,7 @@ def test_says_when_only_the_case_differs():
 
 def test_says_when_nothing_is_shared():
     with pytest.raises(
-        GeneSetError, match=r"ids\.gmt: shares no gene with the 1 of the run \(ENSG01 there, CD3D here\); give gene sets with"
+        GeneSetError,
+        match=r"ids\.gmt: shares no gene with the 1 of the run \(ENSG01 there, CD3D here\); give gene sets with",
     ):
         sets_among({"a": ("ENSG01",)}, ("CD3D",), "ids.gmt")

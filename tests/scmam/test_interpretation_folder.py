@@ -70,20 +70,41 @@ def test_the_whole_folder(cells, tmp_path):
     )  # fmt: skip
     found = interpret(run, cells, draws=3, gmt=sets, top=50, progress=False)
     assert found.folder == run.folder / "genes"
-    assert names(found.folder) == FILES | BY_TYPE | {"enrichment.csv", "enrichment_beyond_expression.csv"}
+    assert names(found.folder) == FILES | BY_TYPE | {
+        "enrichment.csv",
+        "enrichment_beyond_expression.csv",
+    }
     assert names(run.folder) == {"config.yaml", "run.json", "genes.txt", "model.pt", "genes"}
-    for name, table in (("frequencies", found.frequencies), ("ranking", found.ranking), ("enrichment", found.enrichment)):
+    for name, table in (
+        ("frequencies", found.frequencies),
+        ("ranking", found.ranking),
+        ("enrichment", found.enrichment),
+    ):
         written = pd.read_csv(found.folder / f"{name}.csv").fillna({"genes": ""})
         pd.testing.assert_frame_equal(written, table, rtol=1e-4, atol=1e-5, check_dtype=False)
     assert found.enrichment.loc[0, "term"] == "abundant"
     assert found.enrichment.loc[0, "adjusted_p_value"] < 1e-6
     assert found.enrichment["term"].tolist() == ["abundant", "rare"]
-    assert json.loads((found.folder / "latents.json").read_text(), parse_constant=pytest.fail) == json.loads(json.dumps(found.latents))
+    assert json.loads(
+        (found.folder / "latents.json").read_text(), parse_constant=pytest.fail
+    ) == json.loads(json.dumps(found.latents))
     assert found.latents["spearman"] > 0.9
-    assert found.latents["notes"][-1] == "gene sets: 2 share a gene with the run, 50 of its 765 genes in all"
+    assert (
+        found.latents["notes"][-1]
+        == "gene sets: 2 share a gene with the run, 50 of its 765 genes in all"
+    )
     assert found.warnings == tuple(found.latents["warnings"])
     with np.load(found.folder / "masks.npz", allow_pickle=False) as arrays:
-        assert set(arrays) == {"values", "mask", "hidden", "importance", "draws", "genes", "cells", "cell_types"}
+        assert set(arrays) == {
+            "values",
+            "mask",
+            "hidden",
+            "importance",
+            "draws",
+            "genes",
+            "cells",
+            "cell_types",
+        }
         assert arrays["values"].shape == (6, 765)
         assert tuple(arrays["genes"]) == cells.genes
     for name in names(found.folder):
@@ -105,7 +126,9 @@ def test_other_strategies(cells, tmp_path, coarse, strategy):
 
 def test_a_matched_run_takes_its_last_shares(cells, tmp_path, no_pictures):
     schedule = torch.tensor([[0.9, 0.9], [0.5, 0.5], [0.02, 0.4]])
-    run = finished_run(tmp_path / "run", configured(strategy="matched", matched_to="mam"), cells, schedule=schedule)
+    run = finished_run(
+        tmp_path / "run", configured(strategy="matched", matched_to="mam"), cells, schedule=schedule
+    )
     found = interpret(run, cells, draws=2, progress=False)
     assert found.latents["hidden_nonzero"] == pytest.approx(0.4, abs=0.01)
     assert found.latents["hidden_zero"] == pytest.approx(0.02, abs=0.01)
@@ -127,7 +150,10 @@ def test_cells_some_of_which_have_no_type(cells, tmp_path, no_pictures):
     labels = cells.labels.copy()
     labels[:100] = ""
     found = interpret(run, replace(cells, labels=labels), draws=1, progress=False)
-    assert found.latents["notes"][1] == "100 cells without a type count in the table of all cells alone"
+    assert (
+        found.latents["notes"][1]
+        == "100 cells without a type count in the table of all cells alone"
+    )
     assert found.frequencies_by_type.groupby("gene")["cells"].sum().unique().tolist() == [600]
     assert found.latents["masks"] == 700
 
@@ -141,7 +167,10 @@ def test_a_failure_leaves_what_was_there(cells, tmp_path, no_pictures, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figures, "masks", fail)
-    with pytest.raises(RunError, match=r"genes: cannot be written \(No space left on device\); make room, or copy the run elsewhere"):
+    with pytest.raises(
+        RunError,
+        match=r"genes: cannot be written \(No space left on device\); make room, or copy the run elsewhere",
+    ):
         interpret(run, cells, draws=1, progress=False)
     assert names(run.folder) == {"config.yaml", "run.json", "genes.txt", "model.pt", "genes"}
     assert names(run.folder / "genes") == {"latents.json"}
@@ -149,19 +178,27 @@ def test_a_failure_leaves_what_was_there(cells, tmp_path, no_pictures, monkeypat
 
 def test_errors_come_before_the_work(cells, tmp_path):
     run = finished_run(tmp_path / "run", configured(), cells)
-    with pytest.raises(ConfigError, match=r"^draws: expected at least 1 mask of every cell; got 0$"):
+    with pytest.raises(
+        ConfigError, match=r"^draws: expected at least 1 mask of every cell; got 0$"
+    ):
         interpret(run, cells, draws=0, progress=False)
     sets = tmp_path / "sets.gmt"
     sets.write_text("a\tb\tENSG01\n")
     for top in (0, 765):
-        with pytest.raises(ConfigError, match=rf"^top: expected fewer genes than the 765 of the run, at least 1; got {top}$"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^top: expected fewer genes than the 765 of the run, at least 1; got {top}$",
+        ):
             interpret(run, cells, gmt=sets, top=top, progress=False)
     with pytest.raises(GeneSetError, match="shares no gene with the 765 of the run"):
         interpret(run, cells, gmt=sets, progress=False)
     with pytest.raises(GeneSetError, match="no such file"):
         interpret(run, cells, gmt=tmp_path / "missing.gmt", progress=False)
     other = replace(cells, genes=("NEW", *cells.genes[1:]))
-    with pytest.raises(CellsError, match=r"expected the 765 genes that the run .* got 765 genes, 764 of them shared; .*genes\.txt$"):
+    with pytest.raises(
+        CellsError,
+        match=r"expected the 765 genes that the run .* got 765 genes, 764 of them shared; .*genes\.txt$",
+    ):
         interpret(run, other, progress=False)
     with pytest.raises(RunError, match="pretraining is not done"):
         interpret(replace(run, record={"status": "running", "steps": 1}), cells, progress=False)
@@ -175,7 +212,14 @@ def test_specific_genes_are_those_beyond_chance():
     rates["B"][[3, 4, 5, 6]] = (0.5, 0.7, 0.6, 0.8)
     rates["tiny"][20] = 0.5  # two cells: by chance
     cells = {"A": 200, "B": 100, "tiny": 2}
-    table = pd.concat([pd.DataFrame({"cell_type": name, "gene": genes, "cells": cells[name], "hidden": rates[name]}) for name in rates])
+    table = pd.concat(
+        [
+            pd.DataFrame(
+                {"cell_type": name, "gene": genes, "cells": cells[name], "hidden": rates[name]}
+            )
+            for name in rates
+        ]
+    )
     found, types, difference = most_specific(table, draws=5)
     assert types == ["A", "B", "tiny"]
     assert found == ["g7", "g6", "g4", "g5"]

@@ -23,12 +23,18 @@ from scmam.interpretation.entropy import entropy_of, selecting_latents
 from scmam.interpretation.examples import example_masks, typical_cells
 from scmam.interpretation.folder import draws_apart
 from scmam.interpretation.summary import summarise
-from scmam.interpretation.tables import expected_from_expression, frequencies, frequencies_by_type, ranking
+from scmam.interpretation.tables import (
+    expected_from_expression,
+    frequencies,
+    frequencies_by_type,
+    ranking,
+)
 from scmam.interpretation.tally import Draws, batch_cells, count_masks, uniform_chance
-from scmam.masking import masking_entropy
 from scmam.objective import build_pretraining
-from scmam.sequences import CellBatch, expression, gather
+from scmam.sequences import CellBatch, expression
 
+from mam_kernels.sequences import gather
+from mam_kernels.strategies import masking_entropy
 from tests.scmam.interpreted import configured, set_slopes
 
 CPU = torch.device("cpu")
@@ -42,10 +48,15 @@ def cells():
 
 def built(cells, slope=None, **masking):
     config = configured(**masking)
-    schedule = torch.tensor([[0.9, 0.9], [0.05, 0.25]]) if config.masking.strategy == "matched" else None
+    schedule = (
+        torch.tensor([[0.9, 0.9], [0.05, 0.25]]) if config.masking.strategy == "matched" else None
+    )
     pretraining = build_pretraining(config, cells.num_genes, schedule=schedule)
     if slope is not None:
-        set_slopes(pretraining, torch.as_tensor(slope).float().expand(12, 2) if np.ndim(slope) == 0 else slope)
+        set_slopes(
+            pretraining,
+            torch.as_tensor(slope).float().expand(12, 2) if np.ndim(slope) == 0 else slope,
+        )
     return config, pretraining
 
 
@@ -60,12 +71,24 @@ def cells_of_counts(counts):
     return SimpleNamespace(
         num_cells=rows,
         num_genes=genes,
-        batch=lambda indices: CellBatch(counts[indices], counts[indices].sum(dim=1), torch.from_numpy(indices), torch.from_numpy(indices)),
+        batch=lambda indices: CellBatch(
+            counts[indices],
+            counts[indices].sum(dim=1),
+            torch.from_numpy(indices),
+            torch.from_numpy(indices),
+        ),
     )
 
 
 def counted(cells, config, pretraining, draws=4, seed=0, rows=256):
-    return count_masks(pretraining, cells, Draws(draws, seed, 3), rows=rows, split=draws_apart(config.masking), device=CPU)
+    return count_masks(
+        pretraining,
+        cells,
+        Draws(draws, seed, 3),
+        rows=rows,
+        split=draws_apart(config.masking),
+        device=CPU,
+    )
 
 
 def summary(cells, config, pretraining, tally):
@@ -73,7 +96,16 @@ def summary(cells, config, pretraining, tally):
     return (
         tables[0],
         tables[1],
-        summarise(pretraining, config.masking.strategy, cells, tally, tables, (), CPU, decayed=config.training.decay_of_latents > 0),
+        summarise(
+            pretraining,
+            config.masking.strategy,
+            cells,
+            tally,
+            tables,
+            (),
+            CPU,
+            decayed=config.training.decay_of_latents > 0,
+        ),
     )
 
 
@@ -85,7 +117,9 @@ def interpreted(cells, slope=None, draws=4, **masking):
 def test_positive_slopes_hide_what_is_expressed(cells):
     table, by_type, found = interpreted(cells, 3.0)
     assert spearmanr(table["hidden"], table["mean_expression"]).statistic > 0.9
-    assert found.spearman == pytest.approx(spearmanr(table["hidden"], table["mean_expression"]).statistic)
+    assert found.spearman == pytest.approx(
+        spearmanr(table["hidden"], table["mean_expression"]).statistic
+    )
     assert found.hidden_nonzero > 2 * found.hidden_zero
     assert all("uniform" not in warning for warning in found.warnings)
     assert set(found.spearman_by_type) == set(cells.classes)
@@ -105,7 +139,11 @@ def test_zero_slopes_are_uniform_and_warned_of(cells):
     hidden = math.floor(0.3 * cells.num_genes)
     # Every mask hides a gene with probability k / G, independently of the other cells and draws.
     counts = np.round(table["hidden"] * found.masks)
-    low, high = binom.ppf([FALSE_ALARM / cells.num_genes, 1 - FALSE_ALARM / cells.num_genes], found.masks, hidden / cells.num_genes)
+    low, high = binom.ppf(
+        [FALSE_ALARM / cells.num_genes, 1 - FALSE_ALARM / cells.num_genes],
+        found.masks,
+        hidden / cells.num_genes,
+    )
     assert counts.between(low, high).all()
     assert found.entropy == pytest.approx(1.0, abs=1e-6)
     assert found.effective_positions == pytest.approx(cells.num_genes, rel=1e-5)
@@ -115,7 +153,10 @@ def test_zero_slopes_are_uniform_and_warned_of(cells):
     assert found.attention.slopes.distinct == 1
     uniform, alike = found.warnings
     assert uniform.startswith("masks are indistinguishable from uniform ones")
-    assert "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding" in uniform
+    assert (
+        "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding"
+        in uniform
+    )
     assert "training.masking_weight_decay=0" in uniform
     assert "training.masking_weight_decay=0" in alike
     assert alike.startswith("all 12 latents attend alike")
@@ -127,7 +168,9 @@ def test_random_rates_fit_the_binomial_but_learned_ones_do_not(cells):
     """The bound of the test above is no empty one."""
     table, _, found = interpreted(cells, 0.5, draws=2)
     rate = table["hidden"].mean()
-    low, high = binom.ppf([FALSE_ALARM / cells.num_genes, 1 - FALSE_ALARM / cells.num_genes], found.masks, rate)
+    low, high = binom.ppf(
+        [FALSE_ALARM / cells.num_genes, 1 - FALSE_ALARM / cells.num_genes], found.masks, rate
+    )
     assert not np.round(table["hidden"] * found.masks).between(low, high).all()
 
 
@@ -135,11 +178,19 @@ def test_rows_sum_to_what_is_hidden(cells):
     table, by_type, found = interpreted(cells, 2.0)
     hidden = math.floor(0.3 * cells.num_genes)
     assert table["hidden"].sum() == pytest.approx(hidden, rel=1e-12)
-    assert table["uniform"].to_numpy() == pytest.approx(np.full(cells.num_genes, hidden / cells.num_genes))
-    assert by_type.groupby("cell_type")["hidden"].sum().to_numpy() == pytest.approx(np.full(len(cells.classes), hidden))
-    overall = (by_type["hidden"] * by_type["cells"]).groupby(by_type["gene"]).sum() / cells.num_cells
+    assert table["uniform"].to_numpy() == pytest.approx(
+        np.full(cells.num_genes, hidden / cells.num_genes)
+    )
+    assert by_type.groupby("cell_type")["hidden"].sum().to_numpy() == pytest.approx(
+        np.full(len(cells.classes), hidden)
+    )
+    overall = (by_type["hidden"] * by_type["cells"]).groupby(
+        by_type["gene"]
+    ).sum() / cells.num_cells
     assert overall[table["gene"]].to_numpy() == pytest.approx(table["hidden"].to_numpy())
-    assert (table["hidden_when_nonzero"] * table["detected"]).sum() * cells.num_cells == pytest.approx(
+    assert (
+        table["hidden_when_nonzero"] * table["detected"]
+    ).sum() * cells.num_cells == pytest.approx(
         found.hidden_nonzero * table["detected"].sum() * cells.num_cells
     )
     assert found.hidden == pytest.approx(hidden / cells.num_genes)
@@ -164,7 +215,9 @@ def test_means_are_those_of_the_cells(cells):
         "gene", "mean_expression", "detected", "hidden", "hidden_error", "hidden_when_nonzero", "uniform", "expected", "beyond_expression"
     ]  # fmt: skip
     rate = table["hidden"]
-    assert table["hidden_error"].to_numpy() == pytest.approx(np.sqrt(rate * (1 - rate) / cells.num_cells).to_numpy())
+    assert table["hidden_error"].to_numpy() == pytest.approx(
+        np.sqrt(rate * (1 - rate) / cells.num_cells).to_numpy()
+    )
 
 
 def test_sums_depend_on_neither_batch_nor_order_of_reading(cells):
@@ -175,7 +228,9 @@ def test_sums_depend_on_neither_batch_nor_order_of_reading(cells):
     assert torch.equal(whole.hidden_by_draw, parts.hidden_by_draw)
     torch.testing.assert_close(whole.expression, parts.expression)
     assert torch.equal(counted(cells, config, pretraining, draws=2).hidden, whole.hidden)
-    assert not torch.equal(counted(cells, config, pretraining, draws=2, seed=1).hidden, whole.hidden)
+    assert not torch.equal(
+        counted(cells, config, pretraining, draws=2, seed=1).hidden, whole.hidden
+    )
 
 
 def test_error_of_a_rate_is_that_of_the_draws(cells):
@@ -185,24 +240,37 @@ def test_error_of_a_rate_is_that_of_the_draws(cells):
     between = tally.hidden_by_draw.numpy().std(axis=0, ddof=1) / cells.num_cells / math.sqrt(8)
     binomial = np.sqrt(table["hidden"] * (1 - table["hidden"]) / (8 * cells.num_cells))
     assert table["hidden_error"].to_numpy() == pytest.approx(np.maximum(between, binomial))
-    assert np.sqrt((between**2).mean()) == pytest.approx(binomial.mean(), rel=0.1)  # the cells are independent where slopes are 0
+    assert np.sqrt((between**2).mean()) == pytest.approx(
+        binomial.mean(), rel=0.1
+    )  # the cells are independent where slopes are 0
 
 
 def test_latents_drawn_anew_add_to_the_error(cells):
-    """With slopes of both signs a mask depends on which latents were drawn, for all cells of a draw alike."""
-    config, pretraining = built(cells, torch.tensor([3.0, -3.0]).repeat_interleave(6)[:, None].expand(12, 2), latent_fraction=0.1)
+    """With slopes of both signs a mask depends on which latents were drawn, for all cells of a draw
+    alike.
+    """
+    config, pretraining = built(
+        cells,
+        torch.tensor([3.0, -3.0]).repeat_interleave(6)[:, None].expand(12, 2),
+        latent_fraction=0.1,
+    )
     table = frequencies(counted(cells, config, pretraining, draws=8), cells.genes)
     binomial = np.sqrt(table["hidden"] * (1 - table["hidden"]) / (8 * cells.num_cells))
     assert (table["hidden_error"] / binomial).median() > 5
 
 
-@pytest.mark.parametrize("masking", [{"strategy": "uniform", "zero_ratio": 0.03}, {"strategy": "matched", "matched_to": "another"}])
+@pytest.mark.parametrize(
+    "masking",
+    [{"strategy": "uniform", "zero_ratio": 0.03}, {"strategy": "matched", "matched_to": "another"}],
+)
 def test_reference_of_strategies_that_draw_zeros_apart(cells, masking):
     table, _, found = interpreted(cells, **masking)
     assert table["uniform"].sum() == pytest.approx(table["hidden"].sum())
     error = np.sqrt(table["uniform"] * (1 - table["uniform"]) / found.masks)
     z = ((table["hidden"] - table["uniform"]) / error).abs()
-    assert z.max() < 6.0  # 765 genes beyond 6 standard errors: fewer than 2 in a million such tables
+    assert (
+        z.max() < 6.0
+    )  # 765 genes beyond 6 standard errors: fewer than 2 in a million such tables
     shares = (0.25, 0.05) if masking["strategy"] == "matched" else (0.3, 0.03)
     assert found.hidden_nonzero == pytest.approx(shares[0], abs=0.01)
     assert found.hidden_zero == pytest.approx(shares[1], abs=0.01)
@@ -213,12 +281,18 @@ def test_uniform_chance_by_hand():
     there = torch.tensor([[True, True, False, False]])
     assert uniform_chance(hidden, there, split=False).tolist() == [[1.0, 1.0, 1.0, 1.0]]
     assert uniform_chance(hidden, there, split=True).tolist() == [[1.0, 1.0, 1.0, 1.0]]
-    assert uniform_chance(torch.tensor([[2.0, 1.0, 0.0, 1.0]]), there, split=True).tolist() == [[1.5, 1.5, 0.5, 0.5]]
+    assert uniform_chance(torch.tensor([[2.0, 1.0, 0.0, 1.0]]), there, split=True).tolist() == [
+        [1.5, 1.5, 0.5, 0.5]
+    ]
 
 
 @pytest.mark.parametrize(
     ("masking", "entropy"),
-    [({"strategy": "uniform"}, 1.0), ({"strategy": "none"}, None), ({"strategy": "expression", "zero_ratio": 0.03}, 0.98)],
+    [
+        ({"strategy": "uniform"}, 1.0),
+        ({"strategy": "none"}, None),
+        ({"strategy": "expression", "zero_ratio": 0.03}, 0.98),
+    ],
 )
 def test_strategies_without_latents(cells, masking, entropy):
     table, _, found = interpreted(cells, draws=2, **masking)
@@ -250,7 +324,9 @@ def test_embeddings(cells):
     assert all("mam-embedding" not in warning for warning in found.warnings)
 
 
-@pytest.mark.parametrize("masking", [{}, {"slope_norm": 2.0}, {"strategy": "mam-embedding", "zero_ratio": 0.0}])
+@pytest.mark.parametrize(
+    "masking", [{}, {"slope_norm": 2.0}, {"strategy": "mam-embedding", "zero_ratio": 0.0}]
+)
 def test_attention_is_what_the_engine_pays(cells, masking):
     _, pretraining = built(cells, **masking)
     batch = cells.batch(np.array([0, 5, 300]))
@@ -263,7 +339,9 @@ def test_attention_is_what_the_engine_pays(cells, masking):
             there = gather(values, values != 0)
             tokens = pretraining.model.embedding(there.gene_ids, there.values)
         for latent in (0, 7):
-            engine = latents(tokens, valid, latents=torch.tensor([latent]), num_masked=0, seed=0).importance
+            engine = latents(
+                tokens, valid, latents=torch.tensor([latent]), num_masked=0, seed=0
+            ).importance
             torch.testing.assert_close(attention[:, latent], engine, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(attention.sum(dim=-1), torch.full((3, 12), 2.0))
 
@@ -276,7 +354,13 @@ def test_overlap_by_hand(cells):
     found = overlap_of(pretraining, few, CPU)
     batch = few.batch(np.arange(3))
     with torch.no_grad():
-        attention = attention_of(pretraining, expression(batch.counts, batch.depth, config.data.transform))[0].double().numpy()
+        attention = (
+            attention_of(pretraining, expression(batch.counts, batch.depth, config.data.transform))[
+                0
+            ]
+            .double()
+            .numpy()
+        )
     cosine, correlation, jaccard = [], [], []
     size = math.ceil(0.05 * cells.num_genes)
     for cell in attention:
@@ -315,7 +399,13 @@ def test_slopes(cells):
 
 @pytest.mark.parametrize(
     "masking",
-    [{}, {"temperature": 0.2}, {"zero_ratio": 0.03}, {"strategy": "mam-embedding", "zero_ratio": 0.0}, {"strategy": "expression"}],
+    [
+        {},
+        {"temperature": 0.2},
+        {"zero_ratio": 0.03},
+        {"strategy": "mam-embedding", "zero_ratio": 0.0},
+        {"strategy": "expression"},
+    ],
 )
 def test_entropy_is_that_of_training(cells, masking):
     _, pretraining = built(cells, **masking)
@@ -331,7 +421,9 @@ def test_entropy_is_that_of_training(cells, masking):
 
 
 def test_thresholds_mean_what_they_say():
-    """Weights that vary by 0.11 to 0.14 of themselves have an entropy at the limit, deviations of 0.1 a cosine there."""
+    """Weights that vary by 0.11 to 0.14 of themselves have an entropy at the limit, deviations of
+    0.1 a cosine there.
+    """
     generator = np.random.default_rng(0)
     for positions, spread in ((700, 0.114), (20_000, 0.141)):
         shares = []
@@ -341,7 +433,9 @@ def test_thresholds_mean_what_they_say():
             shares.append(-(weights * np.log(weights)).sum() / np.log(positions))
         assert np.mean(shares) == pytest.approx(ENTROPY_UNIFORM, abs=5e-5)
     one, other = (1 + 0.1 * generator.standard_normal(100_000) for _ in range(2))
-    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(OVERLAP_ALIKE, abs=5e-4)
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(
+        OVERLAP_ALIKE, abs=5e-4
+    )
 
 
 def test_no_warning_below_the_thresholds():
@@ -352,7 +446,10 @@ def test_no_warning_below_the_thresholds():
         for decayed in (True, False):
             warnings = collapse_warnings(strategy, 1.0, 1.0, 12, decayed=decayed)
             assert len(warnings) == 2
-            assert all("\n" not in warning and ("masking_weight_decay=0" in warning) == decayed for warning in warnings)
+            assert all(
+                "\n" not in warning and ("masking_weight_decay=0" in warning) == decayed
+                for warning in warnings
+            )
 
 
 def test_ranking_finds_a_planted_gene(cells):
@@ -360,12 +457,16 @@ def test_ranking_finds_a_planted_gene(cells):
     table, _, _ = summary(cells, config, pretraining, counted(cells, config, pretraining))
     planted = int(np.argsort(table["mean_expression"].to_numpy())[400])
     table.loc[planted, "hidden"] += 0.3
-    table["expected"] = expected_from_expression(table["mean_expression"].to_numpy(), table["hidden"].to_numpy())
+    table["expected"] = expected_from_expression(
+        table["mean_expression"].to_numpy(), table["hidden"].to_numpy()
+    )
     table["beyond_expression"] = table["hidden"] - table["expected"]
     ranked = ranking(table)
     assert ranked.loc[0, "gene"] == table.loc[planted, "gene"]
     assert ranked.loc[0, "beyond_expression"] == pytest.approx(0.3, abs=0.05)
-    assert ranked.loc[0, "z"] == pytest.approx(ranked.loc[0, "beyond_expression"] / table.loc[planted, "hidden_error"])
+    assert ranked.loc[0, "z"] == pytest.approx(
+        ranked.loc[0, "beyond_expression"] / table.loc[planted, "hidden_error"]
+    )
     assert ranked["rank"].tolist() == list(range(1, cells.num_genes + 1))
     assert ranked["beyond_expression"].is_monotonic_decreasing
     assert ranked["beyond_expression"].sum() == pytest.approx(0.0, abs=1e-6)
@@ -382,7 +483,13 @@ def test_examples(cells):
     config, pretraining = built(cells, 2.0)
     found = example_masks(pretraining, cells, Draws(2, 0, 3), CPU)
     hidden = math.floor(config.masking.ratio * cells.num_genes)
-    assert found.values.shape == found.mask.shape == found.hidden.shape == found.importance.shape == (6, cells.num_genes)
+    assert (
+        found.values.shape
+        == found.mask.shape
+        == found.hidden.shape
+        == found.importance.shape
+        == (6, cells.num_genes)
+    )
     assert (found.mask.sum(axis=1) == hidden).all()
     assert found.hidden.sum(axis=1) == pytest.approx(np.full(6, hidden), rel=1e-5)
     assert found.importance.sum(axis=1) == pytest.approx(np.ones(6), rel=1e-5)

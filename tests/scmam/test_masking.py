@@ -1,15 +1,19 @@
-"""Masking strategies and corruption: which positions are hidden, how many, and what stands in their place."""
+"""Masking strategies and corruption: which positions are hidden, how many, and what stands in their
+place.
+"""
 
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from scmam import masking
-from scmam.masking import MatchedFractions, Uniform, build_strategy, corrupt, masking_entropy
-from scmam.sequences import gather
+from scmam.masking import build_strategy
 
 import mam_kernels as mam
+from mam_kernels import strategies as masking
+from mam_kernels.corruption import corrupt
+from mam_kernels.sequences import gather
+from mam_kernels.strategies import MatchedFractions, Uniform, masking_entropy
 
 GENES = 60
 IDS = torch.arange(100, 108)
@@ -72,7 +76,10 @@ def floors(flags: torch.Tensor, ratio: float) -> list[int]:
 def test_hides_the_stated_share_of_each_cell(values, name, changes):
     out = strategy(name, **changes)(values, IDS, seed=3, step=0, embed=embed)
     nonzero = values != 0
-    hidden_nonzero, hidden_zero = (out.mask & nonzero).sum(1).tolist(), (out.mask & ~nonzero).sum(1).tolist()
+    hidden_nonzero, hidden_zero = (
+        (out.mask & nonzero).sum(1).tolist(),
+        (out.mask & ~nonzero).sum(1).tolist(),
+    )
     if name == "none":
         expected = ([0] * 8, [0] * 8)
     elif name == "matched":
@@ -89,7 +96,12 @@ def test_hides_the_stated_share_of_each_cell(values, name, changes):
 def test_a_mask_follows_seed_step_and_cell_alone(values, name, changes):
     chosen = strategy(name, **changes)
     mask = chosen(values, IDS, seed=3, step=0, embed=embed).mask
-    alone = torch.cat([chosen(values[i : i + 1], IDS[i : i + 1], seed=3, step=0, embed=embed).mask for i in range(8)])
+    alone = torch.cat(
+        [
+            chosen(values[i : i + 1], IDS[i : i + 1], seed=3, step=0, embed=embed).mask
+            for i in range(8)
+        ]
+    )
     assert torch.equal(mask, alone)
     backwards = chosen(values.flip(0), IDS.flip(0), seed=3, step=0, embed=embed).mask
     assert torch.equal(mask, backwards.flip(0))
@@ -100,7 +112,9 @@ def test_a_mask_follows_seed_step_and_cell_alone(values, name, changes):
         assert not torch.equal(mask, chosen(values, IDS, seed=3, step=1, embed=embed).mask)
 
 
-@pytest.mark.parametrize(("name", "changes"), [x for x in EVERY if x[0].startswith("mam") or "injection" in x[1]])
+@pytest.mark.parametrize(
+    ("name", "changes"), [x for x in EVERY if x[0].startswith("mam") or "injection" in x[1]]
+)
 def test_context_trains_every_parameter_of_the_latents(values, name, changes):
     chosen = strategy(name, **changes)
     out = chosen(values, IDS, seed=0, step=0, embed=embed)
@@ -114,7 +128,11 @@ def test_context_trains_every_parameter_of_the_latents(values, name, changes):
 
 
 def test_visible_context_does_not_see_what_is_hidden(values):
-    for name, changes in (("uniform", {"injection": "decoder"}), ("mam", {"zero_ratio": 0.1}), ("mam", {})):
+    for name, changes in (
+        ("uniform", {"injection": "decoder"}),
+        ("mam", {"zero_ratio": 0.1}),
+        ("mam", {}),
+    ):
         chosen = strategy(name, context_from="visible", **changes)
         mask = chosen(values, IDS, seed=0, step=0).mask
         if name == "mam" and not changes:
@@ -122,7 +140,8 @@ def test_visible_context_does_not_see_what_is_hidden(values):
             out = chosen(values, IDS, seed=0, step=0)
             torch.testing.assert_close(out.context, changed.context)
             continue
-        # The same mask whatever the values (uniform), or as drawn (mam): the context must be that of the visible positions alone.
+        # The same mask whatever the values (uniform), or as drawn (mam): the context must be that
+        # of the visible positions alone.
         out = chosen(values, IDS, seed=0, step=0)
         expected = chosen.latents(values, num_masked=0, valid=~mask, seed=0, step=0)
         torch.testing.assert_close(out.context, expected.context)
@@ -144,13 +163,19 @@ def test_expression_is_drawn_in_proportion_to_the_value():
     assert mask.sum(1).tolist() == [1] * 4000
     share = mask.double().mean(0)
     for position, p in enumerate((1 / 8, 2 / 8, 5 / 8, 0.0)):
-        assert abs(share[position] - p) <= 5.5 * math.sqrt(p * (1 - p) / 4000)  # exceeded by chance once in 2e7
+        assert abs(share[position] - p) <= 5.5 * math.sqrt(
+            p * (1 - p) / 4000
+        )  # exceeded by chance once in 2e7
 
 
 def test_matched_follows_its_schedule_and_keeps_the_last_row(values):
     chosen = strategy("matched")
     nonzero = values != 0
-    for step, (zeros, nonzeros) in ((0, (torch.tensor(0.1).item(), 0.5)), (1, (0.0, 1.0)), (9, (0.0, 1.0))):
+    for step, (zeros, nonzeros) in (
+        (0, (torch.tensor(0.1).item(), 0.5)),
+        (1, (0.0, 1.0)),
+        (9, (0.0, 1.0)),
+    ):
         mask = chosen(values, IDS, seed=0, step=step).mask
         assert (mask & nonzero).sum(1).tolist() == floors(nonzero, nonzeros)
         assert (mask & ~nonzero).sum(1).tolist() == floors(~nonzero, zeros)
@@ -161,7 +186,10 @@ def test_matched_follows_its_schedule_and_keeps_the_last_row(values):
     [
         (torch.zeros(0, 2), r"schedule: expected shape \(steps, 2\) with steps >= 1; got \(0, 2\)"),
         (torch.zeros(3), r"schedule: expected shape \(steps, 2\) with steps >= 1; got \(3,\)"),
-        (torch.tensor([[0.1, 1.2]]), r"schedule: expected shares in \[0, 1\]; got values from 0.1 to 1.2"),
+        (
+            torch.tensor([[0.1, 1.2]]),
+            r"schedule: expected shares in \[0, 1\]; got values from 0.1 to 1.2",
+        ),
     ],
 )
 def test_matched_refuses_a_wrong_schedule(schedule, message):
@@ -172,7 +200,9 @@ def test_matched_refuses_a_wrong_schedule(schedule, message):
 def test_what_is_missing_is_named(values):
     with pytest.raises(ValueError, match="schedule: required by the strategy 'matched'; got None"):
         build_strategy(settings("matched"), 4)
-    with pytest.raises(ValueError, match="embed: expected a function from sequences to embeddings; got None"):
+    with pytest.raises(
+        ValueError, match="embed: expected a function from sequences to embeddings; got None"
+    ):
         strategy("mam-embedding", zero_ratio=0.0)(values, IDS, seed=0, step=0)
 
 
@@ -190,11 +220,15 @@ def test_embedding_attention_is_the_engine_on_the_gathered_genes(values):
     out = chosen(values, IDS, seed=2, step=5, embed=embed)
     there = gather(values, values != 0)
     counts = torch.tensor(floors(there.valid, 0.3))
-    direct = chosen.latents(embed(there), there.valid, num_masked=counts, seed=2, step=5, sample_ids=IDS)
+    direct = chosen.latents(
+        embed(there), there.valid, num_masked=counts, seed=2, step=5, sample_ids=IDS
+    )
     for cell in range(8):
         kept = there.valid[cell]
         assert torch.equal(out.mask[cell, there.gene_ids[cell, kept]], direct.mask[cell, kept])
-        assert torch.equal(out.importance[cell, there.gene_ids[cell, kept]], direct.importance[cell, kept])
+        assert torch.equal(
+            out.importance[cell, there.gene_ids[cell, kept]], direct.importance[cell, kept]
+        )
     assert not out.importance[values == 0].any()
     torch.testing.assert_close(out.context, direct.context)
 
@@ -204,7 +238,9 @@ def test_entropy_is_that_of_the_drawable_positions():
     importance = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 1.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]])
     two = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
     entropy = masking_entropy(masking.Masking(mask, importance, None, None), 0.0, 1.0)
-    assert entropy.item() == pytest.approx((1 + two) / 2)  # the third cell has one drawable position, so no entropy
+    assert entropy.item() == pytest.approx(
+        (1 + two) / 2
+    )  # the third cell has one drawable position, so no entropy
     sharp = masking_entropy(masking.Masking(mask[1:2], importance[1:2], None, None), 0.0, 0.5)
     assert sharp.item() == pytest.approx(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2))
     assert masking_entropy(masking.Masking(mask, None, None, None), 0.0, 1.0).item() == 1.0
@@ -220,9 +256,13 @@ def test_all_puts_the_token_everywhere(values):
     assert torch.equal(out.values, values)
 
 
-@pytest.mark.parametrize(("scheme", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("90/10", (0.9, 0.1, 0.0))])
+@pytest.mark.parametrize(
+    ("scheme", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("90/10", (0.9, 0.1, 0.0))]
+)
 def test_shares_of_token_random_and_unchanged(scheme, shares):
-    values = torch.arange(1.0, 41.0).expand(500, -1).contiguous()  # all distinct, so a random value is seen as one
+    values = (
+        torch.arange(1.0, 41.0).expand(500, -1).contiguous()
+    )  # all distinct, so a random value is seen as one
     mask = torch.ones_like(values, dtype=torch.bool)
     mask[:, ::4] = False
     out = corrupt(values, mask, scheme, torch.arange(500), seed=0, step=0)
@@ -251,17 +291,23 @@ def test_corruption_follows_seed_step_and_cell_alone(values):
     mask = torch.ones_like(values, dtype=torch.bool)
     both = corrupt(values, mask, "80/10/10", IDS, seed=1, step=4)
     for cell in range(8):
-        alone = corrupt(values[cell : cell + 1], mask[:1], "80/10/10", IDS[cell : cell + 1], seed=1, step=4)
+        alone = corrupt(
+            values[cell : cell + 1], mask[:1], "80/10/10", IDS[cell : cell + 1], seed=1, step=4
+        )
         assert torch.equal(both.values[cell], alone.values[0])
         assert torch.equal(both.token[cell], alone.token[0])
     for other in ({"seed": 2, "step": 4}, {"seed": 1, "step": 5}):
         assert not torch.equal(both.token, corrupt(values, mask, "80/10/10", IDS, **other).token)
-    with pytest.raises(ValueError, match="corruption: expected one of all, 80/10/10, 90/10; got 'some'"):
+    with pytest.raises(
+        ValueError, match="corruption: expected one of all, 80/10/10, 90/10; got 'some'"
+    ):
         corrupt(values, mask, "some", IDS, seed=0, step=0)
 
 
 def test_the_mask_does_not_depend_on_the_corruption_bits(values):
-    """The draws of one step take bits of their own: among hidden positions, the token falls as often on any of the first as on the last."""
+    """The draws of one step take bits of their own: among hidden positions, the token falls as
+    often on any of the first as on the last.
+    """
     many = torch.ones(3000, 20)
     ids = torch.arange(3000)
     mask = mam.sample_without_replacement(many, 10, seed=0, step=0, sample_ids=ids)

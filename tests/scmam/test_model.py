@@ -9,21 +9,35 @@ import pytest
 import torch
 from scmam.model import SIZES, CellModel, SoftBins, build_model
 from scmam.model.cell_model import HIDDEN, VISIBLE, ZERO
-from scmam.sequences import CellBatch, expression, gather
+from scmam.sequences import CellBatch, expression
+
+from mam_kernels.sequences import gather
 
 GENES = 40
 
 
 def small(**changes) -> CellModel:
     torch.manual_seed(0)
-    options = {"width": 16, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "bins": 5, "mlp_ratio": 2, **changes}
+    options = {
+        "width": 16,
+        "heads": 2,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "bins": 5,
+        "mlp_ratio": 2,
+        **changes,
+    }
     return CellModel(GENES, **options).eval()
 
 
 @pytest.fixture
 def values() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(5, GENES, generator=generator) * 4 * (torch.rand(5, GENES, generator=generator) < 0.4)
+    return (
+        torch.rand(5, GENES, generator=generator)
+        * 4
+        * (torch.rand(5, GENES, generator=generator) < 0.4)
+    )
 
 
 DEPTH = torch.tensor([900.0, 1200.0, 3000.0, 500.0, 1.0])
@@ -42,15 +56,23 @@ def test_gather_puts_genes_side_by_side_in_order():
 
 def test_transforms_are_what_they_say():
     counts, depth = torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([100.0])
-    torch.testing.assert_close(expression(counts, depth, "log1p_counts"), torch.log(torch.tensor([[1.0, 2.0, 10.0]])))
-    torch.testing.assert_close(expression(counts, depth, "log1p_cp10k"), torch.log(torch.tensor([[1.0, 101.0, 901.0]])))
+    torch.testing.assert_close(
+        expression(counts, depth, "log1p_counts"), torch.log(torch.tensor([[1.0, 2.0, 10.0]]))
+    )
+    torch.testing.assert_close(
+        expression(counts, depth, "log1p_cp10k"), torch.log(torch.tensor([[1.0, 101.0, 901.0]]))
+    )
     assert torch.isfinite(expression(counts * 0, depth * 0, "log1p_cp10k")).all()
-    with pytest.raises(ValueError, match="transform: expected one of log1p_counts, log1p_cp10k; got 'zscore'"):
+    with pytest.raises(
+        ValueError, match="transform: expected one of log1p_counts, log1p_cp10k; got 'zscore'"
+    ):
         expression(counts, depth, "zscore")
 
 
 def test_a_batch_moves_as_one():
-    batch = CellBatch(torch.ones(2, 3), torch.ones(2), torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    batch = CellBatch(
+        torch.ones(2, 3), torch.ones(2), torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    )
     assert all(x.device.type == "meta" for x in batch.to("meta"))
 
 
@@ -70,7 +92,12 @@ def test_features_do_not_depend_on_the_batch_or_its_padding(values):
     together = model.features(values, DEPTH)
     assert together.shape == (5, model.feature_dim)
     for cell in range(5):
-        torch.testing.assert_close(together[cell], model.features(values[cell : cell + 1], DEPTH[cell : cell + 1])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together[cell],
+            model.features(values[cell : cell + 1], DEPTH[cell : cell + 1])[0],
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 def test_an_empty_cell_has_finite_features_and_gradients(values):
@@ -91,7 +118,9 @@ def test_depth_enters_by_its_token_alone(values):
 
 
 def test_hidden_values_reach_no_prediction(values):
-    """Whatever stands behind a mask token, and whichever of zero and non-zero it was, both heads predict the same."""
+    """Whatever stands behind a mask token, and whichever of zero and non-zero it was, both heads
+    predict the same.
+    """
     model = small()
     hidden = torch.zeros_like(values, dtype=torch.bool)
     hidden[:, ::3] = True
@@ -105,7 +134,9 @@ def test_hidden_values_reach_no_prediction(values):
 
 
 def test_a_sample_of_genes_is_predicted_in_their_places(values):
-    """The decoder attends over the genes that it reads; with the same genes in another order it predicts the same."""
+    """The decoder attends over the genes that it reads; with the same genes in another order it
+    predicts the same.
+    """
     model = small()
     hidden = torch.zeros_like(values, dtype=torch.bool)
     hidden[:, ::3] = True
@@ -113,14 +144,18 @@ def test_a_sample_of_genes_is_predicted_in_their_places(values):
     every = model.reconstruct(values, visible, hidden, DEPTH)
     order = torch.randperm(GENES, generator=torch.Generator().manual_seed(1)).expand(5, -1)
     shuffled = model.reconstruct(values, visible, hidden, DEPTH, gene_ids=order)
-    torch.testing.assert_close(shuffled.genes, every.genes.gather(1, order[..., None]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        shuffled.genes, every.genes.gather(1, order[..., None]), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(shuffled.cell, every.cell)
 
 
 def test_the_decoder_is_told_visible_zero_and_hidden_apart(values):
     model = small()
     captured = {}
-    model.decoder.register_forward_pre_hook(lambda module, args: captured.update(visible=args[1], state=args[3]))
+    model.decoder.register_forward_pre_hook(
+        lambda module, args: captured.update(visible=args[1], state=args[3])
+    )
     hidden = torch.zeros_like(values, dtype=torch.bool)
     hidden[:, 1::3] = True
     visible = (values != 0) & ~hidden
@@ -129,7 +164,9 @@ def test_the_decoder_is_told_visible_zero_and_hidden_apart(values):
     assert torch.equal(captured["state"], expected)
     encoded = model.encode(gather(values, visible), DEPTH)
     for cell in range(5):
-        torch.testing.assert_close(captured["visible"][cell, visible[cell]], encoded.tokens[cell, encoded.valid[cell]])
+        torch.testing.assert_close(
+            captured["visible"][cell, visible[cell]], encoded.tokens[cell, encoded.valid[cell]]
+        )
         assert not captured["visible"][cell, ~visible[cell]].any()
 
 
@@ -170,8 +207,19 @@ def test_features_read_the_largest_values_where_there_is_a_bound(values):
 
 
 def section(**changes) -> SimpleNamespace:
-    names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes", "recompute")
-    return SimpleNamespace(**{**dict.fromkeys(names), "size": "tiny", "depth": "token", "dropout": 0.0, **changes})
+    names = (
+        "width",
+        "heads",
+        "encoder_layers",
+        "decoder_layers",
+        "bins",
+        "max_encoder_tokens",
+        "decoder_genes",
+        "recompute",
+    )
+    return SimpleNamespace(
+        **{**dict.fromkeys(names), "size": "tiny", "depth": "token", "dropout": 0.0, **changes}
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -187,7 +235,13 @@ def test_every_size_is_built_as_stated(size):
 
 
 def test_single_settings_override_the_size():
-    model = build_model(section(size="paper", width=32, heads=4, encoder_layers=1, decoder_layers=1, decoder_genes=7), 50, loss="nb")
+    model = build_model(
+        section(
+            size="paper", width=32, heads=4, encoder_layers=1, decoder_layers=1, decoder_genes=7
+        ),
+        50,
+        loss="nb",
+    )
     assert (model.width, model.decoder_width, model.decoder_genes, model.outputs) == (32, 32, 7, 2)
     with pytest.raises(ValueError, match="heads: expected a divisor of width = 33; got 2"):
         build_model(section(width=33), 50)
@@ -199,7 +253,9 @@ def test_recomputed_activations_give_the_same_gradients(values):
         model = small(recompute=recompute, dropout=0.1).train()
         torch.manual_seed(4)
         model.features(values, DEPTH).square().sum().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
@@ -207,7 +263,7 @@ def test_recomputed_activations_give_the_same_gradients(values):
 BOUNDED = """
 import resource, torch
 from types import SimpleNamespace
-from scmam.masking import Uniform
+from mam_kernels.strategies import Uniform
 from scmam.model import build_model
 from scmam.objective import Pretraining
 from scmam.sequences import CellBatch
@@ -226,8 +282,12 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, floa
 
 
 def test_twenty_thousand_genes_take_bounded_memory():
-    """Eight cells, of which one (B, G, width) tensor would take 39 MiB and the attention over all genes 48 GiB."""
-    run = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, check=True, timeout=300)
+    """Eight cells, of which one (B, G, width) tensor would take 39 MiB and the attention over all
+    genes 48 GiB.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", BOUNDED], capture_output=True, text=True, check=True, timeout=300
+    )
     mebibytes, loss = map(float, run.stdout.split())
     assert math.isfinite(loss)
     assert mebibytes < 400

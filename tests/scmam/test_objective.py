@@ -10,9 +10,10 @@ pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 from scmam.config import load_config
 from scmam.model import CellModel
 from scmam.objective import Pretraining, build_pretraining, negative_binomial_loss
-from scmam.randomness import substream
 from scmam.sequences import CellBatch
 from scmam.study.arms import ARMS, arm_config
+
+from mam_kernels.randomness import substream
 
 GENES = 50
 SMALL = {
@@ -37,7 +38,9 @@ def batch() -> CellBatch:
 
 def pretraining(arm="mam", **overrides) -> Pretraining:
     config = load_config(None, {**SMALL, **overrides})
-    return build_pretraining(arm_config(config, arm, config.training.seed), GENES, schedule=SCHEDULE)
+    return build_pretraining(
+        arm_config(config, arm, config.training.seed), GENES, schedule=SCHEDULE
+    )
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -67,7 +70,9 @@ def test_a_loss_is_a_function_of_seed_step_and_cells(arm, batch):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     shuffled = objective(CellBatch(*(x[order] for x in batch)), seed=3, step=9)
     for name in ("reconstruction", "cell", "hidden", "hidden_nonzero", "hidden_zero"):
-        torch.testing.assert_close(getattr(shuffled, name), getattr(first, name), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            getattr(shuffled, name), getattr(first, name), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_total_is_the_weighted_sum(batch):
@@ -81,9 +86,15 @@ def test_total_is_the_weighted_sum(batch):
 
 def test_squared_error_is_the_mean_over_hidden_positions(batch):
     """With a decoder whose output is zero, the error is the mean square of the hidden values."""
-    objective = pretraining("uniform-all-token", **{"model.decoder_genes": GENES, "training.cell_loss": 1.0})
+    objective = pretraining(
+        "uniform-all-token", **{"model.decoder_genes": GENES, "training.cell_loss": 1.0}
+    )
     with torch.no_grad():
-        for parameter in (*objective.model.decoder.head.parameters(), objective.model.gene_bias, *objective.model.cell_query.parameters()):
+        for parameter in (
+            *objective.model.decoder.head.parameters(),
+            objective.model.gene_bias,
+            *objective.model.cell_query.parameters(),
+        ):
             parameter.zero_()
     losses = objective(batch, seed=2, step=0)
     values = torch.log1p(batch.counts)
@@ -105,9 +116,13 @@ def test_a_cell_is_left_alone_where_nothing_would_be_visible(batch):
 
 
 def test_what_the_encoder_has_no_room_for_is_hidden(batch):
-    objective = pretraining("uniform-nonzero", **{"model.max_encoder_tokens": 6})  # 80/10/10: some hidden values are shown
+    objective = pretraining(
+        "uniform-nonzero", **{"model.max_encoder_tokens": 6}
+    )  # 80/10/10: some hidden values are shown
     seen = []
-    objective.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[1].sum(1)))
+    objective.model.encoder.register_forward_pre_hook(
+        lambda module, args: seen.append(args[1].sum(1))
+    )
     losses = objective(batch, seed=0, step=0)
     assert seen[0].max() == 6
     free = pretraining("uniform-nonzero")(batch, seed=0, step=0)
@@ -117,20 +132,33 @@ def test_what_the_encoder_has_no_room_for_is_hidden(batch):
 def test_two_learning_rates_share_out_every_parameter():
     objective = pretraining("mam")
     groups = {group["name"]: group for group in objective.parameter_groups(1e-3, 1e-4, 0.01)}
-    assert (groups["model"]["lr"], groups["masking"]["lr"], groups["masking"]["weight_decay"]) == (1e-3, 1e-4, 0.01)
-    assert sum(len(group["params"]) for group in groups.values()) == len(list(objective.parameters()))
+    assert (groups["model"]["lr"], groups["masking"]["lr"], groups["masking"]["weight_decay"]) == (
+        1e-3,
+        1e-4,
+        0.01,
+    )
+    assert sum(len(group["params"]) for group in groups.values()) == len(
+        list(objective.parameters())
+    )
     assert any(p is objective.strategy.latents.latents for p in groups["masking"]["params"])
     assert any(p is objective.injection.shared.adapter.weight for p in groups["masking"]["params"])
-    apart = {group["name"]: group["weight_decay"] for group in objective.parameter_groups(1e-3, 1e-4, 0.01, 0.0)}
+    apart = {
+        group["name"]: group["weight_decay"]
+        for group in objective.parameter_groups(1e-3, 1e-4, 0.01, 0.0)
+    }
     assert apart == {"model": 0.01, "masking": 0.0}
-    assert [group["name"] for group in pretraining("uniform").parameter_groups(1e-3, 1e-4, 0.0)] == ["model"]
+    assert [
+        group["name"] for group in pretraining("uniform").parameter_groups(1e-3, 1e-4, 0.0)
+    ] == ["model"]
 
 
 def test_arms_that_differ_in_masking_start_from_the_same_model():
     states = [pretraining(arm).model.state_dict() for arm in ("uniform", "mam", "none")]
     for other in states[1:]:
         assert all(torch.equal(states[0][name], other[name]) for name in states[0])
-    assert not torch.equal(states[0]["encoder.cell"], pretraining("mam", **{"training.seed": 5}).model.encoder.cell)
+    assert not torch.equal(
+        states[0]["encoder.cell"], pretraining("mam", **{"training.seed": 5}).model.encoder.cell
+    )
 
 
 def test_building_leaves_the_global_generator_as_it_was():
@@ -156,18 +184,37 @@ def test_an_injection_that_starts_at_zero_changes_nothing_at_first_and_then_lear
     objective = build_pretraining(load_config(None, {**SMALL, **zero}), GENES)
     plain = build_pretraining(load_config(None, {**SMALL, "masking.injection": "none"}), GENES)
     losses = objective(batch, seed=0, step=0)
-    torch.testing.assert_close(losses.reconstruction, plain(batch, seed=0, step=0).reconstruction, rtol=0, atol=0)
+    torch.testing.assert_close(
+        losses.reconstruction, plain(batch, seed=0, step=0).reconstruction, rtol=0, atol=0
+    )
     losses.total.backward()
     assert objective.injection.shared.adapter.weight.grad.abs().max() > 0
 
 
 def test_separate_adapters_fit_a_decoder_of_another_width(batch):
-    model = CellModel(GENES, width=16, heads=2, encoder_layers=1, decoder_layers=1, bins=4, decoder_width=24, decoder_heads=3)
+    model = CellModel(
+        GENES,
+        width=16,
+        heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        bins=4,
+        decoder_width=24,
+        decoder_heads=3,
+    )
     strategy = pretraining("mam").strategy
-    assert torch.isfinite(Pretraining(model, strategy, injection="separate")(batch, seed=0, step=0).total)
-    with pytest.raises(ValueError, match="injection: both shares one adapter, so widths must be equal; got 16 and 24"):
+    assert torch.isfinite(
+        Pretraining(model, strategy, injection="separate")(batch, seed=0, step=0).total
+    )
+    with pytest.raises(
+        ValueError,
+        match="injection: both shares one adapter, so widths must be equal; got 16 and 24",
+    ):
         Pretraining(model, strategy, injection="both")
-    with pytest.raises(ValueError, match="injection: a strategy without latents has no context to inject; got 'decoder'"):
+    with pytest.raises(
+        ValueError,
+        match="injection: a strategy without latents has no context to inject; got 'decoder'",
+    ):
         Pretraining(model, pretraining("uniform").strategy, injection="decoder")
 
 
@@ -179,7 +226,9 @@ def test_negative_binomial_is_the_distribution():
     mean, theta = math.exp(1.2), math.exp(0.4)
     assert probability.sum().item() == pytest.approx(1.0, abs=1e-5)
     assert (probability * counts).sum().item() == pytest.approx(mean, rel=1e-4)
-    assert (probability * (counts - mean) ** 2).sum().item() == pytest.approx(mean + mean**2 / theta, rel=1e-3)
+    assert (probability * (counts - mean) ** 2).sum().item() == pytest.approx(
+        mean + mean**2 / theta, rel=1e-3
+    )
 
 
 def test_negative_binomial_has_finite_gradients_at_the_ends():
@@ -197,7 +246,9 @@ def test_substreams_differ_and_stay():
 
 
 def test_weight_decay_alone_flattens_the_masks_under_adam(batch):
-    """The slopes get next to no gradient, and Adam takes a full step along whatever gradient there is: the decay's."""
+    """The slopes get next to no gradient, and Adam takes a full step along whatever gradient there
+    is: the decay's.
+    """
     spread = {}
     for decay in (5e-4, 0.0):
         objective = pretraining("mam")

@@ -1,5 +1,6 @@
-# ruff: noqa: RUF043
-"""The report: its numbers are those of the files, its words follow the intervals, and nothing that is missing or odd breaks it."""
+"""The report: its numbers are those of the files, its words follow the intervals, and nothing that
+is missing or odd breaks it.
+"""
 
 import json
 import re
@@ -17,10 +18,10 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 yaml = pytest.importorskip("yaml")
 stats = pytest.importorskip("scipy.stats")
 
-from scmam.config import Config, as_yaml, with_settings  # noqa: E402
-from scmam.errors import ReportError  # noqa: E402
-from scmam.evaluation import Evaluation, FoldScores  # noqa: E402
-from scmam.report import (  # noqa: E402
+from scmam.config import Config, as_yaml, with_settings
+from scmam.errors import ReportError
+from scmam.evaluation import Evaluation, FoldScores
+from scmam.report import (
     gene_figures,
     maps,
     markup,
@@ -31,12 +32,12 @@ from scmam.report import (  # noqa: E402
     training_figures,
     write_report,
 )
-from scmam.report.drawing import Palette  # noqa: E402
-from scmam.report.findings import compared, findings, headline  # noqa: E402
-from scmam.report.formatting import duration, listed, milliseconds, percent, points, signed_points  # noqa: E402
-from scmam.report.material import open_material  # noqa: E402
-from scmam.report.scores import Difference  # noqa: E402
-from scmam.study.statistics import METRICS, RESULT_COLUMNS, summary_of  # noqa: E402
+from scmam.report.drawing import Palette
+from scmam.report.findings import compared, findings, headline
+from scmam.report.formatting import duration, listed, milliseconds, percent, points, signed_points
+from scmam.report.material import open_material
+from scmam.report.scores import Difference
+from scmam.study.statistics import METRICS, RESULT_COLUMNS, summary_of
 
 CLASSES = ("CD4+ <b>T</b>", "B & plasma", "$NK_1$", "Mono's", "DC", "HSC")
 SIZES = (70, 50, 30, 25, 15, 10)
@@ -78,7 +79,19 @@ def evaluation(method, accuracy, rng):
         f1 = 2 * matrix.diagonal() / (matrix.sum(0) + matrix.sum(1))
         right = float(matrix.trace() / matrix.sum())
         counts = tuple(map(tuple, matrix.tolist()))
-        folds.append(FoldScores(fold, right, float(f1.mean()), right, tuple(f1.tolist()), counts, 130, int(matrix.sum()), 0.4))
+        folds.append(
+            FoldScores(
+                fold,
+                right,
+                float(f1.mean()),
+                right,
+                tuple(f1.tolist()),
+                counts,
+                130,
+                int(matrix.sum()),
+                0.4,
+            )
+        )
     return Evaluation(method, CLASSES, tuple(folds), {"folds": FOLDS})
 
 
@@ -88,8 +101,22 @@ def metrics(arm, rng, steps=60):
         loss = 1.2 + 2 * np.exp(-step / 15) + 0.05 * rng.standard_normal()
         hidden = {"none": 0.0, "mam": 0.35 - 0.001 * step}.get(arm, 0.3)
         entropy = 0.99 + 0.0001 * step if arm == "mam" else 1.0
-        row = {"step": step, "epoch": step // 20, "phase": "train", "loss": loss, "reconstruction": loss / 2, "cell": loss / 2}
-        row |= {"penalty": 1e-4, "hidden": 0.3, "hidden_nonzero": hidden, "hidden_zero": 0.3, "entropy": entropy, "lr": 1e-3}
+        row = {
+            "step": step,
+            "epoch": step // 20,
+            "phase": "train",
+            "loss": loss,
+            "reconstruction": loss / 2,
+            "cell": loss / 2,
+        }
+        row |= {
+            "penalty": 1e-4,
+            "hidden": 0.3,
+            "hidden_nonzero": hidden,
+            "hidden_zero": 0.3,
+            "entropy": entropy,
+            "lr": 1e-3,
+        }
         rows.append(row)
         if step % 20 == 0:
             rows.append(row | {"phase": "validation", "loss": loss + 0.1})
@@ -102,13 +129,19 @@ def write_json(path, value):
 
 
 def write_run(folder, arm, seed, rng):
-    """A run folder as `scmam.training.pretrain`, `scmam.evaluation.evaluate` and `scmam.interpretation.interpret` leave it."""
+    """A run folder as `scmam.training.pretrain`, `scmam.evaluation.evaluate` and
+    `scmam.interpretation.interpret` leave it.
+    """
     config = with_settings(Config(), masking=ARMS[arm], training={"seed": seed})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(as_yaml(config))
     (folder / "genes.txt").write_text("\n".join(GENES))
     steps = 0 if arm == "none" else 60
-    times = {"step_ms": 74.0, "masking_ms": 0.9 if arm == "mam" else 0.4, "masking_share": 0.0122 if arm == "mam" else 0.0054}
+    times = {
+        "step_ms": 74.0,
+        "masking_ms": 0.9 if arm == "mam" else 0.4,
+        "masking_share": 0.0122 if arm == "mam" else 0.0054,
+    }
     record = {
         "status": "done",
         "cells": 200,
@@ -119,17 +152,32 @@ def write_run(folder, arm, seed, rng):
         "seconds": 12.5 + seed,
         "parameters": 123456,
     }
-    record |= {"device": "cpu", "threads": 1, "versions": {"torch": "2.13.0", "scmam": "0.1.0"}, "date": "2026-01-02T03:04:05+00:00"}
-    write_json(folder / "run.json", record | (times | {"loader_ms": 0.8, "cells_per_second": 432.1} if steps else {}))
+    record |= {
+        "device": "cpu",
+        "threads": 1,
+        "versions": {"torch": "2.13.0", "scmam": "0.1.0"},
+        "date": "2026-01-02T03:04:05+00:00",
+    }
+    write_json(
+        folder / "run.json",
+        record | (times | {"loader_ms": 0.8, "cells_per_second": 432.1} if steps else {}),
+    )
     if steps:
         metrics(arm, rng).to_csv(folder / "metrics.csv", index=False)
     for method in METHODS:
         wobble = 0.01 * rng.standard_normal()
-        evaluation(method, BASE[arm, method] + wobble, rng).save(folder / "evaluation" / f"{method}.json")
+        evaluation(method, BASE[arm, method] + wobble, rng).save(
+            folder / "evaluation" / f"{method}.json"
+        )
     codes = np.repeat(np.arange(len(CLASSES)), SIZES)
     centres = rng.normal(size=(len(CLASSES), 8))
     features = (centres[codes] + 0.4 * rng.normal(size=(len(codes), 8))).astype(np.float16)
-    arrays = {"features": features, "codes": codes, "classes": np.array(CLASSES), "cell_ids": np.arange(len(codes))}
+    arrays = {
+        "features": features,
+        "codes": codes,
+        "classes": np.array(CLASSES),
+        "cell_ids": np.arange(len(codes)),
+    }
     np.savez(folder / "evaluation" / "embedding.npz", **arrays)
     if steps and seed == 0:
         write_genes(folder / "genes", arm, rng)
@@ -138,25 +186,75 @@ def write_run(folder, arm, seed, rng):
 def write_genes(folder, arm, rng):
     folder.mkdir()
     expression = rng.gamma(0.5, 0.8, len(GENES)) + 1e-3
-    hidden = 0.3 + (0.04 * expression if arm == "mam" else 0) + 0.005 * rng.standard_normal(len(GENES))
-    table = pd.DataFrame({"gene": GENES, "mean_expression": expression, "detected": 0.5, "hidden": hidden, "hidden_when_nonzero": hidden})
+    hidden = (
+        0.3 + (0.04 * expression if arm == "mam" else 0) + 0.005 * rng.standard_normal(len(GENES))
+    )
+    table = pd.DataFrame(
+        {
+            "gene": GENES,
+            "mean_expression": expression,
+            "detected": 0.5,
+            "hidden": hidden,
+            "hidden_when_nonzero": hidden,
+        }
+    )
     table["uniform"] = 0.3
     table.to_csv(folder / "frequencies.csv", index=False)
-    parts = [table.assign(cell_type=name, cells=size) for name, size in zip(CLASSES, SIZES, strict=True)]
+    parts = [
+        table.assign(cell_type=name, cells=size) for name, size in zip(CLASSES, SIZES, strict=True)
+    ]
     pd.concat(parts).to_csv(folder / "frequencies_by_type.csv", index=False)
-    ranked = table.assign(beyond_expression=0.002 * rng.standard_normal(len(GENES)), z=rng.standard_normal(len(GENES)), expected=0.3)
-    ranked.sort_values("beyond_expression", ascending=False).to_csv(folder / "ranking.csv", index=False)
-    warnings = ["masks are indistinguishable from <uniform> ones: 0.99950 of the largest entropy"] if arm == "mam" else []
-    latents = {"entropy": 0.9995, "effective_positions": 115.2, "drawable_positions": 120.0, "spearman": 0.71, "hidden": 0.31}
-    latents |= {"hidden_nonzero": 0.34, "hidden_zero": 0.3, "warnings": warnings, "attention": {"overlap": {"cosine": 0.9}}}
-    write_json(folder / "latents.json", latents if arm == "mam" else latents | {"attention": None, "spearman": None})
+    ranked = table.assign(
+        beyond_expression=0.002 * rng.standard_normal(len(GENES)),
+        z=rng.standard_normal(len(GENES)),
+        expected=0.3,
+    )
+    ranked.sort_values("beyond_expression", ascending=False).to_csv(
+        folder / "ranking.csv", index=False
+    )
+    warnings = (
+        ["masks are indistinguishable from <uniform> ones: 0.99950 of the largest entropy"]
+        if arm == "mam"
+        else []
+    )
+    latents = {
+        "entropy": 0.9995,
+        "effective_positions": 115.2,
+        "drawable_positions": 120.0,
+        "spearman": 0.71,
+        "hidden": 0.31,
+    }
+    latents |= {
+        "hidden_nonzero": 0.34,
+        "hidden_zero": 0.3,
+        "warnings": warnings,
+        "attention": {"overlap": {"cosine": 0.9}},
+    }
+    write_json(
+        folder / "latents.json",
+        latents if arm == "mam" else latents | {"attention": None, "spearman": None},
+    )
     values = rng.gamma(0.3, 1.0, (5, len(GENES))).astype(np.float32)
-    arrays = {"values": values, "mask": values > 0.5, "hidden": np.clip(values / 3, 0, 1), "importance": values / values.sum()}
+    arrays = {
+        "values": values,
+        "mask": values > 0.5,
+        "hidden": np.clip(values / 3, 0, 1),
+        "importance": values / values.sum(),
+    }
     np.savez(
-        folder / "masks.npz", **arrays, draws=200, genes=np.array(GENES), cells=np.array(list("abcde")), cell_types=np.array(CLASSES[:5])
+        folder / "masks.npz",
+        **arrays,
+        draws=200,
+        genes=np.array(GENES),
+        cells=np.array(list("abcde")),
+        cell_types=np.array(CLASSES[:5]),
     )
     enrichment = {"term": ["IMMUNE <set>", "OTHER"], "overlap": [9, 1], "set_size": [12, 20]}
-    enrichment |= {"p_value": [1e-4, 0.7], "adjusted_p_value": [2e-4, 0.7], "genes": ["<i>LYZ</i>;CD3$E$", "GENE1"]}
+    enrichment |= {
+        "p_value": [1e-4, 0.7],
+        "adjusted_p_value": [2e-4, 0.7],
+        "genes": ["<i>LYZ</i>;CD3$E$", "GENE1"],
+    }
     pd.DataFrame(enrichment).to_csv(folder / "enrichment.csv", index=False)
 
 
@@ -171,13 +269,22 @@ def t_interval(values):
 def write_tables(folder, reference="uniform"):
     """results.csv and summary.csv from the evaluations that are there."""
     rows = []
-    for path in [*sorted(folder.glob("runs/*/seed-*/evaluation/*.json")), *sorted(folder.glob("baselines/*.json"))]:
+    for path in [
+        *sorted(folder.glob("runs/*/seed-*/evaluation/*.json")),
+        *sorted(folder.glob("baselines/*.json")),
+    ]:
         found = Evaluation.load(path)
         is_run = path.parent.name == "evaluation"
-        arm, seed = (path.parts[-4], int(path.parts[-3].removeprefix("seed-"))) if is_run else (path.stem, None)
+        arm, seed = (
+            (path.parts[-4], int(path.parts[-3].removeprefix("seed-")))
+            if is_run
+            else (path.stem, None)
+        )
         for fold in found.folds:
             scores = {metric: getattr(fold, metric) for metric in METRICS}
-            rows.append({"arm": arm, "seed": seed, "fold": fold.fold, "method": found.method, **scores})
+            rows.append(
+                {"arm": arm, "seed": seed, "fold": fold.fold, "method": found.method, **scores}
+            )
     results = pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"seed": "Int64"})
     results.to_csv(folder / "results.csv", index=False)
     summary_of(results, reference).to_csv(folder / "summary.csv", index=False)
@@ -188,22 +295,52 @@ def write_study(folder, arms=tuple(ARMS), seeds=(0, 1, 2), reference="uniform"):
     folder.mkdir(parents=True)
     config = with_settings(Config(), study={"arms": arms, "seeds": seeds, "reference": reference})
     (folder / "config.yaml").write_text(as_yaml(config))
-    cells = {"source": "blood <cells>.h5ad: .raw.X", "unit": "counts recovered from log1p of counts per 10k", "num_cells": 200}
-    cells |= {"num_genes": len(GENES), "density": 0.1234, "label": "cell_type", "donor": None, "notes": ["2 genes & 1 cell were dropped"]}
-    record = {"status": "done", "fingerprint": "0123456789abcdef", "cells": cells | {"classes": dict(zip(CLASSES, SIZES, strict=True))}}
-    record |= {"arms": list(arms), "seeds": list(seeds), "versions": {"torch": "2.13.0", "python": "3.12.1"}, "failures": []}
-    write_json(folder / "study.json", record | {"date": "2026-01-02T03:04:05+00:00", "seconds": 460.0})
+    cells = {
+        "source": "blood <cells>.h5ad: .raw.X",
+        "unit": "counts recovered from log1p of counts per 10k",
+        "num_cells": 200,
+    }
+    cells |= {
+        "num_genes": len(GENES),
+        "density": 0.1234,
+        "label": "cell_type",
+        "donor": None,
+        "notes": ["2 genes & 1 cell were dropped"],
+    }
+    record = {
+        "status": "done",
+        "fingerprint": "0123456789abcdef",
+        "cells": cells | {"classes": dict(zip(CLASSES, SIZES, strict=True))},
+    }
+    record |= {
+        "arms": list(arms),
+        "seeds": list(seeds),
+        "versions": {"torch": "2.13.0", "python": "3.12.1"},
+        "failures": [],
+    }
+    write_json(
+        folder / "study.json", record | {"date": "2026-01-02T03:04:05+00:00", "seconds": 460.0}
+    )
     for arm in arms:
         for seed in seeds:
-            write_run(folder / "runs" / arm / f"seed-{seed}", arm, seed, np.random.default_rng([seed, len(arm)]))
+            write_run(
+                folder / "runs" / arm / f"seed-{seed}",
+                arm,
+                seed,
+                np.random.default_rng([seed, len(arm)]),
+            )
     for name in ("logistic-regression", "pca"):
-        evaluation(name, 0.7, np.random.default_rng(len(name))).save(folder / "baselines" / f"{name}.json")
+        evaluation(name, 0.7, np.random.default_rng(len(name))).save(
+            folder / "baselines" / f"{name}.json"
+        )
     write_tables(folder, reference)
     return folder
 
 
 class Page(HTMLParser):
-    """The text, the tables and the attributes of a page; fails on a tag that is not closed in its place."""
+    """The text, the tables and the attributes of a page; fails on a tag that is not closed in its
+    place.
+    """
 
     VOID = ("meta", "br", "img", "input")
 
@@ -249,7 +386,9 @@ class Page(HTMLParser):
 
     def told(self):
         """All that the page says, alternative texts too."""
-        return self.text + " ".join(value for _, name, value in self.attributes if name == "aria-label")
+        return self.text + " ".join(
+            value for _, name, value in self.attributes if name == "aria-label"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +421,9 @@ def set_summary(folder, arm, method, mean, low, high):
 
 def test_the_page_is_one_file_without_scripts_or_references(source, page):
     assert "script" not in page.tags
-    assert not re.search(r"https?:|//\w|@import|javascript:", re.sub(r"base64,[\w+/=\s]*", "", source))
+    assert not re.search(
+        r"https?:|//\w|@import|javascript:", re.sub(r"base64,[\w+/=\s]*", "", source)
+    )
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "xlink:href"):
@@ -295,14 +436,28 @@ def test_the_page_is_one_file_without_scripts_or_references(source, page):
 def test_the_page_is_small_and_the_same_each_time(study, source):
     assert len(source.encode()) < 1_000_000
     material = open_material(study)
-    for part in (sections.genes_section(material, Palette(material)), sections.maps_section(material, "pca")):
+    for part in (
+        sections.genes_section(material, Palette(material)),
+        sections.maps_section(material, "pca"),
+    ):
         assert part in source
 
 
 def test_links_lead_to_sections(page):
     anchors = {value for _, name, value in page.attributes if name == "id"}
     links = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
-    assert links == ["findings", "comparison", "what", "types", "training", "masks", "genes", "maps", "times", "again"]
+    assert links == [
+        "findings",
+        "comparison",
+        "what",
+        "types",
+        "training",
+        "masks",
+        "genes",
+        "maps",
+        "times",
+        "again",
+    ]
     assert set(links) <= anchors
 
 
@@ -316,27 +471,42 @@ def test_every_picture_says_what_it_shows(page):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_table_holds_the_numbers_of_the_summary(study, page, method):
     summary = pd.read_csv(study / "summary.csv").set_index(["method", "metric", "arm"])
-    place = page.text.index({"fine-tuning": "Fine-tuning: mean", "linear-probe": "Linear probe: mean"}[method])
+    place = page.text.index(
+        {"fine-tuning": "Fine-tuning: mean", "linear-probe": "Linear probe: mean"}[method]
+    )
     assert place > 0
     for arm in ARMS:
-        macro, accuracy = (summary.loc[(method, metric, arm)] for metric in ("macro_f1", "accuracy"))
+        macro, accuracy = (
+            summary.loc[(method, metric, arm)] for metric in ("macro_f1", "accuracy")
+        )
         rows = [cells for cells in page.cells if cells[:1] == (f"{arm} 3 seeds",)]
         wanted = f"{100 * macro['mean']:.1f} {100 * macro.low:.1f} to {100 * macro.high:.1f}"
         row = next(cells for cells in rows if cells[1] == wanted)
-        assert row[3] == f"{100 * accuracy['mean']:.1f} {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}"
+        assert (
+            row[3]
+            == f"{100 * accuracy['mean']:.1f} {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}"
+        )
         if arm == "uniform":
             assert row[2] == "reference"
         else:
             gap = f"{100 * macro.difference:+.2f} {100 * macro.difference_low:+.2f} to {100 * macro.difference_high:+.2f}"
             assert row[2].startswith(gap.replace("-", "−"))
-            verdict = "ahead" if macro.difference_low > 0 else "behind" if macro.difference_high < 0 else "no difference shown"
+            verdict = (
+                "ahead"
+                if macro.difference_low > 0
+                else "behind"
+                if macro.difference_high < 0
+                else "no difference shown"
+            )
             assert row[2].endswith(verdict)
             assert row[5] == ("< 0.001" if macro.p_value < 0.001 else f"{macro.p_value:.3f}")
 
 
 def test_the_title_says_what_was_run_on_what(page):
     assert "Masked pretraining compared on blood <cells>.h5ad" in page.text
-    assert "200 cells × 120 genes · 6 cell types · 4 arms, 3 seeds · 3 folds · 2026-01-02" in page.text
+    assert (
+        "200 cells × 120 genes · 6 cell types · 4 arms, 3 seeds · 3 folds · 2026-01-02" in page.text
+    )
     facts = dict(cells[:2] for cells in page.cells if len(cells) == 2)
     assert facts["non-zero"] == "12.3 %"
     assert facts["unit"] == "counts recovered from log1p of counts per 10k"
@@ -348,7 +518,9 @@ def test_the_title_says_what_was_run_on_what(page):
 
 def test_cards_show_masking_and_time(page):
     assert "Masking's share of a step 1.2 % mam: 0.90 of 74.0 ms." in page.text
-    assert "Time 7 min 40 s 12 runs, evaluation and baselines. 14 s of pretraining a run." in page.text
+    assert (
+        "Time 7 min 40 s 12 runs, evaluation and baselines. 14 s of pretraining a run." in page.text
+    )
 
 
 def test_names_from_files_stand_as_they_are(source, page):
@@ -356,17 +528,32 @@ def test_names_from_files_stand_as_they_are(source, page):
     assert "<i>LYZ" not in source
     assert "IMMUNE <set>" not in source
     assert source.count("CD4+ &lt;b&gt;T&lt;/b&gt;") > 10
-    for name in ("CD4+ <b>T</b>", "$NK_1$", "Mono's", "<i>LYZ</i>", "CD3$E$", "IMMUNE <set>", "blood <cells>.h5ad"):
+    for name in (
+        "CD4+ <b>T</b>",
+        "$NK_1$",
+        "Mono's",
+        "<i>LYZ</i>",
+        "CD3$E$",
+        "IMMUNE <set>",
+        "blood <cells>.h5ad",
+    ):
         assert name in page.text, name
-    assert "NA" in [cells[0] for cells in page.cells if cells] or "NA" in page.text.split()  # a gene's name, not a missing value
+    assert (
+        "NA" in [cells[0] for cells in page.cells if cells] or "NA" in page.text.split()
+    )  # a gene's name, not a missing value
 
 
 def test_warnings_of_the_interpretation_are_visible(page):
-    assert "Warnings on the masks mam : masks are indistinguishable from <uniform> ones" in page.text
+    assert (
+        "Warnings on the masks mam : masks are indistinguishable from <uniform> ones" in page.text
+    )
 
 
 def test_class_table_and_times(study, page):
-    runs = [json.loads((study / f"runs/mam/seed-{seed}/evaluation/fine-tuning.json").read_text()) for seed in range(3)]
+    runs = [
+        json.loads((study / f"runs/mam/seed-{seed}/evaluation/fine-tuning.json").read_text())
+        for seed in range(3)
+    ]
     mean = np.mean([fold["per_class_f1"] for run in runs for fold in run["folds"]], axis=0)
     row = next(cells for cells in page.cells if cells[0] == CLASSES[0] and cells[1] == "70")
     assert row[5] == f"{100 * mean[0]:.1f}"
@@ -421,10 +608,26 @@ AHEAD, BEHIND, COVERS = (0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.01, -0.01,
 @pytest.mark.parametrize(
     ("tuned", "probed", "sentence"),
     [
-        (AHEAD, AHEAD, "mam is ahead of uniform, under fine-tuning and with the linear probe alike."),
-        (BEHIND, BEHIND, "uniform is ahead of mam, under fine-tuning and with the linear probe alike."),
-        (COVERS, COVERS, "No difference is shown between mam and uniform, under fine-tuning and with the linear probe alike."),
-        (AHEAD, BEHIND, "Under fine-tuning, mam is ahead of uniform; with the linear probe, uniform is ahead of mam."),
+        (
+            AHEAD,
+            AHEAD,
+            "mam is ahead of uniform, under fine-tuning and with the linear probe alike.",
+        ),
+        (
+            BEHIND,
+            BEHIND,
+            "uniform is ahead of mam, under fine-tuning and with the linear probe alike.",
+        ),
+        (
+            COVERS,
+            COVERS,
+            "No difference is shown between mam and uniform, under fine-tuning and with the linear probe alike.",
+        ),
+        (
+            AHEAD,
+            BEHIND,
+            "Under fine-tuning, mam is ahead of uniform; with the linear probe, uniform is ahead of mam.",
+        ),
         (
             COVERS,
             AHEAD,
@@ -439,9 +642,9 @@ def test_headline_for_each_outcome(small, tuned, probed, sentence):
     assert headline(material) == sentence
     cards = Page(overview.cards(material)).text
     named = {AHEAD: "Mam ahead", BEHIND: "Uniform ahead", COVERS: "No difference shown"}
-    assert f"Fine-tuning {signed_points(tuned[0])} {named[tuned]} . mam less uniform" in re.sub("mam ahead", "Mam ahead", cards).replace(
-        "uniform ahead", "Uniform ahead"
-    )
+    assert f"Fine-tuning {signed_points(tuned[0])} {named[tuned]} . mam less uniform" in re.sub(
+        "mam ahead", "Mam ahead", cards
+    ).replace("uniform ahead", "Uniform ahead")
 
 
 def test_findings_tell_controls_pretraining_and_baselines(study):
@@ -450,13 +653,25 @@ def test_findings_tell_controls_pretraining_and_baselines(study):
     results = pd.read_csv(study / "results.csv")
     means = results[results["method"] == "fine-tuning"].groupby(["arm", "seed"])["macro_f1"].mean()
     gap = t_interval(means["mam"] - means["uniform-matched"])
-    assert f"At the same hidden shares of zeros and non-zeros, {_told(gap, 'mam', 'uniform-matched')}" in text
+    assert (
+        f"At the same hidden shares of zeros and non-zeros, {_told(gap, 'mam', 'uniform-matched')}"
+        in text
+    )
     gap = t_interval(means["mam"] - means["none"])
     assert f"Against the same encoder as initialised, {_told(gap, 'mam', 'no pretraining')}" in text
-    baselines = {name: json.loads((study / f"baselines/{name}.json").read_text()) for name in ("logistic-regression", "pca")}
-    scores = {name: np.mean([fold["macro_f1"] for fold in found["folds"]]) for name, found in baselines.items()}
+    baselines = {
+        name: json.loads((study / f"baselines/{name}.json").read_text())
+        for name in ("logistic-regression", "pca")
+    }
+    scores = {
+        name: np.mean([fold["macro_f1"] for fold in found["folds"]])
+        for name, found in baselines.items()
+    }
     told = " and ".join(f"{100 * value:.1f} ({name})" for name, value in scores.items())
-    assert f"On the same folds, plain classifiers of the data reach a macro-F1 of {told}, and the highest arm" in text
+    assert (
+        f"On the same folds, plain classifiers of the data reach a macro-F1 of {told}, and the highest arm"
+        in text
+    )
     assert all(sentence.endswith(".") for sentence in sentences)
 
 
@@ -480,7 +695,10 @@ def test_the_best_of_several_is_said_to_be_picked(tmp_path):
 
 
 def test_missing_parts_are_left_out_or_named(small):
-    for path in [*small.glob("runs/*/*/genes"), *small.glob("runs/*/*/evaluation/fine-tuning.json")]:
+    for path in [
+        *small.glob("runs/*/*/genes"),
+        *small.glob("runs/*/*/evaluation/fine-tuning.json"),
+    ]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(small / "baselines")
     (small / "runs/mam/seed-1/metrics.csv").unlink()
@@ -502,7 +720,9 @@ def test_failed_and_unfinished_runs_are_named(small):
     write_json(small / "study.json", record | {"status": "failed", "failures": [failure]})
     shutil.rmtree(small / "runs/mam/seed-1")
     run = json.loads((small / "runs/uniform/seed-1/run.json").read_text())
-    write_json(small / "runs/uniform/seed-1/run.json", run | {"status": "interrupted", "step_ms": None})
+    write_json(
+        small / "runs/uniform/seed-1/run.json", run | {"status": "interrupted", "step_ms": None}
+    )
     notes = Page(overview.notes(open_material(small))).text
     assert "Some of the runs failed" in notes
     assert "mam, seed 1 failed: the loss is <nan>" in notes
@@ -524,12 +744,22 @@ def test_files_that_cannot_be_read_are_named_and_do_no_harm(small):
     arrays = dict(np.load(embedding))
     np.savez(embedding, **arrays | {"features": np.full_like(arrays["features"], np.inf)})
     page = Page(write_report(small, projection="pca").read_text())
-    for name in ("evaluation/fine-tuning.json", "evaluation/embedding.npz", "genes/frequencies.csv"):
+    for name in (
+        "evaluation/fine-tuning.json",
+        "evaluation/embedding.npz",
+        "genes/frequencies.csv",
+    ):
         assert f"runs/mam/seed-0/{name} could not be read and is left out" in page.text, name
     assert "runs/mam/seed-1/metrics.csv could not be read" in page.text
     assert "it has no column mean_expression" in page.text
-    assert "baselines/pca.json could not be read and is left out (evaluation: not the scores of an evaluation" in page.text
-    assert "its arrays do not fit together: values (5, 120), mask (5, 120), hidden (2, 120)" in page.text
+    assert (
+        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an evaluation"
+        in page.text
+    )
+    assert (
+        "its arrays do not fit together: values (5, 120), mask (5, 120), hidden (2, 120)"
+        in page.text
+    )
     assert "not every number in features is finite" in page.text
     assert "runs/uniform/seed-0/run.json could not be read" in page.text
 
@@ -538,7 +768,10 @@ def test_one_seed_shows_nothing(tmp_path):
     folder = write_study(tmp_path / "one", ("uniform", "mam"), (0,))
     material = open_material(folder)
     assert headline(material).startswith("One seed cannot tell mam from uniform")
-    assert "One seed: no interval . mam less uniform, points of macro-F1." in Page(overview.cards(material)).text
+    assert (
+        "One seed: no interval . mam less uniform, points of macro-F1."
+        in Page(overview.cards(material)).text
+    )
     page = Page(sections.comparison_section(material, Palette(material)))
     row = next(cells for cells in page.cells if cells[0] == "mam 1 seed")
     assert row[1].endswith("no interval")
@@ -558,9 +791,15 @@ def test_a_single_run(study):
     path = write_report(folder, study / "run.html", projection="pca")
     page = Page(path.read_text())
     path.unlink()
-    folds = [fold["macro_f1"] for fold in json.loads((folder / "evaluation/fine-tuning.json").read_text())["folds"]]
+    folds = [
+        fold["macro_f1"]
+        for fold in json.loads((folder / "evaluation/fine-tuning.json").read_text())["folds"]
+    ]
     mean, low, high = (100 * value for value in t_interval(folds))
-    assert f"Fine-tuning: macro-F1 {mean:.1f} (95 % interval {low:.1f} to {high:.1f}, over 3 folds)." in page.text
+    assert (
+        f"Fine-tuning: macro-F1 {mean:.1f} (95 % interval {low:.1f} to {high:.1f}, over 3 folds)."
+        in page.text
+    )
     assert "Pretraining with mam masks on blood" in page.text
     assert "200 cells × 120 genes · 6 cell types · seed 0 · 3 folds" in page.text
     assert "scmam pretrain --config config.yaml --out seed-0" in page.text
@@ -571,7 +810,10 @@ def test_a_single_run(study):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "nowhere", "no such folder; give the folder of `scmam compare` or `scmam pretrain`"),
+        (
+            lambda folder: folder / "nowhere",
+            "no such folder; give the folder of `scmam compare` or `scmam pretrain`",
+        ),
         (lambda folder: folder, "has neither study.json nor run.json"),
     ],
 )
@@ -584,12 +826,16 @@ def test_folders_without_anything_to_report(tmp_path, make, message):
 
 def test_a_study_without_runs_is_an_error(tmp_path):
     write_json(tmp_path / "study.json", {"status": "running"})
-    with pytest.raises(ReportError, match="holds no run yet; start or resume the study with `scmam compare`"):
+    with pytest.raises(
+        ReportError, match="holds no run yet; start or resume the study with `scmam compare`"
+    ):
         write_report(tmp_path)
 
 
 def test_places_that_cannot_be_written_to(study, tmp_path):
-    with pytest.raises(ReportError, match="is a folder; give the name of a file, such as .*report.html"):
+    with pytest.raises(
+        ReportError, match="is a folder; give the name of a file, such as .*report.html"
+    ):
         write_report(study, tmp_path)
     (tmp_path / "file").write_text("there")
     with pytest.raises(ReportError, match="cannot be written .*; give another file"):
@@ -602,7 +848,9 @@ def test_projections(monkeypatch):
         maps.checked_projection("tsne")
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
     assert maps.checked_projection("auto") == "pca"
-    with pytest.raises(ReportError, match="umap needs the package umap-learn; install it, or take pca"):
+    with pytest.raises(
+        ReportError, match="umap needs the package umap-learn; install it, or take pca"
+    ):
         maps.checked_projection("umap")
 
 
@@ -623,7 +871,9 @@ def test_umap_gets_a_fixed_seed_and_standardised_components(monkeypatch):
     assert flat.shape == (60, 2)
     assert given["random_state"] == 0
     assert given["reduced"].shape == (60, 4)
-    np.testing.assert_allclose(given["reduced"].var(axis=0).sum(), 4, rtol=1e-4)  # four columns of variance 1
+    np.testing.assert_allclose(
+        given["reduced"].var(axis=0).sum(), 4, rtol=1e-4
+    )  # four columns of variance 1
     assert maps.project(features[:, :1], "pca").shape == (60, 2)
 
 
@@ -646,8 +896,12 @@ def test_every_preset_has_a_look_of_its_own(tmp_path):
     assert len({(style.colour, style.dash) for style in styles.values()}) == len(styles)
     learned = {styles[arm].colour for arm in styles if material.is_learned(arm)}
     assert learned.isdisjoint(styles[arm].colour for arm in styles if not material.is_learned(arm))
-    assert "at the hidden shares of zeros and non-zeros of mam" in tables.described(material, "uniform-matched")
-    assert tables.described(material, "mam-visible").endswith("context injected into the decoder, without the hidden values")
+    assert "at the hidden shares of zeros and non-zeros of mam" in tables.described(
+        material, "uniform-matched"
+    )
+    assert tables.described(material, "mam-visible").endswith(
+        "context injected into the decoder, without the hidden values"
+    )
     assert "temperature 0.1" in tables.described(material, "mam-sharp")
 
 
@@ -671,7 +925,13 @@ def test_a_matched_arm_may_name_a_run_folder(small):
 def scored(*folds):
     """An evaluation of two classes from (confusion, per-class F1)."""
     return Evaluation(
-        "linear-probe", ("a", "b"), tuple(FoldScores(i, 0.5, 0.5, 0.5, f1, matrix, 4, 4, 0.1) for i, (matrix, f1) in enumerate(folds)), {}
+        "linear-probe",
+        ("a", "b"),
+        tuple(
+            FoldScores(i, 0.5, 0.5, 0.5, f1, matrix, 4, 4, 0.1)
+            for i, (matrix, f1) in enumerate(folds)
+        ),
+        {},
     )
 
 
@@ -693,7 +953,9 @@ def test_smoothing_keeps_ends_and_bounds_the_points():
 
 
 def test_running_median_is_that_of_bins():
-    table = pd.DataFrame({"mean_expression": np.arange(1.0, 101.0), "hidden": np.repeat([0.2, 0.4], 50)})
+    table = pd.DataFrame(
+        {"mean_expression": np.arange(1.0, 101.0), "hidden": np.repeat([0.2, 0.4], 50)}
+    )
     middle = gene_figures.running_median(table, bins=2)
     assert middle["hidden"].tolist() == [0.2, 0.4]
     assert middle["mean_expression"].tolist() == [25.5, 75.5]
@@ -702,10 +964,29 @@ def test_running_median_is_that_of_bins():
 def test_numbers_as_they_are_written():
     assert [points(0.6531), points(-0.002), points(np.nan)] == ["65.3", "−0.2", "–"]
     assert [signed_points(0.0142), signed_points(-0.0142)] == ["+1.42", "−1.42"]
-    assert [percent(0.0122), percent(0.0054), percent(None), percent(0.3, 0)] == ["1.2 %", "0.54 %", "–", "30 %"]
-    assert [milliseconds(x) for x in (1234.5, 74.04, 0.9, 0.0123)] == ["1,234", "74.0", "0.90", "0.012"]
-    assert [duration(x) for x in (3.14, 42.4, 460, 11_100)] == ["3.1 s", "42 s", "7 min 40 s", "3 h 05 min"]
-    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [percent(0.0122), percent(0.0054), percent(None), percent(0.3, 0)] == [
+        "1.2 %",
+        "0.54 %",
+        "–",
+        "30 %",
+    ]
+    assert [milliseconds(x) for x in (1234.5, 74.04, 0.9, 0.0123)] == [
+        "1,234",
+        "74.0",
+        "0.90",
+        "0.012",
+    ]
+    assert [duration(x) for x in (3.14, 42.4, 460, 11_100)] == [
+        "3.1 s",
+        "42 s",
+        "7 min 40 s",
+        "3 h 05 min",
+    ]
+    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == [
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
 
 
 def test_markup_escapes_all_but_markup():

@@ -1,4 +1,7 @@
-"""A study as a whole: what is run and what is skipped, how it grows, what is refused. Training is replaced but in one test."""
+"""A study as a whole: what is run and what is skipped, how it grows, what is refused.
+
+Training is replaced but in one test.
+"""
 
 import json
 import os
@@ -27,7 +30,8 @@ from scmam.runs import open_run
 from scmam.study import compare, is_study, open_study, summarize
 from scmam.study.tasks import planned
 
-# Does what a worker leaves behind, in no time. Scores are functions of arm and seed; the arm "broken" ends with an error once.
+# Does what a worker leaves behind, in no time. Scores are functions of arm and seed; the arm
+# "broken" ends with an error once.
 WORKER = """
 import json, os, sys, time
 from pathlib import Path
@@ -75,7 +79,9 @@ def adata():
     first, second = sorted(cells.class_sizes, key=cells.class_sizes.get)[-2:]
     rows = np.concatenate([np.flatnonzero(cells.labels == name)[:60] for name in (first, second)])
     counts = cells.counts.take(np.sort(rows))[:, :60]
-    obs = pandas.DataFrame({"cell_type": cells.labels[np.sort(rows)]}, index=cells.names[np.sort(rows)])
+    obs = pandas.DataFrame(
+        {"cell_type": cells.labels[np.sort(rows)]}, index=cells.names[np.sort(rows)]
+    )
     return anndata.AnnData(counts, obs=obs, var=pandas.DataFrame(index=list(cells.genes[:60])))
 
 
@@ -86,38 +92,64 @@ def cells(adata):
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """Workers that only leave files; gives the names of the tasks that were run, in order of their logs."""
+    """Workers that only leave files; gives the names of the tasks that were run, in order of their
+    logs.
+    """
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
 
     def command(folder, pickled):
-        return [sys.executable, str(script), str(folder), *(["--cells", str(pickled)] if pickled else [])]
+        return [
+            sys.executable,
+            str(script),
+            str(folder),
+            *(["--cells", str(pickled)] if pickled else []),
+        ]
 
     monkeypatch.setattr("scmam.study.comparison.worker_command", command)
 
 
 def tries(folder):
     """How often each task was started, from the logs."""
-    return {path.stem: path.read_text().count("--- ") for path in sorted((folder / "logs").iterdir())}
+    return {
+        path.stem: path.read_text().count("--- ") for path in sorted((folder / "logs").iterdir())
+    }
 
 
 def settings(**study):
     return validated(
         {
             "evaluation": {"folds": 2},
-            "study": {"arms": ["none", "uniform", "mam"], "seeds": [0, 1], "baselines": ["pca"], **study},
+            "study": {
+                "arms": ["none", "uniform", "mam"],
+                "seeds": [0, 1],
+                "baselines": ["pca"],
+                **study,
+            },
         }
     )
 
 
 def test_everything_is_run_and_put_together(worker, cells, tmp_path, capsys):
     study = compare(settings(), tmp_path / "study", cells=cells)
-    assert set(tries(study.folder)) == {f"{arm}-seed-{seed}" for arm in ("none", "uniform", "mam") for seed in (0, 1)} | {"pca"}
+    assert set(tries(study.folder)) == {
+        f"{arm}-seed-{seed}" for arm in ("none", "uniform", "mam") for seed in (0, 1)
+    } | {"pca"}
     assert study.record["status"] == "done"
     assert study.failures == ()
-    assert study.finished() == [(arm, seed) for arm in ("none", "uniform", "mam") for seed in (0, 1)]
+    assert study.finished() == [
+        (arm, seed) for arm in ("none", "uniform", "mam") for seed in (0, 1)
+    ]
     results = study.results()
-    assert list(results.columns) == ["arm", "seed", "fold", "method", "accuracy", "macro_f1", "micro_f1"]
+    assert list(results.columns) == [
+        "arm",
+        "seed",
+        "fold",
+        "method",
+        "accuracy",
+        "macro_f1",
+        "micro_f1",
+    ]
     assert len(results) == 3 * 2 * 2 * 2 + 2
     assert results[results.arm == "pca"].seed.isna().all()
     summary = study.summary().set_index(["arm", "method", "metric"])
@@ -127,7 +159,9 @@ def test_everything_is_run_and_put_together(worker, cells, tmp_path, capsys):
 
 
 def test_the_record_says_what_was_compared(worker, cells, tmp_path):
-    study = compare(settings(arms=["uniform"], seeds=[3]), tmp_path / "study", cells=cells, progress=False)
+    study = compare(
+        settings(arms=["uniform"], seeds=[3]), tmp_path / "study", cells=cells, progress=False
+    )
     record = study.record
     assert record["cells"]["num_cells"] == 120
     assert sum(record["cells"]["classes"].values()) == 120
@@ -141,7 +175,11 @@ def test_the_record_says_what_was_compared(worker, cells, tmp_path):
 
 def test_only_the_first_seed_of_what_hides_something_is_interpreted(tmp_path):
     def interpreted(interpret):
-        return {task.name for task in planned(settings(), tmp_path, interpret=interpret) if "--interpret" in task.arguments}
+        return {
+            task.name
+            for task in planned(settings(), tmp_path, interpret=interpret)
+            if "--interpret" in task.arguments
+        }
 
     assert interpreted(True) == {"uniform, seed 0", "mam, seed 0"}
     assert interpreted(False) == set()
@@ -151,7 +189,11 @@ def test_a_matched_arm_follows_the_arm_it_is_matched_to(tmp_path):
     config = settings(arms=["uniform-matched", "uniform", "mam"], seeds=[0, 1])
     names = [task.name for task in planned(config, tmp_path, interpret=False)]
     assert names.index("uniform-matched, seed 0") > names.index("mam, seed 0")
-    matched = next(task for task in planned(config, tmp_path, interpret=False) if task.name == "uniform-matched, seed 1")
+    matched = next(
+        task
+        for task in planned(config, tmp_path, interpret=False)
+        if task.name == "uniform-matched, seed 1"
+    )
     assert matched.needs == "mam, seed 1"
 
 
@@ -177,12 +219,18 @@ def test_arms_seeds_and_baselines_can_be_added(worker, cells, tmp_path):
     assert study.config.study.seeds == (0, 1, 2)
     assert study.config.study.baselines == ("pca", "logistic-regression")
     counts = tries(study.folder)
-    assert all(counts[f"{arm}-seed-{seed}"] == 1 for arm in ("none", "uniform", "mam", "mam-sharp") for seed in (0, 1, 2))
+    assert all(
+        counts[f"{arm}-seed-{seed}"] == 1
+        for arm in ("none", "uniform", "mam", "mam-sharp")
+        for seed in (0, 1, 2)
+    )
     assert len(study.finished()) == 12
 
 
 def test_a_failure_is_recorded_and_tried_again(worker, cells, tmp_path, capsys):
-    config = settings(arms=["uniform", "broken"], seeds=[0], custom={"broken": {"like": "uniform", "ratio": 0.5}})
+    config = settings(
+        arms=["uniform", "broken"], seeds=[0], custom={"broken": {"like": "uniform", "ratio": 0.5}}
+    )
     study = compare(config, tmp_path / "study", cells=cells)
     assert study.record["status"] == "failed"
     ((task, message, log),) = study.failures
@@ -203,7 +251,11 @@ def test_other_settings_are_refused_and_named(worker, cells, tmp_path):
     compare(config, folder, cells=cells, progress=False)
     before = (folder / "config.yaml").read_text()
     other = config.model_dump()
-    other["training"]["steps"], other["model"]["width"], other["study"]["custom"]["mine"] = 7, 32, {"like": "uniform"}
+    other["training"]["steps"], other["model"]["width"], other["study"]["custom"]["mine"] = (
+        7,
+        32,
+        {"like": "uniform"},
+    )
     with pytest.raises(RunError) as refused:
         compare(validated(other), folder, cells=cells, progress=False)
     assert str(refused.value) == (
@@ -228,17 +280,28 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
     compare(config, tmp_path / "study", cells=cells, progress=False)
     fewer = from_anndata(adata[:, 5:].copy(), need_label=True)
     grown = settings(arms=["uniform"], seeds=[0, 1])
-    with pytest.raises(RunError, match=r"was begun with other cells \(120 cells, 60 genes .*; now 120, 55 .*\); give another folder"):
+    with pytest.raises(
+        RunError,
+        match=r"was begun with other cells \(120 cells, 60 genes .*; now 120, 55 .*\); give another folder",
+    ):
         compare(grown, tmp_path / "study", cells=fewer, progress=False)
 
 
 @pytest.mark.parametrize(
     ("study", "error", "message"),
     [
-        ({"reference": "expression"}, ConfigError, "study.reference: expression is not among the arms"),
+        (
+            {"reference": "expression"},
+            ConfigError,
+            "study.reference: expression is not among the arms",
+        ),
         ({"arms": []}, ConfigError, "study.arms: expected at least one, got none"),
         ({"seeds": [1, 1]}, ConfigError, "study.seeds: expected each once, got 1, 1"),
-        ({"arms": ["uniform", "pca"], "custom": {"pca": {}}}, ConfigError, "expected names without / and other than those of baselines"),
+        (
+            {"arms": ["uniform", "pca"], "custom": {"pca": {}}},
+            ConfigError,
+            "expected names without / and other than those of baselines",
+        ),
         (
             {"arms": ["uniform", "uniform-matched"]},
             ConfigError,
@@ -247,7 +310,10 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
         (
             {
                 "arms": ["uniform", "a", "b"],
-                "custom": {"a": {"strategy": "matched", "matched_to": "b"}, "b": {"strategy": "matched", "matched_to": "a"}},
+                "custom": {
+                    "a": {"strategy": "matched", "matched_to": "b"},
+                    "b": {"strategy": "matched", "matched_to": "a"},
+                },
             },
             ConfigError,
             "a, seed 0, b, seed 0, a, seed 1, b, seed 1 wait for each other",
@@ -269,7 +335,9 @@ def test_classes_too_small_for_the_folds_are_said_before_anything_is_trained(cel
 
 def test_a_folder_of_something_else_is_left_alone(cells, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(RunError, match=r"exists and is no study \(study.json is missing\); give another folder"):
+    with pytest.raises(
+        RunError, match=r"exists and is no study \(study.json is missing\); give another folder"
+    ):
         compare(settings(), tmp_path, cells=cells)
     with pytest.raises(RunError, match="exists and is no study"):
         compare(settings(), tmp_path / "thesis.tex", cells=cells)
@@ -298,7 +366,9 @@ def test_a_study_that_is_killed_goes_on(worker, adata, tmp_path, monkeypatch):
             module.compare(validated({_with_file(file).model_dump(mode="json")!r}), {str(folder)!r})
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SLOW": "0.3"}
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not (is_study(folder) and open_study(folder).finished()):
         assert time.monotonic() < deadline
@@ -315,7 +385,9 @@ def test_a_study_that_is_killed_goes_on(worker, adata, tmp_path, monkeypatch):
 
 
 def _with_file(file):
-    return validated({**settings(jobs=1, arms=["uniform", "mam"]).model_dump(), "data": {"path": file}})
+    return validated(
+        {**settings(jobs=1, arms=["uniform", "mam"]).model_dump(), "data": {"path": file}}
+    )
 
 
 def test_ctrl_c_leaves_a_true_record_and_tables(worker, cells, tmp_path, monkeypatch):
@@ -345,7 +417,9 @@ def test_tables_come_from_the_runs_that_are_there(worker, cells, tmp_path):
     table = summarize(study.folder).set_index(["arm", "method", "metric"])
     assert table.loc[("mam", "fine-tuning", "accuracy"), "mean"] == pytest.approx((0.03 + 0.5) / 2)
     evaluation.write_text("{}")
-    with pytest.raises(RunError, match=r"fine-tuning.json: no 'folds' in it; delete it and evaluate again"):
+    with pytest.raises(
+        RunError, match=r"fine-tuning.json: no 'folds' in it; delete it and evaluate again"
+    ):
         summarize(study.folder)
 
 
@@ -362,7 +436,13 @@ def real(adata, tmp_path_factory):
             "masking": {"num_latents": 4, "latent_dim": 8, "latent_heads": 2},
             "training": {"steps": 20, "batch_size": 8, "validate_every": 10, "device": "cpu"},
             "evaluation": {"folds": 2, "epochs": 1, "hidden": 8},
-            "study": {"arms": ["mam"], "seeds": [0], "baselines": [], "reference": "mam", "jobs": 1},
+            "study": {
+                "arms": ["mam"],
+                "seeds": [0],
+                "baselines": [],
+                "reference": "mam",
+                "jobs": 1,
+            },
         }
     )
     return compare(config, folder / "study", progress=False)
@@ -380,7 +460,9 @@ def test_a_real_run(real):
     assert len(results) == 4
     assert results.accuracy.between(0, 1).all()
     log = (real.folder / "logs" / "mam-seed-0.txt").read_text()
-    assert [line.removeprefix("stage: ") for line in log.splitlines() if line.startswith("stage: ")] == [
+    assert [
+        line.removeprefix("stage: ") for line in log.splitlines() if line.startswith("stage: ")
+    ] == [
         "reading cells",
         "pretraining",
         "evaluating",
@@ -399,9 +481,15 @@ def work(real, monkeypatch):
 
 def test_the_worker_matches_a_run_to_another(real, work):
     assert work("run", "uniform-matched", "0") == 0
-    matched, mam = (open_run(real.folder / "runs" / arm / "seed-0") for arm in ("uniform-matched", "mam"))
-    hidden = [run.metrics().query("phase == 'train'").hidden_nonzero.to_numpy() for run in (matched, mam)]
-    assert np.abs(hidden[0] - hidden[1]).max() < 0.06  # a gene of some twenty that are not zero: each cell hides whole ones
+    matched, mam = (
+        open_run(real.folder / "runs" / arm / "seed-0") for arm in ("uniform-matched", "mam")
+    )
+    hidden = [
+        run.metrics().query("phase == 'train'").hidden_nonzero.to_numpy() for run in (matched, mam)
+    ]
+    assert (
+        np.abs(hidden[0] - hidden[1]).max() < 0.06
+    )  # a gene of some twenty that are not zero: each cell hides whole ones
     assert hidden[1].std() > 0.02  # which is not for want of something to follow
     assert np.corrcoef(hidden)[0, 1] > 0.99
     assert not (matched.folder / "genes").exists()

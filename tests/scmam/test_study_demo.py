@@ -12,7 +12,10 @@ from scmam.study.tasks import planned
 @pytest.fixture
 def calls(monkeypatch):
     calls = []
-    monkeypatch.setattr("scmam.study.compare", lambda config, folder, **options: calls.append((config, folder, options)))
+    monkeypatch.setattr(
+        "scmam.study.compare",
+        lambda config, folder, **options: calls.append((config, folder, options)),
+    )
     return calls
 
 

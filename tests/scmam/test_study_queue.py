@@ -1,4 +1,7 @@
-"""Processes of a study: order, shares, failures, interruptions. The workers here are a few lines of Python."""
+"""Processes of a study: order, shares, failures, interruptions.
+
+The workers here are a few lines of Python.
+"""
 
 import contextlib
 import os
@@ -39,9 +42,17 @@ class Recorder(Silent):
 
 
 def task(folder, name, script, needs=None):
-    """A task that runs `script`, and is done when a file of its name is there; OUT is that file in the script."""
+    """A task that runs `script`, and is done when a file of its name is there; OUT is that file in
+    the script.
+    """
     output = folder / name
-    return Task(name, ("-c", f"OUT = {str(output)!r}\n" + textwrap.dedent(script)), folder / "logs" / f"{name}.txt", (output,), needs)
+    return Task(
+        name,
+        ("-c", f"OUT = {str(output)!r}\n" + textwrap.dedent(script)),
+        folder / "logs" / f"{name}.txt",
+        (output,),
+        needs,
+    )
 
 
 WRITE = "open(OUT, 'w').close()"
@@ -51,14 +62,23 @@ WRITE = "open(OUT, 'w').close()"
 def run(tmp_path):
     def go(tasks, jobs=2, watcher=None, after=lambda: None):
         with locked(tmp_path) as lock:
-            return run_tasks(tasks, [sys.executable], jobs=jobs, inherited=lock, watcher=watcher or Silent(), after=after)
+            return run_tasks(
+                tasks,
+                [sys.executable],
+                jobs=jobs,
+                inherited=lock,
+                watcher=watcher or Silent(),
+                after=after,
+            )
 
     return go
 
 
 def test_every_task_runs_and_at_most_so_many_at_a_time(tmp_path, run):
     recorder, done = Recorder(), []
-    tasks = [task(tmp_path, f"task {i}", f"import time; time.sleep(0.2); {WRITE}") for i in range(4)]
+    tasks = [
+        task(tmp_path, f"task {i}", f"import time; time.sleep(0.2); {WRITE}") for i in range(4)
+    ]
     outcomes = run(tasks, watcher=recorder, after=lambda: done.append(1))
     assert {outcome.task.name for outcome in outcomes} == {"task 0", "task 1", "task 2", "task 3"}
     assert all(outcome.error is None and outcome.seconds >= 0.2 for outcome in outcomes)
@@ -69,7 +89,12 @@ def test_every_task_runs_and_at_most_so_many_at_a_time(tmp_path, run):
 def test_a_task_follows_the_one_that_it_needs(tmp_path, run):
     recorder = Recorder()
     first = task(tmp_path, "mam", f"import time; time.sleep(0.3); {WRITE}")
-    second = task(tmp_path, "matched", f"import os; assert os.path.exists({str(tmp_path / 'mam')!r}); {WRITE}", needs="mam")
+    second = task(
+        tmp_path,
+        "matched",
+        f"import os; assert os.path.exists({str(tmp_path / 'mam')!r}); {WRITE}",
+        needs="mam",
+    )
     outcomes = run([first, second], watcher=recorder)
     assert all(outcome.error is None for outcome in outcomes)
     assert recorder.events.index(("ended", "mam")) < recorder.events.index(("started", "matched"))
@@ -95,7 +120,15 @@ def test_a_failure_ends_neither_the_others_nor_is_it_lost(tmp_path, run):
 
 
 def test_an_error_of_the_user_is_one_line(tmp_path, run):
-    (outcome,) = run([task(tmp_path, "mam", "print('much'); print('error: label: no such column'); raise SystemExit(2)")])
+    (outcome,) = run(
+        [
+            task(
+                tmp_path,
+                "mam",
+                "print('much'); print('error: label: no such column'); raise SystemExit(2)",
+            )
+        ]
+    )
     assert outcome.error == "label: no such column"
 
 
@@ -118,7 +151,10 @@ def test_equal_shares_of_the_threads(tmp_path, run, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert (thread_share(1), thread_share(2), thread_share(3), thread_share(100)) == (8, 4, 2, 1)
-    script = "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'])\n" + WRITE
+    script = (
+        "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'])\n"
+        + WRITE
+    )
     run([task(tmp_path, name, script) for name in ("a", "b")], jobs=2)
     assert "['--threads', '4'] 4 passive" in (tmp_path / "logs" / "a.txt").read_text()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -179,7 +215,10 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(study)], env=_with_path())
     _wait_for(tmp_path / "mam.running")
     with (
-        pytest.raises(RunError, match=rf"another process \(started by {process.pid}\) computes this study; wait for it"),
+        pytest.raises(
+            RunError,
+            match=rf"another process \(started by {process.pid}\) computes this study; wait for it",
+        ),
         locked(tmp_path, 0.3),
     ):
         pass
@@ -203,7 +242,9 @@ def _wait_for(path: Path, seconds: float = 30.0):
 def test_the_stage_of_a_task_is_its_last_word_and_step(tmp_path):
     task = Task("mam", (), tmp_path / "log.txt", (), None, tmp_path / "metrics.csv", 300)
     assert stage(task) == ("starting", None)
-    task.log.write_text("--- 2026: mam\nstage: reading cells\nwarning: stage: no\nstage: pretraining\nmore\n")
+    task.log.write_text(
+        "--- 2026: mam\nstage: reading cells\nwarning: stage: no\nstage: pretraining\nmore\n"
+    )
     assert stage(task) == ("pretraining", None)
     task.metrics.write_text("step,epoch,phase\n1,0,train\n27,1,train\n")
     assert stage(task) == ("pretraining", 27)
@@ -216,7 +257,10 @@ def test_the_stage_of_a_task_is_its_last_word_and_step(tmp_path):
 
 
 def test_plain_progress_says_what_ends_and_what_is_left(tmp_path, run, capsys):
-    tasks = [task(tmp_path, "uniform", WRITE), task(tmp_path, "mam", "raise SystemExit('error: no')")]
+    tasks = [
+        task(tmp_path, "uniform", WRITE),
+        task(tmp_path, "mam", "raise SystemExit('error: no')"),
+    ]
     with shown(2, progress=True) as watcher:
         run(tasks, jobs=1, watcher=watcher)
     lines = capsys.readouterr().out.splitlines()
@@ -257,7 +301,9 @@ def test_bars_on_a_terminal(tmp_path):
     """
     terminal, end = os.openpty()
     environment = {**_with_path(), "COLUMNS": "100", "TERM": "xterm"}
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=end, stdin=end, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=end, stdin=end, env=environment
+    )
     os.close(end)
     shown = b""
     with contextlib.suppress(OSError):  # the end of a terminal that nobody writes to any more

@@ -13,13 +13,24 @@ from scmam.study.folder import Study
 from scmam.study.statistics import SUMMARY_COLUMNS, summary_of
 from scmam.study.table import summary_text
 
-T_975 = {1: 12.706204736432095, 2: 4.302652729911275}  # quantiles of Student's t with so many degrees of freedom, from a table
+T_975 = {
+    1: 12.706204736432095,
+    2: 4.302652729911275,
+}  # quantiles of Student's t with so many degrees of freedom, from a table
 
 
 def scores(arm, seed, *folds, method="linear-probe"):
     """Rows whose three metrics are the score, half of it and a quarter of it."""
     return [
-        {"arm": arm, "seed": seed, "fold": fold, "method": method, "accuracy": x, "macro_f1": x / 2, "micro_f1": x / 4}
+        {
+            "arm": arm,
+            "seed": seed,
+            "fold": fold,
+            "method": method,
+            "accuracy": x,
+            "macro_f1": x / 2,
+            "micro_f1": x / 4,
+        }
         for fold, x in enumerate(folds)
     ]
 
@@ -35,7 +46,8 @@ def row_of(table, arm, metric="accuracy", method="linear-probe"):
 
 
 THREE_SEEDS = frame(
-    # Means over folds: uniform .5, .6, .7; mam .6, .6, .9. Differences .1, .0, .2: mean .1, standard deviation .1.
+    # Means over folds: uniform .5, .6, .7; mam .6, .6, .9. Differences .1, .0, .2: mean .1,
+    # standard deviation .1.
     scores("uniform", 0, 0.4, 0.6),
     scores("uniform", 1, 0.5, 0.7),
     scores("uniform", 2, 0.6, 0.8),
@@ -50,7 +62,9 @@ def test_means_over_folds_first_then_an_interval_over_seeds():
     assert tuple(table.columns) == SUMMARY_COLUMNS
     uniform = row_of(table, "uniform")
     half = T_975[2] * 0.1 / math.sqrt(3)
-    assert (uniform["mean"], uniform.low, uniform.high) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
+    assert (uniform["mean"], uniform.low, uniform.high) == pytest.approx(
+        (0.6, 0.6 - half, 0.6 + half)
+    )
     assert uniform.seeds == 3
     assert row_of(table, "uniform", "macro_f1")["mean"] == pytest.approx(0.3)
     assert row_of(table, "uniform", "micro_f1").high == pytest.approx((0.6 + half) / 4)
@@ -59,9 +73,13 @@ def test_means_over_folds_first_then_an_interval_over_seeds():
 def test_differences_are_paired_by_seed():
     mam = row_of(summary_of(THREE_SEEDS, "uniform"), "mam")
     half = T_975[2] * 0.1 / math.sqrt(3)
-    assert (mam.difference, mam.difference_low, mam.difference_high) == pytest.approx((0.1, 0.1 - half, 0.1 + half))
+    assert (mam.difference, mam.difference_low, mam.difference_high) == pytest.approx(
+        (0.1, 0.1 - half, 0.1 + half)
+    )
     t = 0.1 / (0.1 / math.sqrt(3))
-    assert mam.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))  # two-sided p of Student's t with two degrees of freedom
+    assert mam.p_value == pytest.approx(
+        1 - t / math.sqrt(2 + t * t)
+    )  # two-sided p of Student's t with two degrees of freedom
 
 
 def test_the_reference_is_not_compared_with_itself():
@@ -71,23 +89,35 @@ def test_the_reference_is_not_compared_with_itself():
 
 def test_only_seeds_that_both_have_are_paired():
     results = frame(
-        scores("uniform", 1, 0.5), scores("uniform", 2, 0.6), scores("mam", 0, 0.1), scores("mam", 1, 0.6), scores("mam", 2, 0.9)
+        scores("uniform", 1, 0.5),
+        scores("uniform", 2, 0.6),
+        scores("mam", 0, 0.1),
+        scores("mam", 1, 0.6),
+        scores("mam", 2, 0.9),
     )
     mam = row_of(summary_of(results, "uniform"), "mam")
     half = T_975[1] * math.sqrt(0.02) / math.sqrt(2)  # differences .1 and .3
     assert mam.seeds == 3
-    assert (mam.difference, mam.difference_low, mam.difference_high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert (mam.difference, mam.difference_low, mam.difference_high) == pytest.approx(
+        (0.2, 0.2 - half, 0.2 + half)
+    )
 
 
 def test_methods_are_kept_apart():
-    results = frame(scores("uniform", 0, 0.5), scores("mam", 0, 0.6), scores("mam", 0, 0.8, method="fine-tuning"))
+    results = frame(
+        scores("uniform", 0, 0.5),
+        scores("mam", 0, 0.6),
+        scores("mam", 0, 0.8, method="fine-tuning"),
+    )
     table = summary_of(results, "uniform")
     assert row_of(table, "mam").difference == pytest.approx(0.1)
     assert math.isnan(row_of(table, "mam", method="fine-tuning").difference)
 
 
 def test_one_seed_has_no_interval_and_no_p_value():
-    mam = row_of(summary_of(frame(scores("uniform", 0, 0.5), scores("mam", 0, 0.6)), "uniform"), "mam")
+    mam = row_of(
+        summary_of(frame(scores("uniform", 0, 0.5), scores("mam", 0, 0.6)), "uniform"), "mam"
+    )
     assert mam["mean"] == pytest.approx(0.6)
     assert mam.difference == pytest.approx(0.1)
     assert mam[["low", "high", "difference_low", "difference_high", "p_value"]].isna().all()
@@ -100,7 +130,9 @@ def test_an_arm_that_scores_as_the_reference_does():
 
 
 def test_a_baseline_has_scores_and_nothing_over_seeds():
-    table = summary_of(frame(scores("uniform", 0, 0.5), scores("pca", None, 0.6, 0.8, method="pca")), "uniform")
+    table = summary_of(
+        frame(scores("uniform", 0, 0.5), scores("pca", None, 0.6, 0.8, method="pca")), "uniform"
+    )
     pca = row_of(table, "pca", method="pca")
     assert pca["mean"] == pytest.approx(0.7)
     assert pca.seeds == 0
@@ -112,7 +144,9 @@ def written(tmp_path):
     """A study whose summary is that of some results; nothing else is in its folder."""
 
     def write(results, **study):
-        config = validated({"study": {"arms": ["none", "uniform", "mam"], "baselines": ["pca"], **study}})
+        config = validated(
+            {"study": {"arms": ["none", "uniform", "mam"], "baselines": ["pca"], **study}}
+        )
         summary_of(results, config.study.reference).to_csv(tmp_path / "summary.csv", index=False)
         cells = {"num_cells": 700, "num_genes": 765, "classes": {"a": 300, "b": 400}}
         return Study(tmp_path, config, {"cells": cells})
@@ -146,7 +180,9 @@ def test_one_seed_shows_dashes_and_never_a_zero_interval(written):
 
 
 def test_seeds_that_differ_between_arms_are_said(written):
-    text = summary_text(written(frame(scores("uniform", 0, 0.5), scores("mam", 0, 0.6), scores("mam", 1, 0.7))))
+    text = summary_text(
+        written(frame(scores("uniform", 0, 0.5), scores("mam", 0, 0.6), scores("mam", 1, 0.7)))
+    )
     assert "1 to 2 seeds" in text
 
 

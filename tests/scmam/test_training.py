@@ -1,4 +1,6 @@
-"""Pretraining runs: what they write, that they go on exactly where they stopped, and how they refuse."""
+"""Pretraining runs: what they write, that they go on exactly where they stopped, and how they
+refuse.
+"""
 
 import functools
 import json
@@ -38,7 +40,9 @@ SMALL = {
 
 def settings(**changes: object) -> Config:
     """A small run; names of `changes` are section__name."""
-    return load_config(None, {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}})
+    return load_config(
+        None, {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,9 @@ def whole(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 class TestARun:
     def test_writes_the_folder(self, run: Run) -> None:
-        names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+        names = {
+            str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()
+        }
         assert names == {
             "config.yaml",
             "run.json",
@@ -139,7 +145,10 @@ class TestARun:
     def test_metrics_are_tidy(self, run: Run) -> None:
         table = run.metrics()
         assert tuple(table.columns) == METRIC_COLUMNS
-        train_rows, validation = table[table["phase"] == "train"], table[table["phase"] == "validation"]
+        train_rows, validation = (
+            table[table["phase"] == "train"],
+            table[table["phase"] == "validation"],
+        )
         assert train_rows["step"].tolist() == list(range(1, 13))
         assert validation["step"].tolist() == [4, 8, 12]
         assert train_rows["epoch"].tolist() == [0] * 8 + [1] * 4
@@ -151,10 +160,14 @@ class TestARun:
     def test_learning_rate_rises_and_falls(self, run: Run) -> None:
         recipe = run.config.training
         lr = run.metrics().query("phase == 'train'")["lr"]
-        assert lr.tolist() == pytest.approx([recipe.lr * rate_factor(step, recipe) for step in range(12)])
+        assert lr.tolist() == pytest.approx(
+            [recipe.lr * rate_factor(step, recipe) for step in range(12)]
+        )
         assert rate_factor(0, recipe) == 1.0  # a tenth of 12 steps: one
         long = settings(training__steps=100, training__warmup=0.1).training
-        assert [rate_factor(step, long) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+        assert [rate_factor(step, long) for step in (0, 4, 9, 10)] == pytest.approx(
+            [0.1, 0.5, 1.0, 1.0]
+        )
         assert rate_factor(55, long) == pytest.approx(0.5)
         assert 0 < rate_factor(99, long) < 1e-3
 
@@ -166,7 +179,11 @@ class TestARun:
         loaded, initial = run.load(), build_pretraining(run.config, len(run.genes))
         assert not loaded.training
         assert run.genes == cells.genes
-        changed = [name for name, value in loaded.state_dict().items() if not torch.equal(value, initial.state_dict()[name])]
+        changed = [
+            name
+            for name, value in loaded.state_dict().items()
+            if not torch.equal(value, initial.state_dict()[name])
+        ]
         assert any(name.startswith("model.") for name in changed)
         assert any(name.startswith("strategy.") for name in changed)
         assert loaded.features(cells.batch([0, 1])).isfinite().all()
@@ -178,24 +195,45 @@ class TestARun:
         assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
 
     def test_other_settings_are_named(self, run: Run, cells: Cells) -> None:
-        with pytest.raises(RunError, match=r"other settings \(training\.steps: 12 -> 13; training\.lr: 0\.003 -> 0\.001\); name another"):
-            train(run.folder, cells, masking__injection="decoder", training__steps=13, training__lr=1e-3)
+        with pytest.raises(
+            RunError,
+            match=r"other settings \(training\.steps: 12 -> 13; training\.lr: 0\.003 -> 0\.001\); name another",
+        ):
+            train(
+                run.folder,
+                cells,
+                masking__injection="decoder",
+                training__steps=13,
+                training__lr=1e-3,
+            )
 
     def test_where_it_runs_may_change(self, run: Run, cells: Cells) -> None:
-        again = train(run.folder, cells, masking__injection="decoder", training__workers=2, training__checkpoint_every=7)
+        again = train(
+            run.folder,
+            cells,
+            masking__injection="decoder",
+            training__workers=2,
+            training__checkpoint_every=7,
+        )
         assert again.record == run.record
 
     def test_the_first_steps_are_the_objective(self, run: Run, cells: Cells) -> None:
-        """The same computed by hand: cells in the loader's order, masks of (seed, batch number), clipped Adam with two learning rates."""
+        """The same computed by hand: cells in the loader's order, masks of (seed, batch number),
+        clipped Adam with two learning rates.
+        """
         from scmam.data import holdout
 
         recipe = run.config.training
         pretraining = build_pretraining(run.config, cells.num_genes).train()
-        optimizer = torch.optim.Adam(pretraining.parameter_groups(recipe.lr, recipe.masking_lr, recipe.weight_decay))
+        optimizer = torch.optim.Adam(
+            pretraining.parameter_groups(recipe.lr, recipe.masking_lr, recipe.weight_decay)
+        )
         kept = cells.subset(holdout(cells, recipe.validation, recipe.seed)[0])
         losses = []
         for step, batch in enumerate(CellLoader(kept, 4, seed=recipe.seed, drop_last=True)):
-            for group, lr in zip(optimizer.param_groups, (recipe.lr, recipe.masking_lr), strict=True):
+            for group, lr in zip(
+                optimizer.param_groups, (recipe.lr, recipe.masking_lr), strict=True
+            ):
                 group["lr"] = lr * rate_factor(step, recipe)
             total = pretraining(batch, seed=recipe.seed, step=step).total
             losses.append(total.item())
@@ -203,24 +241,36 @@ class TestARun:
             total.backward()
             torch.nn.utils.clip_grad_norm_(pretraining.parameters(), recipe.clip)
             optimizer.step()
-        assert run.metrics().query("phase == 'train'")["loss"][: len(losses)].tolist() == pytest.approx(losses, rel=1e-6)
+        assert run.metrics().query("phase == 'train'")["loss"][
+            : len(losses)
+        ].tolist() == pytest.approx(losses, rel=1e-6)
 
 
 class TestGoingOn:
     @pytest.mark.parametrize("accumulate", [1, 3])
-    def test_after_a_failure(self, accumulate: int, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_after_a_failure(
+        self, accumulate: int, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Stopped within an epoch and, with accumulation, between two batches of a step."""
         changes = {"training__accumulate": accumulate, "model__dropout": 0.1}
         whole = train(tmp_path / "whole", cells, **changes)
-        stopped = stop(monkeypatch, 7 * accumulate + accumulate // 2, tmp_path / "parts", cells, **changes)
-        assert (stopped.status, stopped.record["reason"], stopped.record["steps"]) == ("interrupted", "Failure: gone", 7)
+        stopped = stop(
+            monkeypatch, 7 * accumulate + accumulate // 2, tmp_path / "parts", cells, **changes
+        )
+        assert (stopped.status, stopped.record["reason"], stopped.record["steps"]) == (
+            "interrupted",
+            "Failure: gone",
+            7,
+        )
         assert stopped.metrics()["step"].max() == 7
         first = []
         during_batch(monkeypatch, 5 * accumulate, lambda: first.append(True))
         assert_same_run(train(tmp_path / "parts", cells, **changes), whole)
         assert first  # it went on from the checkpoint of step 5, not from the end or the beginning
 
-    def test_at_a_validation(self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_at_a_validation(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A checkpoint of a step that ends with a validation holds that validation."""
         changes = {"training__checkpoint_every": 4, "training__patience": 9}
         whole = train(tmp_path / "whole", cells, **changes)
@@ -230,23 +280,42 @@ class TestGoingOn:
 
     @pytest.mark.parametrize(
         ("name", "ending", "reason"),
-        [("SIGINT", KeyboardInterrupt, "KeyboardInterrupt"), ("SIGTERM", SystemExit, "Interrupted: SIGTERM received")],
+        [
+            ("SIGINT", KeyboardInterrupt, "KeyboardInterrupt"),
+            ("SIGTERM", SystemExit, "Interrupted: SIGTERM received"),
+        ],
     )
     def test_after_a_signal(
-        self, name: str, ending: type[BaseException], reason: str, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        name: str,
+        ending: type[BaseException],
+        reason: str,
+        cells: Cells,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The step is finished, a checkpoint written, and the handlers given back; twice, the second time at a validation."""
+        """The step is finished, a checkpoint written, and the handlers given back; twice, the
+        second time at a validation.
+        """
         number = getattr(signal, name)
         before = signal.getsignal(number)
         whole = train(tmp_path / "whole", cells, training__accumulate=2)
         for batch, step in ((4, 3), (15, 8)):
             act = functools.partial(os.kill, os.getpid(), number)
-            record = stop(monkeypatch, batch, tmp_path / "parts", cells, act, ending, training__accumulate=2).record
-            assert (record["status"], record["steps"], record["reason"]) == ("interrupted", step, reason)
+            record = stop(
+                monkeypatch, batch, tmp_path / "parts", cells, act, ending, training__accumulate=2
+            ).record
+            assert (record["status"], record["steps"], record["reason"]) == (
+                "interrupted",
+                step,
+                reason,
+            )
             assert signal.getsignal(number) is before
         assert_same_run(train(tmp_path / "parts", cells, training__accumulate=2), whole)
 
-    def test_a_second_ctrl_c_stops_at_once(self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    def test_a_second_ctrl_c_stops_at_once(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+    ) -> None:
         def twice() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -257,9 +326,21 @@ class TestGoingOn:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert train(tmp_path / "run", cells).done
 
-    def test_slurm_requeues(self, whole: Run, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The warning before the end of a job: the step is finished, saved, and Lightning asks for the job to be queued again."""
-        slurm = {"NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1", "JOB_ID": "77", "JOB_NAME": "mam", "PROCID": "0", "LOCALID": "0"}
+    def test_slurm_requeues(
+        self, whole: Run, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The warning before the end of a job: the step is finished, saved, and Lightning asks for
+        the job to be queued again.
+        """
+        slurm = {
+            "NTASKS": "1",
+            "NTASKS_PER_NODE": "1",
+            "NNODES": "1",
+            "JOB_ID": "77",
+            "JOB_NAME": "mam",
+            "PROCID": "0",
+            "LOCALID": "0",
+        }
         program = tmp_path / "bin" / "scontrol"
         program.parent.mkdir()
         program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
@@ -269,14 +350,26 @@ class TestGoingOn:
         monkeypatch.setenv("SLURM_NODEID", "0")
         monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
         before = signal.getsignal(signal.SIGUSR1)
-        stopped = stop(monkeypatch, 6, tmp_path / "parts", cells, lambda: os.kill(os.getpid(), signal.SIGUSR1), SystemExit)
+        stopped = stop(
+            monkeypatch,
+            6,
+            tmp_path / "parts",
+            cells,
+            lambda: os.kill(os.getpid(), signal.SIGUSR1),
+            SystemExit,
+        )
         assert (tmp_path / "asked").read_text() == "requeue 77\n"
         assert signal.getsignal(signal.SIGUSR1) is before
         assert stopped.record["reason"] == "Interrupted: SIGUSR1 received"
-        assert sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+        assert sorted(path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()) == [
+            "best.ckpt",
+            "last.ckpt",
+        ]
         assert_same_run(train(tmp_path / "parts", cells), whole)
 
-    def test_a_killed_run(self, whole: Run, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_killed_run(
+        self, whole: Run, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Status "running", a torn last row, and rows beyond the last checkpoint."""
         stop(monkeypatch, 9, tmp_path / "parts", cells)
         record = json.loads((tmp_path / "parts" / "run.json").read_text())
@@ -285,7 +378,9 @@ class TestGoingOn:
             file.write("10,1,train,0.4")
         assert_same_run(train(tmp_path / "parts", cells), whole)
 
-    def test_a_moved_folder(self, whole: Run, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_moved_folder(
+        self, whole: Run, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stop(monkeypatch, 9, tmp_path / "before", cells)
         (tmp_path / "before").rename(tmp_path / "after")
         assert_same_run(train(tmp_path / "after", cells), whole)
@@ -327,11 +422,16 @@ class TestCheckpoints:
         assert_same_run(train(stopped, cells), whole)
 
     def test_other_cells_are_refused(self, stopped: Path, cells: Cells) -> None:
-        with pytest.raises(RunError, match=r"started with 39 cells of 765 genes, and these are 38 of 765, or other genes; name another"):
+        with pytest.raises(
+            RunError,
+            match=r"started with 39 cells of 765 genes, and these are 38 of 765, or other genes; name another",
+        ):
             train(stopped, cells.subset(torch.arange(38).numpy()))
 
     def test_a_loss_that_is_not_finite(self, cells: Cells, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match=r"the loss is (nan|inf) at step \d+; set a smaller training\.lr"):
+        with pytest.raises(
+            RunError, match=r"the loss is (nan|inf) at step \d+; set a smaller training\.lr"
+        ):
             train(tmp_path / "run", cells, training__lr=1e30, training__clip=0)
         run = open_run(tmp_path / "run")
         assert run.status == "interrupted"
@@ -343,53 +443,101 @@ class TestStrategies:
         run = train(tmp_path / "none", cells, masking__strategy="none")
         initial = build_pretraining(run.config, cells.num_genes).state_dict()
         assert (run.status, run.record["steps"]) == ("done", 0)
-        assert all(torch.equal(value, initial[name]) for name, value in run.load().state_dict().items())
+        assert all(
+            torch.equal(value, initial[name]) for name, value in run.load().state_dict().items()
+        )
         assert run.metrics().empty
         assert list(run.metrics().columns) == list(METRIC_COLUMNS)
         with pytest.raises(RunError, match="made no step, so there are no hidden shares to match"):
             run.schedule()
 
     def test_matched_hides_what_the_other_run_hid(self, cells: Cells, tmp_path: Path) -> None:
-        """Found by its folder, a row a step also where steps have several batches, and loadable without the other run."""
-        changes = {"training__accumulate": 2, "masking__strategy": "expression", "masking__zero_ratio": 0.1}
+        """Found by its folder, a row a step also where steps have several batches, and loadable
+        without the other run.
+        """
+        changes = {
+            "training__accumulate": 2,
+            "masking__strategy": "expression",
+            "masking__zero_ratio": 0.1,
+        }
         other = train(tmp_path / "other", cells, **changes)
-        changes |= {"masking__strategy": "matched", "masking__matched_to": str(other.folder), "masking__zero_ratio": None}
+        changes |= {
+            "masking__strategy": "matched",
+            "masking__matched_to": str(other.folder),
+            "masking__zero_ratio": None,
+        }
         run = train(tmp_path / "matched", cells, **changes)
         assert torch.allclose(run.schedule(), other.schedule(), atol=0.02)
         other.folder.rename(tmp_path / "elsewhere")
         assert run.load().strategy.shares == other_schedule_by_batch(tmp_path / "elsewhere", 2)
 
-    def test_a_schedule_that_changed_is_refused(self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_schedule_that_changed_is_refused(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         config = settings(masking__strategy="matched", masking__matched_to="mam")
         with monkeypatch.context() as patch:
             during_batch(patch, 3, fail)
             with pytest.raises(Failure):
-                pretrain(config, tmp_path / "run", cells=cells, schedule=torch.full((12, 2), 0.3), progress=False)
-        with pytest.raises(RunError, match="begun with other hidden shares than those of mam now; delete it"):
-            pretrain(config, tmp_path / "run", cells=cells, schedule=torch.full((12, 2), 0.2), progress=False)
+                pretrain(
+                    config,
+                    tmp_path / "run",
+                    cells=cells,
+                    schedule=torch.full((12, 2), 0.3),
+                    progress=False,
+                )
+        with pytest.raises(
+            RunError, match="begun with other hidden shares than those of mam now; delete it"
+        ):
+            pretrain(
+                config,
+                tmp_path / "run",
+                cells=cells,
+                schedule=torch.full((12, 2), 0.2),
+                progress=False,
+            )
         assert pretrain(config, tmp_path / "run", cells=cells, progress=False).done
 
     def test_a_schedule_belongs_to_matched(self, cells: Cells, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="schedule: is of strategy matched; got one with strategy mam"):
-            pretrain(settings(), tmp_path / "run", cells=cells, schedule=torch.zeros(1, 2), progress=False)
+        with pytest.raises(
+            ConfigError, match="schedule: is of strategy matched; got one with strategy mam"
+        ):
+            pretrain(
+                settings(),
+                tmp_path / "run",
+                cells=cells,
+                schedule=torch.zeros(1, 2),
+                progress=False,
+            )
         assert not (tmp_path / "run").exists()
 
     def test_stopping_early_keeps_the_best_weights(self, cells: Cells, tmp_path: Path) -> None:
-        changes = {"training__patience": 1, "training__validate_every": 1, "training__steps": 200, "training__lr": 0.5}
+        changes = {
+            "training__patience": 1,
+            "training__validate_every": 1,
+            "training__steps": 200,
+            "training__lr": 0.5,
+        }
         run = train(tmp_path / "run", cells, **changes)
         validation = run.metrics().query("phase == 'validation'")["loss"].tolist()
         best = min(range(len(validation)), key=validation.__getitem__)
         assert run.record["steps"] == len(validation) == best + 2 < 200
         assert run.record["weights_of_step"] == best + 1
-        saved = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-        assert all(torch.equal(value, saved[f"pretraining.{name}"]) for name, value in run.load().state_dict().items())
+        saved = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)[
+            "state_dict"
+        ]
+        assert all(
+            torch.equal(value, saved[f"pretraining.{name}"])
+            for name, value in run.load().state_dict().items()
+        )
 
     def test_without_validation(self, cells: Cells, tmp_path: Path) -> None:
         run = train(tmp_path / "run", cells, training__validation=0)
         assert set(run.metrics()["phase"]) == {"train"}
         assert (run.record["best_validation"], run.record["validation_cells"]) == (None, 0)
 
-    def test_precision_and_tensorboard(self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_precision_and_tensorboard(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Also after a resumption, where the steps that are done again appear once."""
         reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         changes = {"training__precision": "bf16-mixed", "training__tensorboard": True}
@@ -425,14 +573,20 @@ class TestRefusals:
             open_run(tmp_path)
         run = train(tmp_path / "run", cells, masking__strategy="none")
         (run.folder / "model.pt").write_bytes(b"PK\x03\x04 not weights")
-        with pytest.raises(RunError, match=r"model\.pt: damaged \(.*\); delete .* and pretrain again"):
+        with pytest.raises(
+            RunError, match=r"model\.pt: damaged \(.*\); delete .* and pretrain again"
+        ):
             run.load()
         (run.folder / "model.pt").unlink()
-        with pytest.raises(RunError, match=r"model\.pt: no such file; delete .* and pretrain again"):
+        with pytest.raises(
+            RunError, match=r"model\.pt: no such file; delete .* and pretrain again"
+        ):
             run.load()
         config = (run.folder / "config.yaml").read_text()
         (run.folder / "config.yaml").write_text(config.replace("steps:", "stepz:"))
-        with pytest.raises(RunError, match=r"training\.stepz: unknown setting; .* is not to be changed: restore it"):
+        with pytest.raises(
+            RunError, match=r"training\.stepz: unknown setting; .* is not to be changed: restore it"
+        ):
             open_run(run.folder)
         (run.folder / "config.yaml").write_text(config)
         (run.folder / "genes.txt").rename(run.folder / "genes")
@@ -446,19 +600,30 @@ class TestRefusals:
         run = train(tmp_path / "run", cells, masking__strategy="none")
         path = run.folder / "config.yaml"
         path.write_text(path.read_text().replace("width: 8", "width: 16"))
-        with pytest.raises(RunError, match=r"its weights do not fit config\.yaml and genes\.txt beside it"):
+        with pytest.raises(
+            RunError, match=r"its weights do not fit config\.yaml and genes\.txt beside it"
+        ):
             open_run(run.folder).load()
 
-    def test_an_unfinished_run_has_no_weights(self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unfinished_run_has_no_weights(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stopped = stop(monkeypatch, 3, tmp_path / "run", cells)
-        with pytest.raises(RunError, match=r"not done \(interrupted after step 3 of 12\); pretrain again with the same configuration"):
+        with pytest.raises(
+            RunError,
+            match=r"not done \(interrupted after step 3 of 12\); pretrain again with the same configuration",
+        ):
             stopped.load()
 
-    def test_two_at_once(self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_two_at_once(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         refused = []
 
         def again() -> None:
-            with pytest.raises(RunError, match="another process is training this run; wait for it") as raised:
+            with pytest.raises(
+                RunError, match="another process is training this run; wait for it"
+            ) as raised:
                 train(tmp_path / "run", cells)
             refused.append(raised)
 
@@ -469,41 +634,67 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"training__patience": 2, "training__validation": 0}, r"training\.patience: watches the loss on cells kept aside"),
-            ({"training__device": "cpu", "training__precision": "16-mixed"}, r"16-mixed needs a GPU; use bf16-mixed or 32-true"),
+            (
+                {"training__patience": 2, "training__validation": 0},
+                r"training\.patience: watches the loss on cells kept aside",
+            ),
+            (
+                {"training__device": "cpu", "training__precision": "16-mixed"},
+                r"16-mixed needs a GPU; use bf16-mixed or 32-true",
+            ),
         ],
     )
-    def test_settings_that_cannot_be(self, changes: dict, message: str, cells: Cells, tmp_path: Path) -> None:
+    def test_settings_that_cannot_be(
+        self, changes: dict, message: str, cells: Cells, tmp_path: Path
+    ) -> None:
         with pytest.raises(ConfigError, match=message):
             train(tmp_path / "run", cells, **changes)
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there(self, cells: Cells, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"training\.devices: 1 needs as many GPUs, and PyTorch sees 0; use device: cpu or fewer"):
+        with pytest.raises(
+            ConfigError,
+            match=r"training\.devices: 1 needs as many GPUs, and PyTorch sees 0; use device: cpu or fewer",
+        ):
             train(tmp_path / "run", cells, training__device="cuda")
 
     @pytest.mark.parametrize(
         ("environment", "launcher"),
-        [({"RANK": "1", "WORLD_SIZE": "2"}, "torchrun"), ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "mam"}, "SLURM")],
+        [
+            ({"RANK": "1", "WORLD_SIZE": "2"}, "torchrun"),
+            ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "mam"}, "SLURM"),
+        ],
     )
     def test_processes_nobody_asked_for(
-        self, environment: dict, launcher: str, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        environment: dict,
+        launcher: str,
+        cells: Cells,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(ConfigError, match=f"{launcher} started 2 processes, and the configuration asks for 1 × 1"):
+        with pytest.raises(
+            ConfigError,
+            match=f"{launcher} started 2 processes, and the configuration asks for 1 × 1",
+        ):
             train(tmp_path / "run", cells)
 
 
-def test_nothing_is_said_without_progress(cells: Cells, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_said_without_progress(
+    cells: Cells, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(tmp_path / "run", cells)
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_shows_steps_and_losses(cells: Cells, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_steps_and_losses(
+    cells: Cells, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pretrain(settings(), tmp_path / "run", cells=cells, progress=True)
     shown = capfd.readouterr().err
     assert "Pretraining: 100%" in shown
@@ -545,32 +736,71 @@ for name, changes in arms.items():
 
 @pytest.mark.slow
 def test_two_processes(cells: Cells, tmp_path: Path) -> None:
-    """Parameters without a gradient keep nobody waiting, and the mean over processes is the mean over all cells."""
-    few = {**SMALL, "training.steps": 3, "training.validate_every": 2, "training.checkpoint_every": 2, "training.devices": 2}
+    """Parameters without a gradient keep nobody waiting, and the mean over processes is the mean
+    over all cells.
+    """
+    few = {
+        **SMALL,
+        "training.steps": 3,
+        "training.validate_every": 2,
+        "training.checkpoint_every": 2,
+        "training.devices": 2,
+    }
     arms = {
         "unused": {"masking.penalty": 0, "training.cell_loss": 0, "training.accumulate": 2},
         "uniform": {"masking.strategy": "uniform", "training.workers": 1},
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "script.py",
+    ]
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")]),
+    }
     arguments = [str(tmp_path), json.dumps({**few, "training.device": "cpu"}), json.dumps(arms)]
-    ended = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        [*command, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ended.returncode == 0, ended.stderr
     assert "Lightning" not in ended.stderr
     assert "Warning" not in ended.stderr
     assert ended.stdout == ""
     saved = torch.load(tmp_path / "unused" / "model.pt", weights_only=True)["state_dict"]
-    assert (saved["unused.weight"] == 1).all()  # as in a single process: neither a gradient nor weight decay
+    assert (
+        saved["unused.weight"] == 1
+    ).all()  # as in a single process: neither a gradient nor weight decay
     for name in arms:
         table = open_run(tmp_path / name).metrics()
         assert table["phase"].tolist() == ["train", "train", "validation", "train", "validation"]
         assert open_run(tmp_path / name).record["processes"] == 2
-    # One process with the cells of both: uniform masks hide equally many genes of each cell, so means of means are means.
+    # One process with the cells of both: uniform masks hide equally many genes of each cell, so
+    # means of means are means.
     alone = train(
-        tmp_path / "alone", cells, training__steps=3, training__validate_every=2, training__batch_size=8, masking__strategy="uniform"
+        tmp_path / "alone",
+        cells,
+        training__steps=3,
+        training__validate_every=2,
+        training__batch_size=8,
+        masking__strategy="uniform",
     )
     together = open_run(tmp_path / "uniform")
-    assert together.metrics()["loss"].tolist() == pytest.approx(alone.metrics()["loss"].tolist(), rel=1e-5)
+    assert together.metrics()["loss"].tolist() == pytest.approx(
+        alone.metrics()["loss"].tolist(), rel=1e-5
+    )
     weights = alone.load().state_dict()
-    assert all(torch.allclose(value, weights[name], atol=1e-5) for name, value in together.load().state_dict().items())
+    assert all(
+        torch.allclose(value, weights[name], atol=1e-5)
+        for name, value in together.load().state_dict().items()
+    )

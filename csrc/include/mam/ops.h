@@ -1,7 +1,8 @@
 // The operations that a native backend implements, and the plain structures they take.
 //
-// This header knows nothing of torch or Python: raw pointers, sizes and strides (in elements). bindings.cpp exposes it; csrc/cpu and
-// csrc/cuda implement it, each in its own namespace (MAM_BACKEND). Sizes and strides are 64-bit, so that no address is computed in 32.
+// This header knows nothing of torch or Python: raw pointers, sizes and strides (in elements).
+// bindings.cpp exposes it; csrc/cpu and csrc/cuda implement it, each in its own namespace
+// (MAM_BACKEND). Sizes and strides are 64-bit, so that no address is computed in 32.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +16,9 @@ namespace mam {
 
 enum class DType : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
-// Values of (rows, positions): dense and strided where `crow` is null, else CSR, whose missing entries are zeros that take part.
-// CSR: `data` and `col` hold the stored entries, contiguous; `crow` has rows + 1 offsets; both index arrays are int64 or int32.
+// Values of (rows, positions): dense and strided where `crow` is null, else CSR, whose missing
+// entries are zeros that take part. CSR: `data` and `col` hold the stored entries, contiguous;
+// `crow` has rows + 1 offsets; both index arrays are int64 or int32.
 struct Values {
   const void* data;
   DType dtype;
@@ -33,8 +35,9 @@ struct Flags {
   int64_t stride_row, stride_position;
 };
 
-// Where the random bits come from: Philox4x32-10 with key = seed and counter = (position >> 2, sample id, step, stream).
-// A non-null pointer wins over the value beside it. sample_ids: int64, the low 32 bits count; null: the row's index.
+// Where the random bits come from: Philox4x32-10 with key = seed and counter = (position >> 2,
+// sample id, step, stream). A non-null pointer wins over the value beside it. sample_ids: int64,
+// the low 32 bits count; null: the row's index.
 struct Draw {
   uint64_t seed;
   uint32_t step;
@@ -57,8 +60,8 @@ struct Moments {
   float* variance;
 };
 
-// A strided (batch, positions, heads, width) tensor; the innermost stride is 1. For queries the batch stride is 0 and `positions` counts
-// the latents.
+// A strided (batch, positions, heads, width) tensor; the innermost stride is 1. For queries the
+// batch stride is 0 and `positions` counts the latents.
 struct Tokens {
   const void* data;
   DType dtype;
@@ -74,49 +77,63 @@ struct Launch {
 
 namespace MAM_BACKEND {
 
-// Bytes of scratch memory that value_attention / value_mask / select need; 0 where they need none from the caller.
+// Bytes of scratch memory that value_attention / value_mask / select need; 0 where they need none
+// from the caller.
 size_t value_workspace(const Values& values, int64_t slopes);
 size_t select_workspace(int64_t rows, int64_t positions);
 
 // log M, mean and variance for every (row, slope); slope: float32 (slopes,).
-void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes, const Moments& out, void* workspace,
-                     const Launch& launch);
+void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
+                     const Moments& out, void* workspace, const Launch& launch);
 
-// The same, and the masking step: importance over the heads of the `latents` (indices, ascending or not), then the draw.
-// slope is (latent, head) contiguous; num_masked: int32 (rows,); mask: uint8 (rows, positions); importance: float32, same shape.
-void value_mask(const Values& values, const Flags& valid, const Flags& maskable, const float* slope, int64_t num_latents, int64_t heads,
-                const int64_t* latents, int64_t num_chosen, const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
-                uint8_t* mask, float* importance, const Moments& out, void* workspace, const Launch& launch);
+// The same, and the masking step: importance over the heads of the `latents` (indices, ascending or
+// not), then the draw. slope is (latent, head) contiguous; num_masked: int32 (rows,); mask: uint8
+// (rows, positions); importance: float32, same shape.
+void value_mask(const Values& values, const Flags& valid, const Flags& maskable, const float* slope,
+                int64_t num_latents, int64_t heads, const int64_t* latents, int64_t num_chosen,
+                const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
+                uint8_t* mask, float* importance, const Moments& out, void* workspace,
+                const Launch& launch);
 
-// num_samples[row] positions of each row without replacement, in proportion to (weight + eps) ** inverse_temperature; `weights` is dense.
-void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw, const Weighting& weighting,
-            uint8_t* mask, void* workspace, const Launch& launch);
+// num_samples[row] positions of each row without replacement, in proportion to (weight + eps) **
+// inverse_temperature; `weights` is dense.
+void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw,
+            const Weighting& weighting, uint8_t* mask, void* workspace, const Launch& launch);
 
-// `size` of `num_latents` indices, uniformly without replacement, ascending; int64 (size,). sample_ids must be null: the sample id is 0.
-void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out, const Launch& launch);
+// `size` of `num_latents` indices, uniformly without replacement, ascending; int64 (size,).
+// sample_ids must be null: the sample id is 0.
+void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,
+                  const Launch& launch);
 
-// Attention of the latents over tokens. out: (batch, latents, heads, width), the dtype of the query, contiguous;
-// logsumexp: float32 (batch, latents, heads). A null `value` leaves out alone.
+// Attention of the latents over tokens. out: (batch, latents, heads, width), the dtype of the
+// query, contiguous; logsumexp: float32 (batch, latents, heads). A null `value` leaves out alone.
 size_t attention_workspace(const Tokens& query, const Tokens& key);
-void latent_attention(const Tokens& query, const Tokens& key, const Tokens& value, const Flags& valid, float scale, void* out,
-                      float* logsumexp, void* workspace, const Launch& launch);
+void latent_attention(const Tokens& query, const Tokens& key, const Tokens& value,
+                      const Flags& valid, float scale, void* out, float* logsumexp, void* workspace,
+                      const Launch& launch);
 
-// Sum over the heads of the chosen latents of exp(scale * q.k - logsumexp): float32 (batch, positions), 0 where not valid.
-void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
-                          const Flags& valid, float scale, float* importance, const Launch& launch);
+// Sum over the heads of the chosen latents of exp(scale * q.k - logsumexp): float32 (batch,
+// positions), 0 where not valid.
+void attention_importance(const Tokens& query, const Tokens& key, const float* logsumexp,
+                          const int64_t* latents, int64_t num_chosen, const Flags& valid,
+                          float scale, float* importance, const Launch& launch);
 
 // The same and the draw.
-void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp, const int64_t* latents, int64_t num_chosen,
-                const Flags& valid, const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
-                const Weighting& weighting, uint8_t* mask, float* importance, void* workspace, const Launch& launch);
+void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp,
+                const int64_t* latents, int64_t num_chosen, const Flags& valid,
+                const Flags& maskable, float scale, const int32_t* num_masked, const Draw& draw,
+                const Weighting& weighting, uint8_t* mask, float* importance, void* workspace,
+                const Launch& launch);
 
 #ifdef MAM_TOKEN_GRADIENTS
-// grad_out like out, contiguous; grad_logsumexp float32 or null; dq (latents, heads, width), dk and dv (batch, positions, heads, width),
-// float32, contiguous.
+// grad_out like out, contiguous; grad_logsumexp float32 or null; dq (latents, heads, width), dk and
+// dv (batch, positions, heads, width), float32, contiguous.
 size_t attention_backward_workspace(const Tokens& query, const Tokens& key);
-void latent_attention_backward(const void* grad_out, const float* grad_logsumexp, const Tokens& query, const Tokens& key,
-                               const Tokens& value, const Flags& valid, const void* out, const float* logsumexp, float scale, float* dq,
-                               float* dk, float* dv, void* workspace, const Launch& launch);
+void latent_attention_backward(const void* grad_out, const float* grad_logsumexp,
+                               const Tokens& query, const Tokens& key, const Tokens& value,
+                               const Flags& valid, const void* out, const float* logsumexp,
+                               float scale, float* dq, float* dk, float* dv, void* workspace,
+                               const Launch& launch);
 #endif
 
 }  // namespace MAM_BACKEND

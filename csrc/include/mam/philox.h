@@ -6,7 +6,9 @@
 #if defined(__CUDACC__) || defined(MAM_CUDA_SHIM)
 #define MAM_HOST_DEVICE __host__ __device__
 #else
-#define MAM_HOST_DEVICE static  // a copy for each file: the CPU kernels are compiled for several instruction sets, which must not be merged
+#define MAM_HOST_DEVICE \
+  static  // a copy for each file: the CPU kernels are compiled for several instruction sets, which
+          // must not be merged
 #endif
 
 namespace mam {
@@ -26,7 +28,8 @@ MAM_HOST_DEVICE inline uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
 }
 
-MAM_HOST_DEVICE inline PhiloxWords philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+MAM_HOST_DEVICE inline PhiloxWords philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2,
+                                          uint32_t c3) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint32_t high0 = multiply_high(kPhiloxMultiplier0, c0), low0 = kPhiloxMultiplier0 * c0;

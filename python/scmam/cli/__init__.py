@@ -1,6 +1,7 @@
 """The command ``scmam``: it parses, calls the Python function of each command, and prints.
 
-Help and completion import neither torch nor anndata: every command imports what it needs when it runs.
+Help and completion import neither torch nor anndata: every command imports what it needs when it
+runs.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ app = typer.Typer(
     name="scmam",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_enable=False,  # a defect shows Python's own traceback, which can be sent to the maintainers as it is
+    # a defect shows Python's own traceback, which can be sent to the maintainers as it is
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 140},
 )
 
@@ -52,5 +54,7 @@ for module in (data, runs, studies, health):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, by default with the arguments of the process; ends by `SystemExit`, as console scripts do."""
+    """Run the command line, by default with the arguments of the process; ends by `SystemExit`, as
+    console scripts do.
+    """
     app(args=None if arguments is None else list(arguments), prog_name="scmam")

@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
 
 @ends_tidily("nothing was written")
 def inspect_file(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE.h5ad", help="the file; without it, scanpy's pbmc68k_reduced")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE.h5ad", help="the file; without it, scanpy's pbmc68k_reduced"),
+    ] = None,
     label: Label = None,
     donor: Donor = None,
     counts: Counts = None,
@@ -29,9 +32,11 @@ def inspect_file(
 ) -> None:
     """Say what an AnnData file holds, before anything is run on it.
 
-    Reads FILE.h5ad in bounded memory and prints every place where raw counts could be (X, layers, .raw) with what is found
-    there and which one is taken, how many values are not zero, how many counts and genes a cell has, the columns of .obs
-    that could be cell types or donors with the sizes of their classes, and warnings: what would be refused and which
+    Reads FILE.h5ad in bounded memory and prints every place where raw counts could be (X, layers,
+    .raw) with what is found there and which one is taken, how many values are not zero, how many
+    counts and genes a cell has, the columns of .obs
+    that could be cell types or donors with the sizes of their classes, and warnings: what would be
+        refused and which
     setting helps. Nothing is written.
 
     Examples
@@ -53,12 +58,14 @@ def inspect_file(
 def show_config(
     config: ConfigFile = None,
     assignments: Assignments = None,
-    arms: Annotated[bool, typer.Option("--arms", help="list the arms that a study can compare, instead")] = False,
+    arms: Annotated[
+        bool, typer.Option("--arms", help="list the arms that a study can compare, instead")
+    ] = False,
 ) -> None:
     """Print every setting with what it means, what it may be, its default and its value.
 
-    What is printed is a YAML file for --config of the other commands. With --config or --set it is that configuration,
-    resolved and checked, as it is saved with every run.
+    What is printed is a YAML file for --config of the other commands. With --config or --set it is
+    that configuration, resolved and checked, as it is saved with every run.
 
     Examples
 

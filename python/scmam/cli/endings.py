@@ -1,4 +1,6 @@
-"""How a command ends when it does not end well: a user's error in one line, an interruption with the way to go on."""
+"""How a command ends when it does not end well: a user's error in one line, an interruption with
+the way to go on.
+"""
 
 import functools
 import sys
@@ -16,7 +18,10 @@ INTERRUPTED = 130
 
 
 def ends_tidily(resume: str) -> Callable[[Command], Command]:
-    """A decorator of commands. `resume` says, after an interruption, what is kept and how to go on."""
+    """A decorator of commands.
+
+    `resume` says, after an interruption, what is kept and how to go on.
+    """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)

@@ -18,15 +18,18 @@ def register(app: typer.Typer) -> None:
 
 @ends_tidily("nothing was changed")
 def doctor(
-    fast: Annotated[bool, typer.Option("--fast", help="versions, devices and backends only; no validation run")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="versions, devices and backends only; no validation run")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check this installation: versions, devices, masking backends, and a short pretraining on real cells.
+    """Check this installation: versions, devices, masking backends, and a short pretraining on real
+    cells.
 
-    Compares every masking backend of this machine with the reference, and pretrains a tiny model twice for some steps on
-    scanpy's pbmc68k_reduced in a temporary folder: the loss has to be finite and to fall, the masks have to be valid, and
-    both runs have to be equal. Prints a line for each check; send it along when you report a defect. Exit status 1 if
-    anything is wrong.
+    Compares every masking backend of this machine with the reference, and pretrains a tiny model
+    twice for some steps on scanpy's pbmc68k_reduced in a temporary folder: the loss has to be
+    finite and to fall, the masks have to be valid, and both runs have to be equal. Prints a line
+    for each check; send it along when you report a defect. Exit status 1 if anything is wrong.
 
     Examples
 

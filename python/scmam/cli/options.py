@@ -1,4 +1,6 @@
-"""Options that several commands share, with the help and defaults of the settings themselves, and how they become a `Config`."""
+"""Options that several commands share, with the help and defaults of the settings themselves, and
+how they become a `Config`.
+"""
 
 import json
 import re
@@ -15,22 +17,44 @@ SETTINGS = "Settings"
 
 
 def setting(name: str, flag: str, *, metavar: str | None = None, help: str | None = None) -> Any:
-    """An option that sets ``section.name``; its help is the setting's description, its default is said and not set."""
+    """An option that sets ``section.name``; its help is the setting's description, its default is
+    said and not set.
+    """
     section, _, field = name.partition(".")
     info = type(getattr(Config(), section)).model_fields[field]
     default = json.loads(Config().model_dump_json())[section][field]
-    shown = ",".join(map(str, default)) if isinstance(default, list) else "none" if default is None else default
+    shown = (
+        ",".join(map(str, default))
+        if isinstance(default, list)
+        else "none"
+        if default is None
+        else default
+    )
     text = f"{help or info.description} ({name}; default: {shown})"
-    return typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=SETTINGS)
+    return typer.Option(
+        flag, metavar=metavar, help=text, show_default=False, rich_help_panel=SETTINGS
+    )
 
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="YAML file with settings; see `scmam config`", show_default=False),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file with settings; see `scmam config`",
+        show_default=False,
+    ),
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="SECTION.NAME=VALUE", help="any other setting, over the file; may be repeated", show_default=False),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="SECTION.NAME=VALUE",
+        help="any other setting, over the file; may be repeated",
+        show_default=False,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 
@@ -38,18 +62,38 @@ DataFile = Annotated[Path | None, setting("data.path", "--data", metavar="PATH")
 Label = Annotated[str | None, setting("data.label", "--label", metavar="COLUMN")]
 Donor = Annotated[str | None, setting("data.donor", "--donor", metavar="COLUMN")]
 Counts = Annotated[str | None, setting("data.counts", "--counts", metavar="WHERE")]
-Size = Annotated[str | None, setting("model.size", "--size", metavar="SIZE", help="size of the model: tiny, small, base or paper")]
+Size = Annotated[
+    str | None,
+    setting(
+        "model.size", "--size", metavar="SIZE", help="size of the model: tiny, small, base or paper"
+    ),
+]
 Steps = Annotated[int | None, setting("training.steps", "--steps")]
 BatchSize = Annotated[int | None, setting("training.batch_size", "--batch-size")]
 LearningRate = Annotated[float | None, setting("training.lr", "--lr")]
-Device = Annotated[str | None, setting("training.device", "--device", metavar="DEVICE", help="auto, cpu or cuda")]
-Methods = Annotated[str | None, setting("evaluation.methods", "--methods", metavar="A,B", help="how cell types are predicted")]
-Folds = Annotated[int | None, setting("evaluation.folds", "--folds", help="folds of the cross-validation")]
+Device = Annotated[
+    str | None, setting("training.device", "--device", metavar="DEVICE", help="auto, cpu or cuda")
+]
+Methods = Annotated[
+    str | None,
+    setting("evaluation.methods", "--methods", metavar="A,B", help="how cell types are predicted"),
+]
+Folds = Annotated[
+    int | None, setting("evaluation.folds", "--folds", help="folds of the cross-validation")
+]
 
 
-def configuration(file: Path | None, assignments: Iterable[str] | None, flags: Mapping[str, Any]) -> Config:
-    """The defaults, over them the file, over it ``--set``, over it the other flags (those that are not None)."""
-    given = [f"{name}={json.dumps(value, default=str)}" for name, value in flags.items() if value is not None]
+def configuration(
+    file: Path | None, assignments: Iterable[str] | None, flags: Mapping[str, Any]
+) -> Config:
+    """The defaults, over them the file, over it ``--set``, over it the other flags (those that are
+    not None).
+    """
+    given = [
+        f"{name}={json.dumps(value, default=str)}"
+        for name, value in flags.items()
+        if value is not None
+    ]
     return load_config(file, [*(assignments or ()), *given])
 
 

@@ -1,4 +1,6 @@
-"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: one model, what it knows, what its masks hide, and its file."""
+"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: one model, what it knows, what its
+masks hide, and its file.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +30,17 @@ from .options import (
     setting,
 )
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")
+]
 MovedData = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FILE.h5ad", help="other cells than those of the run, or its file where it is now", show_default=False),
+    typer.Option(
+        "--data",
+        metavar="FILE.h5ad",
+        help="other cells than those of the run, or its file where it is now",
+        show_default=False,
+    ),
 ]
 
 
@@ -43,14 +52,24 @@ def register(app: typer.Typer) -> None:
 
 @ends_tidily("the last checkpoint is kept; the same command goes on from there")
 def pretrain(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="folder of the run, new or to be gone on with")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="RUN", help="folder of the run, new or to be gone on with"
+        ),
+    ],
     data: DataFile = None,
     label: Label = None,
     donor: Donor = None,
     counts: Counts = None,
     arm: Annotated[
         str | None,
-        typer.Option("--arm", metavar="NAME", help="a ready set of masking settings; `scmam config --arms` lists them", show_default=False),
+        typer.Option(
+            "--arm",
+            metavar="NAME",
+            help="a ready set of masking settings; `scmam config --arms` lists them",
+            show_default=False,
+        ),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -61,12 +80,17 @@ def pretrain(
             help="which genes are hidden: none, uniform, expression, mam, mam-embedding or matched",
         ),
     ] = None,
-    injection: Annotated[str | None, setting("masking.injection", "--injection", metavar="SCHEME")] = None,
+    injection: Annotated[
+        str | None, setting("masking.injection", "--injection", metavar="SCHEME")
+    ] = None,
     size: Size = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
-    seed: Annotated[int | None, setting("training.seed", "--seed", help="of the weights, the order of cells and the masks")] = None,
+    seed: Annotated[
+        int | None,
+        setting("training.seed", "--seed", help="of the weights, the order of cells and the masks"),
+    ] = None,
     device: Device = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -74,10 +98,11 @@ def pretrain(
 ) -> None:
     """Pretrain one model on the cells of a file, with one way of masking.
 
-    Reads an .h5ad file (see `scmam inspect`) and writes the folder RUN: config.yaml (every setting, resolved), run.json
-    (versions, times, sizes), genes.txt, metrics.csv (losses and what was hidden, step by step), checkpoints/ and model.pt
-    (the final weights). Cell types are not used. An interrupted run goes on from its last checkpoint by the same command,
-    with the same masks and losses; a finished one is left as it is; a folder of other settings is refused.
+    Reads an .h5ad file (see `scmam inspect`) and writes the folder RUN: config.yaml (every setting,
+    resolved), run.json (versions, times, sizes), genes.txt, metrics.csv (losses and what was
+    hidden, step by step), checkpoints/ and model.pt (the final weights). Cell types are not used.
+    An interrupted run goes on from its last checkpoint by the same command, with the same masks and
+    losses; a finished one is left as it is; a folder of other settings is refused.
 
     Examples
 
@@ -106,7 +131,9 @@ def pretrain(
     from ..training import pretrain as train
 
     run = train(settings, out, progress=not quiet)
-    print(f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in {run.record['seconds']:.0f} s)")
+    print(
+        f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in {run.record['seconds']:.0f} s)"
+    )
     print(f"Next: scmam evaluate {run.folder}; scmam genes {run.folder}; scmam report {run.folder}")
 
 
@@ -138,10 +165,11 @@ def evaluate(
 ) -> None:
     """Predict cell types from a pretrained encoder, by cross-validation.
 
-    Reads the folder RUN and the cells that it was trained on (or --data), which need a column of cell types. A linear probe
-    is a logistic regression on the frozen features; partial fine-tuning trains the embeddings, the last encoder block and a
-    two-layer head. Folds keep the shares of the classes, and are grouped by donor where a donor column is named. Writes
-    RUN/evaluation/: a JSON file for each method (scores and confusion matrix of every fold) and the features of all cells.
+    Reads the folder RUN and the cells that it was trained on (or --data), which need a column of
+    cell types. A linear probe is a logistic regression on the frozen features; partial fine-tuning
+    trains the embeddings, the last encoder block and a two-layer head. Folds keep the shares of the
+    classes, and are grouped by donor where a donor column is named. Writes RUN/evaluation/: a JSON
+    file for each method (scores and confusion matrix of every fold) and the features of all cells.
     A method that is there with the same settings is not computed again.
 
     Examples
@@ -156,9 +184,17 @@ def evaluate(
     from .tables import evaluations_text
 
     opened = open_run(run)
-    flags = {"data.path": data, "data.label": label, "data.donor": donor, "evaluation.methods": names(methods), "evaluation.folds": folds}
+    flags = {
+        "data.path": data,
+        "data.label": label,
+        "data.donor": donor,
+        "evaluation.methods": names(methods),
+        "evaluation.folds": folds,
+    }
     settings = _changed(opened.config, assignments, flags)
-    evaluations = score(opened, open_cells(settings.data, need_label=True), settings.evaluation, progress=not quiet)
+    evaluations = score(
+        opened, open_cells(settings.data, need_label=True), settings.evaluation, progress=not quiet
+    )
     print(evaluations_text(evaluations.values()))
     print(f"Written: {opened.folder / 'evaluation'}")
 
@@ -169,20 +205,31 @@ def genes(
     data: MovedData = None,
     draws: Annotated[int, typer.Option(min=1, help="masks of every cell")] = 20,
     gmt: Annotated[
-        Path | None, typer.Option(metavar="FILE.gmt", help="gene sets, for over-representation among the genes that are hidden most")
+        Path | None,
+        typer.Option(
+            metavar="FILE.gmt",
+            help="gene sets, for over-representation among the genes that are hidden most",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="how many of the genes that are hidden most are tested against the gene sets")] = 100,
+    top: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="how many of the genes that are hidden most are tested against the gene sets",
+        ),
+    ] = 100,
     seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
     assignments: Assignments = None,
     quiet: Quiet = False,
 ) -> None:
     """Say which genes the masks of a run hide, for all cells and by cell type.
 
-    Reads the folder RUN and its cells (or --data), draws masks of every cell with the trained latents, and writes RUN/genes/:
-    frequencies.csv and frequencies_by_type.csv (how often each gene is hidden, beside its mean expression), latents.json
-    (entropy of the masks, overlap of the latents' attention, warnings where they collapsed), masks.npz (some cells, for
-    pictures), plots as PNG, and with --gmt enrichment.csv: gene sets over-represented among the genes hidden most, computed
-    offline with the genes of the run as background.
+    Reads the folder RUN and its cells (or --data), draws masks of every cell with the trained
+    latents, and writes RUN/genes/: frequencies.csv and frequencies_by_type.csv (how often each gene
+    is hidden, beside its mean expression), latents.json (entropy of the masks, overlap of the
+    latents' attention, warnings where they collapsed), masks.npz (some cells, for pictures), plots
+    as PNG, and with --gmt enrichment.csv: gene sets over-represented among the genes hidden most,
+    computed offline with the genes of the run as background.
 
     Examples
 
@@ -196,7 +243,15 @@ def genes(
 
     opened = open_run(run)
     settings = _changed(opened.config, assignments, {"data.path": data})
-    found = interpret(opened, open_cells(settings.data), draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
+    found = interpret(
+        opened,
+        open_cells(settings.data),
+        draws=draws,
+        gmt=gmt,
+        top=top,
+        seed=seed,
+        progress=not quiet,
+    )
     print(genes_text(found))
     print(f"Written: {found.folder}")
 
@@ -204,13 +259,23 @@ def genes(
 @ends_tidily("nothing was written; the same command starts again")
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT.safetensors",
+            help="the file; what is there is replaced",
+            show_default=False,
+        ),
+    ],
 ) -> None:
-    """Write the model of a finished run to one file, to be kept, passed on and used without the folder.
+    """Write the model of a finished run to one file, to be kept, passed on and used without the
+    folder.
 
-    Reads the folder RUN and writes OUT.safetensors: the weights of the encoder-decoder, the masking and the injection, and in
-    its header the settings and the genes. The file holds no cells, and of paths only the names. In Python,
-    scmam.load_model("OUT.safetensors").embed(cells) gives the features that `scmam evaluate` classifies.
+    Reads the folder RUN and writes OUT.safetensors: the weights of the encoder-decoder, the masking
+        and the injection, and in
+    its header the settings and the genes. The file holds no cells, and of paths only the names. In
+    Python, scmam.load_model("OUT.safetensors").embed(cells) gives the features that `scmam
+    evaluate` classifies.
 
     Examples
 
@@ -221,7 +286,9 @@ def export(
 
     opened = open_run(run)
     path = export_model(opened, out)
-    print(f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,} genes, {path.stat().st_size / 1e6:.1f} MB)")
+    print(
+        f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,} genes, {path.stat().st_size / 1e6:.1f} MB)"
+    )
     print(f'Next: scmam.load_model("{path}") in Python')
 
 

@@ -1,4 +1,6 @@
-"""A configuration as a commented YAML file: every setting with what it means, what it may be and its default."""
+"""A configuration as a commented YAML file: every setting with what it means, what it may be and
+its default.
+"""
 
 import inspect
 import math
@@ -17,7 +19,10 @@ Flags go before the file: --set training.steps=200, or a flag of its own such as
 
 
 def commented_yaml(config: Config) -> str:
-    """All settings of `config`, resolved, each under a comment. What is printed reads back as the same configuration."""
+    """All settings of `config`, resolved, each under a comment.
+
+    What is printed reads back as the same configuration.
+    """
     defaults = Config().model_dump(mode="json")
     schemas = Config.model_json_schema()["$defs"]
     lines = [*_comment(HEADER)]
@@ -26,7 +31,10 @@ def commented_yaml(config: Config) -> str:
         lines += ["", *_comment(_summary(inspect.getdoc(kind))), f"{section}:"]
         for name, value in settings.items():
             schema = schemas[kind.__name__]["properties"][name]
-            lines += [*_comment(_explained(schema, defaults[section][name]), "  "), f"  {name}: {_flow(value)}"]
+            lines += [
+                *_comment(_explained(schema, defaults[section][name]), "  "),
+                f"  {name}: {_flow(value)}",
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -42,7 +50,13 @@ def _explained(schema: dict[str, Any], default: Any) -> str:
 
 def _flow(value: Any) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False).partition("\n...")[0].strip()
+    return (
+        yaml.safe_dump(
+            value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+        )
+        .partition("\n...")[0]
+        .strip()
+    )
 
 
 def _allowed(schema: dict[str, Any]) -> str:
@@ -51,7 +65,12 @@ def _allowed(schema: dict[str, Any]) -> str:
         return " or ".join(_allowed(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
-    kind = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}.get(schema["type"], schema["type"])
+    kind = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+    }.get(schema["type"], schema["type"])
     if kind == "array":
         return f"list, each {_allowed(schema['items'])}"
     if kind == "object":
@@ -67,5 +86,8 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    wrapped = (textwrap.wrap(line, WIDTH - len(indent), subsequent_indent="  ") or [""] for line in text.splitlines())
+    wrapped = (
+        textwrap.wrap(line, WIDTH - len(indent), subsequent_indent="  ") or [""]
+        for line in text.splitlines()
+    )
     return [f"{indent}# {line}".rstrip() for lines in wrapped for line in lines]

@@ -29,7 +29,9 @@ from .options import (
 )
 
 SOMETHING_FAILED = 1
-GOES_ON = "runs that were finished are kept, others go on from their last checkpoint, by the same command"
+GOES_ON = (
+    "runs that were finished are kept, others go on from their last checkpoint, by the same command"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -40,18 +42,45 @@ def register(app: typer.Typer) -> None:
 
 @ends_tidily(GOES_ON)
 def compare(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="STUDY", help="folder of the study, new or to be gone on with")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="STUDY", help="folder of the study, new or to be gone on with"
+        ),
+    ],
     data: DataFile = None,
     label: Label = None,
     donor: Donor = None,
     counts: Counts = None,
-    arms: Annotated[str | None, setting("study.arms", "--arms", metavar="A,B", help="what is compared; see `scmam config --arms`")] = None,
-    seeds: Annotated[
-        str | None, setting("study.seeds", "--seeds", metavar="0-4,7", help="every arm is run with each; numbers and ranges")
+    arms: Annotated[
+        str | None,
+        setting(
+            "study.arms",
+            "--arms",
+            metavar="A,B",
+            help="what is compared; see `scmam config --arms`",
+        ),
     ] = None,
-    reference: Annotated[str | None, setting("study.reference", "--reference", metavar="ARM")] = None,
+    seeds: Annotated[
+        str | None,
+        setting(
+            "study.seeds",
+            "--seeds",
+            metavar="0-4,7",
+            help="every arm is run with each; numbers and ranges",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, setting("study.reference", "--reference", metavar="ARM")
+    ] = None,
     baselines: Annotated[
-        str | None, setting("study.baselines", "--baselines", metavar="A,B", help="classifiers of the data itself; '' for none")
+        str | None,
+        setting(
+            "study.baselines",
+            "--baselines",
+            metavar="A,B",
+            help="classifiers of the data itself; '' for none",
+        ),
     ] = None,
     jobs: Annotated[int | None, setting("study.jobs", "--jobs", metavar="N")] = None,
     size: Size = None,
@@ -62,19 +91,29 @@ def compare(
     device: Device = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
-    genes: Annotated[bool, typer.Option("--genes/--no-genes", help="of each arm's first seed, also what its masks hide")] = True,
+    genes: Annotated[
+        bool,
+        typer.Option(
+            "--genes/--no-genes", help="of each arm's first seed, also what its masks hide"
+        ),
+    ] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Run the whole study: every arm with every seed, evaluated, beside baselines, with differences paired by seed.
+    """Run the whole study: every arm with every seed, evaluated, beside baselines, with differences
+    paired by seed.
 
-    Reads an .h5ad file with a column of cell types. Each run is pretrained and evaluated in a process of its own, --jobs at
-    a time on equal shares of the cores, and is kept as it finishes: stop at any moment, start the same command again, and
-    only what is missing is done. More arms and seeds can be added to a study by naming them; other settings need another
-    folder. One run that fails does not end the others; it is listed last, and the exit status is 1.
+    Reads an .h5ad file with a column of cell types. Each run is pretrained and evaluated in a
+    process of its own, --jobs at
+    a time on equal shares of the cores, and is kept as it finishes: stop at any moment, start the
+        same command again, and
+    only what is missing is done. More arms and seeds can be added to a study by naming them; other
+    settings need another folder. One run that fails does not end the others; it is listed last, and
+    the exit status is 1.
 
-    Writes STUDY/: config.yaml, study.json, runs/ARM/seed-N/ (as `scmam pretrain` and `scmam evaluate` write them),
-    baselines/, logs/, results.csv (a line per arm, seed, fold and method), summary.csv (means, 95 % Student-t intervals
-    over seeds, paired differences to the reference arm with interval and p value) and report.html.
+    Writes STUDY/: config.yaml, study.json, runs/ARM/seed-N/ (as `scmam pretrain` and `scmam
+    evaluate` write them), baselines/, logs/, results.csv (a line per arm, seed, fold and method),
+    summary.csv (means, 95 % Student-t intervals over seeds, paired differences to the reference arm
+    with interval and p value) and report.html.
 
     Examples
 
@@ -109,13 +148,19 @@ def compare(
 @ends_tidily("no report was written; the same command starts again")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a study, or a single run")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.html", help="where; default: report.html in the folder")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE.html", help="where; default: report.html in the folder"
+        ),
+    ] = None,
 ) -> None:
     """Write the report of a study or of a run: one HTML file that opens without a network.
 
-    Reads the files of the folder and computes nothing of the models again. For a study its tables (results.csv, summary.csv)
-    are brought up to date first, also while it is still running. The page shows what was run on what, loss curves, the
-    comparison with intervals, confusion matrices, pictures of masks, a map of the cells, and times.
+    Reads the files of the folder and computes nothing of the models again. For a study its tables
+    (results.csv, summary.csv) are brought up to date first, also while it is still running. The
+    page shows what was run on what, loss curves, the comparison with intervals, confusion matrices,
+    pictures of masks, a map of the cells, and times.
 
     Examples
 
@@ -132,16 +177,26 @@ def report(
 
 @ends_tidily(GOES_ON)
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="STUDY", help="folder to write, new or to be gone on with")] = Path("report"),
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="runs at a time (default: 2)", show_default=False)] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="STUDY", help="folder to write, new or to be gone on with"
+        ),
+    ] = Path("report"),
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="runs at a time (default: 2)", show_default=False),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show everything on 700 real blood cells: a small study with its report, in some minutes on two cores.
+    """Show everything on 700 real blood cells: a small study with its report, in some minutes on
+    two cores.
 
-    Takes scanpy's pbmc68k_reduced, which comes with it: nothing is downloaded. Pretrains without masks that learn and with
-    them, three seeds each, predicts cell types in folds, looks at which genes are hidden, writes STUDY/report.html as
-    `scmam compare` does, and prints the comparison last. Its models are small and shortly trained: it shows the way, and is
-    no measurement of the method.
+    Takes scanpy's pbmc68k_reduced, which comes with it: nothing is downloaded. Pretrains without
+    masks that learn and with them, three seeds each, predicts cell types in folds, looks at which
+    genes are hidden, writes STUDY/report.html as `scmam compare` does, and prints the comparison
+    last. Its models are small and shortly trained: it shows the way, and is no measurement of the
+    method.
 
     Examples
 

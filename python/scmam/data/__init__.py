@@ -1,4 +1,6 @@
-"""Cells from AnnData: which values are the counts, which cells and genes are taken, folds, and batches for training."""
+"""Cells from AnnData: which values are the counts, which cells and genes are taken, folds, and
+batches for training.
+"""
 
 from .adapters import cell_batch
 from .cells import Cells

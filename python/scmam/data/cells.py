@@ -13,7 +13,10 @@ from .matrix import Rows, as_tensor
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """What `open_cells` makes of a file. Nothing here is as large as the file where the counts are read from it."""
+    """What `open_cells` makes of a file.
+
+    Nothing here is as large as the file where the counts are read from it.
+    """
 
     counts: Rows  #: (cells, genes); `.take(indices)` gives scipy CSR float32 raw counts
     genes: tuple[str, ...]
@@ -25,10 +28,13 @@ class Cells:
     donors: np.ndarray | None = None  #: (cells,) str
     donor: str | None = None
     source: str = ""  #: "pbmc68k_reduced: .raw.X"
-    unit: str = "counts"  #: or "counts recovered from log1p of counts per 10k", or "counts per 10k (no raw counts there)"
+    #: or "counts recovered from log1p of counts per 10k", or "counts per 10k (no raw counts there)"
+    unit: str = "counts"
     block: int = 1  #: cells next to each other that a loader draws together
     notes: tuple[str, ...] = ()  #: what was found, taken and dropped, in sentences
-    classes: tuple[str, ...] = ()  #: the labels there are, sorted; a subset keeps them all, so that codes mean the same
+    classes: tuple[
+        str, ...
+    ] = ()  #: the labels there are, sorted; a subset keeps them all, so that codes mean the same
 
     def __post_init__(self) -> None:
         if self.labels is not None and not self.classes:
@@ -76,7 +82,9 @@ class Cells:
     def batch_of(self, rows: csr_matrix, indices: np.ndarray, *, sparse: bool = False) -> CellBatch:
         """A batch of rows that were read already; its counts sparse CSR, or dense."""
         counts = as_tensor(rows) if sparse else torch.from_numpy(rows.toarray())
-        depth, cell_ids, labels = (torch.from_numpy(x[indices]) for x in (self.depth, self.cell_ids, self.codes))
+        depth, cell_ids, labels = (
+            torch.from_numpy(x[indices]) for x in (self.depth, self.cell_ids, self.codes)
+        )
         return CellBatch(counts, depth, cell_ids, labels)
 
     def subset(self, indices: np.ndarray) -> "Cells":

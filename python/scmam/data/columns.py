@@ -14,25 +14,77 @@ if TYPE_CHECKING:
 # In the order in which they are preferred, written as `_plain` gives them.
 LABEL_NAMES = (
     ("celltype",),
-    ("celltypes", "celltypelabel", "celllabel", "celllabels", "cellontologyclass", "bulklabels", "authorcelltype", "celltypeannotation"),
-    ("annotation", "annotations", "label", "labels", "celltypefine", "celltypecoarse", "paul15clusters"),
+    (
+        "celltypes",
+        "celltypelabel",
+        "celllabel",
+        "celllabels",
+        "cellontologyclass",
+        "bulklabels",
+        "authorcelltype",
+        "celltypeannotation",
+    ),
+    (
+        "annotation",
+        "annotations",
+        "label",
+        "labels",
+        "celltypefine",
+        "celltypecoarse",
+        "paul15clusters",
+    ),
     ("louvain", "leiden", "cluster", "clusters", "seuratclusters"),
 )
 DONOR_NAMES = (
-    *("donor", "donorid", "patient", "patientid", "individual", "subject", "subjectid", "mouse", "mouseid"),
+    *(
+        "donor",
+        "donorid",
+        "patient",
+        "patientid",
+        "individual",
+        "subject",
+        "subjectid",
+        "mouse",
+        "mouseid",
+    ),
     *("sample", "sampleid", "origident", "batch", "batchid", "library"),
 )
-OTHER_NAMES = ("phase", "sex", "tissue", "assay", "disease", "organism", "treatment", "condition", "stage", "developmentstage", "ethnicity")
-TOTAL_NAMES = ("totalcounts", "ncounts", "ncountrna", "numi", "numis", "totalumis", "ncount", "umicount", "ncountsall")
+OTHER_NAMES = (
+    "phase",
+    "sex",
+    "tissue",
+    "assay",
+    "disease",
+    "organism",
+    "treatment",
+    "condition",
+    "stage",
+    "developmentstage",
+    "ethnicity",
+)
+TOTAL_NAMES = (
+    "totalcounts",
+    "ncounts",
+    "ncountrna",
+    "numi",
+    "numis",
+    "totalumis",
+    "ncount",
+    "umicount",
+    "ncountsall",
+)
 SHOWN = 30  # columns that an error lists at most
 
 
-def label_column(obs: "DataFrame", name: str | None, source: str, *, required: bool) -> tuple[str | None, str]:
+def label_column(
+    obs: "DataFrame", name: str | None, source: str, *, required: bool
+) -> tuple[str | None, str]:
     """The column with the cell types, and a sentence on how it was found.
 
     Args:
         obs: a row a cell.
-        name: the column that was asked for; None looks for the best known name, and takes it only if no other fits as well.
+        name: the column that was asked for; None looks for the best known name, and takes it only
+            if no other fits as well.
         source: named in errors.
         required: whether its absence is an error.
 
@@ -40,7 +92,9 @@ def label_column(obs: "DataFrame", name: str | None, source: str, *, required: b
         CellsError: no such column; or none, or several as good, where it is required.
     """
     if name is not None:
-        return require_column(obs, name, "data.label", source), f"Labels are obs[{name!r}], as asked for."
+        return require_column(
+            obs, name, "data.label", source
+        ), f"Labels are obs[{name!r}], as asked for."
     candidates = categorical_columns(obs)
     for names in LABEL_NAMES:
         fitting = [column for column in candidates if _plain(column) in names]
@@ -52,19 +106,34 @@ def label_column(obs: "DataFrame", name: str | None, source: str, *, required: b
     else:
         candidates = label_columns(obs)
         if len(candidates) == 1:
-            return candidates[0], f"Labels are obs[{candidates[0]!r}], the only categorical column that may hold them."
-    listed = listing(candidates) if candidates else f"none looks like it among {listing(list(obs.columns))}"
+            return candidates[
+                0
+            ], f"Labels are obs[{candidates[0]!r}], the only categorical column that may hold them."
+    listed = (
+        listing(candidates)
+        if candidates
+        else f"none looks like it among {listing(list(obs.columns))}"
+    )
     if required:
-        raise CellsError(f"{source}: data.label is not given, and cannot be told from the names of .obs; set it to a column: {listed}")
-    return None, f"No labels are used: data.label is not given, and cannot be told from the names of .obs ({listed})."
+        raise CellsError(
+            f"{source}: data.label is not given, and cannot be told from the names of .obs; set it to a column: {listed}"
+        )
+    return (
+        None,
+        f"No labels are used: data.label is not given, and cannot be told from the names of .obs ({listed}).",
+    )
 
 
 def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> str:
-    """The name, if there is such a column; else an error that lists the ones there are, the most similar first."""
+    """The name, if there is such a column; else an error that lists the ones there are, the most
+    similar first.
+    """
     if name in obs.columns:
         return name
     columns = list(map(str, obs.columns))
-    raise CellsError(f"{source}: {setting} names {name!r}, which is no column of .obs; {suggestion(name, columns)}")
+    raise CellsError(
+        f"{source}: {setting} names {name!r}, which is no column of .obs; {suggestion(name, columns)}"
+    )
 
 
 def suggestion(name: str, known: list[str]) -> str:
@@ -72,7 +141,10 @@ def suggestion(name: str, known: list[str]) -> str:
     if not known:
         return "there are none"
     by_plain = {_plain(other): other for other in known}
-    close = [by_plain[plain] for plain in difflib.get_close_matches(_plain(name), list(by_plain), n=3, cutoff=0.6)]
+    close = [
+        by_plain[plain]
+        for plain in difflib.get_close_matches(_plain(name), list(by_plain), n=3, cutoff=0.6)
+    ]
     meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{meant}There are {listing(close + [other for other in known if other not in close])}"
 
@@ -102,19 +174,33 @@ def categorical_columns(obs: "DataFrame") -> list[str]:
 
 def label_columns(obs: "DataFrame") -> list[str]:
     """Categorical columns whose names do not say that they are something else than labels."""
-    return [column for column in categorical_columns(obs) if _plain(column) not in DONOR_NAMES + OTHER_NAMES]
+    return [
+        column
+        for column in categorical_columns(obs)
+        if _plain(column) not in DONOR_NAMES + OTHER_NAMES
+    ]
 
 
 def donor_columns(obs: "DataFrame") -> list[str]:
     """Columns whose names say donor, sample or batch, with at least two values."""
-    return [str(column) for column in obs.columns if _plain(column) in DONOR_NAMES and obs[column].nunique() >= 2]
+    return [
+        str(column)
+        for column in obs.columns
+        if _plain(column) in DONOR_NAMES and obs[column].nunique() >= 2
+    ]
 
 
 def total_columns(obs: "DataFrame") -> list[str]:
-    """Numeric columns whose names say that they hold the total count of a cell; the best known first."""
+    """Numeric columns whose names say that they hold the total count of a cell; the best known
+    first.
+    """
     from pandas.api.types import is_numeric_dtype
 
-    named = [str(column) for column in obs.columns if _plain(column) in TOTAL_NAMES and is_numeric_dtype(obs[column].dtype)]
+    named = [
+        str(column)
+        for column in obs.columns
+        if _plain(column) in TOTAL_NAMES and is_numeric_dtype(obs[column].dtype)
+    ]
     return sorted(named, key=lambda column: TOTAL_NAMES.index(_plain(column)))
 
 

@@ -24,10 +24,12 @@ SHOWN = 3  # genes or files that a message names at most
 
 
 def open_source(path: Path | Sequence[Path] | None) -> Source:
-    """The AnnData of a file, of all `.h5ad` files of a folder, in the order of their names, or of a list of files; None: the example.
+    """The AnnData of a file, of all `.h5ad` files of a folder, in the order of their names, or of a
+    list of files; None: the example.
 
     Raises:
-        CellsError: no such file, not an AnnData file, a folder without any, or files that do not go together.
+        CellsError: no such file, not an AnnData file, a folder without any, or files that do not go
+            together.
     """
     if path is None or isinstance(path, (str, Path)):
         path = None if path is None else Path(path)
@@ -35,19 +37,28 @@ def open_source(path: Path | Sequence[Path] | None) -> Source:
             return open_file(path)
         files = sorted(path.glob("*.h5ad"))
         if not files:
-            raise CellsError(f"{path}: a folder without .h5ad files; give one that has some, or a file, as data.path")
+            raise CellsError(
+                f"{path}: a folder without .h5ad files; give one that has some, or a file, as data.path"
+            )
         name = path.name
     else:
         files = [Path(file) for file in path]
         name = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
         repeated = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
         if repeated:
-            raise CellsError(f"data.path: names {', '.join(repeated[:SHOWN])} more than once; name each file once")
-    return open_file(files[0]) if len(files) == 1 else JoinedSource([open_file(file) for file in files], name)
+            raise CellsError(
+                f"data.path: names {', '.join(repeated[:SHOWN])} more than once; name each file once"
+            )
+    return (
+        open_file(files[0])
+        if len(files) == 1
+        else JoinedSource([open_file(file) for file in files], name)
+    )
 
 
 class JoinedSource(Source):
-    """Several sources as one. Only places that all of them have, of the same genes and the same kind of values, are its places.
+    """Several sources as one. Only places that all of them have, of the same genes and the same
+    kind of values, are its places.
 
     Args:
         sources: at least one; the genes are in the order of the first.
@@ -63,7 +74,9 @@ class JoinedSource(Source):
         places = dict.fromkeys(place for source in sources for place in source.places)
         self.refused = {place: why for place in places if (why := self._refusal(place)) is not None}
         if places and len(self.refused) == len(places):
-            raise CellsError(f"{name}: its {len(sources)} files do not go together: {'; '.join(self.refused.values())}")
+            raise CellsError(
+                f"{name}: its {len(sources)} files do not go together: {'; '.join(self.refused.values())}"
+            )
         self.has_x, self.has_raw = "X" in self._columns, "raw" in self._columns
         self.layers = tuple(layer for layer in self.sources[0].layers if layer in self._columns)
         self.log_base = self.sources[0].log_base
@@ -73,8 +86,12 @@ class JoinedSource(Source):
         import anndata
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that occur in several files: cells are told apart by their row
-            return anndata.concat([anndata.AnnData(obs=source.obs) for source in self.sources], join="outer").obs
+            warnings.simplefilter(
+                "ignore"
+            )  # of names that occur in several files: cells are told apart by their row
+            return anndata.concat(
+                [anndata.AnnData(obs=source.obs) for source in self.sources], join="outer"
+            ).obs
 
     def matrix(self, place: str) -> Matrix:
         return JoinedMatrix([source.matrix(place) for source in self.sources], self._columns[place])
@@ -83,13 +100,19 @@ class JoinedSource(Source):
         return self.sources[0].var(place)
 
     def _refusal(self, place: str) -> str | None:
-        """Why a place cannot be taken from all files as one; None where it can. Notes the order of its genes in each."""
+        """Why a place cannot be taken from all files as one; None where it can.
+
+        Notes the order of its genes in each.
+        """
         where = self.where(place)
         without = [source.name for source in self.sources if place not in source.places]
         if without:
             return f"{where} is not in {_some(without)}"
         try:
-            genes = [gene_names(source.var(place), f"{where} of {source.name}") for source in self.sources]
+            genes = [
+                gene_names(source.var(place), f"{where} of {source.name}")
+                for source in self.sources
+            ]
         except CellsError as error:
             return str(error)
         for source, names in zip(self.sources, genes, strict=True):
@@ -112,7 +135,9 @@ class JoinedSource(Source):
         if "counts" not in kinds and len({source.log_base for source in self.sources}) > 1:
             return f"{where} holds logarithms of different bases (uns['log1p']['base']); bring all files to the same"
         order = {gene: column for column, gene in enumerate(genes[0])}
-        self._columns[place] = [np.array([order[gene] for gene in names], dtype=np.int32) for names in genes]
+        self._columns[place] = [
+            np.array([order[gene] for gene in names], dtype=np.int32) for names in genes
+        ]
         return None
 
 
@@ -136,13 +161,24 @@ class JoinedMatrix(Matrix):
     def take(self, rows: np.ndarray) -> csr_matrix:
         part_of = np.searchsorted(self._first, rows, side="right") - 1
         by_part = np.argsort(part_of, kind="stable")
-        taken = [self._ordered(part, self.parts[part].take(rows[part_of == part] - self._first[part])) for part in np.unique(part_of)]
+        taken = [
+            self._ordered(part, self.parts[part].take(rows[part_of == part] - self._first[part]))
+            for part in np.unique(part_of)
+        ]
         return self._below(taken)[np.argsort(by_part)]
 
     def span(self, start: int, stop: int) -> csr_matrix:
         firsts, ends = self._first[:-1], self._first[1:]
-        spans = enumerate(zip(np.maximum(start, firsts) - firsts, np.minimum(stop, ends) - firsts, strict=True))
-        return self._below([self._ordered(part, self.parts[part].span(int(a), int(b))) for part, (a, b) in spans if a < b])
+        spans = enumerate(
+            zip(np.maximum(start, firsts) - firsts, np.minimum(stop, ends) - firsts, strict=True)
+        )
+        return self._below(
+            [
+                self._ordered(part, self.parts[part].span(int(a), int(b)))
+                for part, (a, b) in spans
+                if a < b
+            ]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -157,7 +193,9 @@ class JoinedMatrix(Matrix):
         columns = self.columns[part]
         if np.array_equal(columns, np.arange(len(columns))):
             return rows
-        return canonical(csr_matrix((rows.data, columns[rows.indices], rows.indptr), shape=rows.shape))
+        return canonical(
+            csr_matrix((rows.data, columns[rows.indices], rows.indptr), shape=rows.shape)
+        )
 
     def _below(self, parts: list[csr_matrix]) -> csr_matrix:
         if not parts:
@@ -172,7 +210,9 @@ def _first_cells(matrix: Matrix) -> csr_matrix:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:SHOWN]) + (
+        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )
 
 
 def _named(genes: set[str]) -> str:

@@ -27,7 +27,9 @@ def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
     names = tuple(str(name).strip() for name in var.index)
     missing = sum(name.lower() in MISSING for name in names)
     if missing:
-        raise CellsError(f"{where}: {missing} of {len(names)} genes have no name; give them names in .var_names, or drop them")
+        raise CellsError(
+            f"{where}: {missing} of {len(names)} genes have no name; give them names in .var_names, or drop them"
+        )
     repeated = [(name, count) for name, count in Counter(names).items() if count > 1]
     if repeated:
         shown = ", ".join(f"{name} {count} times" for name, count in repeated[:5])
@@ -51,16 +53,26 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CellsError(f"{path}: no such file; give data.vocabulary a text file with a gene name a line")
+        raise CellsError(
+            f"{path}: no such file; give data.vocabulary a text file with a gene name a line"
+        )
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        )
     except UnicodeDecodeError as error:
-        raise CellsError(f"{path}: not a text file ({error.reason}); give data.vocabulary a text file with a gene name a line") from error
+        raise CellsError(
+            f"{path}: not a text file ({error.reason}); give data.vocabulary a text file with a gene name a line"
+        ) from error
     if not names:
-        raise CellsError(f"{path}: holds no gene names; give data.vocabulary a text file with a gene name a line")
+        raise CellsError(
+            f"{path}: holds no gene names; give data.vocabulary a text file with a gene name a line"
+        )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise CellsError(f"{path}: {len(repeated)} gene names occur more than once ({', '.join(repeated[:5])}); keep each once")
+        raise CellsError(
+            f"{path}: {len(repeated)} gene names occur more than once ({', '.join(repeated[:5])}); keep each once"
+        )
     return names
 
 
@@ -88,8 +100,13 @@ def vocabulary_columns(
             if better
             else "give a vocabulary of the same species and naming"
         )
-        raise CellsError(f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary {', '.join(vocabulary[:3])}); {advice}")
-    return columns, f"{said}; the other {len(vocabulary) - shared} are taken to be zero in every cell."
+        raise CellsError(
+            f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary {', '.join(vocabulary[:3])}); {advice}"
+        )
+    return (
+        columns,
+        f"{said}; the other {len(vocabulary) - shared} are taken to be zero in every cell.",
+    )
 
 
 def _better_column(vocabulary: tuple[str, ...], var: "DataFrame") -> str | None:
@@ -102,11 +119,13 @@ def _better_column(vocabulary: tuple[str, ...], var: "DataFrame") -> str | None:
 
 
 def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
-    """The genes that vary most between cells, by scanpy: by the variance of Pearson residuals (Lause et al., Genome Biology 2021), which
-    takes raw counts; by the dispersion of log1p ("seurat") where there are only counts per 10k.
+    """The genes that vary most between cells, by scanpy: by the variance of Pearson residuals
+    (Lause et al., Genome Biology 2021), which takes raw counts; by the dispersion of log1p
+    ("seurat") where there are only counts per 10k.
 
     Args:
-        rows: counts of the cells that are kept. At most 10 000 of them are read, at random but always the same.
+        rows: counts of the cells that are kept. At most 10 000 of them are read, at random but
+            always the same.
         count: how many genes to take; all, where there are no more.
         unit: of the counts.
 
@@ -117,12 +136,19 @@ def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
     if count >= genes:
         return np.arange(genes), f"All {genes} genes are taken: data.num_genes is {count}."
     sampled = cells > VARIABLE_SAMPLE
-    chosen = np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False)) if sampled else np.arange(cells)
+    chosen = (
+        np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
+        if sampled
+        else np.arange(cells)
+    )
     table = _variability(rows.take(chosen), count, per_10k=unit == PER_10K)
     columns = np.flatnonzero(table["highly_variable"].to_numpy())
     on = f", on {VARIABLE_SAMPLE} of the cells drawn at random" if sampled else ""
     how = "dispersion of log1p" if unit == PER_10K else "variance of Pearson residuals"
-    return columns, f"{len(columns)} of {genes} genes are taken, the most variable ones (scanpy, {how}{on})."
+    return (
+        columns,
+        f"{len(columns)} of {genes} genes are taken, the most variable ones (scanpy, {how}{on}).",
+    )
 
 
 def _variability(counts: object, num_genes: int, *, per_10k: bool) -> "DataFrame":
@@ -132,7 +158,9 @@ def _variability(counts: object, num_genes: int, *, per_10k: bool) -> "DataFrame
     data = AnnData(counts)
     if per_10k:
         scanpy.pp.log1p(data)
-        return scanpy.pp.highly_variable_genes(data, n_top_genes=num_genes, flavor="seurat", inplace=False)
+        return scanpy.pp.highly_variable_genes(
+            data, n_top_genes=num_genes, flavor="seurat", inplace=False
+        )
     return scanpy.experimental.pp.highly_variable_genes(
         data, n_top_genes=num_genes, flavor="pearson_residuals", inplace=False, check_values=False
     )

@@ -33,7 +33,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` sees. Quantiles are (minimum, lower quartile, median, upper quartile, maximum) over the cells."""
+    """What `inspect` sees.
+
+    Quantiles are (minimum, lower quartile, median, upper quartile, maximum) over the cells.
+    """
 
     name: str
     cells: int
@@ -66,10 +69,23 @@ class Inspection:
             size = f"{place.shape[0]:,} x {place.shape[1]:,}, {place.storage}, {place.mebibytes:,.0f} MiB"
             lines.append(f" {mark} {place.where} ({size}) {place.holds}")
         if self.usable:
-            lines += ["   * is taken", "", f"Counts: {self.counts}; {self.density:.1%} are not zero"]
-            lines += [_quantiles("Total count of a cell", self.depth), _quantiles("Non-zero genes of a cell", self.detected)]
-        for title, columns in (("Columns that may be labels", self.labels), ("Columns that may be donors or batches", self.donors)):
-            lines += ["", title] + ([_classes(column, sizes, column == self.label) for column, sizes in columns.items()] or ["   none"])
+            lines += [
+                "   * is taken",
+                "",
+                f"Counts: {self.counts}; {self.density:.1%} are not zero",
+            ]
+            lines += [
+                _quantiles("Total count of a cell", self.depth),
+                _quantiles("Non-zero genes of a cell", self.detected),
+            ]
+        for title, columns in (
+            ("Columns that may be labels", self.labels),
+            ("Columns that may be donors or batches", self.donors),
+        ):
+            lines += ["", title] + (
+                [_classes(column, sizes, column == self.label) for column, sizes in columns.items()]
+                or ["   none"]
+            )
         for title, sentences in (("Notes", self.notes), ("Warnings", self.warnings)):
             if sentences:
                 lines += ["", title, *(f" - {sentence}" for sentence in sentences)]
@@ -77,14 +93,18 @@ class Inspection:
 
 
 def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspection:
-    """Look at a file: where its counts are and why, how deep and how sparse they are, and which columns could be labels and donors.
+    """Look at a file: where its counts are and why, how deep and how sparse they are, and which
+    columns could be labels and donors.
 
     Args:
-        path: an .h5ad file, or a folder of them; None takes `settings.path`, and scanpy's pbmc68k_reduced where that is None too.
-        settings: `counts`, `label`, `donor` and `backed` are heeded. Filters and the choice of genes are not.
+        path: an .h5ad file, or a folder of them; None takes `settings.path`, and scanpy's
+            pbmc68k_reduced where that is None too.
+        settings: `counts`, `label`, `donor` and `backed` are heeded. Filters and the choice of
+            genes are not.
 
     Raises:
-        CellsError: no such file, not an AnnData file, no cells, or a place or column that is asked for by a name it does not have.
+        CellsError: no such file, not an AnnData file, no cells, or a place or column that is asked
+            for by a name it does not have.
     """
     source = open_source(settings.path if path is None else Path(path))
     if not len(source.obs):
@@ -95,20 +115,36 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
     warnings = [f"Not taken: {why}." for why in source.refused.values()]
     found = _found(source, settings, warnings)
     _look_at_genes(source, found, warnings)
-    labels = {column: _sizes(source, column) for column in dict.fromkeys([*([label] if label else []), *label_columns(source.obs)])}
+    labels = {
+        column: _sizes(source, column)
+        for column in dict.fromkeys([*([label] if label else []), *label_columns(source.obs)])
+    }
     if label is None:
         warnings.append(f"{sentence} Evaluation needs it.")
     else:
         warnings += _look_at_classes(label, labels[label])
-    detected = None if found is None else np.concatenate([np.diff(rows.indptr) for _, rows in found.matrix.blocks()])
+    detected = (
+        None
+        if found is None
+        else np.concatenate([np.diff(rows.indptr) for _, rows in found.matrix.blocks()])
+    )
     donors = [*([settings.donor] if settings.donor else []), *donor_columns(source.obs)]
     first = source.places[0] if source.places else None
-    shape = found.matrix.shape if found else source.matrix(first).shape if first else (len(source.obs), len(source.var("X")))
+    shape = (
+        found.matrix.shape
+        if found
+        else source.matrix(first).shape
+        if first
+        else (len(source.obs), len(source.var("X")))
+    )
     return Inspection(
         name=source.name,
         cells=len(source.obs),
         genes=shape[1],
-        places=tuple(_place(source, name, found) for name in dict.fromkeys((*places_in_order(source), *source.places))),
+        places=tuple(
+            _place(source, name, found)
+            for name in dict.fromkeys((*places_in_order(source), *source.places))
+        ),
         counts=None if found is None else found.unit,
         density=None if found is None else found.look.stored / max(1, shape[0] * shape[1]),
         depth=None if found is None else _five(found.depth),
@@ -125,14 +161,20 @@ def _found(source: Source, settings: Data, warnings: list[str]) -> Found | None:
     if settings.counts != "auto" and settings.counts not in source.places:
         return find_counts(source, settings.counts)  # raises: the name is wrong, not the file
     try:
-        found = find_counts(source, settings.counts, prepare=lambda matrix: prepared(matrix, settings.backed, source.name))
+        found = find_counts(
+            source,
+            settings.counts,
+            prepare=lambda matrix: prepared(matrix, settings.backed, source.name),
+        )
     except CellsError as error:
         warnings.append(f"Not usable as it is. {error}")
         return None
     if empty := int(np.count_nonzero(found.sums <= 0)):
         warnings.append(f"{empty} cells have no counts; they will be dropped.")
     if found.matrix.nbytes > IN_MEMORY and found.matrix.storage == "csc":
-        warnings.append("The matrix is stored by genes (CSC) and is read whole; written by cells (tocsr) it can be read from the file.")
+        warnings.append(
+            "The matrix is stored by genes (CSC) and is read whole; written by cells (tocsr) it can be read from the file."
+        )
     return found
 
 
@@ -144,7 +186,9 @@ def _look_at_genes(source: Source, found: Found | None, warnings: list[str]) -> 
         warnings.append(f"Not usable as it is. {error}")
         return
     if names and numbered(names):
-        warnings.append("The genes have numbers for names: no vocabulary and no gene set will fit them.")
+        warnings.append(
+            "The genes have numbers for names: no vocabulary and no gene set will fit them."
+        )
 
 
 def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
@@ -154,9 +198,13 @@ def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
         warnings.append(f"obs[{label!r}] has {len(named)} class; evaluation needs at least two.")
     small = [f"{name} ({size})" for name, size in named.items() if size < FOLDS]
     if small:
-        warnings.append(f"Classes too small for {FOLDS} folds: {', '.join(small[:SHOWN])}; set data.min_class to {FOLDS} to drop them.")
+        warnings.append(
+            f"Classes too small for {FOLDS} folds: {', '.join(small[:SHOWN])}; set data.min_class to {FOLDS} to drop them."
+        )
     if sizes.get(""):
-        warnings.append(f"{sizes['']} cells have no label in obs[{label!r}]; they are left out of the evaluation.")
+        warnings.append(
+            f"{sizes['']} cells have no label in obs[{label!r}]; they are left out of the evaluation."
+        )
     return warnings
 
 
@@ -165,7 +213,14 @@ def _place(source: Source, name: str, found: Found | None) -> Place:
     taken = found is not None and found.place == name
     look = found.look if taken else first_look(matrix)
     matrix.close()
-    return Place(source.where(name), matrix.shape, matrix.storage, matrix.nbytes / 2**20, look.in_words(), taken)
+    return Place(
+        source.where(name),
+        matrix.shape,
+        matrix.storage,
+        matrix.nbytes / 2**20,
+        look.in_words(),
+        taken,
+    )
 
 
 def _sizes(source: Source, column: str) -> dict[str, int]:
@@ -185,6 +240,8 @@ def _quantiles(what: str, values: tuple[float, ...]) -> str:
 
 
 def _classes(column: str, sizes: dict[str, int], taken: bool) -> str:
-    shown = ", ".join(f"{name or '(missing)'} {size:,}" for name, size in list(sizes.items())[:SHOWN])
+    shown = ", ".join(
+        f"{name or '(missing)'} {size:,}" for name, size in list(sizes.items())[:SHOWN]
+    )
     more = f" and {len(sizes) - SHOWN} more" if len(sizes) > SHOWN else ""
     return f" {'*' if taken else ' '} {column}: {len(sizes)} values: {shown}{more}"

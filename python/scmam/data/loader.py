@@ -1,4 +1,6 @@
-"""Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of workers or where the counts are."""
+"""Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of
+workers or where the counts are.
+"""
 
 import signal
 from collections import deque
@@ -15,27 +17,34 @@ from ..sequences import CellBatch
 from .cells import Cells
 from .matrix import Rows
 
-READ_AHEAD = 4096  # cells that are read from a file at once, in the file's order; those of a block are spread over as many
+# cells that are read from a file at once, in the file's order; those of a block are spread over as
+# many
+READ_AHEAD = 4096
 READ_VALUES = 2**23  # stored values that are read at once at most: 64 MiB with their indices
 
 
 class CellLoader:
     """Batches of cells on the CPU.
 
-    Every pass over it is an epoch, and the next pass the next epoch. Its place within an epoch can be saved and restored: the batches that
-    follow are the same. Cells in a file are read thousands at a time, and the next ones while these are used: by a thread, or by workers.
+    Every pass over it is an epoch, and the next pass the next epoch. Its place within an epoch can
+        be saved and restored: the batches that
+    follow are the same. Cells in a file are read thousands at a time, and the next ones while these
+        are used: by a thread, or by workers.
 
     Args:
         cells: from `open_cells`.
         batch_size: cells a batch, on each process.
         seed: of the order.
-        shuffle: a fresh random order each epoch, of blocks of `cells.block` cells; else the order of the cells.
+        shuffle: a fresh random order each epoch, of blocks of `cells.block` cells; else the order
+            of the cells.
         drop_last: leave out the last batch where it is smaller than the others.
         sparse: counts as sparse CSR, which the engine takes as they are; else dense.
-        rank, world_size: this process and how many there are. Together they go through each step's ``batch_size * world_size`` cells once;
-            all make the same number of steps, for which the last one may repeat up to ``world_size - 1`` cells from the beginning.
+        rank, world_size: this process and how many there are. Together they go through each step's
+            ``batch_size * world_size`` cells once; all make the same number of steps, for which the
+            last one may repeat up to ``world_size - 1`` cells from the beginning.
         workers: processes that read ahead; 0 reads in this one.
-        multiprocessing_context: how workers are started, "fork", "spawn" or "forkserver"; None: as torch's DataLoader does.
+        multiprocessing_context: how workers are started, "fork", "spawn" or "forkserver"; None: as
+            torch's DataLoader does.
         pin_memory: put batches into page-locked memory.
 
     Raises:
@@ -68,8 +77,19 @@ class CellLoader:
                 f"training.batch_size: {batch_size} cells on each of {world_size} processes are more than the {len(cells)} there are;"
                 f" set at most {max(1, len(cells) // world_size)}"
             )
-        self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = cells, batch_size, seed, shuffle, drop_last
-        self.rank, self.world_size, self.workers, self.pin_memory = rank, world_size, workers, pin_memory
+        self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = (
+            cells,
+            batch_size,
+            seed,
+            shuffle,
+            drop_last,
+        )
+        self.rank, self.world_size, self.workers, self.pin_memory = (
+            rank,
+            world_size,
+            workers,
+            pin_memory,
+        )
         self.sparse, self.multiprocessing_context = sparse, multiprocessing_context
         self.epoch, self.position, self._start = 0, 0, 0
         self._plan = _Plan()
@@ -87,36 +107,50 @@ class CellLoader:
         self.position = start
         for batch in self._read(batches, start):
             start += 1
-            # Said before the batch is handed out: whoever counts the batches never asks for one more.
+            # Said before the batch is handed out: whoever counts the batches never asks for one
+            # more.
             self.epoch, self.position = (epoch + 1, 0) if start == len(batches) else (epoch, start)
             yield batch.pin_memory() if self.pin_memory else batch
 
     def order(self, epoch: int | None = None) -> list[np.ndarray]:
-        """The batches of an epoch (the current one) on this process: positions among the cells, (batch_size,) int64 each."""
+        """The batches of an epoch (the current one) on this process: positions among the cells,
+        (batch_size,) int64 each.
+        """
         epoch = self.epoch if epoch is None else epoch
         count = len(self.cells)
         order = self._shuffled(epoch) if self.shuffle else np.arange(count)
         step = self.batch_size * self.world_size
-        used = count // step * step if self.drop_last else -(-count // self.world_size) * self.world_size
+        used = (
+            count // step * step
+            if self.drop_last
+            else -(-count // self.world_size) * self.world_size
+        )
         order = np.resize(order, used)  # cut, or filled up from its beginning
         return [self._share(order[first : first + step]) for first in range(0, len(order), step)]
 
     def _share(self, step: np.ndarray) -> np.ndarray:
         """What this process takes of the cells of a step.
 
-        Where blocks are drawn, it takes neighbours: whatever cells of a block a process needs, it has to read the whole block.
+        Where blocks are drawn, it takes neighbours: whatever cells of a block a process needs, it
+            has to read the whole block.
         """
         if self.cells.block == 1 or self.world_size == 1:
             return step[self.rank :: self.world_size]
         return np.split(np.sort(step), self.world_size)[self.rank]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        random, count, block = np.random.default_rng([self.seed, epoch]), len(self.cells), self.cells.block
+        random, count, block = (
+            np.random.default_rng([self.seed, epoch]),
+            len(self.cells),
+            self.cells.block,
+        )
         if block == 1:
             return random.permutation(count)
         order = (random.permutation(-(-count // block))[:, None] * block + np.arange(block)).ravel()
         order = order[order < count]
-        for first in range(0, count, READ_AHEAD):  # neighbours are spread over the cells that are read at once
+        for first in range(
+            0, count, READ_AHEAD
+        ):  # neighbours are spread over the cells that are read at once
             random.shuffle(order[first : first + READ_AHEAD])
         return order
 
@@ -135,9 +169,15 @@ class CellLoader:
         Raises:
             CellsError: it comes from a loader with another order.
         """
-        differs = [f"{name} {state.get(name)!r}, now {value!r}" for name, value in self._identity().items() if state.get(name) != value]
+        differs = [
+            f"{name} {state.get(name)!r}, now {value!r}"
+            for name, value in self._identity().items()
+            if state.get(name) != value
+        ]
         if differs:
-            raise CellsError(f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a new run for these settings")
+            raise CellsError(
+                f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a new run for these settings"
+            )
         self.epoch, self.position = state["epoch"], state["position"]
         self._start = self.position
 
@@ -148,14 +188,27 @@ class CellLoader:
 
     def _identity(self) -> dict[str, Any]:
         names = ("seed", "shuffle", "drop_last", "batch_size", "world_size")
-        return {"cells": len(self.cells), "block": self.cells.block, **{name: getattr(self, name) for name in names}}
+        return {
+            "cells": len(self.cells),
+            "block": self.cells.block,
+            **{name: getattr(self, name) for name in names},
+        }
 
     def _read(self, batches: list[np.ndarray], start: int) -> Iterator[CellBatch]:
-        """The batches from `start` on. Those that are read together are the same, wherever it starts."""
+        """The batches from `start` on.
+
+        Those that are read together are the same, wherever it starts.
+        """
         together = self._batches_together()
         ends = [*range(start - start % together + together, len(batches), together), len(batches)]
-        groups = [batches[first:end] for first, end in zip([start, *ends], ends, strict=False) if first < end]
-        for group, rows in zip(groups, self._rows([np.concatenate(group) for group in groups]), strict=True):
+        groups = [
+            batches[first:end]
+            for first, end in zip([start, *ends], ends, strict=False)
+            if first < end
+        ]
+        for group, rows in zip(
+            groups, self._rows([np.concatenate(group) for group in groups]), strict=True
+        ):
             first = 0
             for indices in group:
                 part = rows[first : first + len(indices)] if len(group) > 1 else rows
@@ -198,13 +251,17 @@ class CellLoader:
                 collate_fn=_as_it_is,
                 worker_init_fn=_leave_interrupts_to_the_trainer,
                 multiprocessing_context=self.multiprocessing_context,
-                generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's random numbers
+                # of the workers' seeds, which would otherwise be drawn from the model's random
+                # numbers
+                generator=torch.Generator(),
             )
         yield from self._workers
 
 
 def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the trainer still wants the cells of the step that it finishes before its checkpoint."""
+    """Ctrl-C reaches every process of a terminal; the trainer still wants the cells of the step
+    that it finishes before its checkpoint.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,4 +1,6 @@
-"""Matrices of cells × genes whose rows are read when they are asked for, from memory or from an `.h5ad` file."""
+"""Matrices of cells × genes whose rows are read when they are asked for, from memory or from an
+`.h5ad` file.
+"""
 
 import contextlib
 import os
@@ -16,8 +18,14 @@ from torch import Tensor
 from ..errors import CellsError
 from ..sequences import csr_tensor
 
-BLOCK_VALUES = 2**20  # stored values that a pass over a file holds at a time: 8 MiB with their indices
-GAP = 2**12  # stored values that are read although nobody asked for them: a second request to HDF5 costs as much as thousands
+BLOCK_VALUES = (
+    2**20
+)  # stored values that a pass over a file holds at a time: 8 MiB with their indices
+GAP = (
+    2**12
+    # stored values that are read although nobody asked for them: a second request to HDF5 costs as much
+    # as thousands
+)
 
 
 class Matrix(ABC):
@@ -39,7 +47,9 @@ class Matrix(ABC):
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> csr_matrix:
-        """Rows in the order that is asked for, repetitions included; (len(rows), genes) float32 without stored zeros."""
+        """Rows in the order that is asked for, repetitions included; (len(rows), genes) float32
+        without stored zeros.
+        """
 
     @abstractmethod
     def span(self, start: int, stop: int) -> csr_matrix:
@@ -66,7 +76,7 @@ class Matrix(ABC):
             stop = min(start + starts.step, self.shape[0])
             yield np.arange(start, stop), self.span(start, stop)
 
-    def close(self) -> None:  # noqa: B027 - not every matrix has one
+    def close(self) -> None:
         """Let go of an open file; it is opened again when rows are asked for."""
 
 
@@ -92,7 +102,8 @@ class MemoryMatrix(Matrix):
 
 
 class FileMatrix(Matrix):
-    """A matrix in an `.h5ad` file. Rows are read from it one request at a time; a process that inherits it opens the file for itself.
+    """A matrix in an `.h5ad` file. Rows are read from it one request at a time; a process that
+    inherits it opens the file for itself.
 
     Only a matrix stored by columns has to be read whole, on first use.
     """
@@ -107,7 +118,9 @@ class FileMatrix(Matrix):
         with h5py.File(path, "r") as file:
             node = file[key]
             sparse = isinstance(node, h5py.Group)
-            self.storage = node.attrs["encoding-type"].removesuffix("_matrix") if sparse else "dense"
+            self.storage = (
+                node.attrs["encoding-type"].removesuffix("_matrix") if sparse else "dense"
+            )
             self.shape = tuple(map(int, node.attrs["shape"] if sparse else node.shape))
             self.stored = int(node["data"].shape[0] if sparse else np.prod(self.shape))
 
@@ -119,14 +132,19 @@ class FileMatrix(Matrix):
                 return canonical(self._whole(node)[rows])
             starts = self._row_starts(node)
             first, last = _runs(np.unique(rows), starts)  # a file is read forwards, every row once
-            read = np.concatenate([np.arange(*run) for run in zip(first.tolist(), last.tolist(), strict=True)] or [rows])
+            read = np.concatenate(
+                [np.arange(*run) for run in zip(first.tolist(), last.tolist(), strict=True)]
+                or [rows]
+            )
             return canonical(self._rows(node, starts, first, last)[np.searchsorted(read, rows)])
 
     def span(self, start: int, stop: int) -> csr_matrix:
         with self._reading() as node:
             if self.storage == "csc":
                 return canonical(self._whole(node)[start:stop])
-            return canonical(self._rows(node, self._row_starts(node), np.array([start]), np.array([stop])))
+            return canonical(
+                self._rows(node, self._row_starts(node), np.array([start]), np.array([stop]))
+            )
 
     def close(self) -> None:
         if self._file is not None and self._opened_by == os.getpid():
@@ -156,22 +174,38 @@ class FileMatrix(Matrix):
         return self._columns_read
 
     def _row_starts(self, node: Any) -> np.ndarray:
-        """(cells + 1,) int64: where each row begins among the stored values, and where the last one ends."""
+        """(cells + 1,) int64: where each row begins among the stored values, and where the last one
+        ends.
+        """
         if self._starts is None:
             dense = self.storage == "dense"
-            self._starts = np.arange(self.shape[0] + 1) * self.shape[1] if dense else node["indptr"][:].astype(np.int64)
+            self._starts = (
+                np.arange(self.shape[0] + 1) * self.shape[1]
+                if dense
+                else node["indptr"][:].astype(np.int64)
+            )
             if len(self._starts) != self.shape[0] + 1:
-                raise ValueError(f"{len(self._starts) - 1} rows begin somewhere, and there are {self.shape[0]} cells")
+                raise ValueError(
+                    f"{len(self._starts) - 1} rows begin somewhere, and there are {self.shape[0]} cells"
+                )
         return self._starts
 
-    def _rows(self, node: Any, starts: np.ndarray, first: np.ndarray, last: np.ndarray) -> csr_matrix:
+    def _rows(
+        self, node: Any, starts: np.ndarray, first: np.ndarray, last: np.ndarray
+    ) -> csr_matrix:
         """The rows of all runs, from `first` to before `last`, one after another."""
         if self.storage == "dense":
             return csr_matrix(_read(node, first, last))
-        values, columns = (_read(node[name], starts[first], starts[last]) for name in ("data", "indices"))
+        values, columns = (
+            _read(node[name], starts[first], starts[last]) for name in ("data", "indices")
+        )
         if len(columns) and not 0 <= columns.min() <= columns.max() < self.shape[1]:
-            raise ValueError(f"a column of {self.shape[1]} is numbered {columns.max() if columns.min() >= 0 else columns.min()}")
-        lengths = [np.diff(starts[start : stop + 1]) for start, stop in zip(first, last, strict=True)]
+            raise ValueError(
+                f"a column of {self.shape[1]} is numbered {columns.max() if columns.min() >= 0 else columns.min()}"
+            )
+        lengths = [
+            np.diff(starts[start : stop + 1]) for start, stop in zip(first, last, strict=True)
+        ]
         ends = np.concatenate([[0], *lengths]).cumsum()
         return csr_matrix((values, columns, ends), shape=(len(ends) - 1, self.shape[1]))
 
@@ -180,16 +214,22 @@ class FileMatrix(Matrix):
 
 
 def _runs(rows: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of neighbouring rows that hold all of the ascending `rows`, and no more than `GAP` values between two of them."""
+    """Runs of neighbouring rows that hold all of the ascending `rows`, and no more than `GAP`
+    values between two of them.
+    """
     breaks = np.flatnonzero(starts[rows[1:]] - starts[rows[:-1] + 1] > GAP)
-    return rows[np.append(0, breaks + 1)[: len(rows)]], rows[np.append(breaks, len(rows) - 1)[: len(rows)]] + 1
+    return rows[np.append(0, breaks + 1)[: len(rows)]], rows[
+        np.append(breaks, len(rows) - 1)[: len(rows)]
+    ] + 1
 
 
 def _read(dataset: Any, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Parts of an HDF5 dataset along its first dimension, one after another."""
     places = np.concatenate([[0], np.cumsum(last - first)]).tolist()
     read = np.empty((places[-1], *dataset.shape[1:]), dtype=dataset.dtype)
-    for start, stop, place, end in zip(first.tolist(), last.tolist(), places[:-1], places[1:], strict=True):
+    for start, stop, place, end in zip(
+        first.tolist(), last.tolist(), places[:-1], places[1:], strict=True
+    ):
         if stop > start:
             dataset.read_direct(read, np.s_[start:stop], np.s_[place:end])
     return read
@@ -207,23 +247,33 @@ def canonical(rows: csr_matrix) -> csr_matrix:
 
 def as_tensor(rows: csr_matrix) -> Tensor:
     """The same as a torch tensor, sparse CSR with int64 indices; the values are not copied."""
-    crow, columns = (torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices))
+    crow, columns = (
+        torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices)
+    )
     return csr_tensor(crow, columns, torch.from_numpy(rows.data), rows.shape)
 
 
 class Rows:
-    """Raw counts of chosen cells and genes: rows of a matrix, converted to counts and cut to the genes when they are read.
+    """Raw counts of chosen cells and genes: rows of a matrix, converted to counts and cut to the
+    genes when they are read.
 
     Attributes:
         shape: (cells, genes) chosen.
     """
 
-    def __init__(self, matrix: Matrix, cells: np.ndarray, columns: np.ndarray | None = None, conversion: Any = None) -> None:
+    def __init__(
+        self,
+        matrix: Matrix,
+        cells: np.ndarray,
+        columns: np.ndarray | None = None,
+        conversion: Any = None,
+    ) -> None:
         """
         Args:
             matrix: as stored.
             cells: (cells,) int64 rows of the matrix.
-            columns: (genes,) int64 columns of the matrix, -1 for a gene that it does not have and that is zero throughout; None takes all.
+            columns: (genes,) int64 columns of the matrix, -1 for a gene that it does not have and
+                that is zero throughout; None takes all.
             conversion: `scmam.data.values.Conversion` to counts; None where the matrix holds them.
         """
         self.matrix, self.cells, self.columns, self.conversion = matrix, cells, columns, conversion
@@ -268,7 +318,12 @@ class Rows:
 
     def subset(self, indices: np.ndarray) -> "Rows":
         """Some of the cells; nothing is copied."""
-        return Rows(self.matrix, self.cells[np.asarray(indices, dtype=np.int64)], self.columns, self.conversion)
+        return Rows(
+            self.matrix,
+            self.cells[np.asarray(indices, dtype=np.int64)],
+            self.columns,
+            self.conversion,
+        )
 
     def loaded(self) -> "Rows":
         """The same in memory, converted and cut for good."""
@@ -286,7 +341,9 @@ class Rows:
         columns = self._places[rows.indices]
         taken = columns >= 0
         ends = np.concatenate([[0], np.cumsum(taken)])[rows.indptr]
-        chosen = csr_matrix((rows.data[taken], columns[taken], ends), shape=(len(cells), self.shape[1]))
+        chosen = csr_matrix(
+            (rows.data[taken], columns[taken], ends), shape=(len(cells), self.shape[1])
+        )
         chosen.sort_indices()
         return chosen
 

@@ -1,4 +1,6 @@
-"""From an `.h5ad` file to cells that can be trained on: counts found, cells and genes chosen, and every step put in words."""
+"""From an `.h5ad` file to cells that can be trained on: counts found, cells and genes chosen, and
+every step put in words.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULTS = Data()
 IN_MEMORY = 2 * 2**30  # bytes of a matrix that is read whole, unless asked otherwise
-BLOCK = 16  # cells that are drawn together from a larger matrix, in memory or not, unless asked otherwise
+# cells that are drawn together from a larger matrix, in memory or not, unless asked otherwise
+BLOCK = 16
 MITOCHONDRIAL = "MT-"
 SHOWN = 10  # classes that a message lists at most
 
@@ -29,11 +32,13 @@ def open_cells(data: Data = DEFAULTS, *, need_label: bool = False) -> Cells:
     """Read the cells that the settings describe.
 
     Args:
-        data: the settings; those of its columns, filters and genes that are not given leave everything as it is.
+        data: the settings; those of its columns, filters and genes that are not given leave
+            everything as it is.
         need_label: whether labels of at least two classes are required.
 
     Raises:
-        CellsError: the file cannot be used as it is, or not with these settings; the message says why and what to do.
+        CellsError: the file cannot be used as it is, or not with these settings; the message says
+            why and what to do.
     """
     source = open_source(data.path)
     if data.backed == "always" and isinstance(source, MemorySource):
@@ -44,8 +49,12 @@ def open_cells(data: Data = DEFAULTS, *, need_label: bool = False) -> Cells:
     return _cells(source, data, need_label)
 
 
-def from_anndata(adata: "AnnData", data: Data = DEFAULTS, *, need_label: bool = False, name: str = "AnnData") -> Cells:
-    """The same of an AnnData in memory, which is not changed; `data.path` and `data.backed` are not looked at."""
+def from_anndata(
+    adata: "AnnData", data: Data = DEFAULTS, *, need_label: bool = False, name: str = "AnnData"
+) -> Cells:
+    """The same of an AnnData in memory, which is not changed; `data.path` and `data.backed` are not
+    looked at.
+    """
     return _cells(MemorySource(adata, name), data, need_label)
 
 
@@ -74,21 +83,31 @@ def _cells(source: Source, data: Data, need_label: bool) -> Cells:
     obs = source.obs
     if not len(obs):
         raise CellsError(f"{source.name}: has no cells; give a file that has some")
-    label, sentence = label_column(obs, data.label, source.name, required=need_label or data.min_class > 0)
-    donor = None if data.donor is None else require_column(obs, data.donor, "data.donor", source.name)
-    found = find_counts(source, data.counts, prepare=lambda matrix: prepared(matrix, data.backed, source.name))
+    label, sentence = label_column(
+        obs, data.label, source.name, required=need_label or data.min_class > 0
+    )
+    donor = (
+        None if data.donor is None else require_column(obs, data.donor, "data.donor", source.name)
+    )
+    found = find_counts(
+        source, data.counts, prepare=lambda matrix: prepared(matrix, data.backed, source.name)
+    )
     where = f"{source.name}: {source.where(found.place)}"
     var = source.var(found.place)
     names = gene_names(var, where)
     labels = None if label is None else as_text(obs[label])
     notes = [*found.notes, *(f"Not taken: {why}." for why in source.refused.values()), sentence]
     if numbered(names):
-        notes.append("The genes have numbers for names, so that no vocabulary and no gene set will fit them.")
+        notes.append(
+            "The genes have numbers for names, so that no vocabulary and no gene set will fit them."
+        )
     if not found.matrix.in_memory:
         notes.append("Rows are read from the file when they are needed.")
     kept, dropped = _kept_cells(found, names, data, labels, where)
     notes += dropped
-    columns, genes, chosen = _kept_genes(Rows(found.matrix, kept, None, found.conversion), names, data, found, var, where)
+    columns, genes, chosen = _kept_genes(
+        Rows(found.matrix, kept, None, found.conversion), names, data, found, var, where
+    )
     notes += chosen
     rows = Rows(found.matrix, kept, columns, found.conversion)
     if rows.in_memory and (columns is not None or found.conversion is not None):
@@ -115,7 +134,9 @@ def _cells(source: Source, data: Data, need_label: bool) -> Cells:
     return cells
 
 
-def _kept_cells(found: Found, names: tuple[str, ...], data: Data, labels: np.ndarray | None, where: str) -> tuple[np.ndarray, list[str]]:
+def _kept_cells(
+    found: Found, names: tuple[str, ...], data: Data, labels: np.ndarray | None, where: str
+) -> tuple[np.ndarray, list[str]]:
     """Rows of the cells that pass the filters, and a sentence on each filter that dropped some."""
     kept, notes = np.ones(len(found.sums), dtype=bool), []
 
@@ -128,22 +149,39 @@ def _kept_cells(found: Found, names: tuple[str, ...], data: Data, labels: np.nda
     drop(found.sums <= 0, "they have no counts at all")
     if data.min_genes or data.max_mito is not None:
         detected, mitochondrial = _qualities(found, names, data, where)
-        drop(detected < data.min_genes, f"fewer than {data.min_genes} non-zero genes (data.min_genes)")
+        drop(
+            detected < data.min_genes,
+            f"fewer than {data.min_genes} non-zero genes (data.min_genes)",
+        )
         if data.max_mito is not None:
             share = mitochondrial / np.maximum(found.depth, 1)
-            drop(share > data.max_mito, f"more than {data.max_mito:.0%} of their counts are mitochondrial (data.max_mito)")
+            drop(
+                share > data.max_mito,
+                f"more than {data.max_mito:.0%} of their counts are mitochondrial (data.max_mito)",
+            )
     if data.min_class and labels is not None:
-        sizes = {name: int(np.count_nonzero(kept & (labels == name))) for name in np.unique(labels[kept]).tolist() if name}
+        sizes = {
+            name: int(np.count_nonzero(kept & (labels == name)))
+            for name in np.unique(labels[kept]).tolist()
+            if name
+        }
         small = {name: size for name, size in sizes.items() if size < data.min_class}
         if small:
-            drop(np.isin(labels, list(small)), f"their classes have fewer than {data.min_class} cells (data.min_class): {_sizes(small)}")
+            drop(
+                np.isin(labels, list(small)),
+                f"their classes have fewer than {data.min_class} cells (data.min_class): {_sizes(small)}",
+            )
     if not kept.any():
         reasons = " ".join(notes)
-        raise CellsError(f"{where}: no cell is left of {len(kept)}. {reasons} Set data.min_genes, max_mito and min_class lower")
+        raise CellsError(
+            f"{where}: no cell is left of {len(kept)}. {reasons} Set data.min_genes, max_mito and min_class lower"
+        )
     return np.flatnonzero(kept), notes
 
 
-def _qualities(found: Found, names: tuple[str, ...], data: Data, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _qualities(
+    found: Found, names: tuple[str, ...], data: Data, where: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Non-zero genes, and mitochondrial counts, of every cell of the file."""
     mito = np.array([name.upper().startswith(MITOCHONDRIAL) for name in names])
     if data.max_mito is not None and not mito.any():
@@ -164,9 +202,13 @@ def _kept_genes(
     """Columns that are taken (None: all), their names, and a sentence on each choice."""
     if data.genes == "vocabulary":
         if data.min_cells:
-            raise CellsError("data.min_cells: drops genes, but data.vocabulary says which there are; set it to 0")
+            raise CellsError(
+                "data.min_cells: drops genes, but data.vocabulary says which there are; set it to 0"
+            )
         vocabulary = read_vocabulary(data.vocabulary)
-        columns, sentence = vocabulary_columns(vocabulary, names, path=Path(data.vocabulary), where=where, var=var)
+        columns, sentence = vocabulary_columns(
+            vocabulary, names, path=Path(data.vocabulary), where=where, var=var
+        )
         return columns, vocabulary, [sentence]
     columns, notes = np.arange(len(names)), []
     if data.min_cells:
@@ -174,13 +216,17 @@ def _kept_genes(
         for block in rows.blocks():
             detected += np.bincount(block.indices, minlength=len(names))
         columns = np.flatnonzero(detected >= data.min_cells)
-        notes.append(f"{len(names) - len(columns)} genes are dropped: not zero in fewer than {data.min_cells} cells (data.min_cells).")
+        notes.append(
+            f"{len(names) - len(columns)} genes are dropped: not zero in fewer than {data.min_cells} cells (data.min_cells)."
+        )
         if not len(columns):
             raise CellsError(
                 f"{where}: no gene is left of {len(names)}: none is not zero in {data.min_cells} cells; set data.min_cells lower"
             )
     if data.genes == "variable":
-        chosen, sentence = variable_genes(Rows(rows.matrix, rows.cells, columns, rows.conversion), data.num_genes, found.unit)
+        chosen, sentence = variable_genes(
+            Rows(rows.matrix, rows.cells, columns, rows.conversion), data.num_genes, found.unit
+        )
         columns = columns[chosen]
         notes.append(sentence)
     if len(columns) == len(names):
@@ -191,7 +237,9 @@ def _kept_genes(
 def _require_classes(cells: Cells) -> None:
     if len(cells.classes) < 2:
         what = f"one class, {cells.classes[0]!r}" if cells.classes else "no labels"
-        raise CellsError(f"{cells.source}: obs[{cells.label!r}] has {what}; set data.label to a column with at least two classes")
+        raise CellsError(
+            f"{cells.source}: obs[{cells.label!r}] has {what}; set data.label to a column with at least two classes"
+        )
     labelled = int(np.count_nonzero(cells.codes >= 0))
     if len(cells.classes) > max(2, labelled // 2):
         raise CellsError(
@@ -203,7 +251,9 @@ def _require_classes(cells: Cells) -> None:
 def _require_donors(cells: Cells) -> None:
     missing = int(np.count_nonzero(cells.donors == ""))
     if missing:
-        raise CellsError(f"{cells.source}: obs[{cells.donor!r}] is missing for {missing} cells; fill it, or leave data.donor unset")
+        raise CellsError(
+            f"{cells.source}: obs[{cells.donor!r}] is missing for {missing} cells; fill it, or leave data.donor unset"
+        )
 
 
 def _sizes(sizes: dict[str, int]) -> str:

@@ -1,4 +1,6 @@
-"""An AnnData, in memory or in a file, as the places where counts may be and the tables that describe cells and genes."""
+"""An AnnData, in memory or in a file, as the places where counts may be and the tables that
+describe cells and genes.
+"""
 
 import importlib.util
 import warnings
@@ -65,7 +67,9 @@ class MemorySource(Source):
         from anndata import AnnData
 
         if not isinstance(data, AnnData):
-            raise CellsError(f"{name}: expected an AnnData, got {type(data).__name__}; read one with anndata.read_h5ad")
+            raise CellsError(
+                f"{name}: expected an AnnData, got {type(data).__name__}; read one with anndata.read_h5ad"
+            )
         self.name, self.obs, self._data = name, data.obs, data
         self.layers = tuple(map(str, data.layers))
         self.has_x, self.has_raw = data.X is not None, data.raw is not None
@@ -74,7 +78,9 @@ class MemorySource(Source):
 
     def matrix(self, place: str) -> Matrix:
         if place not in self._matrices:
-            values = {"X": lambda: self._data.X, "raw": lambda: self._data.raw.X}.get(place, lambda: self._data.layers[place])()
+            values = {"X": lambda: self._data.X, "raw": lambda: self._data.raw.X}.get(
+                place, lambda: self._data.layers[place]
+            )()
             self._matrices[place] = MemoryMatrix(values)
         return self._matrices[place]
 
@@ -127,24 +133,39 @@ def _read(path: Path) -> Source:
         from anndata import read_h5ad
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a layout that was current when the file was written
+            warnings.simplefilter(
+                "ignore"
+            )  # of a layout that was current when the file was written
             return MemorySource(read_h5ad(path), path.name)
     except CellsError:
         raise
-    except Exception as error:  # h5py and anndata raise anything from OSError to KeyError on a file that is something else
+    # h5py and anndata raise anything from OSError to KeyError on a file that is something else
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CellsError(f"{path}: not an AnnData file ({reason}); write one with anndata's write_h5ad") from error
+        raise CellsError(
+            f"{path}: not an AnnData file ({reason}); write one with anndata's write_h5ad"
+        ) from error
 
 
 def _is_current(path: Path) -> bool:
-    """Whether parts can be read by themselves: every one says what it is, as anndata has written them since 0.7."""
+    """Whether parts can be read by themselves: every one says what it is, as anndata has written
+    them since 0.7.
+    """
     import h5py
 
     with h5py.File(path, "r") as file:
         if "obs" not in file or "var" not in file:
-            raise CellsError(f"{path}: not an AnnData file (no tables obs and var in it); write one with anndata's write_h5ad")
-        values = [key for key in ("X", "raw/X", *(f"layers/{name}" for name in file.get("layers", ()))) if key in file]
-        return "raw.X" not in file and all("encoding-type" in file[key].attrs for key in ("obs", "var", *values))
+            raise CellsError(
+                f"{path}: not an AnnData file (no tables obs and var in it); write one with anndata's write_h5ad"
+            )
+        values = [
+            key
+            for key in ("X", "raw/X", *(f"layers/{name}" for name in file.get("layers", ())))
+            if key in file
+        ]
+        return "raw.X" not in file and all(
+            "encoding-type" in file[key].attrs for key in ("obs", "var", *values)
+        )
 
 
 def _has_values(file: Any, key: str) -> bool:
@@ -154,7 +175,9 @@ def _has_values(file: Any, key: str) -> bool:
 def _example() -> Source:
     package = importlib.util.find_spec("scanpy")  # importing it takes seconds
     if package is None:
-        raise CellsError("data.path: not given, and the example cells come with the package scanpy; install it, or give an .h5ad file")
+        raise CellsError(
+            "data.path: not given, and the example cells come with the package scanpy; install it, or give an .h5ad file"
+        )
     file = Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
     if file.is_file():
         source = _read(file)

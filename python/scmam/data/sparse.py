@@ -35,14 +35,21 @@ class SparseExpression:
 
 
 def sparse_expression(cells: Cells) -> SparseExpression:
-    """log1p of counts per 10k of all cells: ``log(1 + 10000 count / depth)``, the depth being the cell's total count.
+    """log1p of counts per 10k of all cells: ``log(1 + 10000 count / depth)``, the depth being the
+    cell's total count.
 
     Raises:
         CellsError: there is not a single count.
     """
     rows = cells.counts.whole()
     if not rows.nnz:
-        raise CellsError(f"{cells.source}: holds nothing but zeros for the genes that are taken; take other genes, or another file")
+        raise CellsError(
+            f"{cells.source}: holds nothing but zeros for the genes that are taken; take other genes, or another file"
+        )
     scale = COUNTS_PER / np.maximum(cells.depth, 1.0)
     values = np.log1p(rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)
-    return SparseExpression(as_tensor(csr_matrix((values, rows.indices, rows.indptr), shape=rows.shape)), cells.genes, cells.source)
+    return SparseExpression(
+        as_tensor(csr_matrix((values, rows.indices, rows.indptr), shape=rows.shape)),
+        cells.genes,
+        cells.source,
+    )

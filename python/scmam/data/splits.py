@@ -9,7 +9,8 @@ SHOWN = 10  # classes that a message lists at most
 
 
 def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified k folds of the labelled cells; cells of one donor stay together where donors are known.
+    """Stratified k folds of the labelled cells; cells of one donor stay together where donors are
+    known.
 
     Args:
         cells: with labels.
@@ -17,8 +18,8 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
         seed: of the split.
 
     Returns:
-        (train, test) for each fold, int64 positions among the cells. Every labelled cell is in one test set; cells without a label are in
-        none.
+        (train, test) for each fold, int64 positions among the cells. Every labelled cell is in one
+        test set; cells without a label are in none.
 
     Raises:
         CellsError: no labels, a class with fewer cells than folds, or fewer donors than folds.
@@ -27,7 +28,9 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
 
     labelled = np.flatnonzero(cells.codes >= 0)
     if len(cells.classes) < 2:
-        raise CellsError(f"{cells.source}: folds need labels of at least two classes; set data.label to a column with cell types")
+        raise CellsError(
+            f"{cells.source}: folds need labels of at least two classes; set data.label to a column with cell types"
+        )
     small = {name: size for name, size in cells.class_sizes.items() if 0 < size < num_folds}
     if small:
         shown = ", ".join(f"{name} ({size})" for name, size in list(small.items())[:SHOWN])
@@ -46,7 +49,9 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
                 f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, fewer than the {num_folds} folds; set"
                 " evaluation.folds lower, or leave data.donor unset"
             )
-        splits = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(codes, codes, donors)
+        splits = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(
+            codes, codes, donors
+        )
     return [(labelled[train], labelled[test]) for train, test in splits]
 
 
@@ -55,12 +60,13 @@ def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray
 
     Args:
         cells: with labels.
-        share: of the labelled cells that is set aside, of every class alike; whole donors where donors are known, as near to the share as
-            they allow. 0 sets none aside.
+        share: of the labelled cells that is set aside, of every class alike; whole donors where
+            donors are known, as near to the share as they allow. 0 sets none aside.
         seed: of the choice.
 
     Returns:
-        (rest, development), int64 positions among the cells, ascending; cells without a label are in neither.
+        (rest, development), int64 positions among the cells, ascending; cells without a label are
+        in neither.
 
     Raises:
         CellsError: fewer donors than ``1 / share``.
@@ -77,14 +83,21 @@ def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray
                 f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, too few to set {share:g} of the cells aside;"
                 " set evaluation.development higher or to 0, or leave data.donor unset"
             )
-        aside[next(StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(codes, codes, donors))[1]] = True
+        aside[
+            next(
+                StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(
+                    codes, codes, donors
+                )
+            )[1]
+        ] = True
     elif share:
         aside[stratified(codes, round(share * len(codes)), seed)] = True
     return labelled[~aside], labelled[aside]
 
 
 def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """So many of the cells, of every class in proportion, at random; a class has at least one where there are that many.
+    """So many of the cells, of every class in proportion, at random; a class has at least one where
+    there are that many.
 
     Args:
         codes: (n,) int64 classes.
@@ -105,8 +118,8 @@ def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
 def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells to train on, and cells to watch the loss on.
 
-    Whole donors are kept aside where there are enough of them for the share; else cells at random. At least one cell is kept aside, and at
-    least one is left, unless the share is 0.
+    Whole donors are kept aside where there are enough of them for the share; else cells at random.
+    At least one cell is kept aside, and at least one is left, unless the share is 0.
 
     Args:
         cells: labels play no part.
@@ -124,7 +137,9 @@ def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarr
     if not share:
         return everything, everything[:0]
     if count < 2:
-        raise CellsError(f"{cells.source}: {count} cells cannot be split; set training.validation to 0")
+        raise CellsError(
+            f"{cells.source}: {count} cells cannot be split; set training.validation to 0"
+        )
     random = np.random.default_rng(seed)
     donors = np.unique(cells.donors) if cells.donors is not None else np.empty(0)
     aside = round(share * len(donors))

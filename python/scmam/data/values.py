@@ -1,4 +1,6 @@
-"""What the values of a matrix are (raw counts, their logarithm, scaled values), and how to come back to counts."""
+"""What the values of a matrix are (raw counts, their logarithm, scaled values), and how to come
+back to counts.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,10 +9,19 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 COUNTS_PER = 1e4
-EQUAL = 1e-3  # totals of cells that were normalised to the same sum differ by less than this, relative to the median
-LARGEST_LOG = 15.0  # natural logarithm of 3 million: a larger value was never the log of a normalised count
-TIGHT, LOOSE = 0.05, 0.25  # recovered counts: nearly all are this close to a whole number, and none further than the second
-FEW = 0.01  # the share that may be further than `TIGHT`; values that are no counts at all are at 0.25 on average
+# totals of cells that were normalised to the same sum differ by less than this, relative to the
+# median
+EQUAL = 1e-3
+LARGEST_LOG = (
+    15.0  # natural logarithm of 3 million: a larger value was never the log of a normalised count
+)
+TIGHT, LOOSE = (
+    0.05,
+    0.25,
+)  # recovered counts: nearly all are this close to a whole number, and none further than the second
+# the share that may be further than `TIGHT`; values that are no counts at all are at 0.25 on
+# average
+FEW = 0.01
 
 
 @dataclass
@@ -34,18 +45,26 @@ class Look:
         self.not_finite += int(len(data) - np.count_nonzero(finite))
         data = data if finite.all() else data[finite]
         if len(data):
-            self.smallest, self.largest = min(self.smallest, float(data.min())), max(self.largest, float(data.max()))
+            self.smallest, self.largest = (
+                min(self.smallest, float(data.min())),
+                max(self.largest, float(data.max())),
+            )
             self.fractions += int(np.count_nonzero(data != np.rint(data)))
         if not self.not_finite:
             self.sums.append(np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel())
             if self.fractions and self.smallest >= 0 and self.largest <= LARGEST_LOG:
-                self.unlogged_sums.append(np.asarray(_with_data(rows, np.expm1(rows.data.astype(np.float64))).sum(axis=1)).ravel())
+                self.unlogged_sums.append(
+                    np.asarray(
+                        _with_data(rows, np.expm1(rows.data.astype(np.float64))).sum(axis=1)
+                    ).ravel()
+                )
         return self
 
     @property
     def kind(self) -> str:
-        """``"unusable"`` (NaN, infinite), ``"empty"``, ``"scaled"`` (negative values), ``"counts"``, ``"normalised"`` (equal sums),
-        ``"log1p"`` (of a range that fits), or ``"fractional"`` (none of these)."""
+        """``"unusable"`` (NaN, infinite), ``"empty"``, ``"scaled"`` (negative values),
+        ``"counts"``, ``"normalised"`` (equal sums), ``"log1p"`` (of a range that fits), or
+        ``"fractional"`` (none of these)."""
         if self.not_finite:
             return "unusable"
         if not self.stored:
@@ -56,7 +75,11 @@ class Look:
             return "counts"
         if equal_total(self.sums) is not None:
             return "normalised"
-        return "log1p" if self.largest <= LARGEST_LOG and self.fractions > self.stored / 2 else "fractional"
+        return (
+            "log1p"
+            if self.largest <= LARGEST_LOG and self.fractions > self.stored / 2
+            else "fractional"
+        )
 
     def in_words(self) -> str:
         """Of a kind, for a sentence that begins with where it is."""
@@ -95,9 +118,11 @@ class Conversion:
     """From normalised values to counts (exact, by rounding), or to counts per 10k.
 
     Attributes:
-        log: values are ``log(1 + normalised) / log_of_base``; else they are normalised counts as they are.
+        log: values are ``log(1 + normalised) / log_of_base``; else they are normalised counts as
+            they are.
         log_of_base: natural logarithm of the logarithm's base.
-        scale: what a normalised count is multiplied with: a number, or (cells of the file,) float64.
+        scale: what a normalised count is multiplied with: a number, or (cells of the file,)
+            float64.
         rounded: whether the result is rounded to whole numbers.
     """
 
@@ -154,7 +179,12 @@ class Rounding:
     @property
     def tight(self) -> bool:
         """Whether these can only be counts."""
-        return self.values > 0 and not self.vanished and self.largest <= LOOSE and self.loose <= FEW * self.values
+        return (
+            self.values > 0
+            and not self.vanished
+            and self.largest <= LOOSE
+            and self.loose <= FEW * self.values
+        )
 
 
 def _with_data(rows: csr_matrix, data: np.ndarray) -> csr_matrix:

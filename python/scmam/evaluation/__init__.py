@@ -1,11 +1,14 @@
-"""Cell-type classification from a pretrained encoder, by cross-validation, and the baselines that it is measured against.
+"""Cell-type classification from a pretrained encoder, by cross-validation, and the baselines that
+it is measured against.
 
 - ``linear-probe``: logistic regression on the frozen features.
-- ``fine-tuning``: embeddings, the last encoder block and a two-layer head are trained, all else is frozen.
-- baselines ``logistic-regression`` and ``pca``: classifiers of the log-normalised counts themselves.
+- ``fine-tuning``: embeddings, the last encoder block and a two-layer head are trained, all else is
+  frozen.
+- baselines ``logistic-regression`` and ``pca``: classifiers of the log-normalised counts
+  themselves.
 
-`evaluate` writes ``evaluation/linear-probe.json``, ``evaluation/fine-tuning.json`` (an `Evaluation` each) and ``evaluation/embedding.npz``
-into a run folder.
+`evaluate` writes ``evaluation/linear-probe.json``, ``evaluation/fine-tuning.json`` (an `Evaluation`
+each) and ``evaluation/embedding.npz`` into a run folder.
 """
 
 from typing import Any
@@ -40,7 +43,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch and scikit-learn are loaded when they are needed: a report reads scores, and needs neither.
+    # torch and scikit-learn are loaded when they are needed: a report reads scores, and needs
+    # neither.
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ..data import Cells
 
 Predict = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
-"""(fold, train, test) -> codes of the test cells; train and test are int64 positions among the labelled cells."""
+"""(fold, train, test) -> codes of the test cells; train and test are int64 positions among the
+labelled cells.
+"""
 Say = Callable[[str], None]
 
 
@@ -26,7 +28,8 @@ def silent(_: str) -> None:
 
 
 def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
-    """(n,) int64 positions of the cells that are scored: those with a label, or the part of them that ``settings.part`` names.
+    """(n,) int64 positions of the cells that are scored: those with a label, or the part of them
+    that ``settings.part`` names.
 
     Raises:
         CellsError: too few donors for the share that is set aside.
@@ -42,7 +45,12 @@ def scored(cells: "Cells", settings: Settings) -> "Cells":
 
 
 def cross_validate(
-    method: str, cells: "Cells", settings: Settings, predict: Predict, recorded: dict[str, Any], say: Say = silent
+    method: str,
+    cells: "Cells",
+    settings: Settings,
+    predict: Predict,
+    recorded: dict[str, Any],
+    say: Say = silent,
 ) -> Evaluation:
     """Score a method on the folds of ``settings.folds`` and ``settings.fold_seed``.
 
@@ -50,29 +58,43 @@ def cross_validate(
         method: its name.
         cells: from `scored`.
         settings: of the evaluation.
-        predict: fits on the training cells and predicts the test cells, which it must not look at otherwise.
+        predict: fits on the training cells and predicts the test cells, which it must not look at
+            otherwise.
         recorded: what goes into `Evaluation.settings`.
         say: is told of each fold.
 
     Raises:
-        CellsError: the cells do not allow these folds, or a fold (donors kept together) would train on one class.
+        CellsError: the cells do not allow these folds, or a fold (donors kept together) would train
+            on one class.
     """
     scores = []
     for number, (train, test) in enumerate(folds(cells, settings.folds, settings.fold_seed)):
         if settings.train_cells is not None:
-            train = train[stratified(cells.codes[train], settings.train_cells, settings.fold_seed + number)]
+            train = train[
+                stratified(cells.codes[train], settings.train_cells, settings.fold_seed + number)
+            ]
         _require_classes(cells, number, train)
         begin = time.perf_counter()
         predicted = predict(number, train, test)
         seconds = time.perf_counter() - begin
         truth = cells.codes[test]
-        scores.append(score(number, truth, predicted, len(cells.classes), train_cells=len(train), seconds=seconds))
+        scores.append(
+            score(
+                number,
+                truth,
+                predicted,
+                len(cells.classes),
+                train_cells=len(train),
+                seconds=seconds,
+            )
+        )
         say(_line(method, scores[-1], settings.folds))
     return Evaluation(method, cells.classes, tuple(scores), recorded)
 
 
 def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
-    """What decides the scores of a method, for `Evaluation.settings`: the cells, the folds, and what the method adds.
+    """What decides the scores of a method, for `Evaluation.settings`: the cells, the folds, and
+    what the method adds.
 
     Args:
         cells: from `scored`.
@@ -80,7 +102,11 @@ def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> di
     content = hashlib.sha256()
     for part in (cells.cell_ids, cells.codes, cells.depth):
         content.update(np.ascontiguousarray(part).tobytes())
-    for names in (cells.genes, cells.classes, () if cells.donors is None else cells.donors.tolist()):
+    for names in (
+        cells.genes,
+        cells.classes,
+        () if cells.donors is None else cells.donors.tolist(),
+    ):
         content.update("\n".join(names).encode() + b"\0")
     return {
         "method": method,

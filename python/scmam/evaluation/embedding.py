@@ -17,7 +17,9 @@ TOLD_EVERY = 20_000
 """Cells between lines of progress."""
 
 
-def sequence_reader(pretraining: Pretraining, cells: "Cells", max_tokens: int | None) -> SequenceReader:
+def sequence_reader(
+    pretraining: Pretraining, cells: "Cells", max_tokens: int | None
+) -> SequenceReader:
     """The reader of cells for a pretrained model, on its device.
 
     Raises:
@@ -29,17 +31,26 @@ def sequence_reader(pretraining: Pretraining, cells: "Cells", max_tokens: int | 
             " cells with the genes.txt of its run as data.vocabulary"
         )
     device = next(pretraining.model.parameters()).device
-    return SequenceReader(cells, pretraining.transform, token_limit(pretraining.model.max_encoder_tokens, max_tokens), device)
+    return SequenceReader(
+        cells,
+        pretraining.transform,
+        token_limit(pretraining.model.max_encoder_tokens, max_tokens),
+        device,
+    )
 
 
 @torch.inference_mode()
-def embed(pretraining: Pretraining, cells: "Cells", *, max_tokens: int | None = None, say: Say = silent) -> np.ndarray:
-    """`Pretraining.features` of cells, without gradient, dropout, masking or context; memory beyond the result is bounded.
+def embed(
+    pretraining: Pretraining, cells: "Cells", *, max_tokens: int | None = None, say: Say = silent
+) -> np.ndarray:
+    """`Pretraining.features` of cells, without gradient, dropout, masking or context; memory beyond
+    the result is bounded.
 
     Args:
         pretraining: in evaluation or training mode, which is left as it is.
         cells: with the genes of the model.
-        max_tokens: non-zero genes of a cell that are read at most, the largest; None: as many as the model reads.
+        max_tokens: non-zero genes of a cell that are read at most, the largest; None: as many as
+            the model reads.
         say: is told of the progress.
 
     Returns:
@@ -56,7 +67,9 @@ def embed(pretraining: Pretraining, cells: "Cells", *, max_tokens: int | None = 
     model.eval()
     try:
         for part in reader.parts(np.arange(len(cells))):
-            features[part.positions] = model.pool(model.encode(part.sequences, part.depth)).float().cpu().numpy()
+            features[part.positions] = (
+                model.pool(model.encode(part.sequences, part.depth)).float().cpu().numpy()
+            )
             count += len(part.positions)
             if count // TOLD_EVERY > told:
                 told = count // TOLD_EVERY
@@ -64,5 +77,7 @@ def embed(pretraining: Pretraining, cells: "Cells", *, max_tokens: int | None = 
     finally:
         model.train(mode)
     if not np.isfinite(features).all():
-        raise RunError("features: the model gives values that are not finite, so its training diverged; pretrain with a lower training.lr")
+        raise RunError(
+            "features: the model gives values that are not finite, so its training diverged; pretrain with a lower training.lr"
+        )
     return features

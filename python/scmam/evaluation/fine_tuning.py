@@ -1,4 +1,6 @@
-"""Partial fine-tuning: embeddings, the last encoder block and a two-layer head learn to tell cell types; the rest is frozen."""
+"""Partial fine-tuning: embeddings, the last encoder block and a two-layer head learn to tell cell
+types; the rest is frozen.
+"""
 
 import copy
 import math
@@ -11,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mam_kernels.randomness import substream
+from mam_kernels.sequences import Sequences
+
 from ..config import Evaluation as Settings
 from ..errors import RunError
 from ..model import CellModel
 from ..objective import Pretraining
-from ..randomness import substream
-from ..sequences import Sequences
 from .cross_validation import Say, cross_validate, describe, scored, silent
 from .embedding import embed, sequence_reader
 from .reading import SequenceReader
@@ -31,37 +34,54 @@ WARMUP = 0.1
 WEIGHT_DECAY = 0.01
 CLIP = 1.0
 HEAD_EPOCHS = 50
-"""Of the head alone, on features that are computed once, before the rest learns with it (linear probing, then fine-tuning: Kumar et al.,
-ICLR 2022). A random head would first spoil what was pretrained. Measured on pbmc68k_reduced with 10 epochs: macro-F1 .61 with it, .49
-without, for a twentieth of the time."""
+"""Of the head alone, on features that are computed once, before the rest learns with it (linear
+probing, then fine-tuning: Kumar et al., ICLR 2022). A random head would first spoil what was
+pretrained. Measured on pbmc68k_reduced with 10 epochs: macro-F1 .61 with it, .49 without, for a
+twentieth of the time."""
 LEAST_VARIANCE = 1e-2
-"""Of a principal axis of the features, in units of the mean over axes: added to its variance, so that axes of mere rounding stay small."""
+"""Of a principal axis of the features, in units of the mean over axes: added to its variance, so
+that axes of mere rounding stay small.
+"""
 
 
 class Classifier(nn.Module):
     """A pretrained encoder and a head: classes from the pooled features.
 
     Args:
-        model: its embedding, last encoder block and final norm will be trained, everything else is frozen. Taken as it is, not copied.
+        model: its embedding, last encoder block and final norm will be trained, everything else is
+            frozen. Taken as it is, not copied.
         hidden: units of the head's first layer.
         num_classes: of its second.
         mean: (feature_dim,) of the features of the training cells before fine-tuning.
-        axes: (feature_dim, feature_dim), what whitens or standardises them: the head reads ``(features - mean) @ axes``.
+        axes: (feature_dim, feature_dim), what whitens or standardises them: the head reads
+            ``(features - mean) @ axes``.
     """
 
-    def __init__(self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, axes: Tensor) -> None:
+    def __init__(
+        self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, axes: Tensor
+    ) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", mean)
         self.register_buffer("axes", axes)
-        self.head = nn.Sequential(nn.Linear(model.feature_dim, hidden), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(hidden, num_classes))
+        self.head = nn.Sequential(
+            nn.Linear(model.feature_dim, hidden),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(hidden, num_classes),
+        )
         model.requires_grad_(False)
         for part in self.trained():
             part.requires_grad_(True)
 
     def trained(self) -> tuple[nn.Module, ...]:
         """What learns."""
-        return self.model.embedding, self.model.encoder.blocks[-1], self.model.encoder.norm, self.head
+        return (
+            self.model.embedding,
+            self.model.encoder.blocks[-1],
+            self.model.encoder.norm,
+            self.head,
+        )
 
     def forward(self, sequences: Sequences, depth: Tensor) -> Tensor:
         """Logits (B, classes) of sequences (B, T) and depth (B,)."""
@@ -72,19 +92,29 @@ class Classifier(nn.Module):
         return self.head((features - self.mean) @ self.axes)
 
 
-def fine_tune(pretraining: Pretraining, cells: "Cells", settings: Settings, seed: int = 0, *, say: Say = silent) -> Evaluation:
-    """Fine-tune on the training cells of each fold, each time from the pretrained weights, and score on its test cells.
+def fine_tune(
+    pretraining: Pretraining,
+    cells: "Cells",
+    settings: Settings,
+    seed: int = 0,
+    *,
+    say: Say = silent,
+) -> Evaluation:
+    """Fine-tune on the training cells of each fold, each time from the pretrained weights, and
+    score on its test cells.
 
-    AdamW minimises the plain cross-entropy for a fixed number of epochs; the learning rate rises from 0 in the first tenth of the steps and
-    falls to 0 along a cosine. Before that, the head alone learns in the same way. The masking module has no part in it. The same
-    (seed, fold) gives the same scores: to the bit with as many threads of a CPU, to rounding on a GPU, which sums the gradients of
-    embeddings in no fixed order.
+    AdamW minimises the plain cross-entropy for a fixed number of epochs; the learning rate rises
+    from 0 in the first tenth of the steps and falls to 0 along a cosine. Before that, the head
+    alone learns in the same way. The masking module has no part in it. The same (seed, fold) gives
+    the same scores: to the bit with as many threads of a CPU, to rounding on a GPU, which sums the
+    gradients of embeddings in no fixed order.
 
     Args:
         pretraining: stays as it is; the work is done on its device.
         cells: with the genes of the model, and labels; cells without one are left out.
         settings: the `evaluation` section of a configuration.
-        seed: of the pretraining; with the number of the fold it decides the head's first weights, the order of the cells and the dropout.
+        seed: of the pretraining; with the number of the fold it decides the head's first weights,
+            the order of the cells and the dropout.
         say: is told of each fold.
 
     Raises:
@@ -92,23 +122,42 @@ def fine_tune(pretraining: Pretraining, cells: "Cells", settings: Settings, seed
         RunError: it diverges.
     """
     cells = scored(cells, settings)
-    return fine_tune_from(embed(pretraining, cells, max_tokens=settings.max_tokens, say=say), pretraining, cells, settings, seed, say=say)
+    return fine_tune_from(
+        embed(pretraining, cells, max_tokens=settings.max_tokens, say=say),
+        pretraining,
+        cells,
+        settings,
+        seed,
+        say=say,
+    )
 
 
 def fine_tune_from(
-    features: np.ndarray, pretraining: Pretraining, cells: "Cells", settings: Settings, seed: int, *, say: Say = silent
+    features: np.ndarray,
+    pretraining: Pretraining,
+    cells: "Cells",
+    settings: Settings,
+    seed: int,
+    *,
+    say: Say = silent,
 ) -> Evaluation:
-    """`fine_tune` of cells that all have a label, with their features (cells, F) before fine-tuning."""
+    """`fine_tune` of cells that all have a label, with their features (cells, F) before
+    fine-tuning.
+    """
     reader = sequence_reader(pretraining, cells, settings.max_tokens)
 
     def predict(fold: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         with _seeded(substream(seed, f"fine-tuning fold {fold}"), reader.device) as order:
-            classifier = _classifier(pretraining.model, features[train], settings, len(cells.classes)).to(reader.device)
+            classifier = _classifier(
+                pretraining.model, features[train], settings, len(cells.classes)
+            ).to(reader.device)
             fit_head(classifier, features[train], cells.codes[train], settings, order)
             fit(classifier, reader, train, cells.codes, settings, order)
             return predictions(classifier, reader, test)
 
-    return cross_validate(METHOD, cells, settings, predict, fine_tuning_record(cells, settings, seed), say)
+    return cross_validate(
+        METHOD, cells, settings, predict, fine_tuning_record(cells, settings, seed), say
+    )
 
 
 def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
@@ -134,9 +183,19 @@ def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[st
     )
 
 
-def fit_head(classifier: Classifier, features: np.ndarray, codes: np.ndarray, settings: Settings, order: torch.Generator) -> None:
-    """Train the head alone, in place, on features of the training cells (n, F) and their classes (n,)."""
-    inputs, targets = (torch.from_numpy(array).to(classifier.mean.device) for array in (features, codes))
+def fit_head(
+    classifier: Classifier,
+    features: np.ndarray,
+    codes: np.ndarray,
+    settings: Settings,
+    order: torch.Generator,
+) -> None:
+    """Train the head alone, in place, on features of the training cells (n, F) and their classes
+    (n,).
+    """
+    inputs, targets = (
+        torch.from_numpy(array).to(classifier.mean.device) for array in (features, codes)
+    )
     descent = _Descent(list(classifier.head.parameters()), HEAD_EPOCHS, len(features), settings)
     classifier.train()
     for _ in range(HEAD_EPOCHS):
@@ -146,12 +205,17 @@ def fit_head(classifier: Classifier, features: np.ndarray, codes: np.ndarray, se
 
 
 def fit(
-    classifier: Classifier, reader: SequenceReader, train: np.ndarray, codes: np.ndarray, settings: Settings, order: torch.Generator
+    classifier: Classifier,
+    reader: SequenceReader,
+    train: np.ndarray,
+    codes: np.ndarray,
+    settings: Settings,
+    order: torch.Generator,
 ) -> None:
     """Train the parts of `Classifier.trained` together, in place.
 
-    A loop of its own rather than Lightning's: a fold takes seconds, of which setting up a Trainer would be a good share, and there is
-    nothing to checkpoint or to log.
+    A loop of its own rather than Lightning's: a fold takes seconds, of which setting up a Trainer
+    would be a good share, and there is nothing to checkpoint or to log.
 
     Args:
         train: (n,) int64 positions of the cells to train on.
@@ -164,11 +228,14 @@ def fit(
     for _ in range(settings.epochs):
         for chosen in torch.randperm(len(train), generator=order).split(settings.batch_size):
             batch = train[chosen.numpy()]
-            # The batch is random, for an unbiased gradient, and split by length, so that hardly any of the work goes into padding.
+            # The batch is random, for an unbiased gradient, and split by length, so that hardly any
+            # of the work goes into padding.
             with descent.step():
                 for part in reader.parts(batch):
                     target = torch.from_numpy(codes[batch[part.positions]]).to(reader.device)
-                    loss = F.cross_entropy(classifier(part.sequences, part.depth), target, reduction="sum") / len(batch)
+                    loss = F.cross_entropy(
+                        classifier(part.sequences, part.depth), target, reduction="sum"
+                    ) / len(batch)
                     loss.backward()
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise RunError(f"fine-tuning: diverged at evaluation.lr = {settings.lr:g}; set a lower one")
@@ -180,18 +247,26 @@ def predictions(classifier: Classifier, reader: SequenceReader, indices: np.ndar
     classifier.eval()
     predicted = np.empty(len(indices), dtype=np.int64)
     for part in reader.parts(indices):
-        predicted[part.positions] = classifier(part.sequences, part.depth).argmax(dim=1).cpu().numpy()
+        predicted[part.positions] = (
+            classifier(part.sequences, part.depth).argmax(dim=1).cpu().numpy()
+        )
     return predicted
 
 
 class _Descent:
-    """AdamW with clipped gradients, and a learning rate that rises and falls over a number of epochs of ``cells`` cells."""
+    """AdamW with clipped gradients, and a learning rate that rises and falls over a number of
+    epochs of ``cells`` cells.
+    """
 
-    def __init__(self, parameters: list[nn.Parameter], epochs: int, cells: int, settings: Settings) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], epochs: int, cells: int, settings: Settings
+    ) -> None:
         steps = epochs * math.ceil(cells / settings.batch_size)
         self.parameters = parameters
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: learning_rate(step, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate(step, steps)
+        )
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -212,12 +287,15 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and axes (F, F) that turn features (n, F) into uncorrelated ones of variance ``v / (v + LEAST_VARIANCE * mean v)``.
+    """Mean (F,) and axes (F, F) that turn features (n, F) into uncorrelated ones of variance ``v /
+    (v + LEAST_VARIANCE * mean v)``.
 
-    A pretrained encoder puts nearly all variance of its features into a few directions, depth above all, and what tells cell types apart
-    into the rest; a head on standardised features learns the former first. This favours pretrained encoders: at a learning rate of 1e-3,
-    macro-F1 on pbmc68k_reduced (300 genes, one seed) rose from .58 and .60 to .67 and .66, of an untrained one it fell from .59 to .58;
-    on standardised features at 3e-3 the untrained one reached .67. All that was tried is in benchmarks/MASKING.md.
+    A pretrained encoder puts nearly all variance of its features into a few directions, depth above
+    all, and what tells cell types apart into the rest; a head on standardised features learns the
+    former first. This favours pretrained encoders: at a learning rate of 1e-3, macro-F1 on
+    pbmc68k_reduced (300 genes, one seed) rose from .58 and .60 to .67 and .66, of an untrained one
+    it fell from .59 to .58; on standardised features at 3e-3 the untrained one reached .67. All
+    that was tried is in benchmarks/MASKING.md.
     """
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
@@ -228,24 +306,35 @@ def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def standardising(features: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and axes (F, F), which are diagonal, that turn features (n, F) into ones of variance 1; of a constant one, 0."""
+    """Mean (F,) and axes (F, F), which are diagonal, that turn features (n, F) into ones of
+    variance 1; of a constant one, 0.
+    """
     features = features.astype(np.float64)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
-    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > np.finfo(np.float32).eps * np.abs(mean))
+    scale = np.divide(
+        1.0,
+        deviation,
+        out=np.zeros_like(deviation),
+        where=deviation > np.finfo(np.float32).eps * np.abs(mean),
+    )
     return torch.from_numpy(mean).float(), torch.from_numpy(np.diag(scale)).float()
 
 
 HEAD_INPUTS = {"whitened": whitening, "standardised": standardising}
 
 
-def _classifier(model: CellModel, features: np.ndarray, settings: Settings, num_classes: int) -> Classifier:
+def _classifier(
+    model: CellModel, features: np.ndarray, settings: Settings, num_classes: int
+) -> Classifier:
     mean, axes = HEAD_INPUTS[settings.head_input](features)
     return Classifier(copy.deepcopy(model), settings.hidden, num_classes, mean, axes)
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
-    """Torch's generators at a seed, for initial weights and dropout, and as they were afterwards; yields one for the order of cells."""
+    """Torch's generators at a seed, for initial weights and dropout, and as they were afterwards;
+    yields one for the order of cells.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)

@@ -40,7 +40,9 @@ class Method(NamedTuple):
 
 METHODS = {
     probing.METHOD: Method(
-        lambda features, _, cells, settings, seed, say: probing.probe_features(features, cells, settings, seed, say=say),
+        lambda features, _, cells, settings, seed, say: probing.probe_features(
+            features, cells, settings, seed, say=say
+        ),
         probing.probe_record,
     ),
     fine_tuning.METHOD: Method(
@@ -53,17 +55,24 @@ METHODS = {
 
 
 def evaluate(
-    run: "Run", cells: Cells, settings: Settings, *, methods: Sequence[str] | None = None, progress: bool = True
+    run: "Run",
+    cells: Cells,
+    settings: Settings,
+    *,
+    methods: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> dict[str, Evaluation]:
     """Score a finished run by cross-validation, and write what comes out into ``<run>/evaluation``.
 
-    Files: ``<method>.json`` (an `Evaluation`) for each method, and ``embedding.npz``: features float16 (cells, F), codes int64 (cells,; -1
-    without a label), classes, cell_ids int64, and settings (JSON). Each appears whole or not at all. What is there for the same cells,
-    settings and weights is not computed again.
+    Files: ``<method>.json`` (an `Evaluation`) for each method, and ``embedding.npz``: features
+        float16 (cells, F), codes int64 (cells,; -1
+    without a label), classes, cell_ids int64, and settings (JSON). Each appears whole or not at
+    all. What is there for the same cells, settings and weights is not computed again.
 
     Args:
         run: opened with ``scmam.runs.open_run``; done.
-        cells: labelled; its genes are those of the run, in any order, and may be more. Cells without a label are embedded, not scored.
+        cells: labelled; its genes are those of the run, in any order, and may be more. Cells
+            without a label are embedded, not scored.
         settings: the `evaluation` section of a configuration.
         methods: of "linear-probe" and "fine-tuning"; None: ``settings.methods``.
         progress: print a line for each fold.
@@ -80,15 +89,30 @@ def evaluate(
     _require_methods(methods)
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
-    folds(known, settings.folds, settings.fold_seed)  # whatever is wrong with the labels is said before the work, not after
+    folds(
+        known, settings.folds, settings.fold_seed
+    )  # whatever is wrong with the labels is said before the work, not after
     say: Say = _print if progress else silent
     pretraining = run.load(_device(run.config.training.device))
-    folder, seed, weights = run.folder / FOLDER, run.config.training.seed, _digest(run.folder / WEIGHTS)
-    records = {method: {**METHODS[method].record(known, settings, seed), "weights": weights} for method in methods}
-    done = {method: found for method in methods if (found := _finished(folder / f"{method}.json", records[method], say)) is not None}
+    folder, seed, weights = (
+        run.folder / FOLDER,
+        run.config.training.seed,
+        _digest(run.folder / WEIGHTS),
+    )
+    records = {
+        method: {**METHODS[method].record(known, settings, seed), "weights": weights}
+        for method in methods
+    }
+    done = {
+        method: found
+        for method in methods
+        if (found := _finished(folder / f"{method}.json", records[method], say)) is not None
+    }
     key = _embedding_key(cells, settings, weights)
     if len(done) < len(methods) or _key_of(folder / EMBEDDING) != key:
-        features = _embedded(pretraining, cells, settings, folder, key, say)[scored_positions(cells, settings)]
+        features = _embedded(pretraining, cells, settings, folder, key, say)[
+            scored_positions(cells, settings)
+        ]
         for method in methods:
             if method not in done:
                 found = METHODS[method].run(features, pretraining, known, settings, seed, say)
@@ -122,10 +146,16 @@ def with_genes(cells: Cells, genes: tuple[str, ...], trained: Path, vocabulary: 
     chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
     counts = cells.counts
     columns = chosen if counts.columns is None else counts.columns[chosen]
-    return replace(cells, counts=Rows(counts.matrix, counts.cells, columns, counts.conversion), genes=tuple(genes))
+    return replace(
+        cells,
+        counts=Rows(counts.matrix, counts.cells, columns, counts.conversion),
+        genes=tuple(genes),
+    )
 
 
-def _embedded(pretraining: Pretraining, cells: Cells, settings: Settings, folder: Path, key: str, say: Say) -> np.ndarray:
+def _embedded(
+    pretraining: Pretraining, cells: Cells, settings: Settings, folder: Path, key: str, say: Say
+) -> np.ndarray:
     """The features of all cells, float32, written as float16 too."""
     features = embed(pretraining, cells, max_tokens=settings.max_tokens, say=say)
     buffer = io.BytesIO()
@@ -142,14 +172,25 @@ def _embedded(pretraining: Pretraining, cells: Cells, settings: Settings, folder
 
 
 def _embedding_key(cells: Cells, settings: Settings, weights: str) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(cells.cell_ids).tobytes() + np.ascontiguousarray(cells.codes).tobytes())
+    content = hashlib.sha256(
+        np.ascontiguousarray(cells.cell_ids).tobytes() + np.ascontiguousarray(cells.codes).tobytes()
+    )
     content.update(np.ascontiguousarray(cells.depth).tobytes())
     content.update("\n".join(cells.classes).encode())
-    return json.dumps({"source": cells.source, "content": content.hexdigest()[:16], "max_tokens": settings.max_tokens, "weights": weights})
+    return json.dumps(
+        {
+            "source": cells.source,
+            "content": content.hexdigest()[:16],
+            "max_tokens": settings.max_tokens,
+            "weights": weights,
+        }
+    )
 
 
 def _key_of(path: Path) -> str | None:
-    """What an embedding file was computed from; None where there is none that can be read, and it is to be written anew."""
+    """What an embedding file was computed from; None where there is none that can be read, and it
+    is to be written anew.
+    """
     if not path.is_file():
         return None
     try:
@@ -178,7 +219,9 @@ def _finished(path: Path, record: dict[str, Any], say: Say) -> Evaluation | None
 def _require_methods(methods: tuple[str, ...]) -> None:
     for method in methods:
         if method not in METHODS:
-            raise ConfigError(f"evaluation.methods: expected some of {', '.join(METHODS)}; got {method!r}")
+            raise ConfigError(
+                f"evaluation.methods: expected some of {', '.join(METHODS)}; got {method!r}"
+            )
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""Confidence intervals of means over seeds or folds, and of paired differences (Student's t distribution)."""
+"""Confidence intervals of means over seeds or folds, and of paired differences (Student's t
+distribution).
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +8,9 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence interval; both bounds are NaN for a single value, which says nothing about its spread."""
+    """A mean with its confidence interval; both bounds are NaN for a single value, which says
+    nothing about its spread.
+    """
 
     mean: float
     low: float
@@ -15,7 +19,9 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """The mean of paired differences, its confidence interval, and the two-sided p-value of the paired t test."""
+    """The mean of paired differences, its confidence interval, and the two-sided p-value of the
+    paired t test.
+    """
 
     mean: float
     low: float
@@ -25,7 +31,8 @@ class PairedDifference(NamedTuple):
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of values and its confidence interval: ``mean ± t s / sqrt(n)``, s the sample deviation, t of n - 1 degrees of freedom.
+    """The mean of values and its confidence interval: ``mean ± t s / sqrt(n)``, s the sample
+    deviation, t of n - 1 degrees of freedom.
 
     Args:
         values: at least one finite number.
@@ -39,14 +46,21 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1; got {confidence}")
     mean, error = _mean_and_error(values)
-    reach = math.nan if math.isnan(error) else float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    reach = (
+        math.nan
+        if math.isnan(error)
+        else float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    )
     return Interval(mean, mean - reach, mean + reach, len(values))
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
+) -> PairedDifference:
     """How much higher a is than b, pair by pair: ``a[i]`` and ``b[i]`` are scores of the same seed.
 
-    Differences that are all the same have no spread: the interval is the point, and the p-value 0 (1 where they are all zero).
+    Differences that are all the same have no spread: the interval is the point, and the p-value 0
+        (1 where they are all zero).
 
     Args:
         a, b: as many values each, at least one; the p-value of a single pair is NaN.

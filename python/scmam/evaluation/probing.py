@@ -15,17 +15,30 @@ if TYPE_CHECKING:
 
 METHOD = "linear-probe"
 PENALTY = 0.1
-"""Inverse strength ``C`` of the L2 penalty; with whitened features .03 and .1 were the best of .001 to 1 on three sets of cells."""
+"""Inverse strength ``C`` of the L2 penalty; with whitened features .03 and .1 were the best of .001
+to 1 on three sets of cells.
+"""
 LEAST_VARIANCE = 1e-8
-"""Of a component, relative to the largest, below which it is the rounding of float32 features and not something that they say."""
+"""Of a component, relative to the largest, below which it is the rounding of float32 features and
+not something that they say.
+"""
 ITERATIONS = 2000
 
 
-def linear_probe(pretraining: Pretraining, cells: "Cells", settings: Settings, seed: int = 0, *, say: Say = silent) -> Evaluation:
-    """Logistic regression on the frozen features, whitened by the mean and covariance of each fold's training cells.
+def linear_probe(
+    pretraining: Pretraining,
+    cells: "Cells",
+    settings: Settings,
+    seed: int = 0,
+    *,
+    say: Say = silent,
+) -> Evaluation:
+    """Logistic regression on the frozen features, whitened by the mean and covariance of each
+    fold's training cells.
 
-    Whitening (standardising along the principal axes) loses nothing that is linear. Without it, the few directions in which features of a
-    pretrained encoder vary most take up the whole L2 penalty, and the solver needs many times the steps.
+    Whitening (standardising along the principal axes) loses nothing that is linear. Without it, the
+    few directions in which features of a pretrained encoder vary most take up the whole L2 penalty,
+    and the solver needs many times the steps.
 
     Args:
         pretraining: its model is not changed.
@@ -38,10 +51,18 @@ def linear_probe(pretraining: Pretraining, cells: "Cells", settings: Settings, s
         CellsError: the labels do not allow the folds.
     """
     cells = scored(cells, settings)
-    return probe_features(embed(pretraining, cells, max_tokens=settings.max_tokens, say=say), cells, settings, seed, say=say)
+    return probe_features(
+        embed(pretraining, cells, max_tokens=settings.max_tokens, say=say),
+        cells,
+        settings,
+        seed,
+        say=say,
+    )
 
 
-def probe_features(features: np.ndarray, cells: "Cells", settings: Settings, seed: int, *, say: Say = silent) -> Evaluation:
+def probe_features(
+    features: np.ndarray, cells: "Cells", settings: Settings, seed: int, *, say: Say = silent
+) -> Evaluation:
     """`linear_probe` of features (cells, F) that are there already, of cells that all have a label."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
@@ -52,9 +73,15 @@ def probe_features(features: np.ndarray, cells: "Cells", settings: Settings, see
         axes = PCA(whiten=True, svd_solver="full").fit(features[train])
         kept = axes.explained_variance_ > LEAST_VARIANCE * axes.explained_variance_[0]
         inside, outside = (axes.transform(features[rows])[:, kept] for rows in (train, test))
-        return LogisticRegression(C=PENALTY, max_iter=ITERATIONS).fit(inside, cells.codes[train]).predict(outside)
+        return (
+            LogisticRegression(C=PENALTY, max_iter=ITERATIONS)
+            .fit(inside, cells.codes[train])
+            .predict(outside)
+        )
 
-    return cross_validate(METHOD, cells, settings, predict, probe_record(cells, settings, seed), say)
+    return cross_validate(
+        METHOD, cells, settings, predict, probe_record(cells, settings, seed), say
+    )
 
 
 def probe_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Cells as padded gene sequences, straight from their sparse rows: no dense matrix, and little padding."""
+"""Cells as padded gene sequences, straight from their sparse rows: no dense matrix, and little
+padding.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,13 +10,17 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from ..sequences import Sequences, expression
+from mam_kernels.sequences import Sequences
+
+from ..sequences import expression
 
 if TYPE_CHECKING:
     from ..data import Cells
 
 CPU_TOKENS = 4096
-"""Genes, padding included, that pass through the encoder at a time: few enough for their activations to stay in a core's cache."""
+"""Genes, padding included, that pass through the encoder at a time: few enough for their
+activations to stay in a core's cache.
+"""
 GPU_TOKENS = 65536
 """The same on a GPU, which wants more at a time and has the memory."""
 
@@ -36,11 +42,14 @@ class SequenceReader:
     Args:
         cells: whose genes are the model's.
         transform: one of ``scmam.sequences.TRANSFORMS``.
-        limit: genes of a cell that are read at most, those with the largest counts (of equal ones, the first). None: all.
+        limit: genes of a cell that are read at most, those with the largest counts (of equal ones,
+            the first). None: all.
         device: where the sequences are put.
     """
 
-    def __init__(self, cells: "Cells", transform: str, limit: int | None, device: torch.device) -> None:
+    def __init__(
+        self, cells: "Cells", transform: str, limit: int | None, device: torch.device
+    ) -> None:
         self._counts = cells.counts.loaded() if cells.counts.in_memory else cells.counts
         self._depth = torch.from_numpy(np.ascontiguousarray(cells.depth))
         self.transform, self.limit, self.device = transform, limit, device
@@ -60,17 +69,25 @@ class SequenceReader:
         lengths = np.diff(rows.indptr)
         if self.limit is not None:
             lengths = np.minimum(lengths, self.limit)
-        for positions in _alike(lengths + 1, CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS):  # + 1: the cell's own token
+        for positions in _alike(
+            lengths + 1, CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        ):  # + 1: the cell's own token
             depth = self._depth[indices[positions]]
             sequences = self._cut(_padded(rows[positions]))
             values = expression(sequences.values, depth, self.transform)
-            placed = Sequences(*(x.to(self.device) for x in (sequences.gene_ids, values, sequences.valid)))
+            placed = Sequences(
+                *(x.to(self.device) for x in (sequences.gene_ids, values, sequences.valid))
+            )
             yield Part(positions, placed, depth.to(self.device))
 
     def _cut(self, sequences: Sequences) -> Sequences:
         if self.limit is None or sequences.values.shape[1] <= self.limit:
             return sequences
-        kept = sequences.values.argsort(dim=1, descending=True, stable=True)[:, : self.limit].sort(dim=1).values
+        kept = (
+            sequences.values.argsort(dim=1, descending=True, stable=True)[:, : self.limit]
+            .sort(dim=1)
+            .values
+        )
         return Sequences(*(x.gather(1, kept) for x in sequences))
 
 
@@ -91,7 +108,9 @@ def _padded(rows: csr_matrix) -> Sequences:
 
 
 def _alike(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Positions in the order of their lengths, as many at a time as fit into so many tokens when padded to the longest; at least one."""
+    """Positions in the order of their lengths, as many at a time as fit into so many tokens when
+    padded to the longest; at least one.
+    """
     order = np.argsort(lengths, kind="stable")
     first = 0
     for end in range(1, len(order) + 1):

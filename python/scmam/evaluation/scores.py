@@ -15,7 +15,10 @@ METRICS = ("accuracy", "macro_f1", "micro_f1")
 
 @dataclass(frozen=True)
 class FoldScores:
-    """How well the test cells of a fold were classified. F1 is over all classes, 0 for one that is neither there nor predicted."""
+    """How well the test cells of a fold were classified.
+
+    F1 is over all classes, 0 for one that is neither there nor predicted.
+    """
 
     fold: int  # from 0
     accuracy: float
@@ -55,7 +58,10 @@ class Evaluation:
         return float(self.values(metric).mean())
 
     def confusion(self) -> np.ndarray:
-        """(classes, classes) int64, summed over the folds: rows = truth. Every evaluated cell is counted once."""
+        """(classes, classes) int64, summed over the folds: rows = truth.
+
+        Every evaluated cell is counted once.
+        """
         return np.sum([fold.confusion for fold in self.folds], axis=0, dtype=np.int64)
 
     def to_json(self) -> str:
@@ -71,12 +77,19 @@ class Evaluation:
         """
         try:
             stored = json.loads(text)
-            folds = tuple(FoldScores(**{field.name: _tuples(fold[field.name]) for field in fields(FoldScores)}) for fold in stored["folds"])
+            folds = tuple(
+                FoldScores(
+                    **{field.name: _tuples(fold[field.name]) for field in fields(FoldScores)}
+                )
+                for fold in stored["folds"]
+            )
             return cls(stored["method"], tuple(stored["classes"]), folds, dict(stored["settings"]))
         except KeyError as error:
             raise RunError(f"evaluation: no {error} in it; evaluate again") from error
         except (TypeError, ValueError) as error:
-            raise RunError(f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())}); evaluate again") from error
+            raise RunError(
+                f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())}); evaluate again"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
@@ -98,7 +111,15 @@ class Evaluation:
             raise RunError(f"{path}: {reason}; delete it and evaluate again") from error
 
 
-def score(fold: int, truth: np.ndarray, predicted: np.ndarray, num_classes: int, *, train_cells: int, seconds: float) -> FoldScores:
+def score(
+    fold: int,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    num_classes: int,
+    *,
+    train_cells: int,
+    seconds: float,
+) -> FoldScores:
     """Compare predictions with the truth, by scikit-learn's metrics.
 
     Args:

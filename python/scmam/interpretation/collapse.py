@@ -3,17 +3,20 @@
 ENTROPY_UNIFORM = 0.999
 """Above this share of the maximal entropy masks count as uniform.
 
-Weights whose standard deviation is ``c`` of their mean have an entropy of about ``log(L) - c^2 / 2``. At .999 and between 700 and 20,000
-positions ``c`` is 0.11 to 0.14; with 30 % of the positions hidden, the chance of being hidden then differs between genes by a tenth of
-itself, .30 +- .03."""
+Weights whose standard deviation is ``c`` of their mean have an entropy of about ``log(L) - c^2 /
+2``. At .999 and between 700 and 20,000 positions ``c`` is 0.11 to 0.14; with 30 % of the positions
+hidden, the chance of being hidden then differs between genes by a tenth of itself, .30 +- .03."""
 
 OVERLAP_ALIKE = 0.99
 """Above this mean cosine similarity latents count as attending alike.
 
-Attention vectors that deviate from a common one by ``c`` of it, each in its own way, have a cosine of ``1 / (1 + c^2)``: .99 is c = 0.1, so
-which of the latents are drawn for a mask changes the weights by less than a tenth."""
+Attention vectors that deviate from a common one by ``c`` of it, each in its own way, have a cosine
+of ``1 / (1 + c^2)``: .99 is c = 0.1, so which of the latents are drawn for a mask changes the
+weights by less than a tenth."""
 
-UNDECAYED = "training.masking_weight_decay=0, because under Adam the decay alone takes the slopes to zero"
+UNDECAYED = (
+    "training.masking_weight_decay=0, because under Adam the decay alone takes the slopes to zero"
+)
 """The first thing to try where there is a decay."""
 
 SHARPER = {
@@ -26,16 +29,22 @@ APART = {
     "mam": "masking.slope_norm=1 or larger, or masking.strategy=mam-embedding with masking.zero_ratio=0, whose latents see the gene too",
     "mam-embedding": "a larger masking.latent_dim, or a smaller masking.penalty",
 }
-"""What lets latents differ, by strategy. The temperature does not: it acts on what they attend to together."""
+"""What lets latents differ, by strategy.
+
+The temperature does not: it acts on what they attend to together.
+"""
 
 
-def collapse_warnings(strategy: str, entropy: float | None, cosine: float | None, latents: int, *, decayed: bool) -> list[str]:
+def collapse_warnings(
+    strategy: str, entropy: float | None, cosine: float | None, latents: int, *, decayed: bool
+) -> list[str]:
     """A sentence or two for each kind of collapse.
 
     Args:
         strategy: "mam" or "mam-embedding".
         entropy: of the masking distribution, over its maximum; None where there is none.
-        cosine: mean cosine similarity of the latents' attention; None where there is a single latent.
+        cosine: mean cosine similarity of the latents' attention; None where there is a single
+            latent.
         latents: how many there are.
         decayed: whether they were trained with a weight decay.
     """

@@ -26,7 +26,9 @@ class Examples:
     values: np.ndarray  # (c, G) float32: what the model sees
     mask: np.ndarray  # (c, G) bool: one mask of each, True = hidden
     hidden: np.ndarray  # (c, G) float32: share of masks that hide the gene
-    importance: np.ndarray  # (c, G) float32: what positions are drawn in proportion to, rows that sum to 1; nan where drawn uniformly
+    # (c, G) float32: what positions are drawn in proportion to, rows that sum to 1; nan where drawn
+    # uniformly
+    importance: np.ndarray
     draws: np.ndarray  # () int64: masks behind `hidden`
     genes: np.ndarray  # (G,) str
     cells: np.ndarray  # (c,) str
@@ -34,14 +36,18 @@ class Examples:
 
 
 @torch.no_grad()
-def example_masks(pretraining: Pretraining, cells: "Cells", draws: Draws, device: torch.device) -> Examples:
+def example_masks(
+    pretraining: Pretraining, cells: "Cells", draws: Draws, device: torch.device
+) -> Examples:
     """The typical cell of each of the largest types, many masks of each."""
     chosen = typical_cells(cells)
     batch = cells.batch(chosen).to(device)
     values = expression(batch.counts, batch.depth, pretraining.transform)
     latents = selecting_latents(pretraining.strategy)
     hidden, importance, first = torch.zeros_like(values), torch.zeros_like(values), None
-    for masking in Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).of(pretraining, values, batch.cell_ids):
+    for masking in Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).of(
+        pretraining, values, batch.cell_ids
+    ):
         first = masking.mask if first is None else first
         hidden += masking.mask
         logits = drawing_weights(masking, latents)
@@ -55,16 +61,22 @@ def example_masks(pretraining: Pretraining, cells: "Cells", draws: Draws, device
         draws=np.array(EXAMPLE_DRAWS),
         genes=np.array(cells.genes, dtype=str),
         cells=cells.names[chosen].astype(str),
-        cell_types=np.array([cells.classes[code] if code >= 0 else "" for code in codes], dtype=str),
+        cell_types=np.array(
+            [cells.classes[code] if code >= 0 else "" for code in codes], dtype=str
+        ),
     )
 
 
 def typical_cells(cells: "Cells") -> np.ndarray:
-    """Positions of a few cells: of each of the largest types the one of median depth; without types, spread over the depths."""
+    """Positions of a few cells: of each of the largest types the one of median depth; without
+    types, spread over the depths.
+    """
     sizes = np.bincount(cells.codes[cells.codes >= 0], minlength=len(cells.classes))
     largest = [code for code in np.argsort(-sizes, kind="stable")[:EXAMPLES] if sizes[code]]
     if not largest:
         order = np.argsort(cells.depth, kind="stable")
         return order[np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).astype(np.int64)]
     members = [np.flatnonzero(cells.codes == code) for code in largest]
-    return np.array([part[np.argsort(cells.depth[part], kind="stable")[len(part) // 2]] for part in members])
+    return np.array(
+        [part[np.argsort(cells.depth[part], kind="stable")[len(part) // 2]] for part in members]
+    )

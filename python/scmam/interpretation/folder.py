@@ -44,7 +44,9 @@ class Interpretation:
     latents: dict[str, Any]  # as in latents.json; see `summary.Summary`
     examples: Examples
     enrichment: pd.DataFrame | None  # of the genes hidden most; None: no gene sets were given
-    enrichment_beyond_expression: pd.DataFrame | None  # of the genes hidden most beyond what their expression predicts; likewise
+    enrichment_beyond_expression: (
+        pd.DataFrame | None
+    )  # of the genes hidden most beyond what their expression predicts; likewise
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -64,20 +66,24 @@ def interpret(
 ) -> Interpretation:
     """Draw masks of every cell with the weights of a run, and say what they hide.
 
-    The masks are those of the strategy, before the training adds what its encoder has no room for. They are drawn on the device of the run
-    where there is one, else on the CPU, and are the same on both. Memory is that of a batch, whatever the number of cells.
+    The masks are those of the strategy, before the training adds what its encoder has no room for.
+    They are drawn on the device of the run where there is one, else on the CPU, and are the same on
+    both. Memory is that of a batch, whatever the number of cells.
 
     Args:
         run: a finished run.
         cells: over the genes of the run, in their order.
         draws: masks of every cell.
-        gmt: a file of gene sets, to be tested for over-representation against the genes of the run; no network is used.
-        top: how many genes are tested: those hidden most, and those hidden most beyond what their expression predicts.
+        gmt: a file of gene sets, to be tested for over-representation against the genes of the run;
+            no network is used.
+        top: how many genes are tested: those hidden most, and those hidden most beyond what their
+            expression predicts.
         seed: of the masks; no training step uses the same.
         progress: whether a bar is shown.
 
     Returns:
-        The tables, which are written to ``<run>/genes`` too, in place of what was there; see the documentation of the package.
+        The tables, which are written to ``<run>/genes`` too, in place of what was there; see the
+        documentation of the package.
 
     Raises:
         CellsError: the cells are over other genes than the run.
@@ -95,7 +101,9 @@ def interpret(
         pretraining,
         cells,
         drawn,
-        rows=batch_cells(cells.num_genes, run.config.training.batch_size, masking.strategy == "mam-embedding"),
+        rows=batch_cells(
+            cells.num_genes, run.config.training.batch_size, masking.strategy == "mam-embedding"
+        ),
         split=draws_apart(masking),
         device=device,
         watch=_bar(progress),
@@ -104,17 +112,39 @@ def interpret(
     by_type = frequencies_by_type(tally, cells.genes, cells.classes)
     ranked = ranking(table)
     most = (table.nlargest(top, "hidden"), ranked.head(top))
-    enriched = [None if sets is None else over_representation(part["gene"].tolist(), sets, cells.genes) for part in most]
+    enriched = [
+        None if sets is None else over_representation(part["gene"].tolist(), sets, cells.genes)
+        for part in most
+    ]
     decayed, notes = run.config.training.decay_of_latents > 0, _notes(cells, by_type, sets)
-    summary = summarise(pretraining, masking.strategy, cells, tally, (table, by_type), notes, device, decayed=decayed)
+    summary = summarise(
+        pretraining,
+        masking.strategy,
+        cells,
+        tally,
+        (table, by_type),
+        notes,
+        device,
+        decayed=decayed,
+    )
     examples = example_masks(pretraining, cells, drawn, device)
-    found = Interpretation(run.folder / FOLDER, table, None if by_type.empty else by_type, ranked, summary.as_dict(), examples, *enriched)
+    found = Interpretation(
+        run.folder / FOLDER,
+        table,
+        None if by_type.empty else by_type,
+        ranked,
+        summary.as_dict(),
+        examples,
+        *enriched,
+    )
     _write(found, summary)
     return found
 
 
 def draws_apart(masking: Masking) -> bool:
-    """Whether a strategy draws zeros and non-zeros apart, so that a uniform mask to compare with must do the same."""
+    """Whether a strategy draws zeros and non-zeros apart, so that a uniform mask to compare with
+    must do the same.
+    """
     return masking.zero_ratio is not None or masking.strategy not in ("mam", "uniform", "none")
 
 
@@ -122,7 +152,9 @@ def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
     if draws < 1:
         raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
     if top is not None and not 1 <= top < cells.num_genes:
-        raise ConfigError(f"top: expected fewer genes than the {cells.num_genes} of the run, at least 1; got {top}")
+        raise ConfigError(
+            f"top: expected fewer genes than the {cells.num_genes} of the run, at least 1; got {top}"
+        )
     if tuple(cells.genes) == tuple(run.genes):
         return
     shared = len(set(cells.genes) & set(run.genes))
@@ -145,7 +177,9 @@ def _bar(progress: bool) -> Any:
     return partial(tqdm, desc="masks", unit="batch")
 
 
-def _notes(cells: "Cells", by_type: pd.DataFrame, sets: dict[str, tuple[str, ...]] | None) -> tuple[str, ...]:
+def _notes(
+    cells: "Cells", by_type: pd.DataFrame, sets: dict[str, tuple[str, ...]] | None
+) -> tuple[str, ...]:
     notes = [f"cells: {cells.source} ({cells.unit})"]
     without = int((cells.codes < 0).sum())
     if by_type.empty:
@@ -154,7 +188,9 @@ def _notes(cells: "Cells", by_type: pd.DataFrame, sets: dict[str, tuple[str, ...
         notes.append(f"{without} cells without a type count in the table of all cells alone")
     if sets is not None:
         shared = len({gene for members in sets.values() for gene in members})
-        notes.append(f"gene sets: {len(sets)} share a gene with the run, {shared} of its {cells.num_genes} genes in all")
+        notes.append(
+            f"gene sets: {len(sets)} share a gene with the run, {shared} of its {cells.num_genes} genes in all"
+        )
     return tuple(notes)
 
 
@@ -163,13 +199,17 @@ def _write(found: Interpretation, summary: Summary) -> None:
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=found.folder.parent))
     except OSError as error:
-        raise RunError(f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can") from error
+        raise RunError(
+            f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can"
+        ) from error
     try:
         _fill(unfinished, found, summary)
         unfinished.chmod(0o755)
         _replace(found.folder, unfinished)
     except OSError as error:
-        raise RunError(f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere") from error
+        raise RunError(
+            f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -200,11 +240,21 @@ def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:
     for name, table in tables.items():
         if table is not None:
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    (folder / "latents.json").write_text(json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "latents.json").write_text(
+        json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, **{field.name: getattr(found.examples, field.name) for field in dataclasses.fields(found.examples)})
+    np.savez_compressed(
+        arrays,
+        **{
+            field.name: getattr(found.examples, field.name)
+            for field in dataclasses.fields(found.examples)
+        },
+    )
     (folder / "masks.npz").write_bytes(arrays.getvalue())
-    figures.hidden_by_expression(folder / "hidden_by_expression.png", found.frequencies, found.ranking, summary)
+    figures.hidden_by_expression(
+        folder / "hidden_by_expression.png", found.frequencies, found.ranking, summary
+    )
     if found.frequencies_by_type is not None:
         figures.hidden_by_type(folder / "hidden_by_type.png", found.frequencies_by_type, summary)
         figures.specific_genes(folder / "specific_genes.png", found.frequencies_by_type, summary)

@@ -23,7 +23,9 @@ class Attention:
 
     latents: int
     heads: int
-    decide_masks: bool  # False: they only give a context, and another strategy decides what is hidden
+    decide_masks: (
+        bool  # False: they only give a context, and another strategy decides what is hidden
+    )
     overlap: Overlap | None  # None: there is a single latent, or no cell has genes
     slopes: Slopes | None  # None: the latents attend to embeddings
 
@@ -41,10 +43,18 @@ class Summary:
     hidden: float  # share of the positions
     hidden_nonzero: float | None  # of those that are not zero
     hidden_zero: float | None
-    spearman: float | None  # of a gene's hidden rate and its mean expression; None: one of them does not vary
+    spearman: (
+        float | None
+    )  # of a gene's hidden rate and its mean expression; None: one of them does not vary
     spearman_by_type: dict[str, float | None]
-    entropy: float | None  # of the masking distribution, over its maximum, mean over cells; 1 = uniform; None: nothing is hidden
-    effective_positions: float | None  # exp(entropy), mean over cells; None: the strategy draws uniformly, or nothing
+    entropy: (
+        float | None
+        # of the masking distribution, over its maximum, mean over cells; 1 = uniform; None: nothing is
+        # hidden
+    )
+    effective_positions: (
+        float | None
+    )  # exp(entropy), mean over cells; None: the strategy draws uniformly, or nothing
     drawable_positions: float | None  # how many there are to draw from, mean over cells; likewise
     attention: Attention | None
     attention_missing: str | None  # why there is none
@@ -81,8 +91,16 @@ def summarise(
     """
     table, by_type = tables
     attention = _attention(pretraining, cells, device)
-    share, effective, drawable = tally.entropy.means() or (1.0 if bool(tally.hidden.any()) else None, None, None)
-    overlap = None if attention is None or not attention.decide_masks or attention.overlap is None else attention.overlap.cosine
+    share, effective, drawable = tally.entropy.means() or (
+        1.0 if bool(tally.hidden.any()) else None,
+        None,
+        None,
+    )
+    overlap = (
+        None
+        if attention is None or not attention.decide_masks or attention.overlap is None
+        else attention.overlap.cosine
+    )
     return Summary(
         strategy=strategy,
         transform=pretraining.transform,
@@ -93,13 +111,18 @@ def summarise(
         hidden=float(table["hidden"].mean()),
         **_hidden_shares(tally),
         spearman=correlation(table["mean_expression"], table["hidden"]),
-        spearman_by_type={name: correlation(part["mean_expression"], part["hidden"]) for name, part in by_type.groupby("cell_type")},
+        spearman_by_type={
+            name: correlation(part["mean_expression"], part["hidden"])
+            for name, part in by_type.groupby("cell_type")
+        },
         entropy=share,
         effective_positions=effective,
         drawable_positions=drawable,
         attention=attention,
         attention_missing=None if attention is not None else f"strategy {strategy} has no latents",
-        warnings=tuple(collapse_warnings(strategy, share, overlap, attention.latents, decayed=decayed))
+        warnings=tuple(
+            collapse_warnings(strategy, share, overlap, attention.latents, decayed=decayed)
+        )
         if attention is not None and attention.decide_masks
         else (),
         notes=notes,
@@ -121,7 +144,10 @@ def _attention(pretraining: Pretraining, cells: "Cells", device: torch.device) -
 
 def _hidden_shares(tally: Tally) -> dict[str, float | None]:
     there, every = float(tally.detected.sum()), float(tally.cells.sum()) * tally.detected.shape[1]
-    hidden, both = float(tally.hidden.sum()) / tally.draws, float(tally.hidden_nonzero.sum()) / tally.draws
+    hidden, both = (
+        float(tally.hidden.sum()) / tally.draws,
+        float(tally.hidden_nonzero.sum()) / tally.draws,
+    )
     return {
         "hidden_nonzero": both / there if there else None,
         "hidden_zero": (hidden - both) / (every - there) if every > there else None,

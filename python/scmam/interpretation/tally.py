@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..masking import Masking
+from mam_kernels.randomness import substream
+from mam_kernels.strategies import Masking
+
 from ..objective import Pretraining
-from ..randomness import substream
 from ..sequences import expression
 from .entropy import Entropy, entropy_of, selecting_latents
 
@@ -17,19 +18,24 @@ if TYPE_CHECKING:
     from ..data import Cells
 
 BATCH_VALUES = 2**22
-"""Values of a batch, 16 MiB in float32: large enough that a call's fixed cost is lost in it, small enough for any machine."""
+"""Values of a batch, 16 MiB in float32: large enough that a call's fixed cost is lost in it, small
+enough for any machine.
+"""
 
 BATCH_CELLS = 512
 
 ENTROPY_DRAWS = 4
-"""Draws whose entropy is computed: it costs more than the mask itself, and differs between draws by the latents drawn for them alone."""
+"""Draws whose entropy is computed: it costs more than the mask itself, and differs between draws by
+the latents drawn for them alone.
+"""
 
 
 @dataclass(frozen=True)
 class Draws:
     """Which masks are drawn: ``number`` for every cell, from bits that no training step used.
 
-    The steps go on where training ended, so that a strategy that follows a schedule hides as it did in the end.
+    The steps go on where training ended, so that a strategy that follows a schedule hides as it did
+    in the end.
     """
 
     number: int
@@ -51,7 +57,10 @@ class Draws:
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over cells and draws; float64, on the CPU. ``T`` cell types, and a last row for cells without one."""
+    """Sums over cells and draws; float64, on the CPU.
+
+    ``T`` cell types, and a last row for cells without one.
+    """
 
     draws: int
     cells: Tensor  # (T + 1,)
@@ -72,9 +81,14 @@ class Tally:
 def batch_cells(num_genes: int, trained_with: int, embeds: bool) -> int:
     """How many cells go into a batch.
 
-    Latents that attend to embeddings need as much memory per gene as a training step, so the batch of the training is known to fit.
+    Latents that attend to embeddings need as much memory per gene as a training step, so the batch
+    of the training is known to fit.
     """
-    return trained_with if embeds else max(trained_with, min(BATCH_CELLS, BATCH_VALUES // max(1, num_genes)))
+    return (
+        trained_with
+        if embeds
+        else max(trained_with, min(BATCH_CELLS, BATCH_VALUES // max(1, num_genes)))
+    )
 
 
 @torch.no_grad()
@@ -90,14 +104,16 @@ def count_masks(
 ) -> Tally:
     """Draw masks of all cells and sum up what they hide.
 
-    The cells are read once, ``rows`` at a time, and all their masks are drawn then: memory is that of a batch and of the sums.
+    The cells are read once, ``rows`` at a time, and all their masks are drawn then: memory is that
+        of a batch and of the sums.
 
     Args:
         pretraining: on ``device``.
         cells: the cells, over the genes of ``pretraining``.
         draws: the masks of each.
         rows: cells of a batch.
-        split: whether the strategy draws zeros and non-zeros apart; the uniform mask that it is compared with then does so too.
+        split: whether the strategy draws zeros and non-zeros apart; the uniform mask that it is
+            compared with then does so too.
         device: where everything is computed and summed.
         watch: wraps the iterator over batches, for a progress bar.
     """
@@ -135,12 +151,16 @@ def uniform_chance(hidden: Tensor, there: Tensor, split: bool) -> Tensor:
     Args:
         hidden: (B, G) how often each position is hidden.
         there: (B, G) bool, True where the value is not zero.
-        split: whether as many of the zeros and as many of the non-zeros are hidden, not only as many of all.
+        split: whether as many of the zeros and as many of the non-zeros are hidden, not only as
+            many of all.
 
     Returns:
         (B, G), with the sums over genes of ``hidden``.
     """
     if not split:
         return hidden.mean(dim=1, keepdim=True).expand_as(hidden)
-    share = [(hidden * part).sum(dim=1, keepdim=True) / part.sum(dim=1, keepdim=True).clamp(min=1) for part in (there, ~there)]
+    share = [
+        (hidden * part).sum(dim=1, keepdim=True) / part.sum(dim=1, keepdim=True).clamp(min=1)
+        for part in (there, ~there)
+    ]
     return torch.where(there, *share)

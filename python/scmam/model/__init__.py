@@ -1,4 +1,6 @@
-"""The encoder-decoder that is pretrained: an encoder over the visible non-zero genes of a cell, a decoder over all its genes."""
+"""The encoder-decoder that is pretrained: an encoder over the visible non-zero genes of a cell, a
+decoder over all its genes.
+"""
 
 from .cell_model import CellModel, Reconstruction
 from .embedding import ExpressionEmbedding, SoftBins

@@ -1,7 +1,8 @@
 """The encoder-decoder: tokens in, a prediction for each gene out, and a vector for the cell.
 
-The division of labour is scFoundation's (Hao et al., Nature Methods 2024): the encoder reads only what is there and visible, the decoder
-reads every gene, with the encoder's output, a zero or a mask token in its place.
+The division of labour is scFoundation's (Hao et al., Nature Methods 2024): the encoder reads only
+what is there and visible, the decoder reads every gene, with the encoder's output, a zero or a mask
+token in its place.
 """
 
 from typing import NamedTuple
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import mam_kernels as mam
+from mam_kernels.randomness import substream
+from mam_kernels.sequences import Sequences, gather
 
-from ..randomness import substream
-from ..sequences import Sequences, gather
 from .embedding import ExpressionEmbedding
 from .transformer import Block, through
 
@@ -31,15 +32,21 @@ class Encoded(NamedTuple):
 class Reconstruction(NamedTuple):
     """Predictions of both heads; ``outputs`` numbers for each."""
 
-    gene_ids: Tensor | None  # (B, M) int64: the genes that the decoder predicts; None: all, in their order
+    gene_ids: (
+        Tensor | None
+    )  # (B, M) int64: the genes that the decoder predicts; None: all, in their order
     genes: Tensor  # (B, M, outputs), from the decoder
     cell: Tensor  # (B, G, outputs), from the pooled encoder output alone
 
 
 class Encoder(nn.Module):
-    """Self-attention over the genes of a cell and one token more, which stands for the cell and knows its depth."""
+    """Self-attention over the genes of a cell and one token more, which stands for the cell and
+    knows its depth.
+    """
 
-    def __init__(self, width: int, heads: int, layers: int, depth: str, dropout: float, mlp_ratio: int) -> None:
+    def __init__(
+        self, width: int, heads: int, layers: int, depth: str, dropout: float, mlp_ratio: int
+    ) -> None:
         super().__init__()
         self.recompute = False
         self.cell = nn.Parameter(torch.zeros(width))
@@ -54,7 +61,9 @@ class Encoder(nn.Module):
         if self.depth is not None:
             cell = cell + self.depth(torch.log1p(depth)[:, None, None])
         tokens = torch.cat([cell, tokens], dim=1)
-        attended = torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)  # so that no row is without a token
+        attended = torch.cat(
+            [valid.new_ones(len(valid), 1), valid], dim=1
+        )  # so that no row is without a token
         tokens = through(self.blocks, tokens, attended, recompute=self.recompute)
         tokens = self.norm(tokens)
         return Encoded(tokens[:, 1:], tokens[:, 0], valid)
@@ -85,7 +94,9 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
-    def forward(self, cell: Tensor, visible: Tensor, gene_ids: Tensor, state: Tensor, shift: Tensor | None) -> Tensor:
+    def forward(
+        self, cell: Tensor, visible: Tensor, gene_ids: Tensor, state: Tensor, shift: Tensor | None
+    ) -> Tensor:
         """Predictions (B, M, outputs).
 
         Args:
@@ -109,15 +120,18 @@ class CellModel(nn.Module):
     Args:
         num_genes: ``G``.
         width, heads, encoder_layers: of the encoder.
-        decoder_layers: of the decoder, whose width and heads are ``decoder_width`` and ``decoder_heads`` (None: the encoder's).
+        decoder_layers: of the decoder, whose width and heads are ``decoder_width`` and
+            ``decoder_heads`` (None: the encoder's).
         bins: soft bins of the value embedding.
-        max_encoder_tokens: genes of a cell that the encoder reads at most, in training (the excess is hidden) and in ``features``
-            (the largest values are kept). None: all.
-        decoder_genes: genes of a cell that the decoder predicts at most: hidden ones first, the rest at random. None: all.
+        max_encoder_tokens: genes of a cell that the encoder reads at most, in training (the excess
+            is hidden) and in ``features`` (the largest values are kept). None: all.
+        decoder_genes: genes of a cell that the decoder predicts at most: hidden ones first, the
+            rest at random. None: all.
         depth: "token": the logarithm of a cell's total count is added to the cell token; "none".
         dropout: in the blocks.
         mlp_ratio: hidden units of their perceptrons, in widths.
-        recompute: keep only the input of each block for the backward pass, and compute the rest again there.
+        recompute: keep only the input of each block for the backward pass, and compute the rest
+            again there.
         outputs: numbers that each head predicts for a gene.
     """
 
@@ -152,13 +166,24 @@ class CellModel(nn.Module):
         self.outputs = outputs
         self.embedding = ExpressionEmbedding(num_genes, bins, width)
         self.encoder = Encoder(width, heads, encoder_layers, depth, dropout, mlp_ratio)
-        self.decoder = Decoder(num_genes, width, self.decoder_width, decoder_heads or heads, decoder_layers, dropout, mlp_ratio, outputs)
+        self.decoder = Decoder(
+            num_genes,
+            width,
+            self.decoder_width,
+            decoder_heads or heads,
+            decoder_layers,
+            dropout,
+            mlp_ratio,
+            outputs,
+        )
         self.encoder.recompute = self.decoder.recompute = recompute
         self.cell_query = nn.Linear(self.feature_dim, outputs * width)
         self.gene_bias = nn.Parameter(torch.zeros(num_genes, outputs))
 
     def encode(self, sequences: Sequences, depth: Tensor, shift: Tensor | None = None) -> Encoded:
-        """The encoder's output for sequences (B, T); ``shift`` (B, 1, width) is added to every gene token."""
+        """The encoder's output for sequences (B, T); ``shift`` (B, 1, width) is added to every gene
+        token.
+        """
         tokens = self.embedding(sequences.gene_ids, sequences.values)
         if shift is not None:
             tokens = tokens + shift
@@ -175,7 +200,9 @@ class CellModel(nn.Module):
         taken = values != 0
         limit = self.max_encoder_tokens
         if limit is not None and limit < self.num_genes:
-            taken = taken & torch.zeros_like(taken).scatter(1, values.topk(limit, dim=1).indices, True)
+            taken = taken & torch.zeros_like(taken).scatter(
+                1, values.topk(limit, dim=1).indices, True
+            )
         return self.pool(self.encode(gather(values, taken), depth))
 
     def reconstruct(
@@ -203,22 +230,34 @@ class CellModel(nn.Module):
         encoded = self.encode(gather(values, visible), depth, encoder_shift)
         state = torch.where(hidden, HIDDEN, torch.where(visible, VISIBLE, ZERO))
         slots = (visible.cumsum(dim=1) - 1).clamp(min=0)
-        every = torch.arange(self.num_genes, device=values.device).expand(len(values), -1) if gene_ids is None else gene_ids
+        every = (
+            torch.arange(self.num_genes, device=values.device).expand(len(values), -1)
+            if gene_ids is None
+            else gene_ids
+        )
         if gene_ids is not None:
             state, slots = state.gather(1, gene_ids), slots.gather(1, gene_ids)
         known = (state == VISIBLE)[..., None]
-        output = encoded.tokens.gather(1, (slots[..., None] * known).expand(-1, -1, self.width)) * known
+        output = (
+            encoded.tokens.gather(1, (slots[..., None] * known).expand(-1, -1, self.width)) * known
+        )
         bias = self.gene_bias[every]
         genes = self.decoder(encoded.cell, output, every, state, decoder_shift) + bias
         return Reconstruction(gene_ids, genes, self.predict_from_cell(self.pool(encoded)))
 
     def predict_from_cell(self, features: Tensor) -> Tensor:
-        """Every gene (B, G, outputs) from the cell's vector (B, feature_dim) and the gene's embedding."""
+        """Every gene (B, G, outputs) from the cell's vector (B, feature_dim) and the gene's
+        embedding.
+        """
         query = self.cell_query(features).view(len(features), self.outputs, self.width)
         return torch.einsum("bow,gw->bgo", query, self.embedding.gene.weight) + self.gene_bias
 
-    def sample_genes(self, hidden: Tensor, cell_ids: Tensor, *, seed: int, step: int) -> Tensor | None:
-        """The genes (B, M) that the decoder predicts: hidden ones first, the rest drawn from the others; None: all."""
+    def sample_genes(
+        self, hidden: Tensor, cell_ids: Tensor, *, seed: int, step: int
+    ) -> Tensor | None:
+        """The genes (B, M) that the decoder predicts: hidden ones first, the rest drawn from the
+        others; None: all.
+        """
         limit = self.decoder_genes
         if limit is None or limit >= self.num_genes:
             return None
@@ -226,4 +265,6 @@ class CellModel(nn.Module):
         draw = {"seed": substream(seed, "decoder"), "step": step, "sample_ids": cell_ids}
         drawn = mam.sample_without_replacement(hidden.float(), counts, **draw)
         drawn |= mam.sample_without_replacement((~hidden).float(), limit - counts, **draw)
-        return drawn.nonzero()[:, 1].view(len(hidden), limit)  # every row draws exactly as many: there are G >= limit genes
+        return drawn.nonzero()[:, 1].view(
+            len(hidden), limit
+        )  # every row draws exactly as many: there are G >= limit genes

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 class SoftBins(nn.Module):
     """A value as a mixture of learned bins (the value embedding of xTrimoGene and scFoundation).
 
-    ``a = leaky_relu(w x + b)``, ``v = softmax(W a + alpha a)`` over the bins, and the embedding is ``v E``: neighbouring values share bins,
-    so the embedding is smooth in the value, which hard bins are not.
+    ``a = leaky_relu(w x + b)``, ``v = softmax(W a + alpha a)`` over the bins, and the embedding is
+    ``v E``: neighbouring values share bins, so the embedding is smooth in the value, which hard
+    bins are not.
 
     Args:
         bins: number of bins.
@@ -31,7 +32,8 @@ class SoftBins(nn.Module):
 
 
 class ExpressionEmbedding(nn.Module):
-    """Gene identity plus soft-binned value: the token and position embeddings of single-cell transformers.
+    """Gene identity plus soft-binned value: the token and position embeddings of single-cell
+    transformers.
 
     Args:
         num_genes: number of genes.

@@ -49,18 +49,38 @@ OUTPUTS = {"mse": 1, "nb": 2}
 
 
 def build_model(settings: Any, num_genes: int, *, loss: str = "mse") -> CellModel:
-    """A `CellModel` of the `model` section of a configuration: the preset of its size, and what is set beside it.
+    """A `CellModel` of the `model` section of a configuration: the preset of its size, and what is
+    set beside it.
 
     Args:
-        settings: an object with ``size``, ``depth``, ``dropout`` and, None where the size decides, the names of a preset.
+        settings: an object with ``size``, ``depth``, ``dropout`` and, None where the size decides,
+            the names of a preset.
         num_genes: ``G``.
         loss: "mse" (a head predicts a value) or "nb" (mean and dispersion).
     """
-    preset = {"decoder_width": None, "decoder_heads": None, "decoder_genes": None, **SIZES[settings.size]}
-    if settings.width is not None or settings.heads is not None:  # a preset's decoder does not fit another encoder
+    preset = {
+        "decoder_width": None,
+        "decoder_heads": None,
+        "decoder_genes": None,
+        **SIZES[settings.size],
+    }
+    if (
+        settings.width is not None or settings.heads is not None
+    ):  # a preset's decoder does not fit another encoder
         preset.update(decoder_width=None, decoder_heads=None)
-    for name in ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes", "recompute"):
+    for name in (
+        "width",
+        "heads",
+        "encoder_layers",
+        "decoder_layers",
+        "bins",
+        "max_encoder_tokens",
+        "decoder_genes",
+        "recompute",
+    ):
         value = getattr(settings, name)
         if value is not None:
             preset[name] = value
-    return CellModel(num_genes, **preset, depth=settings.depth, dropout=settings.dropout, outputs=OUTPUTS[loss])
+    return CellModel(
+        num_genes, **preset, depth=settings.depth, dropout=settings.dropout, outputs=OUTPUTS[loss]
+    )

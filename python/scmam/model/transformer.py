@@ -28,21 +28,37 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.ReLU(), nn.Linear(mlp_ratio * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_ratio * width), nn.ReLU(), nn.Linear(mlp_ratio * width, width)
+        )
 
     def forward(self, tokens: Tensor, attended: Tensor | None = None) -> Tensor:
-        """(B, T, width) to the same; ``attended`` (B, T) bool says which tokens may be attended to, at least one a row."""
+        """(B, T, width) to the same; ``attended`` (B, T) bool says which tokens may be attended to,
+        at least one a row.
+        """
         rows, length, width = tokens.shape
-        q, k, v = self.qkv(self.attention_norm(tokens)).view(rows, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.attention_norm(tokens))
+            .view(rows, length, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         dropout = self.dropout if self.training else 0.0
         mask = None if attended is None else attended[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        tokens = tokens + F.dropout(self.out(mixed.transpose(1, 2).reshape(rows, length, width)), self.dropout, self.training)
+        tokens = tokens + F.dropout(
+            self.out(mixed.transpose(1, 2).reshape(rows, length, width)),
+            self.dropout,
+            self.training,
+        )
         return tokens + F.dropout(self.mlp(self.mlp_norm(tokens)), self.dropout, self.training)
 
 
-def through(blocks: Iterable[Block], tokens: Tensor, attended: Tensor | None, *, recompute: bool) -> Tensor:
-    """Tokens through blocks, one after the other; with ``recompute`` only each block's input is kept for the backward pass."""
+def through(
+    blocks: Iterable[Block], tokens: Tensor, attended: Tensor | None, *, recompute: bool
+) -> Tensor:
+    """Tokens through blocks, one after the other; with ``recompute`` only each block's input is
+    kept for the backward pass.
+    """
     for block in blocks:
         if recompute and torch.is_grad_enabled():
             tokens = checkpoint(block, tokens, attended, use_reentrant=False)

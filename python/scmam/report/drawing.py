@@ -1,7 +1,9 @@
-"""How figures are drawn: matplotlib into SVG that stands in the page itself, in the page's own type and colours.
+"""How figures are drawn: matplotlib into SVG that stands in the page itself, in the page's own type
+and colours.
 
-Greys and the colours of arms leave matplotlib as fixed stand-ins and become CSS variables, so that one drawing serves light and dark
-pages and print. A drawing is as wide as its panel in the page; text in it is 11 to 12 px.
+Greys and the colours of arms leave matplotlib as fixed stand-ins and become CSS variables, so that
+one drawing serves light and dark pages and print. A drawing is as wide as its panel in the page;
+text in it is 11 to 12 px.
 """
 
 import html
@@ -23,12 +25,30 @@ INK, QUIET, RULE, GROUND = "#1c2127", "#5d6773", "#d9dee4", "#fefefe"
 FIXED = ("#d55e00", "#e69f00", "#882255", "#8a8f2f", "#7f4f24")  # warm: masks that are not learned
 LEARNED = ("#0072b2", "#009e73", "#56b4e9", "#6a51a3", "#23307f")  # cool: masks that are
 UNTRAINED = "#7b8591"
-DARK = {"#882255": "#c4719b", "#7f4f24": "#b98758", "#0072b2": "#4b9fd6", "#6a51a3": "#9d88d4", "#23307f": "#7886e0", "#009e73": "#1fb38a"}
+DARK = {
+    "#882255": "#c4719b",
+    "#7f4f24": "#b98758",
+    "#0072b2": "#4b9fd6",
+    "#6a51a3": "#9d88d4",
+    "#23307f": "#7886e0",
+    "#009e73": "#1fb38a",
+}
 VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", GROUND: "--ground"} | {
     colour: f"--arm-{colour.removeprefix('#')}" for colour in (*FIXED, *LEARNED, UNTRAINED)
 }
 CLASS_COLOURS = (
-    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#994f00", "#888888", "#332288", "#44aa99"),
+    *(
+        "#4477aa",
+        "#ee6677",
+        "#228833",
+        "#ccbb44",
+        "#66ccee",
+        "#aa3377",
+        "#994f00",
+        "#888888",
+        "#332288",
+        "#44aa99",
+    ),
     *("#dd7733", "#117733", "#cc6699", "#7a9e1f", "#1b7ea1", "#9b6bce"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
@@ -60,7 +80,9 @@ STYLE = {
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """How an arm looks in every figure: hues repeat after five, markers and dashes tell those apart."""
+    """How an arm looks in every figure: hues repeat after five, markers and dashes tell those
+    apart.
+    """
 
     colour: str
     marker: str
@@ -72,9 +94,13 @@ class ArmStyle:
 
     @property
     def line(self) -> Markup:
-        dashes = "" if self.dash == "-" else " ".join(f"{2.2 * length:g}" for length in self.dash[1])
+        dashes = (
+            "" if self.dash == "-" else " ".join(f"{2.2 * length:g}" for length in self.dash[1])
+        )
         stroke = f'fill="none" stroke="{self.css}" stroke-width="4" stroke-dasharray="{dashes}"'
-        return Markup(f'<svg viewBox="0 0 38 16" aria-hidden="true"><path d="M0 8H38" {stroke}/></svg>')
+        return Markup(
+            f'<svg viewBox="0 0 38 16" aria-hidden="true"><path d="M0 8H38" {stroke}/></svg>'
+        )
 
     @property
     def swatch(self) -> Markup:
@@ -95,11 +121,16 @@ class Palette:
             if self.material.strategy(arm) == "none":
                 styles[arm] = ArmStyle(UNTRAINED, marker, DASHES[-1])
                 continue
-            kind, colours = ("learned", LEARNED) if self.material.is_learned(arm) else ("fixed", FIXED)
+            kind, colours = (
+                ("learned", LEARNED) if self.material.is_learned(arm) else ("fixed", FIXED)
+            )
             turn, hue = divmod(counts[kind], len(colours))
             counts[kind] += 1
-            # Solid lines for learned masks, broken ones for the others: where lines lie on each other, both are seen.
-            styles[arm] = ArmStyle(colours[hue], marker, DASHES[(turn + (kind == "fixed")) % len(DASHES)])
+            # Solid lines for learned masks, broken ones for the others: where lines lie on each
+            # other, both are seen.
+            styles[arm] = ArmStyle(
+                colours[hue], marker, DASHES[(turn + (kind == "fixed")) % len(DASHES)]
+            )
         return styles
 
     def __getitem__(self, arm: str) -> ArmStyle:
@@ -111,7 +142,11 @@ class Palette:
 
     def legend(self, arms: Sequence[str]) -> Markup:
         """The names of some arms behind their lines."""
-        return element("p", *(element("span", self[arm].line, arm, class_="arm") for arm in arms), class_="legend")
+        return element(
+            "p",
+            *(element("span", self[arm].line, arm, class_="arm") for arm in arms),
+            class_="legend",
+        )
 
 
 def draw(width: float, height: float, alt: str, paint: "Callable[[Figure], None]") -> Markup:
@@ -128,10 +163,14 @@ def draw(width: float, height: float, alt: str, paint: "Callable[[Figure], None]
 
 
 def _for_the_page(svg: str, width: float, height: float, alt: str) -> Markup:
-    """The drawing without prolog, metadata, style sheet, names of groups and own fonts, and with variables for colours."""
+    """The drawing without prolog, metadata, style sheet, names of groups and own fonts, and with
+    variables for colours.
+    """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<svg[^>]*>", "", body, count=1)
-    body = re.sub(r"<metadata>.*?</metadata>\s*|<style[^>]*>.*?</style>\s*", "", body, flags=re.DOTALL)
+    body = re.sub(
+        r"<metadata>.*?</metadata>\s*|<style[^>]*>.*?</style>\s*", "", body, flags=re.DOTALL
+    )
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font-family: [^;\"]*;?\s*|(?<=px) '[^;\"]*(?=[;\"])", "", body)
     body = re.sub(r"font: ([\d.]+px)", r"font-size: \1", body)

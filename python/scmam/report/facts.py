@@ -9,11 +9,16 @@ from .material import Material, RunFiles
 
 
 def cells_facts(material: Material) -> dict[str, Any]:
-    """What is recorded of the cells: source, unit, num_cells, num_genes, density, label, donor, notes; a run knows only some of them."""
+    """What is recorded of the cells: source, unit, num_cells, num_genes, density, label, donor,
+    notes; a run knows only some of them.
+    """
     cells = material.record.get("cells")
     if isinstance(cells, dict):
         return cells
-    return {"num_cells": cells, **{name: material.record.get(name) for name in ("num_genes", "source", "unit")}}
+    return {
+        "num_cells": cells,
+        **{name: material.record.get(name) for name in ("num_genes", "source", "unit")},
+    }
 
 
 def source_name(material: Material) -> str:
@@ -44,7 +49,10 @@ def wanted_seeds(material: Material) -> tuple[int, ...]:
 
 def num_folds(material: Material) -> int:
     """Of the evaluations; 0 where there is none."""
-    return max((len(evaluation.folds) for run in material.runs for evaluation in run.evaluations.values()), default=0)
+    return max(
+        (len(evaluation.folds) for run in material.runs for evaluation in run.evaluations.values()),
+        default=0,
+    )
 
 
 def mean_of(runs: tuple[RunFiles, ...], name: str) -> float:
@@ -54,7 +62,9 @@ def mean_of(runs: tuple[RunFiles, ...], name: str) -> float:
 
 
 def first(runs: tuple[RunFiles, ...], name: str) -> Any:
-    """What the first of the runs holds that has something under this name: a table, arrays or an object; None where none has."""
+    """What the first of the runs holds that has something under this name: a table, arrays or an
+    object; None where none has.
+    """
     for run in runs:
         found = getattr(run, name)
         if found is not None and len(found):

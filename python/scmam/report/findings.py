@@ -9,7 +9,12 @@ from .scores import Difference, Score, candidates, difference, over_folds, paire
 
 METHOD_NAMES = {"fine-tuning": "fine-tuning", "linear-probe": "linear probe"}
 UNDER = {"fine-tuning": "under fine-tuning", "linear-probe": "with the linear probe"}
-VERDICTS = {"ahead": "ahead", "behind": "behind", "not shown": "no difference shown", "one seed": "one seed: no interval"}
+VERDICTS = {
+    "ahead": "ahead",
+    "behind": "behind",
+    "not shown": "no difference shown",
+    "one seed": "one seed: no interval",
+}
 
 
 def interval_text(found: Score, *, signed: bool = True) -> str:
@@ -19,8 +24,13 @@ def interval_text(found: Score, *, signed: bool = True) -> str:
 
 
 def compared(arm: str, other: str, method: str, found: Difference) -> str:
-    """One difference of macro-F1 as a sentence; an arm that is behind is named as plainly as one that is ahead."""
-    size, seeds = f"{points(abs(found.mean), 2)} points of macro-F1", amount(found.number, "paired seed")
+    """One difference of macro-F1 as a sentence; an arm that is behind is named as plainly as one
+    that is ahead.
+    """
+    size, seeds = (
+        f"{points(abs(found.mean), 2)} points of macro-F1",
+        amount(found.number, "paired seed"),
+    )
     match found.verdict:
         case "ahead":
             return f"{arm} is ahead of {other} {UNDER[method]} by {size} ({interval_text(found)}; {seeds})."
@@ -44,8 +54,12 @@ def headline(material: Material) -> str:
     arm, reference = material.spoken(shown_arm(material)), material.spoken(material.reference)
     clauses = {method: _clause(arm, reference, diff) for method, diff in found.items()}
     if len(set(clauses.values())) == 1 and len(clauses) > 1:
-        return _sentence(f"{next(iter(clauses.values()))}, under fine-tuning and with the linear probe alike.")
-    return _sentence("; ".join(f"{UNDER[method]}, {clause}" for method, clause in clauses.items()) + ".")
+        return _sentence(
+            f"{next(iter(clauses.values()))}, under fine-tuning and with the linear probe alike."
+        )
+    return _sentence(
+        "; ".join(f"{UNDER[method]}, {clause}" for method, clause in clauses.items()) + "."
+    )
 
 
 def _sentence(text: str) -> str:
@@ -59,7 +73,11 @@ def _against_reference(material: Material) -> dict[str, Difference]:
     arm, reference = shown_arm(material), material.reference
     if arm is None or reference is None:
         return {}
-    return {method: found for method in METHODS if (found := difference(material, arm, method, "macro_f1"))}
+    return {
+        method: found
+        for method in METHODS
+        if (found := difference(material, arm, method, "macro_f1"))
+    }
 
 
 def _clause(arm: str, reference: str, found: Difference) -> str:
@@ -75,7 +93,13 @@ def findings(material: Material) -> list[str]:
     """The sentences of the report, the comparison of the headline first."""
     if not material.is_study:
         return _of_a_run(material)
-    sentences = [*_main(material), *_controls(material), *_pretraining(material), *_against_baselines(material), *_all_arms(material)]
+    sentences = [
+        *_main(material),
+        *_controls(material),
+        *_pretraining(material),
+        *_against_baselines(material),
+        *_all_arms(material),
+    ]
     return [_sentence(sentence) for sentence in sentences]
 
 
@@ -84,36 +108,54 @@ def _main(material: Material) -> list[str]:
     if not found:
         return []
     arm, reference = shown_arm(material), material.reference
-    sentences = [compared(material.spoken(arm), material.spoken(reference), method, diff) for method, diff in found.items()]
+    sentences = [
+        compared(material.spoken(arm), material.spoken(reference), method, diff)
+        for method, diff in found.items()
+    ]
     number = candidates(material, arm)
     if number > 1:
         kind = "arms with learned masks" if material.is_learned(arm) else "arms"
-        sentences.append(f"{arm} is shown here because it scored highest of {number} {kind}; being picked this way flatters its interval.")
+        sentences.append(
+            f"{arm} is shown here because it scored highest of {number} {kind}; being picked this way flatters its interval."
+        )
     return sentences
 
 
 def _controls(material: Material) -> list[str]:
-    """Learned masks against what tells masking and injection apart: uniform masks of the same hidden shares, and of the same injection."""
+    """Learned masks against what tells masking and injection apart: uniform masks of the same
+    hidden shares, and of the same injection.
+    """
     arm, sentences = shown_arm(material), []
     for other in material.arms:
         if (target := material.matched_to(other)) is not None:
-            sentences += _control("at the same hidden shares of zeros and non-zeros, ", material, target, other)
+            sentences += _control(
+                "at the same hidden shares of zeros and non-zeros, ", material, target, other
+            )
         elif _is_injected_uniform(material, other) and arm is not None and material.is_learned(arm):
-            sentences += _control("with the latents' context injected into both, ", material, arm, other)
+            sentences += _control(
+                "with the latents' context injected into both, ", material, arm, other
+            )
     return sentences
 
 
 def _is_injected_uniform(material: Material, arm: str) -> bool:
-    return material.strategy(arm) == "uniform" and material.masking(arm).get("injection", "none") != "none"
+    return (
+        material.strategy(arm) == "uniform"
+        and material.masking(arm).get("injection", "none") != "none"
+    )
 
 
 def _control(introduction: str, material: Material, arm: str, other: str) -> list[str]:
-    """One comparison by the first method that both have; none with the reference, which is compared with everything anyway."""
+    """One comparison by the first method that both have; none with the reference, which is compared
+    with everything anyway.
+    """
     if other == material.reference:
         return []
     for method in METHODS:
         if found := paired(material, arm, other, method, "macro_f1"):
-            return [introduction + compared(material.spoken(arm), material.spoken(other), method, found)]
+            return [
+                introduction + compared(material.spoken(arm), material.spoken(other), method, found)
+            ]
     return []
 
 
@@ -127,17 +169,28 @@ def _pretraining(material: Material) -> list[str]:
 
 def _against_baselines(material: Material) -> list[str]:
     """The best arm beside the baselines, which see the same folds."""
-    scores = {(arm, method): score(material, arm, method, "macro_f1") for arm in material.arms for method in METHODS}
+    scores = {
+        (arm, method): score(material, arm, method, "macro_f1")
+        for arm in material.arms
+        for method in METHODS
+    }
     means = {key: found.mean for key, found in scores.items() if found}
-    baselines = {name: over_folds(evaluation, "macro_f1").mean for name, evaluation in material.baselines.items()}
+    baselines = {
+        name: over_folds(evaluation, "macro_f1").mean
+        for name, evaluation in material.baselines.items()
+    }
     if not means or not baselines:
         return []
     arm, method = max(means, key=means.__getitem__)
     told = listed([f"{points(value)} ({name})" for name, value in baselines.items()])
     above = [name for name, value in baselines.items() if value > means[arm, method]]
-    ending = f": {listed(above)} {'is' if len(above) == 1 else 'are'} above every arm" if above else ""
+    ending = (
+        f": {listed(above)} {'is' if len(above) == 1 else 'are'} above every arm" if above else ""
+    )
     best = f"the highest arm, {material.spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
-    return [f"on the same folds, plain classifiers of the data reach a macro-F1 of {told}, and {best}{ending}."]
+    return [
+        f"on the same folds, plain classifiers of the data reach a macro-F1 of {told}, and {best}{ending}."
+    ]
 
 
 def _all_arms(material: Material) -> list[str]:
@@ -145,11 +198,26 @@ def _all_arms(material: Material) -> list[str]:
     if material.reference is None or len(material.arms) < 4:
         return []
     reference, sentences = material.spoken(material.reference), []
-    headings = {"ahead": f"ahead of {reference}", "behind": f"behind {reference}", "not shown": f"not shown to differ from {reference}"}
+    headings = {
+        "ahead": f"ahead of {reference}",
+        "behind": f"behind {reference}",
+        "not shown": f"not shown to differ from {reference}",
+    }
     for method in METHODS:
-        found = {arm: diff for arm in material.arms if (diff := difference(material, arm, method, "macro_f1"))}
-        groups = {word: [material.spoken(arm) for arm, diff in found.items() if diff.verdict == word] for word in headings}
-        told = [f"{heading}: {listed(groups[word])}" for word, heading in headings.items() if groups[word]]
+        found = {
+            arm: diff
+            for arm in material.arms
+            if (diff := difference(material, arm, method, "macro_f1"))
+        }
+        groups = {
+            word: [material.spoken(arm) for arm, diff in found.items() if diff.verdict == word]
+            for word in headings
+        }
+        told = [
+            f"{heading}: {listed(groups[word])}"
+            for word, heading in headings.items()
+            if groups[word]
+        ]
         if told:
             sentences.append(f"of all arms {UNDER[method]}, {'; '.join(told)}.")
     return sentences
@@ -159,18 +227,32 @@ def _of_a_run(material: Material) -> list[str]:
     sentences = []
     for method in METHODS:
         if found := score(material, material.arms[0], method, "macro_f1"):
-            spread = f" ({interval_text(found, signed=False)}, over {amount(found.number, 'fold')})" if found.has_interval else ""
-            sentences.append(f"{METHOD_NAMES[method].capitalize()}: macro-F1 {points(found.mean)}{spread}.")
+            spread = (
+                f" ({interval_text(found, signed=False)}, over {amount(found.number, 'fold')})"
+                if found.has_interval
+                else ""
+            )
+            sentences.append(
+                f"{METHOD_NAMES[method].capitalize()}: macro-F1 {points(found.mean)}{spread}."
+            )
     return sentences
 
 
 def masking_share(material: Material) -> tuple[str, float]:
-    """The arm whose masking takes the largest share of a step, of those with learned masks where there are any, and that share of 1.
+    """The arm whose masking takes the largest share of a step, of those with learned masks where
+    there are any, and that share of 1.
 
     The share is nan where it was not measured.
     """
     arms = [arm for arm in material.arms if material.is_learned(arm)] or list(material.arms)
-    measured = {arm: [value for run in material.of(arm) if not math.isnan(value := run.number("masking_share"))] for arm in arms}
+    measured = {
+        arm: [
+            value
+            for run in material.of(arm)
+            if not math.isnan(value := run.number("masking_share"))
+        ]
+        for arm in arms
+    }
     means = {arm: fmean(values) for arm, values in measured.items() if values}
     return max(means.items(), key=lambda item: item[1]) if means else (arms[0], math.nan)
 
@@ -184,7 +266,11 @@ def how_to_read(material: Material) -> list[str]:
             "To compare ways of masking, run scmam compare, which repeats every arm with the same seeds.",
         ]
     arms = len([arm for arm in material.arms if arm != material.reference])
-    chance = f" (one interval in twenty misses by chance; the {arms} here are not corrected for that)" if arms > 2 else ""
+    chance = (
+        f" (one interval in twenty misses by chance; the {arms} here are not corrected for that)"
+        if arms > 2
+        else ""
+    )
     return [
         "A score, in points of 100, is averaged over folds and then over seeds; its 95 % Student t interval is over seeds, so it says what"
         " other seeds would give on these cells, and nothing of other cells.",

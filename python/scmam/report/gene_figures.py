@@ -1,4 +1,6 @@
-"""Figures of genes: how often each is hidden against its mean expression, and what single masks look like."""
+"""Figures of genes: how often each is hidden against its mean expression, and what single masks
+look like.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +41,14 @@ def frequencies_figure(palette: Palette, arm: str, table: "pd.DataFrame", top: f
         axes.scatter(table["mean_expression"], 100 * table["hidden"], **look)
         _expression_axis(axes, top)
         if "uniform" in table.columns:
-            axes.axhline(100 * table["uniform"].mean(), color=QUIET, linewidth=1, linestyle=(0, (4, 2)))
+            axes.axhline(
+                100 * table["uniform"].mean(), color=QUIET, linewidth=1, linestyle=(0, (4, 2))
+            )
         middle = running_median(table)
         for colour, width in ((GROUND, 4), (INK, 1.6)):
-            axes.plot(middle["mean_expression"], 100 * middle["hidden"], color=colour, linewidth=width)
+            axes.plot(
+                middle["mean_expression"], 100 * middle["hidden"], color=colour, linewidth=width
+            )
         if table["hidden"].max() > 1.15 * table["hidden"].median():
             _name_genes(figure, axes, table.nlargest(40, "hidden"))
         axes.set_title(shortened(arm, 40))
@@ -58,19 +64,41 @@ def _name_genes(figure: "Figure", axes: "Axes", candidates: "pd.DataFrame") -> N
     """Names beside the highest genes, as many as stand apart from each other."""
     figure.draw_without_rendering()
     places: list[tuple[float, float]] = []
-    for gene, mean, hidden in zip(candidates["gene"], candidates["mean_expression"], candidates["hidden"], strict=True):
+    for gene, mean, hidden in zip(
+        candidates["gene"], candidates["mean_expression"], candidates["hidden"], strict=True
+    ):
         x, y = axes.transData.transform((mean, 100 * hidden))
-        if len(places) < NAMED_GENES and all(abs(x - other) > 90 or abs(y - height) > 13 for other, height in places):
+        if len(places) < NAMED_GENES and all(
+            abs(x - other) > 90 or abs(y - height) > 13 for other, height in places
+        ):
             places.append((x, y))
-            near = {"xytext": (-5, 0), "textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 9.5}
-            axes.annotate(shortened(str(gene), 14), (mean, 100 * hidden), color=INK, parse_math=False, **near)
+            near = {
+                "xytext": (-5, 0),
+                "textcoords": "offset points",
+                "ha": "right",
+                "va": "center",
+                "fontsize": 9.5,
+            }
+            axes.annotate(
+                shortened(str(gene), 14), (mean, 100 * hidden), color=INK, parse_math=False, **near
+            )
 
 
 def types_figure(arm: str, table: "pd.DataFrame", top: float) -> Markup:
-    """The median of the hidden rate along the expression, a line for each of the largest cell types."""
-    sizes = table.groupby("cell_type")["cells"].first() if "cells" in table.columns else table.groupby("cell_type").size()
+    """The median of the hidden rate along the expression, a line for each of the largest cell
+    types.
+    """
+    sizes = (
+        table.groupby("cell_type")["cells"].first()
+        if "cells" in table.columns
+        else table.groupby("cell_type").size()
+    )
     types = [str(name) for name in sizes.nlargest(SHOWN_TYPES).index]
-    which = f"the {len(types)} largest of {len(sizes)} cell types" if len(sizes) > len(types) else amount(len(types), "cell type")
+    which = (
+        f"the {len(types)} largest of {len(sizes)} cell types"
+        if len(sizes) > len(types)
+        else amount(len(types), "cell type")
+    )
     alt = f"How often {arm} hides genes against their mean expression, median line for {which}: {', '.join(types)}."
 
     def paint(figure: "Figure") -> None:
@@ -117,13 +145,16 @@ def masks_figure(arm: str, masks: "dict[str, np.ndarray]") -> Markup:
     """Some cells by their highest genes: what is hidden in one mask, and how often over many.
 
     Args:
-        masks: masks.npz: values (c, G), mask (c, G) bool, hidden (c, G) shares, genes (G,), cell_types (c,), draws ().
+        masks: masks.npz: values (c, G), mask (c, G) bool, hidden (c, G) shares, genes (G,),
+            cell_types (c,), draws ().
     """
     import numpy as np
 
     values = masks["values"][:SHOWN_CELLS]
     genes = np.argsort(-values.mean(axis=0), kind="stable")[:SHOWN_GENES]
-    values, mask, hidden = (masks[name][:SHOWN_CELLS][:, genes].astype(float) for name in ("values", "mask", "hidden"))
+    values, mask, hidden = (
+        masks[name][:SHOWN_CELLS][:, genes].astype(float) for name in ("values", "mask", "hidden")
+    )
     rows = [shortened(str(name) or "no type", 22) for name in masks["cell_types"][:SHOWN_CELLS]]
     alt = (
         f"Masks of {arm} on {amount(len(rows), 'cell')} ({listed(rows)}), their {len(genes)} highest genes: {percent(mask.mean())} of these"
@@ -133,11 +164,30 @@ def masks_figure(arm: str, masks: "dict[str, np.ndarray]") -> Markup:
     def paint(figure: "Figure") -> None:
         upper, lower = figure.subplots(2, 1, sharex=True)
         upper.imshow(values, cmap=blues(), aspect="auto", interpolation="nearest")
-        upper.imshow(np.where(mask > 0, 1.0, np.nan), cmap=_one_colour(FIXED[0]), aspect="auto", interpolation="nearest")
+        upper.imshow(
+            np.where(mask > 0, 1.0, np.nan),
+            cmap=_one_colour(FIXED[0]),
+            aspect="auto",
+            interpolation="nearest",
+        )
         upper.set_title(f"{shortened(arm, 40)}: expression (blue), hidden in one mask (orange)")
-        shown = lower.imshow(100 * hidden, cmap=blues(), aspect="auto", interpolation="nearest", vmin=0, vmax=max(100 * hidden.max(), 1))
-        lower.set_title(f"How often each is hidden, over {int(masks['draws']) if 'draws' in masks else 'many'} masks of each cell")
-        lower.set_xticks(range(len(genes)), [shortened(str(name), 12) for name in masks["genes"][genes]], rotation=90, fontsize=8.5)
+        shown = lower.imshow(
+            100 * hidden,
+            cmap=blues(),
+            aspect="auto",
+            interpolation="nearest",
+            vmin=0,
+            vmax=max(100 * hidden.max(), 1),
+        )
+        lower.set_title(
+            f"How often each is hidden, over {int(masks['draws']) if 'draws' in masks else 'many'} masks of each cell"
+        )
+        lower.set_xticks(
+            range(len(genes)),
+            [shortened(str(name), 12) for name in masks["genes"][genes]],
+            rotation=90,
+            fontsize=8.5,
+        )
         for axes in (upper, lower):
             axes.set_yticks(range(len(rows)), rows)
             axes.grid(False)

@@ -41,13 +41,19 @@ def shown_cells(number: int) -> "np.ndarray":
     """The rows that are drawn: all, or a fixed random choice of `MOST_CELLS`."""
     import numpy as np
 
-    return np.arange(number) if number <= MOST_CELLS else np.sort(np.random.default_rng(0).choice(number, MOST_CELLS, replace=False))
+    return (
+        np.arange(number)
+        if number <= MOST_CELLS
+        else np.sort(np.random.default_rng(0).choice(number, MOST_CELLS, replace=False))
+    )
 
 
 def project(features: "np.ndarray", projection: Projection) -> "np.ndarray":
-    """Two coordinates a cell, (cells, 2), from standardised features, as the linear probe takes them.
+    """Two coordinates a cell, (cells, 2), from standardised features, as the linear probe takes
+    them.
 
-    UMAP starts from the first 50 principal components and has a fixed seed, so that a report can be made again.
+    UMAP starts from the first 50 principal components and has a fixed seed, so that a report can be
+    made again.
     """
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
@@ -60,7 +66,9 @@ def project(features: "np.ndarray", projection: Projection) -> "np.ndarray":
     from umap import UMAP
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*n_jobs value .* overridden", category=UserWarning)  # a seed means one thread: wanted
+        warnings.filterwarnings(
+            "ignore", message=".*n_jobs value .* overridden", category=UserWarning
+        )  # a seed means one thread: wanted
         return UMAP(n_neighbors=NEIGHBOURS, min_dist=0.3, random_state=0).fit_transform(reduced)
 
 
@@ -70,7 +78,13 @@ def _two_columns(reduced: "np.ndarray") -> "np.ndarray":
     return np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))[:, :2]
 
 
-def map_figure(title: str, points: "np.ndarray", codes: "np.ndarray", classes: list[str], projection: Projection) -> Markup:
+def map_figure(
+    title: str,
+    points: "np.ndarray",
+    codes: "np.ndarray",
+    classes: list[str],
+    projection: Projection,
+) -> Markup:
     """A dot a cell; the number of its type stands at the type's middle, as in the legend."""
     import numpy as np
 
@@ -82,11 +96,26 @@ def map_figure(title: str, points: "np.ndarray", codes: "np.ndarray", classes: l
         for code in range(-1, len(classes)):
             chosen = points[codes == code]
             colour, marker = class_style(code)
-            axes.scatter(*chosen.T, s=_dot_size(len(points)), c=colour, marker=marker, alpha=0.8, linewidths=0, rasterized=True)
+            axes.scatter(
+                *chosen.T,
+                s=_dot_size(len(points)),
+                c=colour,
+                marker=marker,
+                alpha=0.8,
+                linewidths=0,
+                rasterized=True,
+            )
         for code in (code for code in range(len(classes)) if (codes == code).any()):
             middle = np.median(points[codes == code], axis=0)
-            box = {"boxstyle": "circle,pad=0.18", "facecolor": GROUND, "edgecolor": class_style(code)[0], "linewidth": 1}
-            axes.text(*middle, str(code + 1), ha="center", va="center", fontsize=9, color=INK, bbox=box)
+            box = {
+                "boxstyle": "circle,pad=0.18",
+                "facecolor": GROUND,
+                "edgecolor": class_style(code)[0],
+                "linewidth": 1,
+            }
+            axes.text(
+                *middle, str(code + 1), ha="center", va="center", fontsize=9, color=INK, bbox=box
+            )
         axes.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
         axes.grid(False)
         axes.set_title(shortened(title, 38))
@@ -99,7 +128,10 @@ def _dot_size(number: int) -> float:
 
 
 def class_style(code: int) -> tuple[str, str]:
-    """Colour and marker of a cell type; hues repeat with another marker. Grey for cells without a type."""
+    """Colour and marker of a cell type; hues repeat with another marker.
+
+    Grey for cells without a type.
+    """
     if code < 0:
         return "#b4bcc4", "."
     turn, hue = divmod(code, len(CLASS_COLOURS))

@@ -20,8 +20,14 @@ def join(pieces: Iterable[object], between: str = "") -> Markup:
 
 
 def element(name: str, *content: object, **attributes: object) -> Markup:
-    """``<name attributes>content</name>``; ``class_`` stands for ``class``, and attributes that are None are left out."""
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    """``<name attributes>content</name>``; ``class_`` stands for ``class``, and attributes that are
+    None are left out.
+    """
+    given = {
+        key.rstrip("_").replace("_", "-"): value
+        for key, value in attributes.items()
+        if value is not None
+    }
     opening = name + "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
     return Markup(f"<{opening}>{join(content)}</{name}>")
 
@@ -35,7 +41,13 @@ def bullets(items: Iterable[object], class_: str | None = None) -> Markup:
 
 
 def table(
-    headings: Sequence[object], rows: Iterable[Sequence[object]], *, caption: str, words: int = 1, class_: str = "", titled: bool = True
+    headings: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str,
+    words: int = 1,
+    class_: str = "",
+    titled: bool = True,
 ) -> Markup:
     """A table that scrolls sideways where the page is narrow.
 
@@ -44,15 +56,30 @@ def table(
         words: the number of leading columns with words in them; the others are aligned as numbers.
         titled: whether the caption also stands above the table.
     """
-    head = element("tr", *(element("th", heading, scope="col", class_="w" if i < words else None) for i, heading in enumerate(headings)))
+    head = element(
+        "tr",
+        *(
+            element("th", heading, scope="col", class_="w" if i < words else None)
+            for i, heading in enumerate(headings)
+        ),
+    )
     body = (element("tr", *(_cell(cell, i, words) for i, cell in enumerate(row))) for row in rows)
     whole = element("table", element("thead", head), element("tbody", *body), class_=class_ or None)
-    return join([paragraph(caption, class_="caption") if titled else "", scrolling(whole, label=caption)])
+    return join(
+        [paragraph(caption, class_="caption") if titled else "", scrolling(whole, label=caption)]
+    )
 
 
 def scrolling(content: object, *, label: str, class_: str = "") -> Markup:
     """What may be wider than the page; it can be reached and scrolled with the keyboard."""
-    return element("div", content, class_=f"scroll {class_}".strip(), tabindex="0", role="region", aria_label=label)
+    return element(
+        "div",
+        content,
+        class_=f"scroll {class_}".strip(),
+        tabindex="0",
+        role="region",
+        aria_label=label,
+    )
 
 
 def _cell(content: object, column: int, words: int) -> Markup:
@@ -70,7 +97,11 @@ def folding(summary: str, *content: object) -> Markup:
 def panels(figures: Iterable[object], *, widest: int) -> Markup:
     """Figures side by side, as many as fit."""
     shown = list(figures)
-    return element("div", *shown, class_="panels", style=f"--panel: {widest}px") if shown else Markup("")
+    return (
+        element("div", *shown, class_="panels", style=f"--panel: {widest}px")
+        if shown
+        else Markup("")
+    )
 
 
 def figure(drawing: Markup, caption: object = "") -> Markup:

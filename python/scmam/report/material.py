@@ -1,6 +1,8 @@
-"""What a study or run folder holds, as far as it is there. Every other part of the report reads from here, and nothing is computed.
+"""What a study or run folder holds, as far as it is there. Every other part of the report reads
+from here, and nothing is computed.
 
-What is absent is None or empty. What is there and cannot be read is named in `Material.problems`, which the page shows.
+What is absent is None or empty. What is there and cannot be read is named in `Material.problems`,
+which the page shows.
 """
 
 import json
@@ -38,11 +40,16 @@ class Shelf:
 
     def json(self, path: Path) -> dict[str, Any]:
         """A JSON object; empty where there is none."""
-        return self._read(path, lambda: _mapping(json.loads(path.read_text(encoding="utf-8")))) or {}
+        return (
+            self._read(path, lambda: _mapping(json.loads(path.read_text(encoding="utf-8")))) or {}
+        )
 
     def yaml(self, path: Path) -> dict[str, Any]:
         """The settings of a YAML file; empty where there is none."""
-        return self._read(path, lambda: _mapping(yaml.safe_load(path.read_text(encoding="utf-8")))) or {}
+        return (
+            self._read(path, lambda: _mapping(yaml.safe_load(path.read_text(encoding="utf-8"))))
+            or {}
+        )
 
     def text(self, path: Path) -> str:
         return self._read(path, lambda: path.read_text(encoding="utf-8")) or ""
@@ -51,8 +58,12 @@ class Shelf:
         """A CSV file with at least these columns; None where there is none, or no row in it."""
         return self._read(path, lambda: _table(path, columns))
 
-    def arrays(self, path: Path, *names: str, alike: tuple[str, ...], axes: int) -> "dict[str, np.ndarray] | None":
-        """The arrays of an .npz file, with at least these names, of which some are alike in their first axes."""
+    def arrays(
+        self, path: Path, *names: str, alike: tuple[str, ...], axes: int
+    ) -> "dict[str, np.ndarray] | None":
+        """The arrays of an .npz file, with at least these names, of which some are alike in their
+        first axes.
+        """
         return self._read(path, lambda: _arrays(path, names, alike, axes))
 
     def evaluation(self, path: Path) -> "Evaluation | None":
@@ -64,9 +75,12 @@ class Shelf:
             return None
         try:
             return read()
-        except Exception as error:  # a file written by another program, in any state: the report names it and goes on
+        # a file written by another program, in any state: the report names it and goes on
+        except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            problem = f"{path.relative_to(self.folder)} could not be read and is left out ({reason})"
+            problem = (
+                f"{path.relative_to(self.folder)} could not be read and is left out ({reason})"
+            )
             if problem not in self.problems:
                 self.problems.append(problem)
             return None
@@ -88,7 +102,9 @@ def _table(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame | None":
     return None if table.empty else table
 
 
-def _arrays(path: Path, names: tuple[str, ...], alike: tuple[str, ...], axes: int) -> "dict[str, np.ndarray]":
+def _arrays(
+    path: Path, names: tuple[str, ...], alike: tuple[str, ...], axes: int
+) -> "dict[str, np.ndarray]":
     import numpy as np
 
     with np.load(path, allow_pickle=False) as file:
@@ -98,7 +114,9 @@ def _arrays(path: Path, names: tuple[str, ...], alike: tuple[str, ...], axes: in
         raise ValueError(f"it has no array {', '.join(missing)}")
     shapes = {name: arrays[name].shape for name in alike}
     if len({shape[:axes] for shape in shapes.values()}) > 1 or not min(shapes.values()):
-        raise ValueError(f"its arrays do not fit together: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+        raise ValueError(
+            f"its arrays do not fit together: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+        )
     broken = [name for name in alike if not np.isfinite(arrays[name]).all()]
     if broken:
         raise ValueError(f"not every number in {', '.join(broken)} is finite")
@@ -138,21 +156,37 @@ class RunFiles:
     @cached_property
     def evaluations(self) -> "dict[str, Evaluation]":
         """The evaluations that are there, by method."""
-        return read_evaluations(self.shelf, {method: self.folder / "evaluation" / f"{method}.json" for method in METHODS})
+        return read_evaluations(
+            self.shelf,
+            {method: self.folder / "evaluation" / f"{method}.json" for method in METHODS},
+        )
 
     @property
     def embedding(self) -> "dict[str, np.ndarray] | None":
         return self.shelf.arrays(
-            self.folder / "evaluation" / "embedding.npz", "features", "codes", "classes", alike=("features", "codes"), axes=1
+            self.folder / "evaluation" / "embedding.npz",
+            "features",
+            "codes",
+            "classes",
+            alike=("features", "codes"),
+            axes=1,
         )
 
     @property
     def frequencies(self) -> "pd.DataFrame | None":
-        return self.shelf.table(self.folder / "genes" / "frequencies.csv", "gene", "mean_expression", "hidden")
+        return self.shelf.table(
+            self.folder / "genes" / "frequencies.csv", "gene", "mean_expression", "hidden"
+        )
 
     @property
     def frequencies_by_type(self) -> "pd.DataFrame | None":
-        return self.shelf.table(self.folder / "genes" / "frequencies_by_type.csv", "cell_type", "gene", "mean_expression", "hidden")
+        return self.shelf.table(
+            self.folder / "genes" / "frequencies_by_type.csv",
+            "cell_type",
+            "gene",
+            "mean_expression",
+            "hidden",
+        )
 
     @property
     def latents(self) -> dict[str, Any]:
@@ -161,7 +195,9 @@ class RunFiles:
     @property
     def masks(self) -> "dict[str, np.ndarray] | None":
         path = self.folder / "genes" / "masks.npz"
-        return self.shelf.arrays(path, "genes", "cell_types", alike=("values", "mask", "hidden"), axes=2)
+        return self.shelf.arrays(
+            path, "genes", "cell_types", alike=("values", "mask", "hidden"), axes=2
+        )
 
     @property
     def ranking(self) -> "pd.DataFrame | None":
@@ -174,7 +210,9 @@ class RunFiles:
 
     @property
     def enrichment_beyond_expression(self) -> "pd.DataFrame | None":
-        return self.shelf.table(self.folder / "genes" / "enrichment_beyond_expression.csv", *ENRICHMENT)
+        return self.shelf.table(
+            self.folder / "genes" / "enrichment_beyond_expression.csv", *ENRICHMENT
+        )
 
     @property
     def status(self) -> str:
@@ -183,7 +221,11 @@ class RunFiles:
     def number(self, name: str) -> float:
         """A number of the record; nan where there is none."""
         value = self.record.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        return (
+            float(value)
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else math.nan
+        )
 
 
 @dataclass(frozen=True)
@@ -215,19 +257,27 @@ class Material:
         return next((run.config for run in self.of(arm) if run.config), {})
 
     def masking(self, arm: str) -> dict[str, Any]:
-        """Its masking settings: of its runs, or, before they start, as the study plans them; empty where neither is known."""
+        """Its masking settings: of its runs, or, before they start, as the study plans them; empty
+        where neither is known.
+        """
         masking = self.settings(arm).get("masking")
         return masking if isinstance(masking, dict) else self.planned.get(arm, {})
 
     @cached_property
     def planned(self) -> dict[str, dict[str, Any]]:
-        """The masking settings that the configuration of the study gives each arm, as far as it can be read."""
+        """The masking settings that the configuration of the study gives each arm, as far as it can
+        be read.
+        """
         from ..study import arm_config
 
         planned = {}
         for arm in self.arms if self.is_study else ():
-            with suppress(ConfigError):  # of another version, or an arm that was renamed: then only its runs say what it is
-                planned[arm] = arm_config(validated(self.config), arm, 0).masking.model_dump(mode="json")
+            with suppress(
+                ConfigError
+            ):  # of another version, or an arm that was renamed: then only its runs say what it is
+                planned[arm] = arm_config(validated(self.config), arm, 0).masking.model_dump(
+                    mode="json"
+                )
         return planned
 
     def strategy(self, arm: str) -> str:
@@ -242,7 +292,9 @@ class Material:
         if self.strategy(arm) != "matched":
             return None
         target = str(self.masking(arm).get("matched_to"))
-        return next((name for name in (target, Path(target).parent.name) if name in self.arms), None)
+        return next(
+            (name for name in (target, Path(target).parent.name) if name in self.arms), None
+        )
 
     def spoken(self, arm: str) -> str:
         """Its name in a sentence, where an arm called "none" would be misread."""
@@ -262,7 +314,9 @@ class Material:
     def methods(self) -> tuple[str, ...]:
         """Those with any result, in the order of the report."""
         tables = [table for table in (self.summary, self.results) if table is not None]
-        found = {method for table in tables for method in table["method"]} | {m for run in self.runs for m in run.evaluations}
+        found = {method for table in tables for method in table["method"]} | {
+            m for run in self.runs for m in run.evaluations
+        }
         return tuple(method for method in METHODS if method in found)
 
 
@@ -274,12 +328,16 @@ def open_material(folder: str | Path) -> Material:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ReportError(f"{folder}: no such folder; give the folder of `scmam compare` or `scmam pretrain`")
+        raise ReportError(
+            f"{folder}: no such folder; give the folder of `scmam compare` or `scmam pretrain`"
+        )
     if (folder / "study.json").is_file() or (folder / "runs").is_dir():
         return _study(folder)
     if (folder / "run.json").is_file():
         return _single_run(folder)
-    raise ReportError(f"{folder}: has neither study.json nor run.json; give the folder of `scmam compare` or `scmam pretrain`")
+    raise ReportError(
+        f"{folder}: has neither study.json nor run.json; give the folder of `scmam compare` or `scmam pretrain`"
+    )
 
 
 def _study(folder: Path) -> Material:
@@ -289,10 +347,16 @@ def _study(folder: Path) -> Material:
     runs = _runs(folder / "runs", shelf)
     wanted = [str(arm) for arm in settings.get("arms") or record.get("arms") or ()]
     arms = tuple(dict.fromkeys([*wanted, *sorted({run.arm for run in runs})]))
-    summary = shelf.table(folder / "summary.csv", "arm", "method", "metric", "mean", "low", "high", "difference")
-    baselines = read_evaluations(shelf, {path.stem: path for path in sorted((folder / "baselines").glob("*.json"))})
+    summary = shelf.table(
+        folder / "summary.csv", "arm", "method", "metric", "mean", "low", "high", "difference"
+    )
+    baselines = read_evaluations(
+        shelf, {path.stem: path for path in sorted((folder / "baselines").glob("*.json"))}
+    )
     if not runs and not baselines:
-        raise ReportError(f"{folder}: holds no run yet; start or resume the study with `scmam compare`")
+        raise ReportError(
+            f"{folder}: holds no run yet; start or resume the study with `scmam compare`"
+        )
     reference = str(settings.get("reference", "uniform"))
     return Material(
         folder=folder,
@@ -315,7 +379,9 @@ def _single_run(folder: Path) -> Material:
     masking = config.get("masking") if isinstance(config.get("masking"), dict) else {}
     training = config.get("training") if isinstance(config.get("training"), dict) else {}
     run = RunFiles(str(masking.get("strategy", "run")), int(training.get("seed", 0)), folder, shelf)
-    return Material(folder, False, run.record, config, (run.arm,), (run,), None, None, {}, None, shelf)
+    return Material(
+        folder, False, run.record, config, (run.arm,), (run,), None, None, {}, None, shelf
+    )
 
 
 def _runs(folder: Path, shelf: Shelf) -> list[RunFiles]:

@@ -18,21 +18,28 @@ from .template import PAGE
 FILE = "report.html"
 
 
-def write_report(folder: str | Path, out: str | Path | None = None, *, projection: str = "auto") -> Path:
-    """Write the report of a study or of a run as one HTML file, which needs no network, no script and no other file.
+def write_report(
+    folder: str | Path, out: str | Path | None = None, *, projection: str = "auto"
+) -> Path:
+    """Write the report of a study or of a run as one HTML file, which needs no network, no script
+    and no other file.
 
-    Only files of the folder are read; nothing of a model is computed. What is missing is left out or said to be missing.
+    Only files of the folder are read; nothing of a model is computed. What is missing is left out
+    or said to be missing.
 
     Args:
-        folder: of a study, as `scmam.study.compare` writes it, or of a run, as `scmam.training.pretrain` does.
+        folder: of a study, as `scmam.study.compare` writes it, or of a run, as
+            `scmam.training.pretrain` does.
         out: the file to write; None: ``report.html`` in the folder.
-        projection: of the maps: "umap", "pca", or "auto", which is UMAP where umap-learn is installed. UMAP takes about half a minute.
+        projection: of the maps: "umap", "pca", or "auto", which is UMAP where umap-learn is
+            installed. UMAP takes about half a minute.
 
     Returns:
         The path of the page.
 
     Raises:
-        ReportError: nothing to report there, an unknown projection, or a place that cannot be written to.
+        ReportError: nothing to report there, an unknown projection, or a place that cannot be
+            written to.
     """
     chosen = checked_projection(projection)
     material = open_material(folder)
@@ -54,7 +61,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ReportError(f"{path}: cannot be written ({error.strerror}); give another file") from error
+        raise ReportError(
+            f"{path}: cannot be written ({error.strerror}); give another file"
+        ) from error
 
 
 def render(material: Material, projection: Projection) -> str:
@@ -73,10 +82,17 @@ def render(material: Material, projection: Projection) -> str:
         sections.reproduction_section(material),
     ]
     shown = [part for part in parts if part]
-    opening, cards, contents = overview.opening(material), overview.cards(material), overview.contents(shown)
+    opening, cards, contents = (
+        overview.opening(material),
+        overview.cards(material),
+        overview.contents(shown),
+    )
     notes = overview.notes(material)  # after everything was read: it names what could not be
     footer = element(
-        "footer", "Written by scmam. Multinomial Attention Masking: Naziri, Asgari, An, Sachlos, Seyyed-Kalantari, PMLR 333:295-311, 2026."
+        "footer",
+        "Written by scmam. Multinomial Attention Masking: Naziri, Asgari, An, Sachlos, Seyyed-Kalantari, PMLR 333:295-311, 2026.",
     )
-    body = join([element("header", opening, cards, contents), notes, element("main", *shown), footer])
+    body = join(
+        [element("header", opening, cards, contents), notes, element("main", *shown), footer]
+    )
     return PAGE.substitute(title=text(overview.title(material)), body=Markup(body))

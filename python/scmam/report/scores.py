@@ -1,4 +1,6 @@
-"""The scores of arms and their differences, with intervals: read from the tables of a study, or taken over folds where there is one run."""
+"""The scores of arms and their differences, with intervals: read from the tables of a study, or
+taken over folds where there is one run.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -42,7 +44,9 @@ class Difference(Score):
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say: nothing from one seed, and no difference where it covers 0."""
+        """What the interval allows to say: nothing from one seed, and no difference where it covers
+        0.
+        """
         if not self.has_interval:
             return "one seed"
         if self.low > 0:
@@ -51,7 +55,9 @@ class Difference(Score):
 
 
 def score(material: Material, arm: str, method: str, metric: str) -> Score | None:
-    """The mean of an arm over its seeds, as in summary.csv; over the folds for a single run or a baseline."""
+    """The mean of an arm over its seeds, as in summary.csv; over the folds for a single run or a
+    baseline.
+    """
     row = _row(material.summary, arm, method, metric)
     if row is not None:
         return Score(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
@@ -66,7 +72,13 @@ def difference(material: Material, arm: str, method: str, metric: str) -> Differ
         return None
     p_value = float(row.get("p_value", math.nan))
     seeds = _paired_seeds(material, arm, method) or int(row["seeds"])
-    return Difference(float(row["difference"]), float(row["difference_low"]), float(row["difference_high"]), seeds, p_value=p_value)
+    return Difference(
+        float(row["difference"]),
+        float(row["difference_low"]),
+        float(row["difference_high"]),
+        seeds,
+        p_value=p_value,
+    )
 
 
 def _row(table: "pd.DataFrame | None", arm: str, method: str, metric: str) -> "pd.Series | None":
@@ -79,7 +91,10 @@ def _row(table: "pd.DataFrame | None", arm: str, method: str, metric: str) -> "p
 def _paired_seeds(material: Material, arm: str, method: str) -> int:
     if material.reference is None:
         return 0
-    return len(set(by_seed(material, arm, method, "macro_f1")) & set(by_seed(material, material.reference, method, "macro_f1")))
+    return len(
+        set(by_seed(material, arm, method, "macro_f1"))
+        & set(by_seed(material, material.reference, method, "macro_f1"))
+    )
 
 
 def by_seed(material: Material, arm: str, method: str, metric: str) -> dict[int, float]:
@@ -112,14 +127,19 @@ def over_folds(evaluation: "Evaluation", metric: str) -> Score:
 
 
 def shown_arm(material: Material) -> str | None:
-    """The arm that the headline is about: of those that learn their masks the one with the highest macro-F1, under fine-tuning where there
-    is any. Without such an arm, of those that are pretrained and not the reference."""
+    """The arm that the headline is about: of those that learn their masks the one with the highest
+    macro-F1, under fine-tuning where there is any. Without such an arm, of those that are
+    pretrained and not the reference."""
     others = [arm for arm in material.arms if arm != material.reference]
     learned = [arm for arm in others if material.is_learned(arm)]
     pretrained = [arm for arm in others if material.strategy(arm) != "none"]
     for candidates in (learned, pretrained):
         for method in METHODS:
-            scores = {arm: found.mean for arm in candidates if (found := score(material, arm, method, "macro_f1"))}
+            scores = {
+                arm: found.mean
+                for arm in candidates
+                if (found := score(material, arm, method, "macro_f1"))
+            }
             if scores:
                 return max(scores, key=scores.__getitem__)
     return next(iter(learned or pretrained or others), None)
@@ -127,5 +147,9 @@ def shown_arm(material: Material) -> str | None:
 
 def candidates(material: Material, arm: str) -> int:
     """How many arms the shown one was the best of."""
-    alike = [other for other in material.arms if other != material.reference and material.is_learned(other) == material.is_learned(arm)]
+    alike = [
+        other
+        for other in material.arms
+        if other != material.reference and material.is_learned(other) == material.is_learned(arm)
+    ]
     return sum(material.strategy(other) != "none" for other in alike)

@@ -1,4 +1,7 @@
-"""The sections of evidence. Each gives its HTML, or nothing where the folder holds nothing for it."""
+"""The sections of evidence.
+
+Each gives its HTML, or nothing where the folder holds nothing for it.
+"""
 
 import math
 import shlex
@@ -12,11 +15,31 @@ from .findings import METHOD_NAMES, UNDER
 from .formatting import amount, count, duration, listed, percent
 from .gene_figures import frequencies_figure, masks_figure, types_figure
 from .maps import Projection, classes_legend, map_figure, project, shown_cells
-from .markup import Markup, bullets, element, figure, folding, join, panels, paragraph, scrolling, section
+from .markup import (
+    Markup,
+    bullets,
+    element,
+    figure,
+    folding,
+    join,
+    panels,
+    paragraph,
+    scrolling,
+    section,
+)
 from .material import METHODS, Material
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
 from .scores import shown_arm
-from .tables import arms_table, classes_table, comparison_table, enrichment_table, facts_table, genes_table, masks_table, timing_table
+from .tables import (
+    arms_table,
+    classes_table,
+    comparison_table,
+    enrichment_table,
+    facts_table,
+    genes_table,
+    masks_table,
+    timing_table,
+)
 from .training_figures import arms_with_masks, loss_figures, mask_figures
 
 if TYPE_CHECKING:
@@ -24,7 +47,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEW_ARMS = 4
-"""Up to which the genes of every arm are shown at once; of more, those that do not learn their masks fold away."""
+"""Up to which the genes of every arm are shown at once; of more, those that do not learn their
+masks fold away.
+"""
 
 
 def arms_section(material: Material, palette: Palette) -> Markup:
@@ -53,7 +78,11 @@ def comparison_section(material: Material, palette: Palette) -> Markup:
     parts: list[object] = []
     for method in material.methods():
         if (table := comparison_table(material, palette, method)) is not None:
-            drawn = [draw(material, palette, method) for draw in (scores_figure, differences_figure)] if material.is_study else []
+            drawn = (
+                [draw(material, palette, method) for draw in (scores_figure, differences_figure)]
+                if material.is_study
+                else []
+            )
             parts += [table, panels([figure(one) for one in drawn if one is not None], widest=440)]
     if not parts:
         return Markup("")
@@ -82,13 +111,17 @@ def classes_section(material: Material, palette: Palette) -> Markup:
 def confusions(material: Material, method: str) -> Markup:
     """Of the reference and of the shown arm, over all folds and seeds."""
     drawn = []
-    for arm in dict.fromkeys(arm for arm in (material.reference, shown_arm(material) or material.arms[0]) if arm):
+    for arm in dict.fromkeys(
+        arm for arm in (material.reference, shown_arm(material) or material.arms[0]) if arm
+    ):
         if evaluations := material.evaluations(arm, method):
             title = f"{arm}, {METHOD_NAMES[method]}"
             matrix = figure(confusion_figure(title, *confusion_of(evaluations)))
             drawn.append(scrolling(matrix, label=f"Confusion matrix of {title}", class_="matrix"))
     told = "Of every 100 cells of a type (row), how many were taken for which (column); over all folds and seeds."
-    return join([panels(drawn, widest=400), paragraph(told, class_="lead")]) if drawn else Markup("")
+    return (
+        join([panels(drawn, widest=400), paragraph(told, class_="lead")]) if drawn else Markup("")
+    )
 
 
 def training_section(material: Material, palette: Palette) -> Markup:
@@ -98,7 +131,11 @@ def training_section(material: Material, palette: Palette) -> Markup:
         " embedding together. Arms hide different genes, some easier to predict than others: between arms, a lower loss does not mean"
         " better cells."
     )
-    return section("training", "Loss while pretraining", paragraph(told), panels(drawn, widest=290)) if drawn else Markup("")
+    return (
+        section("training", "Loss while pretraining", paragraph(told), panels(drawn, widest=290))
+        if drawn
+        else Markup("")
+    )
 
 
 def masks_section(material: Material, palette: Palette) -> Markup:
@@ -110,17 +147,25 @@ def masks_section(material: Material, palette: Palette) -> Markup:
     if not drawn:
         return Markup("")
     legend = palette.legend(arms_with_masks(material))
-    return section("masks", "What the masks hide", paragraph(told), legend, panels(drawn, widest=290))
+    return section(
+        "masks", "What the masks hide", paragraph(told), legend, panels(drawn, widest=290)
+    )
 
 
 def genes_section(material: Material, palette: Palette) -> Markup:
     """Which genes are hidden: of the first seed of each arm that was interpreted."""
-    tables = {arm: found for arm in material.arms if (found := first(material.of(arm), "frequencies")) is not None}
+    tables = {
+        arm: found
+        for arm in material.arms
+        if (found := first(material.of(arm), "frequencies")) is not None
+    }
     numbers = masks_table(material, palette)
     if not tables and numbers is None:
         return Markup("")
     arm = _told_arm(material, tables)
-    content = [_gene_figures(material, palette, tables, arm), _genes_of(material, arm)] if arm else []
+    content = (
+        [_gene_figures(material, palette, tables, arm), _genes_of(material, arm)] if arm else []
+    )
     return section("genes", "Which genes are hidden", numbers or "", *content)
 
 
@@ -130,10 +175,20 @@ def _told_arm(material: Material, tables: "dict[str, pd.DataFrame]") -> str | No
     return next((arm for arm in wanted if arm in tables), None)
 
 
-def _gene_figures(material: Material, palette: Palette, tables: "dict[str, pd.DataFrame]", told_arm: str) -> Markup:
+def _gene_figures(
+    material: Material, palette: Palette, tables: "dict[str, pd.DataFrame]", told_arm: str
+) -> Markup:
     top = 1.08 * max(float(table["hidden"].max()) for table in tables.values())
-    drawn = {arm: figure(frequencies_figure(palette, arm, table, top)) for arm, table in tables.items()}
-    shown = [arm for arm in drawn if len(drawn) <= FEW_ARMS or arm in (told_arm, material.reference) or material.is_learned(arm)]
+    drawn = {
+        arm: figure(frequencies_figure(palette, arm, table, top)) for arm, table in tables.items()
+    }
+    shown = [
+        arm
+        for arm in drawn
+        if len(drawn) <= FEW_ARMS
+        or arm in (told_arm, material.reference)
+        or material.is_learned(arm)
+    ]
     ahead, others = [drawn[arm] for arm in shown], [drawn[arm] for arm in drawn if arm not in shown]
     if (by_type := first(material.of(told_arm), "frequencies_by_type")) is not None:
         ahead.append(figure(types_figure(told_arm, by_type, top)))
@@ -151,11 +206,17 @@ def _genes_of(material: Material, arm: str) -> Markup:
     """Mask pictures, the genes that stand out, and gene sets, of one arm."""
     runs, parts = material.of(arm), []
     if (masks := first(runs, "masks")) is not None:
-        parts += [scrolling(figure(masks_figure(arm, masks)), label=f"Masks of {arm}", class_="wide"), _chance_of(masks)]
+        parts += [
+            scrolling(figure(masks_figure(arm, masks)), label=f"Masks of {arm}", class_="wide"),
+            _chance_of(masks),
+        ]
     if (ranking := first(runs, "ranking")) is not None:
         told = f"z is in standard errors over the masks drawn; of {amount(len(ranking), 'gene')}, some pass 3 by chance alone."
         parts += [genes_table(arm, ranking), paragraph(told, class_="lead")]
-    for name, which in (("enrichment", "hidden most"), ("enrichment_beyond_expression", "hidden most beyond their expression")):
+    for name, which in (
+        ("enrichment", "hidden most"),
+        ("enrichment_beyond_expression", "hidden most beyond their expression"),
+    ):
         if (enrichment := first(runs, name)) is not None:
             parts.append(enrichment_table(arm, enrichment, which))
     return join(parts)
@@ -177,16 +238,40 @@ def _chance_of(masks: "dict[str, np.ndarray]") -> Markup:
 
 def maps_section(material: Material, projection: Projection) -> Markup:
     """The cells by the encoder of the untrained, the reference and the shown arm, side by side."""
-    arms = dict.fromkeys(arm for arm in (material.untrained(), material.reference, shown_arm(material) or material.arms[0]) if arm)
-    found = {arm: arrays for arm in arms if (arrays := first(material.of(arm), "embedding")) is not None}
+    arms = dict.fromkeys(
+        arm
+        for arm in (
+            material.untrained(),
+            material.reference,
+            shown_arm(material) or material.arms[0],
+        )
+        if arm
+    )
+    found = {
+        arm: arrays for arm in arms if (arrays := first(material.of(arm), "embedding")) is not None
+    }
     if not found:
         return Markup("")
     drawn, told = [], ""
     for arm, arrays in found.items():
         number, classes = len(arrays["features"]), arrays["classes"].tolist()
         rows = shown_cells(number)
-        some = "" if len(rows) == number else f"; {count(len(rows))} of {count(number)} cells, chosen at random"
-        drawn.append(figure(map_figure(arm, project(arrays["features"][rows], projection), arrays["codes"][rows], classes, projection)))
+        some = (
+            ""
+            if len(rows) == number
+            else f"; {count(len(rows))} of {count(number)} cells, chosen at random"
+        )
+        drawn.append(
+            figure(
+                map_figure(
+                    arm,
+                    project(arrays["features"][rows], projection),
+                    arrays["codes"][rows],
+                    classes,
+                    projection,
+                )
+            )
+        )
         told = _map_text(projection, some)
     sizes = [int((arrays["codes"] == code).sum()) for code in range(len(classes))]
     return section(
@@ -199,7 +284,9 @@ def maps_section(material: Material, projection: Projection) -> Markup:
 
 
 def _map_text(projection: Projection, some: str) -> str:
-    how = {"umap": "UMAP of 50 principal components", "pca": "The first two principal components"}[projection]
+    how = {"umap": "UMAP of 50 principal components", "pca": "The first two principal components"}[
+        projection
+    ]
     return (
         f"{how} of the standardised features, one seed an arm{some}. Each map is laid out on its own: only which cells lie together can be"
         " compared. A map shows; the scores above measure."
@@ -209,7 +296,11 @@ def _map_text(projection: Projection, some: str) -> str:
 def timing_section(material: Material, palette: Palette) -> Markup:
     table = timing_table(material, palette)
     told = "Medians over the steps of a run, then means over runs; masking is the forward pass of the masking strategy."
-    return section("times", "Time", table, paragraph(told, class_="lead")) if table is not None else Markup("")
+    return (
+        section("times", "Time", table, paragraph(told, class_="lead"))
+        if table is not None
+        else Markup("")
+    )
 
 
 def reproduction_section(material: Material) -> Markup:
@@ -219,9 +310,14 @@ def reproduction_section(material: Material) -> Markup:
         "Doing it again",
         paragraph("With the configuration below saved as ", element("code", "config.yaml"), ":"),
         element("pre", commands(material)),
-        folding("Configuration, resolved", element("pre", _as_yaml(material.config))) if material.config else "",
+        folding("Configuration, resolved", element("pre", _as_yaml(material.config)))
+        if material.config
+        else "",
         _arm_settings(material),
-        folding("Machine and versions", facts_table(_environment(material), "Machine and versions", titled=False)),
+        folding(
+            "Machine and versions",
+            facts_table(_environment(material), "Machine and versions", titled=False),
+        ),
     )
 
 
@@ -235,8 +331,16 @@ def commands(material: Material) -> str:
 
 def _arm_settings(material: Material) -> Markup:
     """The masking settings of each arm of a study; the rest of it is in the configuration above."""
-    settings = {arm: material.masking(arm) for arm in material.arms if material.is_study and material.masking(arm)}
-    return folding("Masking settings of each arm", element("pre", _as_yaml(settings))) if settings else Markup("")
+    settings = {
+        arm: material.masking(arm)
+        for arm in material.arms
+        if material.is_study and material.masking(arm)
+    }
+    return (
+        folding("Masking settings of each arm", element("pre", _as_yaml(settings)))
+        if settings
+        else Markup("")
+    )
 
 
 def _as_yaml(settings: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""Tables of the report: what the arms are, how they compare, cell types, times, and what was run where."""
+"""Tables of the report: what the arms are, how they compare, cell types, times, and what was run
+where.
+"""
 
 import math
 from statistics import fmean
@@ -7,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 from .drawing import Palette
 from .facts import class_sizes, first, mean_of, wanted_seeds
 from .findings import METHOD_NAMES, VERDICTS
-from .formatting import MINUS, NOTHING, amount, count, duration, milliseconds, percent, points, shortened, signed_points
+from .formatting import (
+    MINUS,
+    NOTHING,
+    amount,
+    count,
+    duration,
+    milliseconds,
+    percent,
+    points,
+    shortened,
+    signed_points,
+)
 from .markup import Markup, element, table, text
 from .material import Material
 from .score_figures import shade
@@ -27,8 +40,19 @@ def arms_table(material: Material, palette: Palette) -> Markup:
     for arm in material.arms:
         runs = material.of(arm)
         done = sum(run.status == "done" for run in runs)
-        rows.append((palette.label(arm), described(material, arm), f"{done} of {max(len(runs), len(wanted_seeds(material)))}"))
-    return table(("arm", "what is hidden, and what else differs", "runs done"), rows, caption="The arms", words=2)
+        rows.append(
+            (
+                palette.label(arm),
+                described(material, arm),
+                f"{done} of {max(len(runs), len(wanted_seeds(material)))}",
+            )
+        )
+    return table(
+        ("arm", "what is hidden, and what else differs", "runs done"),
+        rows,
+        caption="The arms",
+        words=2,
+    )
 
 
 def described(material: Material, arm: str) -> str:
@@ -39,7 +63,11 @@ def described(material: Material, arm: str) -> str:
     parts = [_strategy_text(masking)]
     if masking.get("strategy") == "none":
         return parts[0]
-    parts.append({"all": "mask token everywhere"}.get(str(masking.get("corruption")), f"corruption {masking.get('corruption')}"))
+    parts.append(
+        {"all": "mask token everywhere"}.get(
+            str(masking.get("corruption")), f"corruption {masking.get('corruption')}"
+        )
+    )
     if masking.get("injection", "none") != "none":
         hidden = "" if masking.get("context_from") != "visible" else ", without the hidden values"
         parts.append(f"context injected into {_injected(masking['injection'])}{hidden}")
@@ -51,15 +79,23 @@ def described(material: Material, arm: str) -> str:
 
 
 def _injected(scheme: str) -> str:
-    return {"both": "encoder and decoder", "separate": "encoder and decoder, an adapter each"}.get(scheme, f"the {scheme}")
+    return {"both": "encoder and decoder", "separate": "encoder and decoder, an adapter each"}.get(
+        scheme, f"the {scheme}"
+    )
 
 
 def _strategy_text(masking: dict[str, Any]) -> str:
-    strategy, ratio, zeros = masking.get("strategy"), masking.get("ratio"), masking.get("zero_ratio")
+    strategy, ratio, zeros = (
+        masking.get("strategy"),
+        masking.get("ratio"),
+        masking.get("zero_ratio"),
+    )
     if strategy == "none":
         return "no pretraining: the encoder as initialised"
     if strategy == "matched":
-        return f"uniform, at the hidden shares of zeros and non-zeros of {masking.get('matched_to')}"
+        return (
+            f"uniform, at the hidden shares of zeros and non-zeros of {masking.get('matched_to')}"
+        )
     what = {
         "uniform": "uniform",
         "expression": "in proportion to expression",
@@ -72,21 +108,44 @@ def _strategy_text(masking: dict[str, Any]) -> str:
 
 
 def comparison_table(material: Material, palette: Palette, method: str) -> Markup | None:
-    """Scores of all arms by one method, with intervals, differences to the reference and what these allow to say."""
+    """Scores of all arms by one method, with intervals, differences to the reference and what these
+    allow to say.
+    """
     metrics = _shown_metrics(material, method)
-    arms = [arm for arm in material.arms if any(score(material, arm, method, metric) for metric in metrics)]
+    arms = [
+        arm
+        for arm in material.arms
+        if any(score(material, arm, method, metric) for metric in metrics)
+    ]
     if not arms:
         return None
     headings: list[object] = ["arm"]
     for metric in metrics:
-        headings += [METRICS[metric], f"less {material.reference}"] if material.reference else [METRICS[metric]]
+        headings += (
+            [METRICS[metric], f"less {material.reference}"]
+            if material.reference
+            else [METRICS[metric]]
+        )
     headings += (
-        [element("abbr", "p", title="of the paired t test on macro-F1, not corrected for the number of arms")] if material.reference else []
+        [
+            element(
+                "abbr",
+                "p",
+                title="of the paired t test on macro-F1, not corrected for the number of arms",
+            )
+        ]
+        if material.reference
+        else []
     )
-    rows = [_arm_row(material, palette, arm, method, metrics) for arm in arms] + _baseline_rows(material, metrics)
+    rows = [_arm_row(material, palette, arm, method, metrics) for arm in arms] + _baseline_rows(
+        material, metrics
+    )
     over = "the folds" if not material.is_study else "the seeds"
     return table(
-        headings, rows, caption=f"{METHOD_NAMES[method].capitalize()}: mean and 95 % interval over {over}, points", class_="scores"
+        headings,
+        rows,
+        caption=f"{METHOD_NAMES[method].capitalize()}: mean and 95 % interval over {over}, points",
+        class_="scores",
     )
 
 
@@ -101,14 +160,20 @@ def _shown_metrics(material: Material, method: str) -> tuple[str, ...]:
     return ("macro_f1", "accuracy", "micro_f1") if micro_differs else ("macro_f1", "accuracy")
 
 
-def _arm_row(material: Material, palette: Palette, arm: str, method: str, metrics: tuple[str, ...]) -> list[object]:
+def _arm_row(
+    material: Material, palette: Palette, arm: str, method: str, metrics: tuple[str, ...]
+) -> list[object]:
     found = score(material, arm, method, metrics[0])
     seeds = element("small", amount(found.number, found.over)) if found else ""
     row: list[object] = [element("span", palette.label(arm), Markup(" "), seeds)]
     for metric in metrics:
         row.append(score_cell(score(material, arm, method, metric)))
         if material.reference:
-            row.append("reference" if arm == material.reference else difference_cell(difference(material, arm, method, metric)))
+            row.append(
+                "reference"
+                if arm == material.reference
+                else difference_cell(difference(material, arm, method, metric))
+            )
     if material.reference:
         of_macro = difference(material, arm, method, "macro_f1")
         row.append(_p_value(of_macro) if of_macro else "")
@@ -119,7 +184,15 @@ def _baseline_rows(material: Material, metrics: tuple[str, ...]) -> list[list[ob
     rows = []
     for name, evaluation in material.baselines.items():
         folds = len(evaluation.folds)
-        row: list[object] = [element("span", name, Markup(" "), element("small", f"baseline, {amount(folds, 'fold')}"), class_="baseline")]
+        row: list[object] = [
+            element(
+                "span",
+                name,
+                Markup(" "),
+                element("small", f"baseline, {amount(folds, 'fold')}"),
+                class_="baseline",
+            )
+        ]
         for metric in metrics:
             found = over_folds(evaluation, metric)
             row.append(points(found.mean))
@@ -131,14 +204,21 @@ def _baseline_rows(material: Material, metrics: tuple[str, ...]) -> list[list[ob
 def score_cell(found: Score | None) -> Markup:
     if found is None:
         return text(NOTHING)
-    spread = element("small", f"{points(found.low)} to {points(found.high)}" if found.has_interval else "no interval")
+    spread = element(
+        "small",
+        f"{points(found.low)} to {points(found.high)}" if found.has_interval else "no interval",
+    )
     return Markup(f"<b>{points(found.mean)}</b>{spread}")
 
 
 def difference_cell(found: Difference | None) -> Markup:
     if found is None:
         return text(NOTHING)
-    spread = element("small", f"{signed_points(found.low)} to {signed_points(found.high)}") if found.has_interval else ""
+    spread = (
+        element("small", f"{signed_points(found.low)} to {signed_points(found.high)}")
+        if found.has_interval
+        else ""
+    )
     verdict = element("small", VERDICTS[found.verdict], class_=f"verdict {TONES[found.verdict]}")
     return Markup(f"<b>{signed_points(found.mean)}</b>{spread}{verdict}")
 
@@ -169,14 +249,30 @@ def classes_table(material: Material, palette: Palette, method: str) -> Markup |
         return None
     sizes, shown, reference = class_sizes(material), shown_arm(material), material.reference
     compared = shown in scores and reference in scores
-    names = sorted({name for found in scores.values() for name in found}, key=lambda name: (-sizes.get(name, 0), name))
+    names = sorted(
+        {name for found in scores.values() for name in found},
+        key=lambda name: (-sizes.get(name, 0), name),
+    )
     rows = []
     for name in names:
         row: list[object] = [name, count(sizes.get(name))]
         row += [_shaded(found.get(name, math.nan)) for found in scores.values()]
-        row += [signed_points(scores[shown].get(name, math.nan) - scores[reference].get(name, math.nan), 1)] if compared else []
+        row += (
+            [
+                signed_points(
+                    scores[shown].get(name, math.nan) - scores[reference].get(name, math.nan), 1
+                )
+            ]
+            if compared
+            else []
+        )
         rows.append(row)
-    headings = ["cell type", "cells", *(palette.label(arm) for arm in scores), *([f"{shown} less {reference}"] if compared else [])]
+    headings = [
+        "cell type",
+        "cells",
+        *(palette.label(arm) for arm in scores),
+        *([f"{shown} less {reference}"] if compared else []),
+    ]
     caption = f"{METHOD_NAMES[method].capitalize()}: F1 of each cell type, mean over folds and seeds, points"
     return table(headings, rows, caption=caption, class_="heat")
 
@@ -202,10 +298,20 @@ def timing_table(material: Material, palette: Palette) -> Markup | None:
         means = {name: mean_of(material.of(arm), name) for name, _, _ in TIMES}
         if not math.isnan(means["step_ms"]):
             steps = mean_of(material.of(arm), "steps")
-            rows.append([palette.label(arm), count(steps), *(write(means[name]) for name, _, write in TIMES)])
+            rows.append(
+                [
+                    palette.label(arm),
+                    count(steps),
+                    *(write(means[name]) for name, _, write in TIMES),
+                ]
+            )
     if not rows:
         return None
-    return table(["arm", "steps", *(heading for _, heading, _ in TIMES)], rows, caption="Pretraining times, mean over the runs of an arm")
+    return table(
+        ["arm", "steps", *(heading for _, heading, _ in TIMES)],
+        rows,
+        caption="Pretraining times, mean over the runs of an arm",
+    )
 
 
 def masks_table(material: Material, palette: Palette) -> Markup | None:
@@ -215,22 +321,45 @@ def masks_table(material: Material, palette: Palette) -> Markup | None:
         if (found := first(material.of(arm), "latents")) is not None:
             attention = found.get("attention") or {}
             overlap = attention.get("overlap") or {}
-            numbers = [_plain(found.get(name), 4) for name in ("entropy",)] + [_positions(found), _plain(found.get("spearman"), 2)]
-            shares = [percent(found.get(name)) for name in ("hidden", "hidden_nonzero", "hidden_zero")]
+            numbers = [_plain(found.get(name), 4) for name in ("entropy",)] + [
+                _positions(found),
+                _plain(found.get("spearman"), 2),
+            ]
+            shares = [
+                percent(found.get(name)) for name in ("hidden", "hidden_nonzero", "hidden_zero")
+            ]
             rows.append([palette.label(arm), *shares, *numbers, _plain(overlap.get("cosine"), 3)])
     if not rows:
         return None
-    headings = ["arm", "hidden", "of non-zeros", "of zeros", "entropy", "effective positions", "rank correlation with expression"]
-    return table([*headings, "latents' overlap"], rows, caption="After training, one seed of each arm")
+    headings = [
+        "arm",
+        "hidden",
+        "of non-zeros",
+        "of zeros",
+        "entropy",
+        "effective positions",
+        "rank correlation with expression",
+    ]
+    return table(
+        [*headings, "latents' overlap"], rows, caption="After training, one seed of each arm"
+    )
 
 
 def _plain(value: object, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", MINUS) if isinstance(value, int | float) and not math.isnan(value) else NOTHING
+    return (
+        f"{value:.{digits}f}".replace("-", MINUS)
+        if isinstance(value, int | float) and not math.isnan(value)
+        else NOTHING
+    )
 
 
 def _positions(latents: dict[str, Any]) -> str:
     effective, drawable = latents.get("effective_positions"), latents.get("drawable_positions")
-    return f"{count(effective)} of {count(drawable)}" if effective is not None and drawable is not None else NOTHING
+    return (
+        f"{count(effective)} of {count(drawable)}"
+        if effective is not None and drawable is not None
+        else NOTHING
+    )
 
 
 def genes_table(arm: str, ranking: "pd.DataFrame", number: int = 12) -> Markup:
@@ -246,16 +375,31 @@ def genes_table(arm: str, ranking: "pd.DataFrame", number: int = 12) -> Markup:
         ]
         for _, row in ranking.nlargest(number, "beyond_expression").iterrows()
     ]
-    headings = ["gene", "mean expression", "hidden", "expected from expression", "beyond, points", "z"]
-    return table(headings, rows, caption=f"{arm}: genes hidden most, beyond what their mean expression predicts")
+    headings = [
+        "gene",
+        "mean expression",
+        "hidden",
+        "expected from expression",
+        "beyond, points",
+        "z",
+    ]
+    return table(
+        headings,
+        rows,
+        caption=f"{arm}: genes hidden most, beyond what their mean expression predicts",
+    )
 
 
 def enrichment_table(arm: str, enrichment: "pd.DataFrame", which: str, number: int = 12) -> Markup:
-    """The gene sets with the smallest p values among the genes that are hidden most, in one way or another (`which`)."""
+    """The gene sets with the smallest p values among the genes that are hidden most, in one way or
+    another (`which`).
+    """
     rows = [
         [
             shortened(str(row["term"]), 60),
-            shortened(str(row["genes"]).replace(";", ", "), 90) if isinstance(row["genes"], str) else "",
+            shortened(str(row["genes"]).replace(";", ", "), 90)
+            if isinstance(row["genes"], str)
+            else "",
             f"{row['overlap']} of {row['set_size']}",
             f"{row['adjusted_p_value']:.2g}",
         ]
@@ -263,10 +407,19 @@ def enrichment_table(arm: str, enrichment: "pd.DataFrame", which: str, number: i
     ]
     found = int((enrichment["adjusted_p_value"] < 0.05).sum())
     caption = f"{arm}: gene sets among the genes {which}; {found} of {len(enrichment)} have an adjusted p below 0.05"
-    return table(["gene set", "its genes among them", "number", "adjusted p"], rows, caption=caption, words=2)
+    return table(
+        ["gene set", "its genes among them", "number", "adjusted p"], rows, caption=caption, words=2
+    )
 
 
 def facts_table(facts: dict[str, object], caption: str, *, titled: bool = True) -> Markup:
     """Named values, a row each; empty ones left out."""
     rows = [(name, value) for name, value in facts.items() if value not in ("", None, NOTHING)]
-    return table((element("span", "", class_="sr"), ""), rows, caption=caption, words=2, class_="facts", titled=titled)
+    return table(
+        (element("span", "", class_="sr"), ""),
+        rows,
+        caption=caption,
+        words=2,
+        class_="facts",
+        titled=titled,
+    )

@@ -1,10 +1,17 @@
-"""The page around the sections: its type, colours and layout. No scripts, nothing fetched; light, dark and print."""
+"""The page around the sections: its type, colours and layout.
+
+No scripts, nothing fetched; light, dark and print.
+"""
 
 from string import Template
 
 from .drawing import DARK, VARIABLES
 
-LIGHT_ARMS = "; ".join(f"{variable}: {colour}" for colour, variable in VARIABLES.items() if variable.startswith("--arm"))
+LIGHT_ARMS = "; ".join(
+    f"{variable}: {colour}"
+    for colour, variable in VARIABLES.items()
+    if variable.startswith("--arm")
+)
 DARK_ARMS = "; ".join(f"{VARIABLES[colour]}: {lighter}" for colour, lighter in DARK.items())
 
 COLOURS = f"""

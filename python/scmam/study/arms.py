@@ -11,7 +11,9 @@ class Arm(NamedTuple):
     """One way to pretrain."""
 
     what: str  # for tables and help
-    masking: Mapping[str, Any]  # settings of `masking` that differ from a plain uniform mask without latents
+    masking: Mapping[
+        str, Any
+    ]  # settings of `masking` that differ from a plain uniform mask without latents
     training: Mapping[str, Any] = {}  # settings of `training` that differ from the study's
 
 
@@ -31,9 +33,14 @@ PLAIN = {
 ARMS: dict[str, Arm] = {
     "none": Arm("no pretraining: the encoder as initialised", {"strategy": "none"}),
     "uniform": Arm("uniform over all genes", {}),
-    "uniform-split": Arm("uniform, 30 % of the non-zeros and 3 % of the zeros: the published baseline", {"zero_ratio": 0.03}),
+    "uniform-split": Arm(
+        "uniform, 30 % of the non-zeros and 3 % of the zeros: the published baseline",
+        {"zero_ratio": 0.03},
+    ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
-    "uniform-all-token": Arm("uniform over all genes, every hidden one behind a mask token", {"corruption": "all"}),
+    "uniform-all-token": Arm(
+        "uniform over all genes, every hidden one behind a mask token", {"corruption": "all"}
+    ),
     "uniform-injected": Arm(
         "uniform over all genes, with the latents' context injected: what injection brings alone",
         {"corruption": "all", "injection": "decoder"},
@@ -42,7 +49,10 @@ ARMS: dict[str, Arm] = {
         "uniform, at the hidden shares of zeros and non-zeros of the arm mam",
         {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
     ),
-    "mam": Arm("Multinomial Attention Masking as published", {"strategy": "mam", "corruption": "all", "injection": "decoder"}),
+    "mam": Arm(
+        "Multinomial Attention Masking as published",
+        {"strategy": "mam", "corruption": "all", "injection": "decoder"},
+    ),
     "mam-mixed": Arm(
         "mam with the corruption that uniform masks have, 80/10/10",
         {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
@@ -64,25 +74,42 @@ ARMS: dict[str, Arm] = {
         "mam with slopes of fixed norm, so that its masks cannot flatten",
         {"strategy": "mam", "corruption": "all", "injection": "decoder", "slope_norm": 1.0},
     ),
-    "mam-nonzero": Arm("mam over the non-zeros", {"strategy": "mam", "corruption": "all", "injection": "decoder", "zero_ratio": 0.0}),
+    "mam-nonzero": Arm(
+        "mam over the non-zeros",
+        {"strategy": "mam", "corruption": "all", "injection": "decoder", "zero_ratio": 0.0},
+    ),
     "mam-embedding": Arm(
         "mam on gene and value embeddings of the non-zeros",
-        {"strategy": "mam-embedding", "corruption": "all", "injection": "decoder", "zero_ratio": 0.03},
+        {
+            "strategy": "mam-embedding",
+            "corruption": "all",
+            "injection": "decoder",
+            "zero_ratio": 0.03,
+        },
     ),
     "mam-embedding-mixed": Arm(
         "the same with the corruption that uniform masks have, 80/10/10",
-        {"strategy": "mam-embedding", "corruption": "80/10/10", "injection": "decoder", "zero_ratio": 0.03},
+        {
+            "strategy": "mam-embedding",
+            "corruption": "80/10/10",
+            "injection": "decoder",
+            "zero_ratio": 0.03,
+        },
     ),
-    "expression": Arm("in proportion to expression", {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03}),
+    "expression": Arm(
+        "in proportion to expression",
+        {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03},
+    ),
 }
 
 
 def arm_config(config: Config, name: str, seed: int) -> Config:
     """The configuration of one run of a study.
 
-    A named arm sets what is hidden and how; sizes of the latents and the penalty are those of ``config.masking``. An arm of
-    ``config.study.custom`` starts from a plain uniform mask, or from the arm that its ``like`` names; its ``training.NAME``,
-    ``model.NAME`` and ``evaluation.NAME`` settings go to those sections. One of a named arm's name takes its place.
+    A named arm sets what is hidden and how; sizes of the latents and the penalty are those of
+    ``config.masking``. An arm of ``config.study.custom`` starts from a plain uniform mask, or from
+    the arm that its ``like`` names; its ``training.NAME``, ``model.NAME`` and ``evaluation.NAME``
+    settings go to those sections. One of a named arm's name takes its place.
 
     Raises:
         ConfigError: no such arm, or settings that do not fit together.
@@ -112,5 +139,7 @@ def arm_config(config: Config, name: str, seed: int) -> Config:
 
 def _preset(name: str, custom: Mapping[str, Any] = {}) -> Arm:
     if name not in ARMS:
-        raise ConfigError(f"study.arms: expected some of {', '.join([*ARMS, *custom])}; got {name!r}")
+        raise ConfigError(
+            f"study.arms: expected some of {', '.join([*ARMS, *custom])}; got {name!r}"
+        )
     return ARMS[name]

@@ -24,24 +24,35 @@ if TYPE_CHECKING:
     from ..data import Cells
 
 
-def compare(config: Config, folder: str | Path, *, cells: "Cells | None" = None, interpret: bool = True, progress: bool = True) -> Study:
+def compare(
+    config: Config,
+    folder: str | Path,
+    *,
+    cells: "Cells | None" = None,
+    interpret: bool = True,
+    progress: bool = True,
+) -> Study:
     """Pretrain and evaluate every arm with every seed, and compare them.
 
-    Each run is a process of its own, ``config.study.jobs`` at a time, on an equal share of the cores; an arm that is matched to
-    another follows it. What is done is kept: called again on the same folder, only what is missing runs, and arms, seeds
+    Each run is a process of its own, ``config.study.jobs`` at a time, on an equal share of the
+    cores; an arm that is matched to
+    another follows it. What is done is kept: called again on the same folder, only what is missing
+        runs, and arms, seeds
     and baselines may be added. A run that fails does not end the others; it is in `Study.failures`.
 
     Args:
         config: what to compare and how.
         folder: of the study; new, empty, or a study of the same settings.
-        cells: instead of what ``config.data`` names; they have to be the same at each call on a folder.
+        cells: instead of what ``config.data`` names; they have to be the same at each call on a
+            folder.
         interpret: also interpret the first seed of every arm that hides anything.
         progress: show it.
 
     Raises:
         ConfigError: arms, seeds and reference do not fit together.
         CellsError: the cells cannot be used.
-        RunError: the folder is something else, a study of other settings or cells, or is computed by another process.
+        RunError: the folder is something else, a study of other settings or cells, or is computed
+            by another process.
         KeyboardInterrupt: passed on, after the runs have written their checkpoints.
     """
     folder = Path(folder).absolute()
@@ -52,7 +63,11 @@ def compare(config: Config, folder: str | Path, *, cells: "Cells | None" = None,
         config = joined(earlier, config)
     tasks = planned(config, folder, interpret=interpret)
     # Whatever can be refused is refused above and here, before anything is written or trained.
-    summary = _cells_summary(config, cells) if earlier is None or not all(task.done() for task in tasks) else earlier.record["cells"]
+    summary = (
+        _cells_summary(config, cells)
+        if earlier is None or not all(task.done() for task in tasks)
+        else earlier.record["cells"]
+    )
     if earlier is not None:
         _check_same_cells(earlier, summary)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +79,9 @@ def compare(config: Config, folder: str | Path, *, cells: "Cells | None" = None,
     return open_study(folder)
 
 
-def _run(study: Study, tasks: list[Task], lock: int, cells: Path | None, progress: bool) -> list[Outcome]:
+def _run(
+    study: Study, tasks: list[Task], lock: int, cells: Path | None, progress: bool
+) -> list[Outcome]:
     to_do = [task for task in tasks if not task.done()]
     if progress:
         print(_opening(study, len(tasks), len(to_do)), flush=True)
@@ -82,14 +99,20 @@ def _run(study: Study, tasks: list[Task], lock: int, cells: Path | None, progres
 def _opening(study: Study, total: int, to_do: int) -> str:
     cells, settings = study.record["cells"], study.config.study
     done = f" ({total - to_do} of {total} tasks are done already)" if to_do < total else ""
-    lists = {"arms": settings.arms, "seeds": settings.seeds, "baselines": settings.baselines or ("none",)}
+    lists = {
+        "arms": settings.arms,
+        "seeds": settings.seeds,
+        "baselines": settings.baselines or ("none",),
+    }
     plan = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in lists.items())
     return f"{cells['num_cells']} cells, {cells['num_genes']} genes, from {cells['source']}\n{plan}{done}"
 
 
 @contextmanager
 def _recorded(study: Study) -> Iterator[None]:
-    """Keep ``study.json`` true: running, and then how it ended; the tables as far as there are runs."""
+    """Keep ``study.json`` true: running, and then how it ended; the tables as far as there are
+    runs.
+    """
     begin, before = time.monotonic(), study.record["seconds"]
     save(study)
     try:
@@ -121,7 +144,11 @@ def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
 
 
 def _failures(outcomes: list[Outcome]) -> list[Failure]:
-    return [Failure(outcome.task.name, outcome.error, str(outcome.task.log)) for outcome in outcomes if outcome.error is not None]
+    return [
+        Failure(outcome.task.name, outcome.error, str(outcome.task.log))
+        for outcome in outcomes
+        if outcome.error is not None
+    ]
 
 
 def _earlier(folder: Path) -> Study | None:
@@ -132,15 +159,21 @@ def _earlier(folder: Path) -> Study | None:
     """
     if is_study(folder):
         return open_study(folder)
-    if folder.exists() and (not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())):
-        raise RunError(f"{folder}: exists and is no study ({RECORD} is missing); give another folder")
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())
+    ):
+        raise RunError(
+            f"{folder}: exists and is no study ({RECORD} is missing); give another folder"
+        )
     return None
 
 
 def _with_absolute_paths(config: Config) -> Config:
     """Paths of the data do not depend on where the study is gone on with."""
     paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
-    return with_settings(config, data={name: path.absolute() for name, path in paths.items() if path is not None})
+    return with_settings(
+        config, data={name: path.absolute() for name, path in paths.items() if path is not None}
+    )
 
 
 def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
@@ -170,7 +203,12 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
 
 def _digest(cells: "Cells") -> str:
     """Changes when other cells, genes, counts or labels are chosen."""
-    parts = ("\n".join(cells.genes).encode(), cells.cell_ids.tobytes(), cells.depth.tobytes(), cells.codes.tobytes())
+    parts = (
+        "\n".join(cells.genes).encode(),
+        cells.cell_ids.tobytes(),
+        cells.depth.tobytes(),
+        cells.codes.tobytes(),
+    )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

@@ -1,4 +1,6 @@
-"""A study on disk: where each thing lies, what was recorded, and which settings a folder is bound to."""
+"""A study on disk: where each thing lies, what was recorded, and which settings a folder is bound
+to.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 CONFIG, RECORD, RESULTS, SUMMARY = "config.yaml", "study.json", "results.csv", "summary.csv"
 
-# What may differ between two calls on one folder: what is run (it grows), how fast, and what the summary compares with.
+# What may differ between two calls on one folder: what is run (it grows), how fast, and what the
+# summary compares with.
 FREE_SETTINGS = (
     "study.arms",
     "study.seeds",
@@ -60,7 +63,11 @@ class Study:
     def finished(self) -> list[tuple[str, int]]:
         """Arm and seed of the runs with an evaluation, in the order of the configuration."""
         pairs = ((arm, seed) for arm in self.config.study.arms for seed in self.config.study.seeds)
-        return [(arm, seed) for arm, seed in pairs if any(evaluation_files(run_folder(self.folder, arm, seed)))]
+        return [
+            (arm, seed)
+            for arm, seed in pairs
+            if any(evaluation_files(run_folder(self.folder, arm, seed)))
+        ]
 
     def runs(self) -> Iterator[tuple[str, int, "Run"]]:
         """Arm, seed and run of each run that was finished."""
@@ -70,7 +77,9 @@ class Study:
             yield arm, seed, open_run(run_folder(self.folder, arm, seed))
 
     def results(self) -> "pandas.DataFrame":
-        """Scores of every fold: arm, seed (missing for a baseline), fold, method, accuracy, macro_f1, micro_f1."""
+        """Scores of every fold: arm, seed (missing for a baseline), fold, method, accuracy,
+        macro_f1, micro_f1.
+        """
         return self._table(RESULTS).astype({"seed": "Int64"})
 
     def summary(self) -> "pandas.DataFrame":
@@ -82,7 +91,9 @@ class Study:
 
         path = self.folder / name
         if not path.is_file():
-            raise RunError(f"{path}: no such file; run scmam compare until a run is finished, or scmam report, which writes it")
+            raise RunError(
+                f"{path}: no such file; run scmam compare until a run is finished, or scmam report, which writes it"
+            )
         return pandas.read_csv(path)
 
 
@@ -99,13 +110,19 @@ def open_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; give the folder of a study, as scmam compare writes it")
+        raise RunError(
+            f"{folder}: no such folder; give the folder of a study, as scmam compare writes it"
+        )
     if not is_study(folder):
-        raise RunError(f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam compare writes it")
+        raise RunError(
+            f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam compare writes it"
+        )
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in another folder") from error
+        raise RunError(
+            f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in another folder"
+        ) from error
     return Study(folder, load_config(folder / CONFIG), record)
 
 
@@ -126,7 +143,9 @@ def baseline_file(folder: Path, name: str) -> Path:
 
 
 def log_file(folder: Path, name: str) -> Path:
-    """What the processes of a task wrote to the terminal; not in the run folder, which holds a run and nothing else."""
+    """What the processes of a task wrote to the terminal; not in the run folder, which holds a run
+    and nothing else.
+    """
     return folder / "logs" / f"{name}.txt"
 
 
@@ -137,26 +156,39 @@ def evaluation_file(run: Path, method: str) -> Path:
 
 def evaluation_files(run: Path) -> list[Path]:
     """The scores of a run that are there, in the order of the methods."""
-    files = (evaluation_file(run, method) for method in Evaluation().methods)  # all there are, by default
+    files = (
+        evaluation_file(run, method) for method in Evaluation().methods
+    )  # all there are, by default
     return [path for path in files if path.is_file()]
 
 
 def bound_settings(config: Config) -> dict[str, Any]:
     """The settings that a study folder stands for, as ``{"section.name": value}``."""
-    settings = {f"{section}.{name}": value for section, values in config.model_dump(mode="json").items() for name, value in values.items()}
-    settings.update({f"study.custom.{name}": value for name, value in settings.pop("study.custom").items()})
+    settings = {
+        f"{section}.{name}": value
+        for section, values in config.model_dump(mode="json").items()
+        for name, value in values.items()
+    }
+    settings.update(
+        {f"study.custom.{name}": value for name, value in settings.pop("study.custom").items()}
+    )
     return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
 
 
 def joined(earlier: Study, asked: Config) -> Config:
-    """The configuration of a folder that is gone on with: the arms, seeds and baselines that are there already, and those of `asked`.
+    """The configuration of a folder that is gone on with: the arms, seeds and baselines that are
+    there already, and those of `asked`.
 
     Raises:
         RunError: a setting that both have differs; each is named with both values.
     """
     there, here = bound_settings(earlier.config), bound_settings(asked)
     shared = [name for name in here if name in there or not name.startswith("study.custom.")]
-    different = [f"{name} is {there.get(name)!r} there, {here[name]!r} is asked" for name in shared if there.get(name) != here[name]]
+    different = [
+        f"{name} is {there.get(name)!r} there, {here[name]!r} is asked"
+        for name in shared
+        if there.get(name) != here[name]
+    ]
     if different:
         raise RunError(
             f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give another folder, or those settings"
@@ -167,9 +199,16 @@ def joined(earlier: Study, asked: Config) -> Config:
         asked,
         study={
             "custom": {**old.custom, **new.custom},
-            "arms": _union((arm for arm in old.arms if arm in {arm for arm, _ in finished}), new.arms),
-            "seeds": _union((seed for seed in old.seeds if seed in {seed for _, seed in finished}), new.seeds),
-            "baselines": _union((name for name in old.baselines if baseline_file(earlier.folder, name).is_file()), new.baselines),
+            "arms": _union(
+                (arm for arm in old.arms if arm in {arm for arm, _ in finished}), new.arms
+            ),
+            "seeds": _union(
+                (seed for seed in old.seeds if seed in {seed for _, seed in finished}), new.seeds
+            ),
+            "baselines": _union(
+                (name for name in old.baselines if baseline_file(earlier.folder, name).is_file()),
+                new.baselines,
+            ),
         },
     )
 

@@ -1,4 +1,6 @@
-"""One computation at a time in a folder: a lock that outlives its owner for as long as one of the processes it started is alive."""
+"""One computation at a time in a folder: a lock that outlives its owner for as long as one of the
+processes it started is alive.
+"""
 
 import fcntl
 import os
@@ -14,7 +16,8 @@ PATIENCE = 15.0  # seconds; processes whose study was killed need a moment to en
 
 @contextmanager
 def locked(folder: Path, patience: float = PATIENCE) -> Iterator[int]:
-    """Hold the folder; yields the descriptor, which processes that work for the owner have to inherit.
+    """Hold the folder; yields the descriptor, which processes that work for the owner have to
+    inherit.
 
     Raises:
         RunError: another process still holds it after `patience` seconds.

@@ -1,4 +1,6 @@
-"""Progress of a study: bars that move on a terminal, plain lines where output goes to a file or a log."""
+"""Progress of a study: bars that move on a terminal, plain lines where output goes to a file or a
+log.
+"""
 
 import sys
 import time
@@ -26,7 +28,9 @@ class Silent:
 
 
 class Lines(Silent):
-    """A line for what starts and ends, and one now and then for what is running; `total` tasks are to do."""
+    """A line for what starts and ends, and one now and then for what is running; `total` tasks are
+    to do.
+    """
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
@@ -37,12 +41,22 @@ class Lines(Silent):
 
     def ended(self, outcome: Outcome) -> None:
         self.count += 1
-        how = f"done in {_duration(outcome.seconds)}" if outcome.error is None else f"FAILED: {outcome.error}"
+        how = (
+            f"done in {_duration(outcome.seconds)}"
+            if outcome.error is None
+            else f"FAILED: {outcome.error}"
+        )
         self.say(f"{self._place()} {outcome.task.name}: {how}{self._left()}")
 
     def tick(self, running: Mapping[Task, float]) -> None:
         if time.monotonic() - self.last >= HEARTBEAT:
-            self.say(f"{self._place()} " + "; ".join(f"{task.name}: {_now(task)}, {_duration(spent)}" for task, spent in running.items()))
+            self.say(
+                f"{self._place()} "
+                + "; ".join(
+                    f"{task.name}: {_now(task)}, {_duration(spent)}"
+                    for task, spent in running.items()
+                )
+            )
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -62,7 +76,14 @@ class Bars(Lines):
     """The lines of what ends, above a bar for all and a line for each running task."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         super().__init__(total)
         self.display = Progress(

@@ -43,10 +43,13 @@ class Process:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         self.log_offset = task.log.stat().st_size if task.log.exists() else 0
         with open(task.log, "ab") as log:
-            log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: {task.name}\n".encode())
+            log.write(
+                f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: {task.name}\n".encode()
+            )
             log.flush()
-            # Its standard input is a pipe from here: when this process is killed, it reads the end of it. A session of its own
-            # keeps Ctrl-C here, where it becomes one orderly end of all.
+            # Its standard input is a pipe from here: when this process is killed, it reads the end
+            # of it. A session of its own keeps Ctrl-C here, where it becomes one orderly end of
+            # all.
             self.popen = subprocess.Popen(
                 [*command, *task.arguments, "--threads", str(threads)],
                 stdin=subprocess.PIPE,
@@ -68,7 +71,9 @@ class Process:
             return Outcome(self.task, None, seconds)
         missing = [str(path) for path in self.task.outputs if not path.exists()]
         ending = f"ended with status {status}" if status else f"ended without {', '.join(missing)}"
-        return Outcome(self.task, _reason(self._log()) or f"{ending}: {_last_lines(self._log())}", seconds)
+        return Outcome(
+            self.task, _reason(self._log()) or f"{ending}: {_last_lines(self._log())}", seconds
+        )
 
     def _log(self) -> str:
         with open(self.task.log, "rb") as log:
@@ -82,7 +87,13 @@ class Process:
 
 
 def run_tasks(
-    tasks: Sequence[Task], command: Sequence[str], *, jobs: int, inherited: int, watcher: Watcher, after: Callable[[], None]
+    tasks: Sequence[Task],
+    command: Sequence[str],
+    *,
+    jobs: int,
+    inherited: int,
+    watcher: Watcher,
+    after: Callable[[], None],
 ) -> list[Outcome]:
     """Run the tasks in their order, `jobs` at a time, one that needs another after it.
 
@@ -97,7 +108,8 @@ def run_tasks(
     Returns:
         how each ended; a task whose `needs` failed is not started and fails too.
 
-    Interrupted, it lets the running processes write their checkpoints, and raises `KeyboardInterrupt` again.
+    Interrupted, it lets the running processes write their checkpoints, and raises
+    `KeyboardInterrupt` again.
     """
     threads = thread_share(min(jobs, max(1, len(tasks))))
     waiting, running, outcomes = list(tasks), [], []
@@ -115,7 +127,11 @@ def run_tasks(
             for task in _doomed(waiting, ended):
                 waiting.remove(task)
                 conclude(Outcome(task, f"not started, because {task.needs} failed", 0.0))
-            ready = [task for task in waiting if task.needs is None or task.needs not in to_do or task.needs in ended]
+            ready = [
+                task
+                for task in waiting
+                if task.needs is None or task.needs not in to_do or task.needs in ended
+            ]
             for task in ready[: jobs - len(running)]:
                 waiting.remove(task)
                 running.append(Process(task, command, threads, inherited))
@@ -132,15 +148,21 @@ def run_tasks(
 
 
 def thread_share(jobs: int) -> int:
-    """Threads for each of `jobs` processes: an equal share of the cores of this process, never above OMP_NUM_THREADS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads for each of `jobs` processes: an equal share of the cores of this process, never
+    above OMP_NUM_THREADS.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     share = max(1, cores // jobs)
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
 
 
 def worker_command(folder: Path, cells: Path | None) -> list[str]:
-    """The start of the command line of a worker of a study; `cells`: a pickle of them instead of what the configuration names."""
+    """The start of the command line of a worker of a study; `cells`: a pickle of them instead of
+    what the configuration names.
+    """
     command = [sys.executable, "-m", "scmam.study.worker", str(folder)]
     return command if cells is None else [*command, "--cells", str(cells)]
 
@@ -151,8 +173,16 @@ def stage(task: Task) -> tuple[str, int | None]:
     with suppress(OSError), open(task.log, "rb") as log:
         log.seek(max(0, task.log.stat().st_size - TAIL))
         for line in log.read().decode(errors="replace").splitlines():
-            now = line.removeprefix("stage: ") if line.startswith("stage: ") else "starting" if line.startswith("--- ") else now
-    return now, _last_step(task.metrics) if task.metrics is not None and now == "pretraining" else None
+            now = (
+                line.removeprefix("stage: ")
+                if line.startswith("stage: ")
+                else "starting"
+                if line.startswith("--- ")
+                else now
+            )
+    return now, _last_step(
+        task.metrics
+    ) if task.metrics is not None and now == "pretraining" else None
 
 
 def _doomed(waiting: Sequence[Task], ended: Mapping[str, Outcome]) -> list[Task]:
@@ -174,8 +204,13 @@ def _end(running: Sequence[Process]) -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Ours, with the share of threads; waiting threads sleep, or they would take the time of the other processes."""
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    """Ours, with the share of threads; waiting threads sleep, or they would take the time of the
+    other processes.
+    """
+    limits = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
+        str(threads),
+    )
     return {**os.environ, **limits, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
 
 

@@ -1,4 +1,6 @@
-"""From scores of folds to the comparison: means over folds first, then Student-t intervals over seeds, differences paired by seed."""
+"""From scores of folds to the comparison: means over folds first, then Student-t intervals over
+seeds, differences paired by seed.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +30,14 @@ SUMMARY_COLUMNS = (
 
 
 def summarize(folder: str | Path) -> "pandas.DataFrame":
-    """Bring ``results.csv`` and ``summary.csv`` of a study up to date with its finished runs, and return the summary.
+    """Bring ``results.csv`` and ``summary.csv`` of a study up to date with its finished runs, and
+    return the summary.
 
-    A row for every arm, method and metric: `mean` over seeds of the mean over folds, `low` and `high` of its 95 % Student-t
-    interval, the number of `seeds`; `difference` to the arm ``study.reference``, seed by seed over the seeds that both have, with
-    its 95 % interval and the two-sided `p_value` of the paired t test. What one seed cannot tell is missing. A baseline is
+    A row for every arm, method and metric: `mean` over seeds of the mean over folds, `low` and
+        `high` of its 95 % Student-t
+    interval, the number of `seeds`; `difference` to the arm ``study.reference``, seed by seed over
+    the seeds that both have, with its 95 % interval and the two-sided `p_value` of the paired t
+    test. What one seed cannot tell is missing. A baseline is
     a classifier of the data itself: its `method` is its own name, it has no seeds, and no interval.
     """
     study = open_study(folder)
@@ -55,7 +60,9 @@ def collect(study: Study) -> "pandas.DataFrame":
         evaluation = Evaluation.load(path)
         for fold in evaluation.folds:
             scores = {metric: getattr(fold, metric) for metric in METRICS}
-            rows.append({"arm": arm, "seed": seed, "fold": fold.fold, "method": evaluation.method, **scores})
+            rows.append(
+                {"arm": arm, "seed": seed, "fold": fold.fold, "method": evaluation.method, **scores}
+            )
 
     for arm, seed in study.finished():
         for path in evaluation_files(run_folder(study.folder, arm, seed)):
@@ -72,15 +79,30 @@ def summary_of(results: "pandas.DataFrame", reference: str) -> "pandas.DataFrame
 
     from ..evaluation import interval
 
-    means = results.groupby(["arm", "method", "seed"], sort=False, dropna=False)[list(METRICS)].mean().reset_index()
+    means = (
+        results.groupby(["arm", "method", "seed"], sort=False, dropna=False)[list(METRICS)]
+        .mean()
+        .reset_index()
+    )
     rows = []
     for (arm, method), group in means.groupby(["arm", "method"], sort=False):
-        of_reference = means[(means.arm == reference) & (means.method == method) & (arm != reference)]
-        both = group.dropna(subset="seed").merge(of_reference, on="seed", suffixes=("", "_reference"))
+        of_reference = means[
+            (means.arm == reference) & (means.method == method) & (arm != reference)
+        ]
+        both = group.dropna(subset="seed").merge(
+            of_reference, on="seed", suffixes=("", "_reference")
+        )
         for metric in METRICS:
-            row = {"arm": arm, "method": method, "metric": metric, "seeds": int(group.seed.notna().sum())}
+            row = {
+                "arm": arm,
+                "method": method,
+                "metric": metric,
+                "seeds": int(group.seed.notna().sum()),
+            }
             row.update(zip(("mean", "low", "high"), interval(group[metric].tolist()), strict=False))
-            rows.append({**row, **_difference(both[metric].tolist(), both[f"{metric}_reference"].tolist())})
+            rows.append(
+                {**row, **_difference(both[metric].tolist(), both[f"{metric}_reference"].tolist())}
+            )
     return pandas.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 
 
@@ -90,4 +112,9 @@ def _difference(scores: Sequence[float], of_reference: Sequence[float]) -> dict[
     if not scores:
         return {}
     found = paired_difference(scores, of_reference)
-    return {"difference": found.mean, "difference_low": found.low, "difference_high": found.high, "p_value": found.p_value}
+    return {
+        "difference": found.mean,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "p_value": found.p_value,
+    }

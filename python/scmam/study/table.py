@@ -12,14 +12,21 @@ DASH = "-"  # what one seed cannot tell is not 0
 
 
 def summary_text(study: Study) -> str:
-    """Arms as rows, a block for each method, the baselines after them; scores in per cent, differences in points of macro-F1."""
+    """Arms as rows, a block for each method, the baselines after them; scores in per cent,
+    differences in points of macro-F1.
+    """
     summary, config = study.summary(), study.config
     arms = [arm for arm in config.study.arms if arm in set(summary.arm)]
-    methods = [method for method in dict.fromkeys(summary.method) if method not in config.study.baselines]
+    methods = [
+        method for method in dict.fromkeys(summary.method) if method not in config.study.baselines
+    ]
     baselines = [name for name in config.study.baselines if name in set(summary.arm)]
     width = max(18, *(len(name) + 2 for name in (*arms, *baselines)))
     blocks = [_headline(study, arms, summary)]
-    blocks += [_block(summary[summary.method == method], method, arms, config.study.reference, width) for method in methods]
+    blocks += [
+        _block(summary[summary.method == method], method, arms, config.study.reference, width)
+        for method in methods
+    ]
     if baselines:
         blocks.append(_baselines(summary, baselines, width))
     return "\n\n".join(blocks)
@@ -30,24 +37,40 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
     counts = sorted(set(summary[summary.arm.isin(arms)].seeds))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     plural = "" if counts == [1] else "s"
-    known = "one seed gives no interval" if counts == [1] else "± and [ ]: 95 % Student-t intervals over seeds"
+    known = (
+        "one seed gives no interval"
+        if counts == [1]
+        else "± and [ ]: 95 % Student-t intervals over seeds"
+    )
     return (
         f"{cells['num_cells']} cells, {cells['num_genes']} genes, {len(cells['classes'])} cell types; {seeds} seed{plural},"
         f" {study.config.evaluation.folds} folds\nper cent; {known}"
     )
 
 
-def _block(rows: "pandas.DataFrame", method: str, arms: list[str], reference: str, width: int) -> str:
+def _block(
+    rows: "pandas.DataFrame", method: str, arms: list[str], reference: str, width: int
+) -> str:
     title = f"macro-F1 minus {reference}'s"
-    lines = [f"{method:{width}}{'accuracy':>13}{'macro-F1':>13}{title:>{max(24, len(title) + 2)}}{'p':>8}"]
+    lines = [
+        f"{method:{width}}{'accuracy':>13}{'macro-F1':>13}{title:>{max(24, len(title) + 2)}}{'p':>8}"
+    ]
     for arm in arms:
         of_arm = rows[rows.arm == arm].set_index("metric")
         if of_arm.empty:
             continue
         accuracy, macro = of_arm.loc["accuracy"], of_arm.loc["macro_f1"]
-        difference = DASH if arm == reference else _difference(macro.difference, macro.difference_low, macro.difference_high)
-        scores = "".join(f"{_score(row['mean'], row.low, row.high):>13}" for row in (accuracy, macro))
-        lines.append(f"{arm:{width}}{scores}{difference:>{max(24, len(title) + 2)}}{_p(macro.p_value):>8}")
+        difference = (
+            DASH
+            if arm == reference
+            else _difference(macro.difference, macro.difference_low, macro.difference_high)
+        )
+        scores = "".join(
+            f"{_score(row['mean'], row.low, row.high):>13}" for row in (accuracy, macro)
+        )
+        lines.append(
+            f"{arm:{width}}{scores}{difference:>{max(24, len(title) + 2)}}{_p(macro.p_value):>8}"
+        )
     return "\n".join(lines)
 
 
@@ -55,7 +78,9 @@ def _baselines(summary: "pandas.DataFrame", names: list[str], width: int) -> str
     lines = [f"{'on the data itself':{width}}{'accuracy':>13}{'macro-F1':>13}"]
     for name in names:
         means = summary[summary.arm == name].set_index("metric")["mean"]
-        lines.append(f"{name:{width}}{100 * means['accuracy']:>13.1f}{100 * means['macro_f1']:>13.1f}")
+        lines.append(
+            f"{name:{width}}{100 * means['accuracy']:>13.1f}{100 * means['macro_f1']:>13.1f}"
+        )
     return "\n".join(lines)
 
 

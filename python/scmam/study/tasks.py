@@ -1,4 +1,6 @@
-"""What a study has to do: a task for every run and baseline, in an order that leaves complete pairs of seeds when it is stopped."""
+"""What a study has to do: a task for every run and baseline, in an order that leaves complete pairs
+of seeds when it is stopped.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,20 +29,29 @@ class Task(NamedTuple):
 
 
 def planned(config: Config, folder: Path, *, interpret: bool) -> list[Task]:
-    """All tasks of a study, done or not; with `interpret`, the first seed of each arm that hides anything is interpreted.
+    """All tasks of a study, done or not; with `interpret`, the first seed of each arm that hides
+    anything is interpreted.
 
     Raises:
         ConfigError: arms, seeds or the reference do not fit together.
     """
     _check(config)
     study = config.study
-    tasks = [_run(config, folder, arm, seed, interpret and seed == study.seeds[0]) for seed in study.seeds for arm in study.arms]
+    tasks = [
+        _run(config, folder, arm, seed, interpret and seed == study.seeds[0])
+        for seed in study.seeds
+        for arm in study.arms
+    ]
     return _after_needs(tasks) + [_baseline(folder, name) for name in study.baselines]
 
 
 def _check(config: Config) -> None:
     study = config.study
-    for name, values in (("study.arms", study.arms), ("study.seeds", study.seeds), ("evaluation.methods", config.evaluation.methods)):
+    for name, values in (
+        ("study.arms", study.arms),
+        ("study.seeds", study.seeds),
+        ("evaluation.methods", config.evaluation.methods),
+    ):
         if not values:
             raise ConfigError(f"{name}: expected at least one, got none")
         if len(set(values)) < len(values):
@@ -51,21 +62,30 @@ def _check(config: Config) -> None:
         )
     for arm in study.arms:
         if arm in study.baselines or "/" in arm or arm.startswith("."):
-            raise ConfigError(f"study.arms: expected names without / and other than those of baselines, got {arm!r}")
+            raise ConfigError(
+                f"study.arms: expected names without / and other than those of baselines, got {arm!r}"
+            )
         target = _matched_arm(config, arm)
         if target is not None and target not in study.arms:
-            raise ConfigError(f"study.arms: {arm} takes its hidden fractions from {target}, which is no arm here; add it to study.arms")
+            raise ConfigError(
+                f"study.arms: {arm} takes its hidden fractions from {target}, which is no arm here; add it to study.arms"
+            )
 
 
 def _matched_arm(config: Config, arm: str) -> str | None:
-    """The arm whose hidden fractions `arm` takes; None for an arm of its own, or one that is matched to a run folder."""
+    """The arm whose hidden fractions `arm` takes; None for an arm of its own, or one that is
+    matched to a run folder.
+    """
     target = arm_config(config, arm, 0).masking.matched_to
     return None if target is None or Path(target).is_dir() else target
 
 
 def _run(config: Config, folder: Path, arm: str, seed: int, interpret: bool) -> Task:
     run = run_folder(folder, arm, seed)
-    outputs = [run / "model.pt", *(evaluation_file(run, method) for method in config.evaluation.methods)]
+    outputs = [
+        run / "model.pt",
+        *(evaluation_file(run, method) for method in config.evaluation.methods),
+    ]
     arguments = ["run", arm, str(seed)]
     settings = arm_config(config, arm, seed)
     if interpret and settings.masking.strategy != "none":
@@ -100,7 +120,9 @@ def _after_needs(tasks: Iterable[Task]) -> list[Task]:
         names = {task.name for task in ordered}
         ready = [task for task in waiting if task.needs is None or task.needs in names]
         if not ready:
-            raise ConfigError(f"study.arms: {', '.join(task.name for task in waiting)} wait for each other; match one to an arm of its own")
+            raise ConfigError(
+                f"study.arms: {', '.join(task.name for task in waiting)} wait for each other; match one to an arm of its own"
+            )
         ordered += ready
         waiting = [task for task in waiting if task not in ready]
     return ordered

@@ -1,4 +1,6 @@
-"""The process that does one task of a study: ``python -m scmam.study.worker STUDY run ARM SEED`` or ``... baseline NAME``."""
+"""The process that does one task of a study: ``python -m scmam.study.worker STUDY run ARM SEED`` or
+``... baseline NAME``.
+"""
 
 import argparse
 import os
@@ -27,7 +29,9 @@ ABANDONED = 10.0  # seconds for a checkpoint when the study was killed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the task; returns the exit status. A user's error is the last line of the output."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a study in the background of a script ignores it, and so would its workers
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a study in the background of a script ignores it, and so would its workers
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     import torch
 
@@ -50,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scmam.study.worker", description=__doc__)
     parser.add_argument("study", type=Path)
-    parser.add_argument("--cells", type=Path, help="a pickle of the cells, instead of what the configuration names")
+    parser.add_argument(
+        "--cells", type=Path, help="a pickle of the cells, instead of what the configuration names"
+    )
     tasks = parser.add_subparsers(dest="task", required=True)
     run = tasks.add_parser("run")
     run.add_argument("arm")
@@ -71,7 +77,13 @@ def _run(config: Config, options: argparse.Namespace) -> None:
     cells = _cells(settings, options)
     _say("pretraining")
     schedule = _schedule(settings, options)
-    run = pretrain(settings, run_folder(options.study, options.arm, options.seed), cells=cells, schedule=schedule, progress=False)
+    run = pretrain(
+        settings,
+        run_folder(options.study, options.arm, options.seed),
+        cells=cells,
+        schedule=schedule,
+        progress=False,
+    )
     _say("evaluating")
     evaluate(run, cells, settings.evaluation)  # a line for each fold, for the log
     if options.interpret:
@@ -86,7 +98,9 @@ def _baseline(config: Config, options: argparse.Namespace) -> None:
 
     cells = _cells(config, options)
     _say("evaluating")
-    baseline(options.name, cells, config.evaluation).save(baseline_file(options.study, options.name))
+    baseline(options.name, cells, config.evaluation).save(
+        baseline_file(options.study, options.name)
+    )
 
 
 def _cells(config: Config, options: argparse.Namespace) -> "Cells":
@@ -100,14 +114,18 @@ def _cells(config: Config, options: argparse.Namespace) -> "Cells":
 
 
 def _schedule(config: Config, options: argparse.Namespace) -> "torch.Tensor | None":
-    """The hidden fractions of the run that this one is matched to: an arm of the study, or a folder."""
+    """The hidden fractions of the run that this one is matched to: an arm of the study, or a
+    folder.
+    """
     target = config.masking.matched_to
     if target is None:
         return None
     from ..runs import open_run
 
     folder = Path(target)
-    return open_run(folder if folder.is_dir() else run_folder(options.study, target, options.seed)).schedule()
+    return open_run(
+        folder if folder.is_dir() else run_folder(options.study, target, options.seed)
+    ).schedule()
 
 
 def _say(stage: str) -> None:
@@ -115,7 +133,9 @@ def _say(stage: str) -> None:
 
 
 def _end_with_the_study() -> None:
-    """Wait for the end of standard input, which comes when the study ends, and then stop as on Ctrl-C, or at least stop."""
+    """Wait for the end of standard input, which comes when the study ends, and then stop as on
+    Ctrl-C, or at least stop.
+    """
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGINT)

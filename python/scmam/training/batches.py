@@ -1,4 +1,6 @@
-"""The cells of a run as Lightning takes them: one long epoch of training batches, and the cells that are kept aside."""
+"""The cells of a run as Lightning takes them: one long epoch of training batches, and the cells
+that are kept aside.
+"""
 
 import time
 from collections.abc import Iterator
@@ -15,8 +17,9 @@ from ..sequences import CellBatch
 class TrainingBatches:
     """Epochs of a loader one after another, as a single epoch of known length.
 
-    Lightning makes an optimizer step at the end of each of its epochs, however few batches were accumulated, and looks one batch ahead
-    where it does not know how many follow; a single epoch of ``steps * accumulate`` batches has neither. The place is the loader's own.
+    Lightning makes an optimizer step at the end of each of its epochs, however few batches were
+    accumulated, and looks one batch ahead where it does not know how many follow; a single epoch of
+    ``steps * accumulate`` batches has neither. The place is the loader's own.
 
     Args:
         loader: the cells.
@@ -76,14 +79,18 @@ class CellData(LightningDataModule):
 
     def train_dataloader(self) -> TrainingBatches:
         enough = len(self.training) >= self.settings.batch_size * self.trainer.world_size
-        loader = self._loader(self.training, seed=self.settings.seed, drop_last=enough, workers=self.settings.workers)
+        loader = self._loader(
+            self.training, seed=self.settings.seed, drop_last=enough, workers=self.settings.workers
+        )
         self.batches = TrainingBatches(loader, self.settings.steps * self.settings.accumulate)
         return self.batches
 
     def val_dataloader(self) -> CellLoader | list[Any]:
         return [] if self.validation is None else self._loader(self.validation, shuffle=False)
 
-    def transfer_batch_to_device(self, batch: CellBatch, device: torch.device, dataloader_idx: int) -> CellBatch:
+    def transfer_batch_to_device(
+        self, batch: CellBatch, device: torch.device, dataloader_idx: int
+    ) -> CellBatch:
         return batch.to(device, non_blocking=True)
 
     def _loader(self, cells: Cells, **options: Any) -> CellLoader:

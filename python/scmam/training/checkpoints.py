@@ -1,4 +1,6 @@
-"""Checkpoints: files that are whole or not there, and one at the end of a step from which a run goes on exactly."""
+"""Checkpoints: files that are whole or not there, and one at the end of a step from which a run
+goes on exactly.
+"""
 
 import os
 from pathlib import Path
@@ -16,7 +18,9 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def checkpoint_to_go_on_from(folder: Path) -> Path | None:
-    """The last checkpoint of a run folder; where it was deleted, the best; None where there is neither."""
+    """The last checkpoint of a run folder; where it was deleted, the best; None where there is
+    neither.
+    """
     candidates = (folder / CHECKPOINTS / name for name in (LAST, BEST))
     return next((path for path in candidates if path.is_file()), None)
 
@@ -27,18 +31,33 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     Raises:
         RunError: it is damaged; which checkpoint the run goes on from without it.
     """
-    others = [other for other in (path.with_name(LAST), path.with_name(BEST)) if other != path and other.is_file()]
+    others = [
+        other
+        for other in (path.with_name(LAST), path.with_name(BEST))
+        if other != path and other.is_file()
+    ]
     remedy = f"delete it, and the run goes on from {others[0].name if others else 'the beginning'}"
-    return load_file(path, remedy, required=("state_dict", "loops", "optimizer_states", "global_step"), map_location=map_location)
+    return load_file(
+        path,
+        remedy,
+        required=("state_dict", "loops", "optimizer_states", "global_step"),
+        map_location=map_location,
+    )
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoints through `scmam.runs.save_file` and `load_file`: renamed into place, checked when they are read."""
+    """Lightning's checkpoints through `scmam.runs.save_file` and `load_file`: renamed into place,
+    checked when they are read.
+    """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
         save_file(Path(path), checkpoint)
 
-    def load_checkpoint(self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return read_checkpoint(Path(path), map_location or "cpu")
 
 
@@ -51,17 +70,22 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
-        super().__init__(folder / CHECKPOINTS, Path(BEST).stem, monitor, enable_version_counter=False)
+        super().__init__(
+            folder / CHECKPOINTS, Path(BEST).stem, monitor, enable_version_counter=False
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})  # a folder that was moved keeps what was best
+        super().load_state_dict(
+            {**state_dict, "dirpath": self.dirpath}
+        )  # a folder that was moved keeps what was best
 
 
 class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` at the end of a step, and ends training there when a signal asks for it.
 
-    The end of a step is after the validation that belongs to it. (Lightning's own callback saves before: a resumed run then leaves that
-    validation out, and its early stopping counts otherwise.) Always a whole optimizer step, so no accumulated gradient is lost.
+    The end of a step is after the validation that belongs to it. (Lightning's own callback saves
+    before: a resumed run then leaves that validation out, and its early stopping counts otherwise.)
+    Always a whole optimizer step, so no accumulated gradient is lost.
 
     Args:
         folder: of the run.
@@ -75,8 +99,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.listen()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.settings.accumulate == 0 and not self._validation_follows(trainer):
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.settings.accumulate == 0 and not self._validation_follows(
+            trainer
+        ):
             self._end_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,12 +113,16 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.ignore()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         self.signals.ignore()
 
     def _validation_follows(self, trainer: Trainer) -> bool:
         step = trainer.global_step
-        return trainer.enable_validation and (step % self.settings.validate_every == 0 or step >= self.settings.steps)
+        return trainer.enable_validation and (
+            step % self.settings.validate_every == 0 or step >= self.settings.steps
+        )
 
     def _end_step(self, trainer: Trainer) -> None:
         step = trainer.global_step

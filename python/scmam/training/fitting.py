@@ -20,7 +20,14 @@ from ..objective import Pretraining
 from ..runs import CHECKPOINTS, METRICS, Run, load_file, open_run, update_record
 from ..sequences import CellBatch
 from .batches import CellData
-from .checkpoints import BEST, BestCheckpoint, LastCheckpoint, WholeFiles, checkpoint_to_go_on_from, read_checkpoint
+from .checkpoints import (
+    BEST,
+    BestCheckpoint,
+    LastCheckpoint,
+    WholeFiles,
+    checkpoint_to_go_on_from,
+    read_checkpoint,
+)
 from .losses import LossLog
 from .module import PretrainingModule
 from .pretraining import on_gpu
@@ -33,22 +40,29 @@ from .timing import StepTimes
 WATCHED = "validation/loss"
 
 
-def fit(config: Config, folder: Path, cells: Cells, pretraining: Pretraining, progress: bool) -> tuple[dict[str, Any], Callable[[], None]]:
+def fit(
+    config: Config, folder: Path, cells: Cells, pretraining: Pretraining, progress: bool
+) -> tuple[dict[str, Any], Callable[[], None]]:
     """Train ``pretraining`` in place, from the folder's last checkpoint where there is one.
 
     Returns:
         Entries of run.json, and a function that waits until every process has called it.
 
     Raises:
-        KeyboardInterrupt, SystemExit: a signal stopped it, and the checkpoint of its last step is written.
+        KeyboardInterrupt, SystemExit: a signal stopped it, and the checkpoint of its last step is
+            written.
     """
     training = config.training
     times, log = StepTimes(), LossLog(folder / METRICS, training)
     data = CellData(cells, training, pin_memory=on_gpu(config))
     gpus = range(torch.cuda.device_count()) if on_gpu(config) else ()
     with quiet(), torch.random.fork_rng(gpus, enabled=config.model.dropout > 0):
-        unused = num_processes(training) > 1 and has_unused_parameters(pretraining, data.training.batch(np.arange(1)))
-        trainer = _trainer(config, folder, times, log, data.validation is not None, unused, progress)
+        unused = num_processes(training) > 1 and has_unused_parameters(
+            pretraining, data.training.batch(np.arange(1))
+        )
+        trainer = _trainer(
+            config, folder, times, log, data.validation is not None, unused, progress
+        )
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         with _steps_recorded(folder, trainer, times):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_go_on_from(folder))
@@ -58,15 +72,27 @@ def fit(config: Config, folder: Path, cells: Cells, pretraining: Pretraining, pr
     return results, trainer.strategy.barrier
 
 
-def _trainer(config: Config, folder: Path, times: StepTimes, log: LossLog, validates: bool, unused: bool, progress: bool) -> Trainer:
+def _trainer(
+    config: Config,
+    folder: Path,
+    times: StepTimes,
+    log: LossLog,
+    validates: bool,
+    unused: bool,
+    progress: bool,
+) -> Trainer:
     training = config.training
     slurm = SLURMEnvironment() if SLURMEnvironment.detect() else None
-    signals = StopSignals(slurm.requeue_signal if slurm is not None and slurm.auto_requeue else None)
+    signals = StopSignals(
+        slurm.requeue_signal if slurm is not None and slurm.auto_requeue else None
+    )
     return Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
         devices=training.devices,
         num_nodes=training.num_nodes,
-        strategy="auto" if num_processes(training) == 1 else DDPStrategy(find_unused_parameters=unused),
+        strategy="auto"
+        if num_processes(training) == 1
+        else DDPStrategy(find_unused_parameters=unused),
         precision=training.precision,
         max_steps=training.steps,
         max_epochs=-1,
@@ -96,14 +122,17 @@ def _trainer(config: Config, folder: Path, times: StepTimes, log: LossLog, valid
 def has_unused_parameters(pretraining: Pretraining, batch: CellBatch) -> bool:
     """Whether there are parameters without a gradient, for which DDP must not wait.
 
-    That depends on the strategy, the injection and the loss, not on the cells, so one batch tells. Terms of weight zero would give them a
-    gradient of zero instead, but Adam's weight decay would then shrink them, unlike in a single process.
+    That depends on the strategy, the injection and the loss, not on the cells, so one batch tells.
+    Terms of weight zero would give them a gradient of zero instead, but Adam's weight decay would
+    then shrink them, unlike in a single process.
     """
     was_training = pretraining.training
     parameters = [p for p in pretraining.parameters() if p.requires_grad]
     total = pretraining.eval()(batch, seed=0, step=0).total
     pretraining.train(was_training)
-    return any(gradient is None for gradient in torch.autograd.grad(total, parameters, allow_unused=True))
+    return any(
+        gradient is None for gradient in torch.autograd.grad(total, parameters, allow_unused=True)
+    )
 
 
 def _watchers(folder: Path, training: Training, validates: bool) -> list[Callback]:
@@ -113,18 +142,25 @@ def _watchers(folder: Path, training: Training, validates: bool) -> list[Callbac
     best = BestCheckpoint(folder, WATCHED)
     if training.patience is None:
         return [best]
-    return [EarlyStopping(WATCHED, patience=training.patience, check_on_train_epoch_end=False), best]
+    return [
+        EarlyStopping(WATCHED, patience=training.patience, check_on_train_epoch_end=False),
+        best,
+    ]
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:
     checkpoint = checkpoint_to_go_on_from(folder)
     done = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
-    return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=done + 1)  # what is done again is not shown twice
+    return TensorBoardLogger(
+        folder, name="tensorboard", version="", purge_step=done + 1
+    )  # what is done again is not shown twice
 
 
 @contextlib.contextmanager
 def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterator[None]:
-    """Say in run.json how far an interrupted run came, and turn what stopped it into what Python expects of it."""
+    """Say in run.json how far an interrupted run came, and turn what stopped it into what Python
+    expects of it.
+    """
     try:
         yield
     except BaseException as error:
@@ -133,14 +169,18 @@ def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterato
         if isinstance(error, Interrupted) and error.signal_number != signal.SIGINT:
             raise SystemExit(128 + error.signal_number) from error
         # Lightning ends the whole program, by SystemExit(1), where Ctrl-C comes outside of a step.
-        if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)):
+        if isinstance(error, Interrupted) or (
+            isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+        ):
             raise KeyboardInterrupt from error
         raise
 
 
 def _take_best(folder: Path, module: PretrainingModule) -> None:
     """The weights of the best validation, which is what stopping early is for."""
-    best = load_file(folder / CHECKPOINTS / BEST, f"delete {folder} and pretrain again", required=("state_dict",))
+    best = load_file(
+        folder / CHECKPOINTS / BEST, f"delete {folder} and pretrain again", required=("state_dict",)
+    )
     module.load_state_dict(best["state_dict"])
 
 
@@ -160,5 +200,7 @@ def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> di
         **timing,
         "best_validation": None if best is None else float(best["loss"]),
         "best_validation_step": None if best is None else int(best["step"]),
-        "weights_of_step": int(best["step"]) if best is not None and training.patience is not None else trainer.global_step,
+        "weights_of_step": int(best["step"])
+        if best is not None and training.patience is not None
+        else trainer.global_step,
     }

@@ -1,7 +1,8 @@
 """metrics.csv: what each step and each validation gave.
 
-Lightning's own CSV logger puts training and validation into one wide row, and empties its file when a run is resumed; here a row is a step
-or a validation, and what a resumed run does again is taken out first, so that no step appears twice.
+Lightning's own CSV logger puts training and validation into one wide row, and empties its file when
+a run is resumed; here a row is a step or a validation, and what a resumed run does again is taken
+out first, so that no step appears twice.
 """
 
 import csv
@@ -19,7 +20,9 @@ from ..objective import Losses
 from ..runs import METRIC_COLUMNS
 from .module import rate_factor
 
-STEPS_TOGETHER = 10  # rows that are kept before they are written: a GPU is waited for that much less often
+STEPS_TOGETHER = (
+    10  # rows that are kept before they are written: a GPU is waited for that much less often
+)
 
 
 class MetricsFile:
@@ -33,24 +36,34 @@ class MetricsFile:
         self.path = path
 
     def keep_until(self, step: int) -> None:
-        """Drop the rows of later steps, and a row that a killed process left unfinished; begin the file where there is none."""
+        """Drop the rows of later steps, and a row that a killed process left unfinished; begin the
+        file where there is none.
+        """
         rows = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
         kept = [row for row in rows if int(row[0]) <= step]
-        write_atomically(self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept]))
+        write_atomically(
+            self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept])
+        )
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add rows, in one write."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(",".join(_text(row[column]) for column in METRIC_COLUMNS) + "\n" for row in rows))
+            file.write(
+                "".join(
+                    ",".join(_text(row[column]) for column in METRIC_COLUMNS) + "\n" for row in rows
+                )
+            )
 
 
 class LossLog(Callback):
-    """Collects losses and writes them, by the first process, to metrics.csv and to Lightning's loggers.
+    """Collects losses and writes them, by the first process, to metrics.csv and to Lightning's
+    loggers.
 
-    The losses of a step are means over its batches and processes. They stay on their device until they are written: every few steps, before
+    The losses of a step are means over its batches and processes. They stay on their device until
+        they are written: every few steps, before
     each checkpoint and validation, and at the end.
 
     Args:
@@ -68,50 +81,87 @@ class LossLog(Callback):
         if trainer.is_global_zero:
             self.file.keep_until(trainer.global_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._sum = outputs["losses"] if self._sum is None else self._sum + outputs["losses"]
         if (batch_idx + 1) % self.settings.accumulate:
             return
         epoch = trainer.datamodule.batches.epoch_of(batch_idx)
-        self._waiting.append(((batch_idx + 1) // self.settings.accumulate, epoch, self._sum / self.settings.accumulate))
+        self._waiting.append(
+            (
+                (batch_idx + 1) // self.settings.accumulate,
+                epoch,
+                self._sum / self.settings.accumulate,
+            )
+        )
         self._sum = None
         if len(self._waiting) >= STEPS_TOGETHER:
             self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer)
-        epoch = trainer.datamodule.batches.epoch_of(trainer.global_step * self.settings.accumulate - 1)
-        self._add_finite(trainer, [self._row(trainer.global_step, epoch, "validation", pl_module.validation_losses.tolist())])
+        epoch = trainer.datamodule.batches.epoch_of(
+            trainer.global_step * self.settings.accumulate - 1
+        )
+        self._add_finite(
+            trainer,
+            [
+                self._row(
+                    trainer.global_step, epoch, "validation", pl_module.validation_losses.tolist()
+                )
+            ],
+        )
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1 and not isinstance(exception, RunError):  # the other processes may not come to the reduction
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.world_size == 1 and not isinstance(
+            exception, RunError
+        ):  # the other processes may not come to the reduction
             self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
         """Write what is waiting.
 
         Raises:
-            RunError: a loss that is not finite; nothing is written from there on, so no checkpoint holds what it did to the weights.
+            RunError: a loss that is not finite; nothing is written from there on, so no checkpoint
+                holds what it did to the weights.
         """
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        means = trainer.strategy.reduce(torch.stack([losses for _, _, losses in waiting]), reduce_op="mean").tolist()
-        rows = [self._row(step, epoch, "train", losses) for (step, epoch, _), losses in zip(waiting, means, strict=True)]
+        means = trainer.strategy.reduce(
+            torch.stack([losses for _, _, losses in waiting]), reduce_op="mean"
+        ).tolist()
+        rows = [
+            self._row(step, epoch, "train", losses)
+            for (step, epoch, _), losses in zip(waiting, means, strict=True)
+        ]
         self._add_finite(trainer, rows)
 
     def _row(self, step: int, epoch: int, phase: str, losses: list[float]) -> dict[str, Any]:
         named = dict(zip(("loss", *Losses._fields[1:]), losses, strict=True))
-        return {"step": step, "epoch": epoch, "phase": phase, **named, "lr": self.settings.lr * rate_factor(step - 1, self.settings)}
+        return {
+            "step": step,
+            "epoch": epoch,
+            "phase": phase,
+            **named,
+            "lr": self.settings.lr * rate_factor(step - 1, self.settings),
+        }
 
     def _add_finite(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
-        bad = next((index for index, row in enumerate(rows) if not math.isfinite(row["loss"])), len(rows))
+        bad = next(
+            (index for index, row in enumerate(rows) if not math.isfinite(row["loss"])), len(rows)
+        )
         self._add(trainer, rows[:bad])
         if bad < len(rows):
             raise RunError(
@@ -126,7 +176,11 @@ class LossLog(Callback):
             return
         self.file.append(rows)
         for row in rows:
-            values = {f"{row['phase']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+            values = {
+                f"{row['phase']}/{name}": value
+                for name, value in row.items()
+                if isinstance(value, float)
+            }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=row["step"])
 

@@ -7,19 +7,22 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from mam_kernels.randomness import substream
+
 from ..config import Training
 from ..objective import Losses, Pretraining
-from ..randomness import substream
 from ..sequences import CellBatch
 
-VALIDATION_STEP = 0  # of the masks of validation: always the same one, so that losses can be compared
+VALIDATION_STEP = (
+    0  # of the masks of validation: always the same one, so that losses can be compared
+)
 
 
 class PretrainingModule(LightningModule):
     """What Lightning trains.
 
-    Masks are a function of (seed, batch number, cell id), and the batch number is counted by Lightning from the beginning of the run, so
-    it is the same after a resumption.
+    Masks are a function of (seed, batch number, cell id), and the batch number is counted by
+    Lightning from the beginning of the run, so it is the same after a resumption.
 
     Args:
         pretraining: the objective.
@@ -35,7 +38,9 @@ class PretrainingModule(LightningModule):
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
         if self.dropout:  # a function of (seed, batch number, process) as well
-            torch.manual_seed(substream(self.settings.seed, f"dropout {batch_idx} {self.global_rank}"))
+            torch.manual_seed(
+                substream(self.settings.seed, f"dropout {batch_idx} {self.global_rank}")
+            )
         losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx)
         return {"loss": losses.total, "losses": as_vector(losses)}
 
@@ -59,9 +64,13 @@ class PretrainingModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         recipe = self.settings
-        groups = self.pretraining.parameter_groups(recipe.lr, recipe.masking_lr, recipe.weight_decay, recipe.decay_of_latents)
+        groups = self.pretraining.parameter_groups(
+            recipe.lr, recipe.masking_lr, recipe.weight_decay, recipe.decay_of_latents
+        )
         optimizer = torch.optim.Adam(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, self.settings))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_factor(step, self.settings)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -71,7 +80,9 @@ def as_vector(losses: Losses) -> Tensor:
 
 
 def rate_factor(step: int, training: Training) -> float:
-    """What the learning rates are multiplied with in a step, counted from 0: a linear rise, then half a cosine down to 0."""
+    """What the learning rates are multiplied with in a step, counted from 0: a linear rise, then
+    half a cosine down to 0.
+    """
     warmup = round(training.warmup * training.steps)
     if step < warmup:
         return (step + 1) / warmup

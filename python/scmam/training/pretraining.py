@@ -1,4 +1,6 @@
-"""`pretrain`: from a configuration to a finished run folder, from the beginning or from where it was left."""
+"""`pretrain`: from a configuration to a finished run folder, from the beginning or from where it
+was left.
+"""
 
 import contextlib
 import platform
@@ -46,22 +48,27 @@ def pretrain(
 ) -> Run:
     """Pretrain a model into a run folder, or go on with one that was interrupted.
 
-    A run is a function of its settings and cells: interrupted anywhere and resumed, it gives the same losses and weights as in one go. It
-    goes on from ``checkpoints/last.ckpt``, which is written every `training.checkpoint_every` steps, and on Ctrl-C, SIGTERM and SLURM's
-    warning at the end of the step under way. A run that is done is opened and returned; strategy "none" saves the initial weights.
+    A run is a function of its settings and cells: interrupted anywhere and resumed, it gives the
+        same losses and weights as in one go. It
+    goes on from ``checkpoints/last.ckpt``, which is written every `training.checkpoint_every`
+    steps, and on Ctrl-C, SIGTERM and SLURM's warning at the end of the step under way. A run that
+    is done is opened and returned; strategy "none" saves the initial weights.
 
     torchrun: ``torchrun --nproc-per-node 4 -m scmam pretrain --set training.devices=4 --out RUN``.
-    Without it, ``training.devices: 4`` starts the command three more times (so not from a notebook), a device each.
+    Without it, ``training.devices: 4`` starts the command three more times (so not from a
+        notebook), a device each.
 
-    SLURM: ``srun`` it with ``--ntasks-per-node`` and ``--nodes`` as `training.devices` and `training.num_nodes`.
-    With ``#SBATCH --signal=SIGUSR1@90 --requeue`` it saves and requeues itself 90 s before its time is over.
+    SLURM: ``srun`` it with ``--ntasks-per-node`` and ``--nodes`` as `training.devices` and
+        `training.num_nodes`.
+    With ``#SBATCH --signal=SIGUSR1@90 --requeue`` it saves and requeues itself 90 s before its time
+    is over.
 
     Args:
         config: all settings; `data`, `model`, `masking` and `training` are used.
         folder: of the run; new, empty, or of a run with the same settings.
         cells: what ``open_cells(config.data)`` gives; None: it is called.
-        schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None: those of the run folder
-            `masking.matched_to`.
+        schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None:
+            those of the run folder `masking.matched_to`.
         progress: show a progress bar.
 
     Returns:
@@ -69,8 +76,8 @@ def pretrain(
 
     Raises:
         ConfigError: settings that contradict one another or this machine.
-        RunError: the folder holds something else, a run of other settings, or a damaged checkpoint; another process is at it; the loss
-            is no longer finite.
+        RunError: the folder holds something else, a run of other settings, or a damaged checkpoint;
+            another process is at it; the loss is no longer finite.
         CellsError: from the data.
     """
     config, folder = _with_absolute_paths(config), Path(folder)
@@ -80,22 +87,35 @@ def pretrain(
         return run
     writes = global_rank(config.training) == 0
     with _alone(folder) if writes else contextlib.nullcontext():
-        run = _existing(folder, config)  # again: what was at it a moment ago may have finished since
+        run = _existing(
+            folder, config
+        )  # again: what was at it a moment ago may have finished since
         if run is None or not run.done:
             _go_on(config, folder, run, cells, schedule, progress, writes)
     return open_run(folder)
 
 
 def _go_on(
-    config: Config, folder: Path, run: Run | None, cells: "Cells | None", schedule: Tensor | None, progress: bool, writes: bool
+    config: Config,
+    folder: Path,
+    run: Run | None,
+    cells: "Cells | None",
+    schedule: Tensor | None,
+    progress: bool,
+    writes: bool,
 ) -> None:
-    """Train a run that is not done, from its last checkpoint or, where there is none, from the beginning."""
+    """Train a run that is not done, from its last checkpoint or, where there is none, from the
+    beginning.
+    """
     if cells is None:
         from ..data import open_cells
 
         cells = open_cells(config.data)
     schedule = _schedule(config, schedule, run)
-    if run is not None and (run.genes, run.record.get("cells")) != (tuple(cells.genes), cells.num_cells):
+    if run is not None and (run.genes, run.record.get("cells")) != (
+        tuple(cells.genes),
+        cells.num_cells,
+    ):
         raise RunError(
             f"{folder}: its run was started with {run.record.get('cells')} cells of {len(run.genes)} genes, and these are"
             f" {cells.num_cells} of {cells.num_genes}, or other genes; name another folder, or delete this one to train it anew"
@@ -108,8 +128,18 @@ def _go_on(
     _train(config, folder, cells, pretraining, progress, writes)
 
 
-def _train(config: Config, folder: Path, cells: "Cells", pretraining: Pretraining, progress: bool, writes: bool) -> None:
-    """Fill the folder. Whatever ends it early is written into run.json, by the process that writes."""
+def _train(
+    config: Config,
+    folder: Path,
+    cells: "Cells",
+    pretraining: Pretraining,
+    progress: bool,
+    writes: bool,
+) -> None:
+    """Fill the folder.
+
+    Whatever ends it early is written into run.json, by the process that writes.
+    """
     results, wait_for_others = {"steps": 0, "seconds": 0.0}, None
     try:
         if config.masking.strategy != "none" and config.training.steps > 0:
@@ -129,7 +159,9 @@ def _train(config: Config, folder: Path, cells: "Cells", pretraining: Pretrainin
 
 def _reason(error: BaseException) -> str:
     """What ended a run, in one line. Where a signal ended the program, the signal."""
-    cause = error.__cause__ if isinstance(error, SystemExit) and error.__cause__ is not None else error
+    cause = (
+        error.__cause__ if isinstance(error, SystemExit) and error.__cause__ is not None else error
+    )
     return " ".join(f"{type(cause).__name__}: {cause}".split()).removesuffix(":")
 
 
@@ -141,7 +173,9 @@ def _existing(folder: Path, config: Config) -> Run | None:
     if not contents:
         return None
     if RECORD not in contents:
-        raise RunError(f"{folder}: not a run, and not empty; name a new folder, or that of a run with these settings")
+        raise RunError(
+            f"{folder}: not a run, and not empty; name a new folder, or that of a run with these settings"
+        )
     run = open_run(folder)
     changed = differences(run.config, config)
     if changed:
@@ -160,7 +194,9 @@ def _check(config: Config) -> None:
             "training.patience: watches the loss on cells kept aside, and training.validation is 0; set that above 0, or no patience"
         )
     if training.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError("training.tensorboard: needs the package tensorboard; install it, or set false")
+        raise ConfigError(
+            "training.tensorboard: needs the package tensorboard; install it, or set false"
+        )
     if training.device == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found < training.devices:
@@ -169,19 +205,27 @@ def _check(config: Config) -> None:
                 f" and PyTorch sees {found}; use device: cpu or fewer"
             )
     if training.precision == "16-mixed" and not on_gpu(config):
-        raise ConfigError("training.precision: 16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU")
+        raise ConfigError(
+            "training.precision: 16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU"
+        )
 
 
 def on_gpu(config: Config) -> bool:
     """Whether the run takes GPUs."""
-    return config.training.device == "cuda" or (config.training.device == "auto" and torch.cuda.is_available())
+    return config.training.device == "cuda" or (
+        config.training.device == "auto" and torch.cuda.is_available()
+    )
 
 
 def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tensor | None:
-    """The hidden shares of strategy "matched", as given, as begun with, or from the run that is named."""
+    """The hidden shares of strategy "matched", as given, as begun with, or from the run that is
+    named.
+    """
     if config.masking.strategy != "matched":
         if schedule is not None:
-            raise ConfigError(f"schedule: is of strategy matched; got one with strategy {config.masking.strategy}")
+            raise ConfigError(
+                f"schedule: is of strategy matched; got one with strategy {config.masking.strategy}"
+            )
         return None
     begun = None if run is None else read_schedule(run.folder)
     if schedule is None:
@@ -196,16 +240,23 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes. The system lets go of it when the process ends, however it does."""
+    """Hold a folder against other processes.
+
+    The system lets go of it when the process ends, however it does.
+    """
     path = folder.parent / f".{folder.name}.lock"
     lock = FileLock(path)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"{folder}: another process is training this run; wait for it, or name another folder") from None
+        raise RunError(
+            f"{folder}: another process is training this run; wait for it, or name another folder"
+        ) from None
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written there ({error.strerror}); name another folder") from error
+        raise RunError(
+            f"{folder}: cannot be written there ({error.strerror}); name another folder"
+        ) from error
     try:
         yield
     finally:
@@ -215,8 +266,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Paths that mean the same from another working directory: a run is opened from anywhere."""
-    given = {name: path for name in ("path", "vocabulary") if (path := getattr(config.data, name)) is not None}
-    paths = {name: tuple(p.absolute() for p in path) if isinstance(path, tuple) else path.absolute() for name, path in given.items()}
+    given = {
+        name: path
+        for name in ("path", "vocabulary")
+        if (path := getattr(config.data, name)) is not None
+    }
+    paths = {
+        name: tuple(p.absolute() for p in path) if isinstance(path, tuple) else path.absolute()
+        for name, path in given.items()
+    }
     config = with_settings(config, data=paths) if paths else config
     matched_to = config.masking.matched_to
     if matched_to is not None and (Path(matched_to) / RECORD).is_file():
@@ -231,7 +289,10 @@ def _record(config: Config, cells: "Cells", pretraining: Pretraining) -> dict[st
         "status": "running",
         "reason": None,
         "fingerprint": run_fingerprint(config),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "device": torch.cuda.get_device_name() if on_gpu(config) else _processor(),
         "threads": torch.get_num_threads(),
         "processes": num_processes(config.training),

@@ -1,6 +1,8 @@
-"""Which process of a run this is, from what torchrun, SLURM or Lightning's own launcher leave in the environment.
+"""Which process of a run this is, from what torchrun, SLURM or Lightning's own launcher leave in
+the environment.
 
-Lightning finds out the same when it starts. This is asked before: a finished run and a bad setting are seen without importing it.
+Lightning finds out the same when it starts. This is asked before: a finished run and a bad setting
+are seen without importing it.
 """
 
 import os
@@ -22,12 +24,16 @@ def global_rank(training: Training) -> int:
         return int(os.environ["RANK"])
     if _under_slurm():
         return int(os.environ.get("SLURM_PROCID", 0))
-    # Started by hand, or by Lightning: the first process of a machine starts the others, and tells them where they belong.
-    return int(os.environ.get("NODE_RANK", 0)) * training.devices + int(os.environ.get("LOCAL_RANK", 0))
+    # Started by hand, or by Lightning: the first process of a machine starts the others, and tells
+    # them where they belong.
+    return int(os.environ.get("NODE_RANK", 0)) * training.devices + int(
+        os.environ.get("LOCAL_RANK", 0)
+    )
 
 
 def check_processes(training: Training) -> None:
-    """Raise where processes were started that the configuration does not know of: each would train a run of its own, in one folder.
+    """Raise where processes were started that the configuration does not know of: each would train
+    a run of its own, in one folder.
 
     Raises:
         ConfigError: with the settings that fit.
@@ -35,7 +41,10 @@ def check_processes(training: Training) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
     elif _under_slurm():
-        launcher, started = "SLURM", int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
+        launcher, started = (
+            "SLURM",
+            int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"])),
+        )
     else:
         return
     if started != num_processes(training):

@@ -16,7 +16,8 @@ class StepBar(TQDMProgressBar):
     """One bar for all of training, also when it is resumed; validation shows as its loss.
 
     Args:
-        log: where the losses are taken from: those that were written last, so that a GPU is not waited for.
+        log: where the losses are taken from: those that were written last, so that a GPU is not
+            waited for.
         num_batches: in all of training.
     """
 
@@ -31,7 +32,8 @@ class StepBar(TQDMProgressBar):
     def init_train_tqdm(self) -> Tqdm:
         return Tqdm(
             desc="Pretraining",
-            initial=self.trainer.fit_loop.batch_idx + 1,  # so that the time left is told from this session's pace
+            initial=self.trainer.fit_loop.batch_idx
+            + 1,  # so that the time left is told from this session's pace
             total=self.total_train_batches,
             disable=self.is_disabled,
             dynamic_ncols=True,
@@ -47,4 +49,7 @@ class StepBar(TQDMProgressBar):
         """Lightning starts its bar anew here, an epoch at a time."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
-        return {{"train": "loss"}.get(phase, phase): f"{loss:.4f}" for phase, loss in self.losses.latest.items()}
+        return {
+            {"train": "loss"}.get(phase, phase): f"{loss:.4f}"
+            for phase, loss in self.losses.latest.items()
+        }

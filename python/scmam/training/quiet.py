@@ -15,13 +15,16 @@ WARNINGS = (  # beginnings of messages, each with the reason why nobody has to d
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own code
     r"GPU available but not used",  # the user said so
     r"Checkpoint directory .* exists and is not empty",  # a run that goes on
-    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",  # 16-mixed leaves out its first steps to find a scale
+    # 16-mixed leaves out its first steps to find a scale
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
 )
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop Lightning's remarks (level INFO: devices found, tips, arguments that were set) and the warnings above, and nothing else."""
+    """Drop Lightning's remarks (level INFO: devices found, tips, arguments that were set) and the
+    warnings above, and nothing else.
+    """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
         logger.addFilter(_is_warning)

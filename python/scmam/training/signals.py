@@ -28,8 +28,9 @@ class Interrupted(BaseException):
 class StopSignals:
     """Ctrl-C, SIGTERM, and the signal that SLURM sends before the time of a job is over.
 
-    A second Ctrl-C does not wait for the end of the step. Lightning's handlers are replaced while training runs: they save wherever the
-    program happens to be, which may be in the middle of an optimizer step; its requeueing is called when the step is over.
+    A second Ctrl-C does not wait for the end of the step. Lightning's handlers are replaced while
+    training runs: they save wherever the program happens to be, which may be in the middle of an
+    optimizer step; its requeueing is called when the step is over.
 
     Args:
         requeue_signal: SLURM's, where it requeues jobs.
@@ -41,7 +42,10 @@ class StopSignals:
         self._replaced: dict[int, Callable[..., Any] | int | None] = {}
 
     def listen(self) -> None:
-        """Take over the signals. Python allows it in the main thread only; elsewhere they go on as they were."""
+        """Take over the signals.
+
+        Python allows it in the main thread only; elsewhere they go on as they were.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         for number in {signal.SIGINT, signal.SIGTERM, self.requeue_signal} - {None}:
@@ -68,7 +72,9 @@ class StopSignals:
         if number != self.requeue_signal or not callable(requeue):
             return
         requeue(number, None)
-        if trainer.is_global_zero:  # it saves once more under a name of its own, the state that was saved just before
+        if (
+            trainer.is_global_zero
+        ):  # it saves once more under a name of its own, the state that was saved just before
             for copy in checkpoints.glob("hpc_ckpt_*.ckpt"):
                 with contextlib.suppress(FileNotFoundError):
                     copy.unlink()
@@ -77,5 +83,9 @@ class StopSignals:
         if number == signal.SIGINT:
             if self._received == signal.SIGINT:
                 raise KeyboardInterrupt
-            print("\nStopping at the end of this step; Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+            print(
+                "\nStopping at the end of this step; Ctrl-C again to stop at once",
+                file=sys.stderr,
+                flush=True,
+            )
         self._received = number

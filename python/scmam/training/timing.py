@@ -1,4 +1,7 @@
-"""Where the time of a step goes: all of it, masking, and waiting for cells. Measured without making a GPU wait."""
+"""Where the time of a step goes: all of it, masking, and waiting for cells.
+
+Measured without making a GPU wait.
+"""
 
 import time
 from collections import deque
@@ -15,9 +18,12 @@ KEPT = 1000  # steps, the last ones
 class StepTimes(Callback):
     """Times each optimizer step, from the end of the one before to its own.
 
-    On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the clock. Steps that a validation or a
-    checkpoint fell into are left out. Masking is the forward pass of the strategy, and its backward pass: from where the gradient of the
-    context arrives to the last gradient of its parameters, between which autograd does nothing else.
+    On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the
+    clock. Steps that a validation or a
+    checkpoint fell into are left out. Masking is the forward pass of the strategy, and its backward
+        pass: from where the gradient of the
+    context arrives to the last gradient of its parameters, between which autograd does nothing
+    else.
     """
 
     def __init__(self) -> None:
@@ -25,7 +31,9 @@ class StepTimes(Callback):
         self._times: dict[str, list[float]] = {"step_ms": [], "masking_ms": [], "loader_ms": []}
         self._pending: deque[tuple[Any, Any, list[tuple[Any, Any]], float]] = deque(maxlen=KEPT)
         self._masking: list[tuple[Any, Any]] = []
-        self._backward: list[Any] = []  # where the strategy's backward pass of this batch began and ended, so far
+        self._backward: list[
+            Any
+        ] = []  # where the strategy's backward pass of this batch began and ended, so far
         self._hooks: list[Any] = []
         self._last: Any = None
         self._skip = WARMUP
@@ -36,12 +44,20 @@ class StepTimes(Callback):
         self._on_gpu = pl_module.device.type == "cuda"
         self._skip = min(WARMUP, (pl_module.settings.steps - trainer.global_step) // 2)
         strategy = pl_module.pretraining.strategy
-        self._hooks = [strategy.register_forward_pre_hook(self._enter), strategy.register_forward_hook(self._leave)]
-        self._hooks += [parameter.register_post_accumulate_grad_hook(self._gradient_arrived) for parameter in strategy.parameters()]
+        self._hooks = [
+            strategy.register_forward_pre_hook(self._enter),
+            strategy.register_forward_hook(self._leave),
+        ]
+        self._hooks += [
+            parameter.register_post_accumulate_grad_hook(self._gradient_arrived)
+            for parameter in strategy.parameters()
+        ]
         self._started = time.perf_counter()
         self._last = self._now()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if len(self._backward) == 2:
             self._masking.append(tuple(self._backward))
         self._backward = []
@@ -57,35 +73,55 @@ class StepTimes(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last, self._masking = self._now(), []
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._last = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
         self._read()
-        return {"seconds": self._seconds_now(), "times": {name: list(times) for name, times in self._times.items()}}
+        return {
+            "seconds": self._seconds_now(),
+            "times": {name: list(times) for name, times in self._times.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self._times = state["seconds"], state["times"]
 
     def summary(self) -> dict[str, float | None]:
-        """Seconds of training, medians over steps in milliseconds, and shares of a step; None where no step was measured.
+        """Seconds of training, medians over steps in milliseconds, and shares of a step; None where
+        no step was measured.
 
-        Cells are read thousands at a time, so nearly no step waits for them, and some wait long: their share is that of the sums.
+        Cells are read thousands at a time, so nearly no step waits for them, and some wait long:
+            their share is that of the sums.
         """
         self._read()
         medians = {name: median(times) if times else None for name, times in self._times.items()}
         share = medians["masking_ms"] / medians["step_ms"] if medians["step_ms"] else None
-        waiting = sum(self._times["loader_ms"]) / sum(self._times["step_ms"]) if medians["step_ms"] else None
-        return {"seconds": self._seconds_now(), **medians, "masking_share": share, "waiting_share": waiting}
+        waiting = (
+            sum(self._times["loader_ms"]) / sum(self._times["step_ms"])
+            if medians["step_ms"]
+            else None
+        )
+        return {
+            "seconds": self._seconds_now(),
+            **medians,
+            "masking_share": share,
+            "waiting_share": waiting,
+        }
 
     def _seconds_now(self) -> float:
-        return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
+        return self.seconds + (
+            0.0 if self._started is None else time.perf_counter() - self._started
+        )
 
     def _stop(self) -> None:
         self.seconds, self._started = self._seconds_now(), None
@@ -122,7 +158,10 @@ class StepTimes(Callback):
         return start.elapsed_time(end) if self._on_gpu else 1e3 * (end - start)
 
     def _read(self) -> None:
-        """Turn marks into times. This waits for a GPU, so it happens at checkpoints and at the end."""
+        """Turn marks into times.
+
+        This waits for a GPU, so it happens at checkpoints and at the end.
+        """
         if not self._pending:
             return
         if self._on_gpu:

@@ -1,0 +1,1 @@
+"""What the operations share: checks, dispatch, registration, random bits, loading of the extension."""

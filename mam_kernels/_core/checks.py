@@ -1,0 +1,287 @@
+"""What callers may pass, and the errors that say what was wrong: the argument, what is required,
+what came.
+
+Only shapes, types and devices are looked at, so nothing here waits for a GPU. The values themselves
+are looked at inside ``check_values`` (or with the environment variable ``MAM_CHECK_VALUES=1``),
+which costs a pass and a synchronisation.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+_values_are_checked = os.environ.get("MAM_CHECK_VALUES", "") not in ("", "0")
+
+
+@contextlib.contextmanager
+def check_values(enabled: bool = True) -> Iterator[None]:
+    """While active, arguments are also searched for NaN, infinite, negative or out-of-range values
+    where these are errors.
+
+    Costs a pass over the arguments and, on a GPU, a synchronisation. It holds for the whole
+    process, as ``MAM_CHECK_VALUES=1`` does.
+    """
+    global _values_are_checked
+    before, _values_are_checked = _values_are_checked, bool(enabled)
+    try:
+        yield
+    finally:
+        _values_are_checked = before
+
+
+def values_are_checked() -> bool:
+    """Whether ``check_values`` is active."""
+    return _values_are_checked
+
+
+def describe(x: object) -> str:
+    """A tensor by type, shape and device, anything else by its type and value."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+    return f"{type(x).__name__} {x!r}"
+
+
+def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool = True) -> Tensor:
+    """A floating-point tensor of the given rank; ``shape`` is how it is spelled in the message."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name}: expected a floating-point tensor of shape {shape}; got {describe(x)}"
+        )
+    if x.dtype not in FLOATING:
+        raise TypeError(
+            f"{name}: expected float32, float16, bfloat16 or float64; got {describe(x)}"
+        )
+    if dense and x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor; got layout {x.layout}")
+    if x.dim() != rank:
+        raise ValueError(f"{name}: expected shape {shape}; got {describe(x)}")
+    return x
+
+
+def require_shape(name: str, x: Tensor, shape: Sequence[int | None], spelled: str) -> None:
+    """Sizes as given; None stands for any."""
+    if x.dim() != len(shape) or any(
+        want is not None and have != want for have, want in zip(x.shape, shape, strict=True)
+    ):
+        wanted = tuple("any" if size is None else size for size in shape)
+        raise ValueError(f"{name}: expected shape {spelled} = {wanted}; got {describe(x)}")
+
+
+def require_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
+    """On the same device as the tensor called ``of``."""
+    if x.device != device:
+        raise ValueError(f"{name}: expected on {device}, as {of} is; got {describe(x)}")
+
+
+def require_whole(parameters: Iterable[Tensor]) -> None:
+    """No parameter of which a process holds a part, as ``fully_shard`` leaves those of a module
+    outside of its own forward pass.
+    """
+    for x in parameters:
+        if type(x).__name__ == "DTensor":
+            raise ValueError(
+                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call fully_shard on the masking module or on one "
+                "around it, not on its parts"
+            )
+
+
+def require_flags(
+    name: str, x: object, rows: int, positions: int, device: torch.device
+) -> Tensor | None:
+    """None, or booleans (B, L) on ``device``."""
+    if x is None:
+        return None
+    if not isinstance(x, Tensor) or x.dtype != torch.bool:
+        raise TypeError(
+            f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; got {describe(x)}"
+        )
+    require_shape(name, x, (rows, positions), "(B, L)")
+    require_device(name, x, device, "the data")
+    return x
+
+
+def require_finite(name: str, x: Tensor, valid: Tensor | None = None) -> None:
+    """No NaN and no infinity where ``valid``; looked at only inside ``check_values``."""
+    if not values_are_checked():
+        return
+    bad = ~torch.isfinite(x)
+    if valid is not None:
+        bad &= valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim()))
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name}: expected finite values; got {x[where].item()} at index {where} ({int(bad.sum())} in all)"
+        )
+
+
+def require_weights(weights: Tensor, valid: Tensor | None) -> None:
+    """Finite and not negative where ``valid``; looked at only inside ``check_values``."""
+    require_finite("weights", weights, valid)
+    if values_are_checked():
+        negative = weights < 0 if valid is None else (weights < 0) & valid
+        if bool(negative.any()):
+            where = tuple(negative.nonzero()[0].tolist())
+            raise ValueError(
+                f"weights: expected values >= 0; got {weights[where].item()} at index {where}"
+            )
+
+
+def require_number(
+    name: str, x: object, low: float, high: float, *, open_low: bool = False
+) -> float:
+    """A real number in [low, high], or in (low, high] with ``open_low``."""
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name}: expected a number; got {describe(x)}")
+    if not (low < x <= high if open_low else low <= x <= high):
+        interval = f"{'(' if open_low else '['}{low}, {high}]"
+        raise ValueError(f"{name}: expected a number in {interval}; got {x!r}")
+    return float(x)
+
+
+def require_count(name: str, x: object, low: int = 1) -> int:
+    """A Python integer, at least ``low``."""
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name}: expected an int; got {describe(x)}")
+    if x < low:
+        raise ValueError(f"{name}: expected an int >= {low}; got {x}")
+    return x
+
+
+def row_counts(name: str, x: object, rows: int, positions: int, device: torch.device) -> Tensor:
+    """``x``, an int or integers (B,), as int32 (B,) in [0, L].
+
+    A tensor on a GPU is checked for its range only inside ``check_values``; otherwise it is
+    clamped, which needs no synchronisation.
+    """
+    required = f"an int or an integer tensor of shape ({rows},), each in [0, {positions}]"
+    if isinstance(x, Tensor):
+        if x.dtype not in INTEGERS:
+            raise TypeError(f"{name}: expected {required}; got {describe(x)}")
+        require_shape(name, x, (rows,), "(B,)")
+        require_device(name, x, device, "the data")
+        looked_at = values_are_checked() or (
+            device.type == "cpu" and not torch.compiler.is_compiling()
+        )
+        if looked_at and rows and (int(x.min()) < 0 or int(x.max()) > positions):
+            raise ValueError(
+                f"{name}: expected {required}; got values from {int(x.min())} to {int(x.max())}"
+            )
+        return x.clamp(0, positions).to(torch.int32).contiguous()
+    if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected {required}; got {describe(x)}")
+    if x < 0 or x > positions:
+        raise ValueError(f"{name}: expected {required}; got {x}")
+    return torch.full((rows,), x, dtype=torch.int32, device=device)
+
+
+def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
+    """Distinct indices in [0, size), int64 (R,) with R >= 1; ranges of GPU tensors are looked at
+    only inside ``check_values``.
+    """
+    required = f"an int64 tensor of shape (R,) with R >= 1 distinct values in [0, {size})"
+    if not isinstance(x, Tensor) or x.dtype != torch.int64:
+        raise TypeError(f"{name}: expected {required}; got {describe(x)}")
+    if x.dim() != 1 or x.shape[0] < 1:
+        raise ValueError(f"{name}: expected {required}; got {describe(x)}")
+    require_device(name, x, device, "the data")
+    looked_at = values_are_checked() or (device.type == "cpu" and not torch.compiler.is_compiling())
+    if looked_at and (int(x.min()) < 0 or int(x.max()) >= size or x.unique().numel() != x.numel()):
+        raise ValueError(f"{name}: expected {required}; got {x.tolist()}")
+    return x.contiguous()
+
+
+class Draw(NamedTuple):
+    """Where a call's random bits come from."""
+
+    seed: (
+        Tensor | int
+    )  # int64, 0 dims, on the CPU or on the device of the data; an int where that was asked for
+    step: Tensor | int  # int64, 0 dims, likewise
+    sample_ids: Tensor | None  # int64 (B,); None: the index of the row
+
+
+def draw_source(
+    seed: object,
+    step: object,
+    sample_ids: object,
+    rows: int,
+    device: torch.device,
+    *,
+    ints: bool = False,
+) -> Draw:
+    """Validated ``seed``, ``step`` and ``sample_ids``; a missing seed comes from torch's own
+    generator of the device.
+
+    Words that come as ints become tensors, or stay as they are with ``ints``.
+    """
+    step_word = _word("step", step, 0, 2**32, device)
+    if sample_ids is not None:
+        if not isinstance(sample_ids, Tensor) or sample_ids.dtype not in INTEGERS:
+            raise TypeError(
+                f"sample_ids: expected an integer tensor of shape ({rows},); got {describe(sample_ids)}"
+            )
+        require_shape("sample_ids", sample_ids, (rows,), "(B,)")
+        require_device("sample_ids", sample_ids, device, "the data")
+        if (
+            values_are_checked()
+            and rows
+            and (int(sample_ids.min()) < 0 or int(sample_ids.max()) >= 2**32)
+        ):
+            raise ValueError(
+                f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {sample_ids.tolist()}"
+            )
+        sample_ids = sample_ids.to(torch.int64).contiguous()
+    if seed is None:  # last, so that a call that fails takes nothing from the generator
+        limits = torch.iinfo(torch.int64)
+        seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
+    else:
+        seed_word = _word("seed", seed, -(2**63), 2**64, device)
+    if not ints:
+        seed_word, step_word = as_tensor(seed_word), as_tensor(step_word)
+    return Draw(seed_word, step_word, sample_ids)
+
+
+def as_tensor(word: Tensor | int) -> Tensor:
+    """A seed or a step as int64 of no dimensions; an int goes to the CPU."""
+    return word if isinstance(word, Tensor) else torch.tensor(word, dtype=torch.int64, device="cpu")
+
+
+def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor | int:
+    if isinstance(x, Tensor):
+        if x.dtype not in INTEGERS or x.numel() != 1:
+            raise TypeError(
+                f"{name}: expected an int or an integer tensor of one element; got {describe(x)}"
+            )
+        if x.device.type != "cpu" and x.device != device:
+            raise ValueError(
+                f"{name}: expected on the CPU or on {device}, as the data is; got {describe(x)}"
+            )
+        return x.reshape(()).to(torch.int64)
+    if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
+        raise TypeError(
+            f"{name}: expected an int or an integer tensor of one element; got {describe(x)}"
+        )
+    if x < low or x >= high:
+        raise ValueError(f"{name}: expected an int in [{low}, {high}); got {x}")
+    return x if x < 2**63 else x - 2**64
+
+
+def count_masked(
+    mask_ratio: float, maskable: Tensor | None, rows: int, positions: int, device: torch.device
+) -> Tensor:
+    """``k[b] = floor(ratio * n[b])`` in float64, ``n`` the maskable positions of the row; int32
+    (B,).
+    """
+    if maskable is None:
+        return torch.full(
+            (rows,), math.floor(mask_ratio * positions), dtype=torch.int32, device=device
+        )
+    return torch.floor(maskable.sum(dim=-1, dtype=torch.float64) * mask_ratio).to(torch.int32)

@@ -1,0 +1,74 @@
+"""The host side that the Triton launchers share."""
+
+import contextlib
+import functools
+
+import torch
+import triton
+from torch import Tensor
+
+from .row_configurations import RowConfiguration, row_configuration
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether Triton runs its kernels in the interpreter; it decides that when a kernel is defined."""
+
+_NO_DEVICE_CHANGE = contextlib.nullcontext()
+
+SMALLEST_ROW_BLOCK = 256
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Launches inside go to ``device``: Triton takes the current one, whatever its arguments live
+    on.
+    """
+    if device.type != "cuda" or device.index is None or device.index == torch.cuda.current_device():
+        return _NO_DEVICE_CHANGE
+    return torch.cuda.device(device)
+
+
+def row_options(
+    kernel: str, device: torch.device, num_positions: int
+) -> tuple[RowConfiguration, dict[str, int]]:
+    """How a kernel with a program for each row is launched; as its configuration, ``block`` fitted
+    to the row, and as launch options.
+    """
+    chosen = row_configuration(kernel, device, num_positions)
+    fitting = max(triton.next_power_of_2(num_positions), SMALLEST_ROW_BLOCK)
+    chosen = chosen._replace(block=min(fitting, chosen.block))
+    return chosen, {"num_warps": chosen.warps, **register_limit(chosen.registers)}
+
+
+def is_amd() -> bool:
+    """Whether kernels are compiled for AMD GPUs."""
+    return torch.version.hip is not None
+
+
+def register_limit(registers: int | None) -> dict[str, int]:
+    """The launch option that lets NVIDIA's assembler use so many registers a thread: left alone, it
+    spills a few for occupancy.
+    """
+    return {} if is_amd() or registers is None else {"maxnreg": registers}
+
+
+def word(x: Tensor | int) -> tuple[int, Tensor | None]:
+    """A seed or step as (value, pointer): by value from the host, by pointer from a device, whose
+    content the host must not wait for.
+    """
+    return (0, x) if isinstance(x, Tensor) and x.device.type != "cpu" else (int(x), None)
+
+
+def strides(x: Tensor | None, dims: int) -> tuple[int, ...]:
+    """The strides of an optional tensor, in elements."""
+    return (0,) * dims if x is None else x.stride()
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """How many programs run side by side at least; in the interpreter, a number that lets small
+    tests split rows and large ones not.
+    """
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 16
+    )

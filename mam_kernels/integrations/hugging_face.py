@@ -1,0 +1,375 @@
+"""Hugging Face: masked-language models of ``transformers`` (BERT-like, as Geneformer is), trained
+by ``Trainer`` or ``accelerate``.
+
+The collator only pads. Masking happens on the device, inside the model that is trained.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..masking import MultinomialAttentionMasking
+from . import core
+from .checking import FirstBatch, check_first_batch
+
+
+class MamConfig(PreTrainedConfig):
+    """Configuration of ``MamForMaskedLM``.
+
+    Args:
+        backbone: the configuration of the model inside, as a dict.
+        architecture: the name of its class in ``transformers``.
+        mask_token_id: id of the mask token.
+        special_token_ids: ids that are never hidden and that latents do not attend to: padding,
+            mask, begin, end and the like.
+        masking: arguments of ``mam_kernels.MultinomialAttentionMasking``, as ``{"mask_ratio": 0.15,
+            "num_latents": 128}``; its ``mask_ratio`` is 0.15 where none is given, and ``input_dim``
+            is that of the embeddings.
+        corruption: "80/10/10", as in BERT; "all"; "90/10"; or the shares of mask token and random
+            token.
+        tokens_from: name of the submodule that makes of ``input_ids`` the embeddings which the
+            latents attend to, as "bert.embeddings", which knows ranks too; None: the model's input
+            embeddings.
+        injection: "encoder": the context is added to the token embeddings; "none".
+        injection_start: first weights of its adapter, "random" or "zero".
+        penalty_weight: of the latents' squared output norm in the loss.
+        masking_seed: of the masks; None: from torch's generator.
+    """
+
+    model_type = "mam"
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any] | None = None,
+        architecture: str = "BertForMaskedLM",
+        mask_token_id: int | None = None,
+        special_token_ids: Sequence[int] = (),
+        masking: Mapping[str, Any] | None = None,
+        corruption: str | Sequence[float] = "80/10/10",
+        tokens_from: str | None = None,
+        injection: str = "encoder",
+        injection_start: str = "random",
+        penalty_weight: float = core.PENALTY,
+        masking_seed: int | None = 0,
+        **options: Any,
+    ) -> None:
+        self.backbone = dict(backbone or {})
+        self.architecture = architecture
+        self.mask_token_id = mask_token_id
+        self.special_token_ids = list(special_token_ids)
+        self.masking = {"mask_ratio": 0.15, **(masking or {})}
+        self.corruption = corruption if isinstance(corruption, str) else list(corruption)
+        self.tokens_from = tokens_from
+        self.injection, self.injection_start = injection, injection_start
+        self.penalty_weight, self.masking_seed = penalty_weight, masking_seed
+        super().__init__(**options)
+
+
+class MamForMaskedLM(PreTrainedModel):
+    """A masked-language model with its masking learned: ``loss`` is that of the model at hidden
+    tokens plus the penalty.
+
+    ``save_pretrained``, ``from_pretrained`` and the checkpoints of ``Trainer`` hold the model, the
+    masking and how many batches were masked. ``wrapped.model.save_pretrained(folder)`` writes the
+    model by itself, as it would be without masking.
+
+    Args:
+        config: of the wrapper.
+        model: what is wrapped; None: one with random weights, of ``config.backbone``.
+    """
+
+    config_class = MamConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False  # the number of predicted tokens is not known before the masking
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: MamConfig, model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.model = _built(config) if model is None else model
+        require_masked_language_model(self.model)
+        vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        _require_mask_token(config, vocab_size)
+        width = self.model.get_input_embeddings().weight.shape[1]
+        seen = (
+            width
+            if config.tokens_from is None
+            else _width_of(self.model.get_submodule(config.tokens_from), config.tokens_from)
+        )
+        self.masking = core.MaskingStep(
+            MultinomialAttentionMasking(input_dim=seen, **config.masking),
+            mask_value=config.mask_token_id,
+            embed_dim=width,
+            corruption=config.corruption
+            if isinstance(config.corruption, str)
+            else tuple(config.corruption),
+            random_ids=set(range(vocab_size)) - {*config.special_token_ids, config.mask_token_id},
+            scheme=config.injection,
+            injection_start=config.injection_start,
+            seed=config.masking_seed,
+        )
+        if model is not None:
+            for module in model.modules():
+                module._is_hf_initialized = (
+                    True  # so that post_init leaves its weights as they came
+                )
+        self.post_init()
+
+    @classmethod
+    def wrap(
+        cls,
+        model: PreTrainedModel,
+        *,
+        mask_token_id: int | None,
+        special_token_ids: Iterable[int],
+        **options: Any,
+    ) -> "MamForMaskedLM":
+        """Wrap a model, whose weights stay as they are.
+
+        Args:
+            model: with a masked-language-modeling head.
+            mask_token_id, special_token_ids: of its vocabulary: ``tokenizer.mask_token_id``,
+                ``tokenizer.all_special_ids``.
+            **options: further arguments of ``MamConfig``.
+
+        Raises:
+            TypeError, ValueError: the model is not a masked-language model, or the vocabulary has
+                no mask token.
+        """
+        require_masked_language_model(model)
+        config = MamConfig(
+            model.config.to_dict(),
+            type(model).__name__,
+            mask_token_id=mask_token_id,
+            special_token_ids=list(special_token_ids),
+            **options,
+        )
+        return cls(config, model).to(model.device)
+
+    def mask_batch(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        step: int | Tensor | None = None,
+    ) -> core.MaskedBatch:
+        """What ``forward`` hides of a batch; arguments as there."""
+        core.require_ids(
+            "input_ids",
+            input_ids,
+            self.model.get_input_embeddings().weight.shape[0],
+            self.masking.device,
+        )
+        valid = core.real_tokens("attention_mask", attention_mask, input_ids, true_means="token")
+        valid = valid & core.not_among(
+            input_ids, {*self.config.special_token_ids, self.config.mask_token_id}
+        )
+        embed = (
+            self.model.get_input_embeddings()
+            if self.config.tokens_from is None
+            else self.model.get_submodule(self.config.tokens_from)
+        )
+        return self.masking(
+            input_ids, embed(input_ids), valid, seed=seed, step=step, sample_ids=sample_ids
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        step: int | Tensor | None = None,
+        return_loss: bool = True,
+        **model_arguments: Any,
+    ) -> ModelOutput:
+        """Mask a batch and predict what was hidden.
+
+        Args:
+            input_ids: (B, L) int64, nothing masked.
+            attention_mask: (B, L), 1 = token, 0 = padding. None: no padding.
+            sample_ids: (B,) int64, a stable id of each cell; masks follow (seed, step, sample id).
+                None: the index of the row.
+            seed, step: of the masks. None: ``config.masking_seed``, and the number of batches
+                trained on (0 in evaluation).
+            return_loss: True; ``Trainer`` asks for it.
+            **model_arguments: passed to the model: ``position_ids``, ``output_hidden_states`` and
+                the like.
+
+        Returns:
+            The model's own output; ``logits`` are at all positions, ``loss`` is with the penalty.
+
+        Raises:
+            TypeError, ValueError: an argument is not as above.
+        """
+        if not return_loss:
+            raise ValueError(
+                "return_loss: expected True; call the model inside, wrapped.model, for outputs without masking"
+            )
+        for name in ("labels", "inputs_embeds"):
+            if model_arguments.pop(name, None) is not None:
+                raise ValueError(
+                    f"{name}: expected None, since masking makes them; pass input_ids as they are, padded by PaddingCollator"
+                )
+        masked = self.mask_batch(input_ids, attention_mask, sample_ids, seed, step)
+        embeddings = self.model.get_input_embeddings()(masked.inputs)
+        if masked.encoder_shift is not None:
+            embeddings = embeddings + masked.encoder_shift.to(embeddings.dtype)
+        model_arguments = {**model_arguments, "return_dict": True}
+        output = self.model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            labels=masked.labels.long(),
+            **model_arguments,
+        )
+        output.loss = output.loss + self.config.penalty_weight * masked.penalty
+        return output
+
+    def parameter_groups(
+        self,
+        lr: float,
+        masking_lr: float,
+        weight_decay: float = 0.0,
+        masking_weight_decay: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Two groups for an optimizer, "model" and "masking", each with its learning rate and
+        weight decay (None: the same).
+        """
+        return self.masking.parameter_groups(
+            self.model, lr, masking_lr, weight_decay, masking_weight_decay
+        )
+
+    def check(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> FirstBatch:
+        """Whether a batch is what ``forward`` takes it for."""
+        return check_first_batch(
+            ids=input_ids,
+            padding_mask=attention_mask,
+            true_means="token",
+            special_ids=self.config.special_token_ids,
+            mask_value=self.config.mask_token_id,
+            vocab_size=self.model.get_input_embeddings().weight.shape[0],
+            module=self,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The masking draws its own; the model inside does too."""
+
+
+class PaddingCollator:
+    """Pads tokenised cells to the longest of a batch, and leaves masking to the device.
+
+    Args:
+        pad_token_id: id of the padding token.
+        pad_to_multiple_of: of the length of a batch.
+
+    Raises:
+        ValueError: when called, for an example without ``input_ids`` or of no token.
+    """
+
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:
+        self.pad_token_id, self.pad_to_multiple_of = pad_token_id, pad_to_multiple_of
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """From examples with ``input_ids`` (and ``sample_ids``, an int) to ``input_ids``,
+        ``attention_mask`` (and ``sample_ids``).
+        """
+        for index, example in enumerate(examples):
+            if "input_ids" not in example or not len(example["input_ids"]):
+                raise ValueError(
+                    f"examples: expected at least one token in input_ids of each; got {sorted(example)} at {index} without any"
+                )
+        sequences = [
+            torch.as_tensor(example["input_ids"], dtype=torch.int64) for example in examples
+        ]
+        longest = max(map(len, sequences))
+        longest += -longest % self.pad_to_multiple_of
+        input_ids = torch.full((len(sequences), longest), self.pad_token_id, dtype=torch.int64)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, sequence in enumerate(sequences):
+            input_ids[row, : len(sequence)] = sequence
+            attention_mask[row, : len(sequence)] = 1
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if all("sample_ids" in example for example in examples):
+            batch["sample_ids"] = torch.tensor([int(example["sample_ids"]) for example in examples])
+        return batch
+
+
+def require_masked_language_model(model: object) -> None:
+    """A ``PreTrainedModel`` that predicts tokens of its own vocabulary, each from both sides, and
+    reads ``inputs_embeds``.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model: expected a transformers.PreTrainedModel with a masked-language-modeling head; got {type(model).__name__}"
+        )
+    name = type(model).__name__
+    known = type(model) in MODEL_FOR_MASKED_LM_MAPPING.values()
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, which has no head that predicts tokens"
+        )
+    if model.config.is_encoder_decoder or (model.can_generate() and not known):
+        raise ValueError(
+            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, which generates text"
+        )
+    accepted = inspect.signature(model.forward).parameters
+    missing = [
+        argument
+        for argument in ("inputs_embeds", "attention_mask", "labels")
+        if argument not in accepted
+    ]
+    if missing:
+        raise ValueError(
+            f"model: expected a forward that takes inputs_embeds, attention_mask and labels; {name} lacks {', '.join(missing)}"
+        )
+
+
+def _require_mask_token(config: MamConfig, vocab_size: int) -> None:
+    if config.mask_token_id is None:
+        raise ValueError(
+            "mask_token_id: expected the id of a mask token; got None: add one to the vocabulary, and resize the embeddings"
+        )
+    for name, ids in (
+        ("mask_token_id", [config.mask_token_id]),
+        ("special_token_ids", config.special_token_ids),
+    ):
+        outside = [i for i in ids if not 0 <= i < vocab_size]
+        if outside:
+            raise ValueError(
+                f"{name}: expected ids in [0, {vocab_size}), the model's vocabulary; got {outside[0]}"
+            )
+
+
+def _built(config: MamConfig) -> PreTrainedModel:
+    """The model of a configuration, with random weights."""
+    architecture = getattr(transformers, config.architecture, None)
+    if architecture is None:
+        raise ValueError(
+            f"architecture: expected a class of transformers; got {config.architecture!r}: pass model= beside the folder"
+        )
+    return architecture(AutoConfig.for_model(**config.backbone))
+
+
+def _width_of(module: nn.Module, name: str) -> int:
+    """The last dimension of what a module makes of token ids."""
+    parameter = next(module.parameters())
+    with torch.no_grad():
+        made = module(torch.zeros(1, 1, dtype=torch.int64, device=parameter.device))
+    if not isinstance(made, Tensor) or made.dim() != 3:
+        raise ValueError(
+            f"tokens_from: expected a submodule from input_ids (B, L) to embeddings (B, L, D); got {name!r}"
+        )
+    return made.shape[2]

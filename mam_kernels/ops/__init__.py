@@ -1,0 +1,1 @@
+"""The operations, a folder each: schema, reference, Triton, C++ and CUDA."""

@@ -1,0 +1,76 @@
+"""Sampling without replacement as an exponential race, one equation a line.
+
+See README.md beside this file.
+"""
+
+import torch
+from torch import Tensor
+
+from ..._core import checks, philox
+
+SMALLEST_RELATIVE_WEIGHT = 1e-37
+"""Weights further below the largest of their row than this count as this much of it, so that every
+drawable key is finite in float32.
+"""
+
+
+def relative_weights(
+    weights: Tensor, valid: Tensor | None, eps: float, inverse_temperature: float
+) -> Tensor:
+    """``((w + eps) / (max w + eps)) ** (1 / T)`` where a position can be drawn, 0 where not; (B,
+    L).
+    """
+    drawable = (weights >= 0) & (weights + eps > 0) & torch.isfinite(weights)
+    if valid is not None:
+        drawable &= valid
+    shifted = torch.where(drawable, weights + eps, 0.0)
+    ratio = (
+        shifted / shifted.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(shifted.dtype).tiny)
+    ) ** inverse_temperature
+    return torch.where(drawable, ratio.clamp(min=SMALLEST_RELATIVE_WEIGHT), 0.0)
+
+
+def race_keys(weights: Tensor, bits: Tensor) -> Tensor:
+    """``E / w`` with ``E = -log1p(-v)`` standard exponential; infinite where ``w`` is 0."""
+    exponential = -torch.log1p(-philox.uniforms(bits).to(weights.dtype))
+    return torch.where(weights > 0, exponential / weights, torch.inf)
+
+
+def smallest(keys: Tensor, count: Tensor) -> Tensor:
+    """True at the ``count[b]`` smallest finite keys of each row; equal keys go to the lower index."""
+    order = torch.argsort(keys, dim=-1, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
+    )
+    return (rank < count[:, None]) & torch.isfinite(keys)
+
+
+def select(
+    weights: Tensor,
+    num_samples: Tensor,
+    valid: Tensor | None,
+    sample_ids: Tensor | None,
+    seed: Tensor | int,
+    step: Tensor | int,
+    eps: float,
+    inverse_temperature: float,
+) -> Tensor:
+    """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
+    inverse_temperature``; (B, L) bool.
+    """
+    rows, positions = weights.shape
+    seed, step = checks.as_tensor(seed), checks.as_tensor(step)
+    ids = torch.arange(rows, device=weights.device) if sample_ids is None else sample_ids
+    bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
+    relative = relative_weights(weights.to(torch.float64), valid, eps, inverse_temperature)
+    return smallest(race_keys(relative, bits), num_samples)
+
+
+def draw_latents(
+    num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device
+) -> Tensor:
+    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64 (size,)."""
+    sample_id = torch.zeros(1, dtype=torch.int64, device=device)
+    bits = philox.random_bits(num_latents, sample_id, step, seed, philox.STREAM_LATENTS)[0]
+    order = torch.argsort(philox.uniforms(bits), stable=True)
+    return order[:size].sort().values

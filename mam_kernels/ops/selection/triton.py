@@ -1,0 +1,173 @@
+"""Selection by Triton kernels: an exponential race, one program a row."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._core import triton_launch as launch
+from ..._core.triton_language import STREAM_LATENTS, draw_row, positional_bits, read_word, uniform
+
+
+@triton.jit(do_not_specialize=["seed", "step", "num_positions"])
+def select_kernel(
+    weights_ptr,
+    valid_ptr,
+    num_samples_ptr,
+    sample_ids_ptr,
+    seed_ptr,
+    step_ptr,
+    keys_ptr,
+    mask_ptr,
+    seed: tl.int64,
+    step: tl.int64,
+    eps,
+    inverse_temperature,
+    num_positions,
+    weights_stride_row,
+    weights_stride_position,
+    valid_stride_row,
+    valid_stride_position,
+    HAS_VALID: tl.constexpr,
+    HAS_SAMPLE_IDS: tl.constexpr,
+    SEED_ON_DEVICE: tl.constexpr,
+    STEP_ON_DEVICE: tl.constexpr,
+    SHARPEN: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    """mask[b, l] = whether E[b, l] / w[b, l] is among the num_samples[b] smallest of its row."""
+    row = tl.program_id(0).to(tl.int64)
+    sample_id = row
+    if HAS_SAMPLE_IDS:
+        sample_id = tl.load(sample_ids_ptr + row)
+    draw_row(
+        weights_ptr + row * weights_stride_row,
+        weights_stride_position,
+        valid_ptr + row * valid_stride_row if HAS_VALID else None,
+        valid_stride_position,
+        keys_ptr + row * num_positions,
+        mask_ptr + row * num_positions,
+        num_positions,
+        tl.load(num_samples_ptr + row),
+        read_word(seed, seed_ptr, SEED_ON_DEVICE),
+        read_word(step, step_ptr, STEP_ON_DEVICE),
+        sample_id,
+        eps,
+        inverse_temperature,
+        HAS_VALID,
+        SHARPEN,
+        BLOCK_L,
+    )
+
+
+def select(
+    weights: Tensor,
+    num_samples: Tensor,
+    valid: Tensor | None,
+    sample_ids: Tensor | None,
+    seed: Tensor | int,
+    step: Tensor | int,
+    eps: float,
+    inverse_temperature: float,
+) -> Tensor:
+    """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
+    inverse_temperature``; (B, L) bool.
+    """
+    rows, num_positions = weights.shape
+    mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
+    keys = torch.empty((rows, num_positions), dtype=torch.float32, device=weights.device)
+    seed_value, seed_ptr = launch.word(seed)
+    step_value, step_ptr = launch.word(step)
+    blocks, options = launch.row_options("selection", weights.device, num_positions)
+    with launch.on(weights.device):
+        select_kernel[(rows,)](
+            weights,
+            valid,
+            num_samples,
+            sample_ids,
+            seed_ptr,
+            step_ptr,
+            keys,
+            mask,
+            seed_value,
+            step_value,
+            eps,
+            inverse_temperature,
+            num_positions,
+            *weights.stride(),
+            *launch.strides(valid, 2),
+            HAS_VALID=valid is not None,
+            HAS_SAMPLE_IDS=sample_ids is not None,
+            SEED_ON_DEVICE=seed_ptr is not None,
+            STEP_ON_DEVICE=step_ptr is not None,
+            SHARPEN=inverse_temperature != 1.0,
+            BLOCK_L=blocks.block,
+            **options,
+        )
+    return mask
+
+
+@triton.jit(do_not_specialize=["seed", "step", "num_latents", "size"])
+def draw_latents_kernel(
+    seed_ptr,
+    step_ptr,
+    chosen_ptr,
+    seed: tl.int64,
+    step: tl.int64,
+    num_latents,
+    size,
+    SEED_ON_DEVICE: tl.constexpr,
+    STEP_ON_DEVICE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """chosen = ascending n with rank(n) < size, rank(n) = #{m: (v[m], m) < (v[n], n)} by comparing
+    all pairs.
+    """
+    seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
+    step = read_word(step, step_ptr, STEP_ON_DEVICE)
+    sample_id = tl.zeros([1], dtype=tl.int64)
+    written = 0
+    for first in range(0, num_latents, BLOCK_N):
+        latent = first + tl.arange(0, BLOCK_N)
+        v = uniform(
+            positional_bits(first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
+        )  # [BLOCK_N]
+        rank = tl.zeros([BLOCK_N], dtype=tl.int32)
+        for other_first in range(0, num_latents, BLOCK_N):
+            other = other_first + tl.arange(0, BLOCK_N)
+            other_v = uniform(
+                positional_bits(other_first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
+            )
+            sooner = (other_v[None, :] < v[:, None]) | (
+                (other_v[None, :] == v[:, None]) & (other[None, :] < latent[:, None])
+            )
+            sooner &= (other < num_latents)[None, :]
+            rank += tl.sum(sooner.to(tl.int32), 1)  # [BLOCK_N, BLOCK_N] -> [BLOCK_N]
+        chosen = ((rank < size) & (latent < num_latents)).to(tl.int32)
+        place = written + tl.cumsum(chosen, 0) - 1
+        tl.store(chosen_ptr + place, latent.to(tl.int64), mask=chosen != 0)
+        written += tl.sum(chosen, 0)
+
+
+def draw_latents(
+    num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device
+) -> Tensor:
+    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64 (size,)."""
+    chosen = torch.empty(size, dtype=torch.int64, device=device)
+    seed_value, seed_ptr = launch.word(seed)
+    step_value, step_ptr = launch.word(step)
+    with launch.on(chosen.device):
+        draw_latents_kernel[(1,)](
+            seed_ptr,
+            step_ptr,
+            chosen,
+            seed_value,
+            step_value,
+            num_latents,
+            size,
+            SEED_ON_DEVICE=seed_ptr is not None,
+            STEP_ON_DEVICE=step_ptr is not None,
+            BLOCK_N=64,
+            num_warps=4,
+        )
+    return chosen

@@ -1,0 +1,416 @@
+"""Every Triton kernel compiles ahead of time, without a GPU, for the GPUs it is written for: no
+spills, shared memory within bounds.
+
+The launches are the launchers' own: they are called with tensors on the CPU, and what they would
+launch is recorded and compiled. It runs in a process of its own, because Triton decides when it is
+imported whether to interpret. `python tests/engine/test_triton_aot.py` prints the table.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WORKERS = 2
+
+
+class Target(NamedTuple):
+    """A GPU to compile for, and the shared memory that one program may have there."""
+
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_bytes: int
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 * 1024),
+    "sm_90": Target("cuda", 90, 32, 227 * 1024),
+    "sm_100": Target("cuda", 100, 32, 227 * 1024),
+    "gfx942": Target("hip", "gfx942", 64, 64 * 1024),
+}
+
+
+class Launch(NamedTuple):
+    """What `triton.compile` needs to know of one launch; hashable, and picklable for the pool."""
+
+    module: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    divisible: tuple[str, ...]
+    options: tuple[tuple[str, int], ...]
+
+    @property
+    def title(self) -> str:
+        flags = [
+            f"{name}={value}"
+            for name, value in self.constants
+            if name.isupper() and value is not False
+        ]
+        types = sorted(
+            {
+                kind
+                for _, kind in self.signature
+                if kind.startswith("*") and kind not in ("*i1", "*i64", "*i32")
+            }
+        )
+        return f"{self.kernel} [{' '.join(types)}] {' '.join(flags).replace('=True', '')}"
+
+
+class Resources(NamedTuple):
+    """What the compiled kernel uses."""
+
+    title: str
+    target: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+LAUNCHES = {
+    "selection": ["select_kernel"],
+    "latents": ["draw_latents_kernel"],
+    "moments": ["value_kernel"],
+    "masking step": ["value_kernel"],
+    "attention, many cells": ["forward_kernel"],
+    "gradients, many cells": ["delta_kernel", "key_value_gradient_kernel", "query_gradient_kernel"],
+    "importance, many cells": ["importance_kernel"],
+    "attention, one cell": ["forward_kernel", "merge_kernel"],
+    "gradients, one cell": ["delta_kernel", "key_value_gradient_kernel", "query_gradient_kernel"],
+    "importance, one cell": ["importance_kernel"],
+}
+"""What each operation launches.
+
+One more kernel in a call is some 5 us more of host time and a pass more over memory.
+"""
+
+
+def record(kernel: object, launches: dict[Launch, None]) -> Callable:
+    """Stands in for `kernel.run`: notes a launch as Triton would specialize it."""
+    import torch
+
+    names = {
+        torch.float64: "fp64",
+        torch.float32: "fp32",
+        torch.float16: "fp16",
+        torch.bfloat16: "bf16",
+        torch.bool: "i1",
+    }
+    names |= {torch.int32: "i32", torch.int64: "i64"}
+
+    def run(*args: object, grid: tuple, warmup: bool, **kwargs: object) -> None:
+        options = {
+            key: kwargs.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in kwargs
+        }
+        bound = kernel.signature.bind(*args, **kwargs).arguments
+        signature, constants, divisible = {}, {}, []
+        for parameter in kernel.params:
+            x = bound[parameter.name]
+            is_one = isinstance(x, int) and x == 1 and not parameter.do_not_specialize
+            if parameter.is_constexpr or x is None or is_one:
+                signature[parameter.name], constants[parameter.name] = "constexpr", x
+            elif isinstance(x, torch.Tensor):
+                signature[parameter.name] = "*" + names[x.dtype]
+                divisible.append(parameter.name)
+            elif isinstance(x, float):
+                signature[parameter.name] = "fp32"
+            else:
+                signature[parameter.name] = parameter.annotation_type or "i32"
+                if x % 16 == 0 and not parameter.do_not_specialize:
+                    divisible.append(parameter.name)
+        launch = (
+            kernel.fn.__module__,
+            kernel.fn.__name__,
+            tuple(signature.items()),
+            tuple(constants.items()),
+        )
+        launches[Launch(*launch, tuple(divisible), tuple(options.items()))] = None
+
+    return run
+
+
+def backend_module(folder: str) -> object:
+    return importlib.import_module(f"mam_kernels.{folder}.triton")
+
+
+def call_selection(dtype: object, flags: bool) -> None:
+    """Selection of one type, with everything optional there or absent."""
+    import torch
+
+    selection = backend_module("selection")
+    word = torch.tensor(5)
+    ids, valid = (
+        (torch.arange(2), torch.ones(2, 20000, dtype=torch.bool)) if flags else (None, None)
+    )
+    selection.select(
+        torch.ones(2, 20000, dtype=dtype),
+        torch.ones(2, dtype=torch.int32),
+        valid,
+        ids,
+        word,
+        word,
+        0.0,
+        0.5 if flags else 1.0,
+    )
+    selection.draw_latents(128, 38, word, word, torch.device("cpu"))
+
+
+def call_value(dtype: object, csr: object, flags: bool) -> None:
+    """The value path: moments alone, and the masking step; `csr` is the type of the indices, or
+    None for dense values.
+    """
+    import torch
+
+    value = backend_module("value_attention")
+    word, slope, positions = torch.tensor(5), torch.ones(128, 8), 20000
+    ids, valid = (
+        (torch.arange(2), torch.ones(2, positions, dtype=torch.bool)) if flags else (None, None)
+    )
+    counts, latents = torch.ones(2, dtype=torch.int32), torch.arange(38)
+    dense = (torch.ones(2, positions, dtype=dtype), None, None)
+    sparse = (
+        torch.ones(8, dtype=dtype),
+        torch.ones(3, dtype=csr or torch.int64),
+        torch.ones(8, dtype=csr or torch.int64),
+    )
+    cells = dense if csr is None else sparse
+    value.moments(*cells, slope, valid, positions)
+    temperature = 0.5 if flags else 1.0
+    value.mask(
+        *cells, slope, valid, valid, counts, latents, ids, word, word, 1e-8, temperature, positions
+    )
+
+
+def call_token(dtype: object, width: int, flags: bool) -> None:
+    """The token path, forward and backward; a small batch, whose rows are split, where `flags`."""
+    import torch
+
+    token = backend_module("latent_attention")
+    batch, positions, latents, heads = (1 if flags else 16), 2048, 128, 8
+    query = torch.ones(latents, heads, width, dtype=dtype)
+    key = torch.ones(batch, positions, heads, width, dtype=dtype)
+    valid = torch.ones(batch, positions, dtype=torch.bool) if flags else None
+    logsumexp = torch.zeros(batch, latents, heads)
+    output = torch.ones(batch, *query.shape, dtype=dtype)
+    token.forward(query, key, key, valid, 0.1)
+    token.logsumexp(query, key, valid, 0.1)
+    token.backward(
+        output, logsumexp if flags else None, query, key, key, valid, output, logsumexp, 0.1
+    )
+    token.importance(query, key, logsumexp, torch.arange(38), valid, 0.1)
+
+
+def launches(backend: str) -> list[Launch]:
+    """The launches of every launcher, over the types, widths and options that lead to different
+    code.
+    """
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    from mam_kernels._core import triton_launch
+
+    triton_launch.is_amd = lambda: backend == "hip"
+    recorded: dict[Launch, None] = {}
+    for folder in ("selection", "value_attention", "latent_attention"):
+        for kernel in vars(backend_module(folder)).values():
+            if isinstance(kernel, JITFunction) and kernel.__name__.endswith("_kernel"):
+                kernel.run = record(kernel, recorded)
+    call_selection(torch.float32, flags=True)
+    call_selection(torch.bfloat16, flags=False)
+    call_value(torch.float32, None, flags=True)
+    call_value(torch.bfloat16, None, flags=False)
+    call_value(torch.float32, torch.int32, flags=True)
+    call_value(torch.float16, torch.int64, flags=False)
+    for width in (32, 64, 96, 256):
+        call_token(torch.bfloat16, width, flags=True)
+        call_token(torch.float32, width, flags=True)
+    call_token(torch.float16, 16, flags=False)
+    return list(recorded)
+
+
+def launched() -> dict[str, list[str]]:
+    """The kernels that each operation launches, in order: what a call costs the host and the device
+    beside its arithmetic.
+    """
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    names: list[str] = []
+    value, token, selection = (
+        backend_module(folder) for folder in ("value_attention", "latent_attention", "selection")
+    )
+    for module in (value, token, selection):
+        for kernel in vars(module).values():
+            if isinstance(kernel, JITFunction) and kernel.__name__.endswith("_kernel"):
+                kernel.run = lambda *_, kernel=kernel, **__: names.append(kernel.__name__)
+
+    def of(call: Callable, *arguments: object) -> list[str]:
+        names.clear()
+        call(*arguments)
+        return list(names)
+
+    word, slope, chosen = torch.tensor(5), torch.ones(128, 8), torch.arange(38)
+    weights, counts, rows = (
+        torch.ones(64, 20000),
+        torch.ones(64, dtype=torch.int32),
+        torch.arange(64),
+    )
+    found = {
+        "selection": of(selection.select, weights, counts, None, rows, word, word, 0.0, 1.0),
+        "latents": of(selection.draw_latents, 128, 38, word, word, torch.device("cpu")),
+        "moments": of(value.moments, weights, None, None, slope, None, 20000),
+        "masking step": of(
+            value.mask, weights, None, None, slope, None, None, counts, chosen, rows, word, word, 1e-8, 1.0, 20000
+        ),
+    }  # fmt: skip
+    for what, batch, heads in (("many cells", 64, 8), ("one cell", 1, 1)):
+        query, key = torch.ones(128, heads, 32), torch.ones(batch, 4096, heads, 32)
+        output, logsumexp = torch.ones(batch, *query.shape), torch.zeros(batch, 128, heads)
+        found |= {
+            f"attention, {what}": of(token.forward, query, key, key, None, 0.1),
+            f"gradients, {what}": of(
+                token.backward, output, None, query, key, key, None, output, logsumexp, 0.1
+            ),
+            f"importance, {what}": of(token.importance, query, key, logsumexp, chosen, None, 0.1),
+        }
+    return found
+
+
+def compile_one(launch: Launch, target_name: str) -> Resources:
+    """Compile one launch for one target and read what it uses."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    target = TARGETS[target_name]
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    names = list(kernel.arg_names)
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible}
+    source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attributes)
+    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
+    compiled = triton.compile(source, target=gpu, options=dict(launch.options))
+    registers, spilled = (nvidia_usage if target.backend == "cuda" else amd_usage)(compiled)
+    return Resources(launch.title, target_name, registers, spilled, compiled.metadata.shared)
+
+
+def nvidia_usage(compiled: object) -> tuple[int, int]:
+    """(registers a thread, bytes of local memory a thread): spills and stack frames both live in
+    local memory.
+    """
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
+
+
+def amd_usage(compiled: object) -> tuple[int, int]:
+    """(vector registers a thread, bytes of scratch a thread)."""
+    text = compiled.asm["amdgcn"]
+    fields = {
+        name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+        for name in ("vgpr_count", "vgpr_spill_count")
+    }
+    return fields["vgpr_count"], 4 * fields["vgpr_spill_count"]
+
+
+def compile_everything() -> list[Resources]:
+    """Every launch for every target, two compilations at a time."""
+    jobs = [
+        (launch, name) for name, target in TARGETS.items() for launch in launches(target.backend)
+    ]
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(compile_one, *zip(*jobs, strict=True)))
+
+
+def in_a_process_of_its_own(flag: str) -> str:
+    """The last line that this file prints with a flag, in a process without Triton's interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(REPOSITORY), environment.get("PYTHONPATH", "")]
+    )
+    done = subprocess.run(
+        [sys.executable, __file__, flag],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.splitlines()[-1]
+
+
+@functools.cache
+def compiled_elsewhere() -> list[Resources]:
+    """`compile_everything`, once."""
+    return [Resources(*row) for row in json.loads(in_a_process_of_its_own("--json"))]
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+)
+
+
+@needs_triton
+def test_number_of_launches() -> None:
+    found = json.loads(in_a_process_of_its_own("--launches"))
+    assert found == LAUNCHES
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_spills(target: str) -> None:
+    spilling = [
+        kernel
+        for kernel in compiled_elsewhere()
+        if kernel.target == target and kernel.spilled_bytes
+    ]
+    assert not spilling, table(spilling)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_shared_memory_within_bounds(target: str) -> None:
+    kernels = [kernel for kernel in compiled_elsewhere() if kernel.target == target]
+    too_much = [kernel for kernel in kernels if kernel.shared_bytes > TARGETS[target].shared_bytes]
+    assert kernels
+    assert not too_much, table(too_much)
+
+
+def table(kernels: list[Resources]) -> str:
+    """Registers and spilled bytes a thread, and shared memory a program, by kernel and target."""
+    lines = [f"{'target':<8}{'registers':>10}{'spilled B':>10}{'shared B':>10}  kernel"]
+    lines += [
+        f"{k.target:<8}{k.registers:>10}{k.spilled_bytes:>10}{k.shared_bytes:>10}  {k.title}"
+        for k in kernels
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY))
+    if "--launches" in sys.argv:
+        print(json.dumps(launched()))
+    else:
+        everything = compile_everything()
+        print(json.dumps(everything) if "--json" in sys.argv else table(everything))

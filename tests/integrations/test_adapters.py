@@ -1,0 +1,412 @@
+"""The adapters of single-cell frameworks: each trains a model that is called as theirs is, on real
+cells.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mam_kernels.integrations import (
+    LatentMaskingStrategy,
+    MaskingStep,
+    NicheformerMasking,
+    ScBertMasking,
+    ScFoundationMasking,
+    ScGptMasking,
+)
+from mam_kernels.integrations.core import PENALTY
+from tests.integrations import stand_ins
+from tests.integrations.stand_ins import WIDTH
+from tests.real_cells import counts, sequences, small_masker
+
+PAD, CLS = 0, 1
+GENES = counts().shape[1]
+
+
+def falls(
+    model: nn.Module, masking: MaskingStep, loss_of: Callable[[Tensor], Tensor], steps: int = 40
+) -> float:
+    """The loss after training over that before, at the same masks; every step's gradient reaches
+    the latents.
+    """
+
+    def evaluated() -> float:
+        model.eval(), masking.eval()
+        with torch.no_grad():
+            return float(loss_of(torch.arange(len(counts()))))
+
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(masking.parameter_groups(model, lr=3e-3, masking_lr=1e-3))
+    before = evaluated()
+    for _ in range(steps):
+        model.train(), masking.train()
+        loss = loss_of(torch.randperm(len(counts()), generator=generator)[:32])
+        optimizer.zero_grad()
+        loss.backward()
+        assert masking.masker.latents.grad.abs().max() > 0
+        assert all(parameter.grad is not None for parameter in masking.parameters())
+        optimizer.step()
+    return evaluated() / before
+
+
+def mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    return F.mse_loss(predicted[mask], target[mask])
+
+
+# scGPT
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor, Tensor]:
+    gene_ids, values = sequences(CLS, PAD, -2)
+    return gene_ids, values, gene_ids.eq(PAD)
+
+
+def scgpt(input_dim: int | None = None, **options) -> ScGptMasking:
+    torch.manual_seed(0)
+    return ScGptMasking(
+        small_masker(input_dim), WIDTH, **{"special_ids": (PAD, CLS, 2), "seed": 0} | options
+    )
+
+
+@pytest.mark.parametrize("input_dim", [None, WIDTH])
+def test_scgpt_trains(pairs, input_dim):
+    masking, model = scgpt(input_dim), stand_ins.ScGpt(GENES + 3)
+
+    def loss_of(cells: Tensor) -> Tensor:
+        gene_ids, values, padding = (x[cells] for x in pairs)
+        embeddings = (
+            None if input_dim is None else model.encoder(gene_ids) + model.value_encoder(values)
+        )
+        masked = masking(gene_ids, values, padding, embeddings=embeddings)
+        with masked.injected(model.transformer_encoder):
+            output = model(gene_ids, masked.inputs, src_key_padding_mask=padding)
+        return mse(output["mlm_output"], values, masked.inputs.eq(-1)) + PENALTY * masked.penalty
+
+    assert falls(model, masking, loss_of) < 0.7
+
+
+@pytest.mark.parametrize("corruption", ["all", "80/10/10"])
+def test_scgpt_hides_neither_padding_nor_special_tokens(pairs, corruption):
+    gene_ids, values, padding = pairs
+    gene = gene_ids >= 3
+    masking = scgpt(corruption=corruption)
+    for _ in range(10):
+        masked = masking(gene_ids, values, padding)
+        assert not (masked.mask & ~gene).any()
+        assert masked.mask.sum(dim=1).tolist() == [int(0.3 * n) for n in gene.sum(dim=1).tolist()]
+        assert torch.equal(masked.inputs[~masked.mask], values[~masked.mask])
+        assert (masked.inputs[gene] != -2).all()  # the padding's value is nowhere else
+        if corruption == "all":
+            assert torch.equal(masked.inputs == -1, masked.mask)
+
+
+def test_scgpt_refuses_what_it_cannot_use(pairs):
+    gene_ids, values, padding = pairs
+    with pytest.raises(
+        ValueError,
+        match=r"src_key_padding_mask: expected a token \(0\) in each row; got none in row 0",
+    ):
+        scgpt()(gene_ids, values, torch.ones_like(padding))
+    with pytest.raises(
+        ValueError, match=r"values: expected on cpu, as the module is; got .* on meta"
+    ):
+        scgpt()(gene_ids, values.to("meta"), padding)
+    with pytest.raises(
+        ValueError,
+        match=r"embeddings: expected \(B, L, 32\), as input_dim of the masker says; got NoneType None",
+    ):
+        scgpt(WIDTH)(gene_ids, values, padding)
+    with pytest.raises(
+        ValueError, match="embeddings: expected None, as input_dim of the masker says"
+    ):
+        scgpt()(gene_ids, values, padding, embeddings=torch.zeros(*values.shape, WIDTH))
+
+
+# scFoundation
+
+
+TOTALS = 2
+
+
+@pytest.fixture(scope="module")
+def dense() -> Tensor:
+    """Log values of all genes, then the logarithm of the total, twice: where a cell comes from and
+    where it should go.
+    """
+    total = torch.log10(counts().sum(dim=1, keepdim=True))
+    return torch.cat([torch.log1p(counts()), total, total], dim=1)
+
+
+def scfoundation(**options) -> ScFoundationMasking:
+    torch.manual_seed(0)
+    sizes = {
+        "seq_len": GENES + TOTALS,
+        "num_genes": GENES,
+        "mask_token_id": 102,
+        "pad_token_id": 103,
+    }
+    return ScFoundationMasking(small_masker(), WIDTH, 16, **{**sizes, "seed": 0} | options)
+
+
+@pytest.mark.parametrize("scheme", ["decoder", "separate"])
+def test_scfoundation_trains(dense, scheme):
+    masking, model = scfoundation(scheme=scheme), stand_ins.MaeAutobin(GENES + TOTALS, 102, 103)
+    encoder = model.encoder if scheme == "separate" else None
+
+    def loss_of(cells: Tensor) -> Tensor:
+        masked, arguments = masking(dense[cells])
+        with masked.injected(encoder, model.decoder):
+            predicted = model(**arguments)
+        return mse(predicted, dense[cells], masked.mask) + PENALTY * masked.penalty
+
+    assert falls(model, masking, loss_of) < 0.7
+
+
+def test_scfoundation_hides_shares_of_values_and_zeros_and_gathers_the_rest(dense):
+    masked, arguments = scfoundation()(dense)
+    genes, mask = dense[:, :GENES], masked.mask[:, :GENES]
+    assert not masked.mask[:, GENES:].any()
+    assert (mask & (genes != 0)).sum(dim=1).tolist() == [
+        int(0.3 * n) for n in (genes != 0).sum(dim=1).tolist()
+    ]
+    assert (mask & (genes == 0)).sum(dim=1).tolist() == [
+        int(0.03 * n) for n in (genes == 0).sum(dim=1).tolist()
+    ]
+    visible = (dense != 0) & ~masked.mask
+    assert torch.equal(arguments["encoder_labels"], visible)
+    there = ~arguments["padding_label"]
+    assert there.sum(dim=1).tolist() == visible.sum(dim=1).tolist()
+    positions, read = arguments["encoder_position_gene_ids"], arguments["x"]
+    assert torch.equal(read[there], dense[visible])
+    assert torch.equal(positions[there], visible.nonzero()[:, 1])
+    assert (read[~there] == 103).all()
+    assert (positions[~there] == GENES + TOTALS).all()
+    assert torch.equal(arguments["decoder_data"], dense.masked_fill(masked.mask, 102))
+    assert torch.equal(masked.labels, dense.masked_fill(~masked.mask, -100))
+
+
+def test_scfoundation_refuses_what_it_cannot_use(dense):
+    with pytest.raises(
+        ValueError, match=r"values: expected shape \(B, seq_len\) = \('any', 102\); got"
+    ):
+        scfoundation()(dense[:, 1:])
+    with pytest.raises(
+        ValueError, match="values: expected a non-zero gene in each row; got none in row 0"
+    ):
+        scfoundation()(dense * 0)
+    with pytest.raises(
+        ValueError,
+        match="masker: expected input_dim=None, since it attends to values; got input_dim=32",
+    ):
+        ScFoundationMasking(
+            small_masker(32), WIDTH, 16, seq_len=9, mask_token_id=102, pad_token_id=103
+        )
+    with pytest.raises(ValueError, match=r"zero_ratio: expected a number in \[0.0, 1.0\]; got 3"):
+        scfoundation(zero_ratio=3)
+
+
+# scBERT
+
+
+def scbert(input_dim: int | None = None, **options) -> ScBertMasking:
+    torch.manual_seed(0)
+    return ScBertMasking(small_masker(input_dim), WIDTH, **{"seed": 0} | options)
+
+
+@pytest.mark.parametrize("input_dim", [None, WIDTH])
+def test_scbert_trains(input_dim):
+    values, masking = torch.log2(1 + counts()), scbert(input_dim)
+    model = stand_ins.PerformerLM(num_tokens=7, max_seq_len=GENES + 1)
+
+    def loss_of(cells: Tensor) -> Tensor:
+        embeddings = None if input_dim is None else model.token_emb(masking.bins(values[cells]))
+        masked = masking(values[cells], embeddings=embeddings)
+        with masked.injected(model.performer):
+            logits = model(masked.inputs)
+        return (
+            F.cross_entropy(logits.transpose(1, 2), masked.labels, ignore_index=6)
+            + PENALTY * masked.penalty
+        )
+
+    assert falls(model, masking, loss_of) < 0.7
+
+
+def test_scbert_bins_on_the_device_and_hides_no_zero():
+    values = torch.log2(1 + counts())
+    masking = scbert()
+    tokens = masking.bins(values)
+    assert tokens.shape == (len(values), GENES + 1)
+    assert torch.equal(tokens[:, :-1], values.floor().clamp(max=5).long())
+    assert not tokens[:, -1].any()
+    unchanged = 0
+    for _ in range(10):
+        masked = masking(values)
+        assert not (masked.mask & (tokens == 0)).any()
+        assert masked.mask.sum(dim=1).tolist() == [
+            int(0.3 * n) for n in (tokens > 0).sum(dim=1).tolist()
+        ]
+        assert ((masked.inputs == 6) | (masked.inputs == tokens)).all()
+        assert torch.equal(masked.labels, tokens.masked_fill(~masked.mask, 6))
+        unchanged += float(((masked.inputs == tokens) & masked.mask).sum() / masked.mask.sum())
+    assert 0.05 < unchanged / 10 < 0.15
+    with pytest.raises(
+        ValueError, match="values: expected a gene above bin 0 in each row; got none in row 0"
+    ):
+        masking(values * 0)
+
+
+# Nicheformer
+
+
+FIRST_GENE, N_TOKENS = 30, GENES + 30
+
+
+@pytest.fixture(scope="module")
+def ranked() -> dict[str, Tensor]:
+    """Three context tokens, then the genes by rank, 0 where there are no more."""
+    rows = [
+        row.argsort(descending=True, stable=True)[: int((row > 0).sum())] + FIRST_GENE
+        for row in counts()
+    ]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    context = torch.tensor([5, 3, 9]).expand(len(ids), 3)  # species, modality, assay
+    return {"X": torch.cat([context, ids], dim=1).int(), "cell": torch.arange(len(ids))}
+
+
+def nicheformer(**options) -> NicheformerMasking:
+    torch.manual_seed(0)
+    return NicheformerMasking(
+        small_masker(WIDTH), WIDTH, **{"n_tokens": N_TOKENS, "seed": 0} | options
+    )
+
+
+def test_nicheformer_trains(ranked):
+    masking, model = nicheformer(), stand_ins.Nicheformer(N_TOKENS, ranked["X"].shape[1])
+
+    def loss_of(cells: Tensor) -> Tensor:
+        batch, masked = masking({name: x[cells] for name, x in ranked.items()}, model.embeddings)
+        with masked.injected(model.encoder):
+            predicted = model(batch["masked_indices"], batch["attention_mask"])["mlm_prediction"]
+        target = torch.where(batch["mask"] == 0, batch["X"], -100).long()
+        return F.cross_entropy(predicted.flatten(0, 1), target.flatten()) + PENALTY * masked.penalty
+
+    assert (
+        falls(model, masking, loss_of, steps=80) < 0.95
+    )  # from log(130) towards the log of the genes that cells express
+
+
+def test_nicheformer_hides_neither_padding_nor_context(ranked):
+    model = stand_ins.Nicheformer(N_TOKENS, ranked["X"].shape[1])
+    masking, gene = nicheformer(), ranked["X"] >= FIRST_GENE
+    for _ in range(10):
+        batch, _ = masking(ranked, model.embeddings)
+        assert torch.equal(batch["cell"], ranked["cell"])
+        hidden = batch["mask"] == 0
+        assert not (hidden & ~gene).any()
+        assert hidden.sum(dim=1).tolist() == [int(0.3 * n) for n in gene.sum(dim=1).tolist()]
+        assert torch.equal(batch["attention_mask"], ranked["X"] == 0)
+        assert torch.equal(batch["X"] == 1, ranked["X"] == 0)
+        read = batch["masked_indices"]
+        assert torch.equal(read[~hidden], batch["X"][~hidden])
+        assert ((read[hidden] == 0) | (read[hidden] >= FIRST_GENE)).all()
+        assert 0.7 < (read[hidden] == 0).float().mean() < 0.9
+    assert ranked["X"][0, -1] in (
+        0,
+        *range(FIRST_GENE, N_TOKENS),
+    )  # the batch that came is as it was
+    with pytest.raises(ValueError, match=r"X: expected ids in \[0, 130\), the vocabulary"):
+        masking({"X": ranked["X"] + 120}, model.embeddings)
+    with pytest.raises(ValueError, match="masker: expected input_dim, the width of the embeddings"):
+        NicheformerMasking(small_masker(), WIDTH, n_tokens=N_TOKENS)
+
+
+# BMFM-RNA
+
+
+@pytest.fixture(scope="module")
+def fields() -> dict[str, dict[str, Tensor]]:
+    """What their collator has before masking: <cls> first; special tokens of the continuous field
+    are -(id + 1).
+    """
+    gene_ids, values = sequences(CLS, PAD, -(PAD + 1))
+    values[:, 0] = -(CLS + 1)
+    rest = {
+        "attention_mask": (gene_ids != PAD).long(),
+        "special_tokens_mask": (gene_ids < 3).long(),
+    }
+    return {"genes": {"input_ids": gene_ids, **rest}, "expressions": {"input_ids": values, **rest}}
+
+
+def bmfm(**options) -> LatentMaskingStrategy:
+    torch.manual_seed(0)
+    return LatentMaskingStrategy(small_masker(**options), WIDTH, seed=0)
+
+
+def collated(masker: stand_ins.BmfmMasker, fields, cells: Tensor):
+    return masker.mask_inputs(
+        "expressions",
+        {name: {key: x[cells] for key, x in field.items()} for name, field in fields.items()},
+    )
+
+
+@pytest.mark.parametrize("context_from", ["all", "visible"])
+def test_bmfm_trains(fields, context_from):
+    strategy, model = bmfm(context_from=context_from), stand_ins.Bmfm(GENES + 3)
+    masker = stand_ins.BmfmMasker(0.3, 0.9, mask_token_id=2, masking_strategy=strategy)
+
+    def loss_of(cells: Tensor) -> Tensor:
+        torch.manual_seed(int(cells[0]))  # their masker draws from torch's generator
+        input_ids, labels, attention_mask = collated(masker, fields, cells)
+        masked = strategy(input_ids[:, 1], labels["expressions"], attention_mask)
+        with masked.injected(model.encoder):
+            output = model(input_ids, attention_mask)
+        return (
+            mse(output["expressions"], labels["expressions"], masked.mask)
+            + PENALTY * masked.penalty
+        )
+
+    assert falls(model, strategy, loss_of) < 0.7
+
+
+def test_bmfm_probabilities_are_the_latents_attention(fields):
+    strategy, special = bmfm(), fields["genes"]["special_tokens_mask"].bool()
+    before = {name: {key: x.clone() for key, x in field.items()} for name, field in fields.items()}
+    probabilities = strategy.get_mask_probs(fields)
+    assert all(
+        torch.equal(x, before[name][key])
+        for name, field in fields.items()
+        for key, x in field.items()
+    )
+    assert not probabilities[special].any()
+    assert (probabilities[~special] > 0).all()
+    assert (probabilities <= 1).all()
+    torch.testing.assert_close(probabilities.sum(dim=1), 0.3 * (~special).sum(dim=1))
+    weights = strategy.masker(
+        fields["expressions"]["input_ids"], ~special, num_masked=0, seed=0, step=0
+    ).importance
+    torch.testing.assert_close(
+        probabilities[0] / probabilities[0].sum(),
+        weights[0] / weights[0].sum(),
+        rtol=1e-4,
+        atol=1e-7,
+    )
+
+    masker = stand_ins.BmfmMasker(0.3, 1.0, mask_token_id=2, masking_strategy=strategy)
+    for _ in range(10):
+        _, labels, _ = collated(masker, fields, torch.arange(len(special)))
+        assert not ((labels["expressions"] != -100) & special).any()
+
+
+def test_bmfm_context_is_that_of_the_unmasked_values(fields):
+    strategy, special = bmfm(), fields["genes"]["special_tokens_mask"].bool()
+    true = fields["expressions"]["input_ids"]
+    masker = stand_ins.BmfmMasker(0.3, 1.0, mask_token_id=2, masking_strategy=strategy)
+    input_ids, labels, attention_mask = collated(masker, fields, torch.arange(len(special)))
+    assert (input_ids[:, 1] != true).any()
+    masked = strategy(input_ids[:, 1], labels["expressions"], attention_mask)
+    expected = strategy.injection(strategy.masker(true, ~special, num_masked=0).context)[0]
+    torch.testing.assert_close(masked.encoder_shift, expected)
