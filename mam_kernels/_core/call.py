@@ -1,0 +1,57 @@
+"""The parts of a masking call. They travel under these names from ``forward`` to a kernel."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Cells(NamedTuple):
+    """The values of a batch of cells, dense or sparse, and which positions are attended to."""
+
+    values: Tensor  # (B, L), or the stored entries (S,) of a CSR matrix
+    crow: Tensor | None  # (B + 1,) where the entries of each row begin; None: dense
+    col: Tensor | None  # (S,) the position of each entry; None: dense
+    valid: Tensor | None  # (B, L) bool; None: everywhere
+    num_positions: int  # L
+
+    @property
+    def rows(self) -> int:
+        """``B``."""
+        return len(self.values) if self.crow is None else len(self.crow) - 1
+
+
+class Choice(NamedTuple):
+    """What may be hidden, how many positions, and by which latents."""
+
+    maskable: Tensor | None  # (B, L) bool, a subset of valid; None: as valid
+    num_masked: Tensor | None  # k, (B,) int32; None: floor(mask_ratio * maskable positions)
+    mask_ratio: float
+    latents: Tensor | None  # R, (|R|,) int64; None: num_drawn of the latents are drawn
+    num_drawn: int  # |R|
+
+
+class Draw(NamedTuple):
+    """The source of the random bits: a mask is a function of these three."""
+
+    seed: Tensor  # int64, 0 dims
+    step: Tensor  # int64, 0 dims
+    sample_ids: Tensor | None  # (B,) int64; None: the index of the row
+
+
+class Weighting(NamedTuple):
+    """Positions are drawn in proportion to ``(importance + eps) ** inverse_temperature``."""
+
+    eps: float
+    inverse_temperature: float
+
+
+class Parameters(NamedTuple):
+    """The parameters of the masking module, by the shapes of Linear and MultiheadAttention."""
+
+    latents: Tensor  # (N, Dz)
+    in_weight: Tensor  # (3 Dz, Dz)
+    in_bias: Tensor  # (3 Dz,)
+    token_weight: Tensor  # (Dz, 1), or (Dz, D) for embeddings
+    token_bias: Tensor  # (Dz,)
+    out_weight: Tensor  # (Dz, Dz)
+    out_bias: Tensor  # (Dz,)
