@@ -1,0 +1,25 @@
+"""Every family by its name. One is loaded when it is run."""
+
+import importlib
+from collections.abc import Callable
+
+from .source import Source
+
+FAMILIES = {  # name: where its cases are made, and the share of the time that it gets
+    "selection": ("selection:sample", 4),
+    "value_attention": ("cells:attend", 3),
+    "latent_attention": ("tokens:attend", 2),
+    "attention_importance": ("tokens:importance", 2),
+    "values_module": ("steps:values", 3),
+    "embeddings_module": ("steps:embeddings", 2),
+}
+
+
+def load(name: str) -> Callable[[Source], str]:
+    """The function that runs one case and says how it ended.
+
+    Raises:
+        KeyError: there is no such family.
+    """
+    module, _, function = FAMILIES[name][0].partition(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
