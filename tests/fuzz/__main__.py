@@ -6,7 +6,7 @@ Exit status: 0 nothing found, 1 something found, 2 wrong arguments.
 import argparse
 import time
 
-from .families import FAMILIES
+from .families import FAMILIES, PLANTED
 from .parent import Crash, Run
 from .sanitized import environment as sanitized
 
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--seed", type=int, help="number of the first case (default: the time)")
     parser.add_argument(
-        "--only", action="append", choices=FAMILIES, metavar="NAME",
+        "--only", action="append", choices=[*FAMILIES, *PLANTED], metavar="NAME",
         help=f"a family; may be repeated: {', '.join(FAMILIES)}",
     )  # fmt: skip
     parser.add_argument("--asan", action="store_true", help="with AddressSanitizer in the C++ (built when needed)")  # fmt: skip
@@ -47,7 +47,7 @@ def main() -> int:
 
 def _again(run: Run, parser: argparse.ArgumentParser, case: str) -> int:
     name, _, rest = case.partition(":")
-    if name not in FAMILIES or not rest.replace(".", "").isdigit():
+    if name not in (*FAMILIES, *PLANTED) or not rest.replace(".", "").isdigit():
         parser.error(f"--case: expected NAME:NUMBER or NAME:CHOICES; got {case!r}")
     which = (
         {"choices": [int(word) for word in rest.split(".") if word]}

@@ -9,6 +9,7 @@ about to be called is written down too.
 import json
 import mmap
 import os
+import resource
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ import torch
 from . import families, source
 from .source import Source, Wrong
 
+MOST_BYTES = 12 * 2**30  # so that a case that asks for all memory there is gets an error
 SHOWN = 1500  # characters of one argument
 
 
@@ -154,6 +156,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    if "LD_PRELOAD" not in os.environ:  # a sanitizer needs more addresses than there is memory
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # whatever else prints goes with the errors

@@ -12,6 +12,14 @@ FAMILIES = {  # name: where its cases are made, and the share of the time that i
     "attention_importance": ("tokens:importance", 2),
     "values_module": ("steps:values", 3),
     "embeddings_module": ("steps:embeddings", 2),
+    "broken_csr": ("broken_csr:attend", 3),
+    "operations": ("operations:call", 3),
+    "objects": ("objects:call", 2),
+}
+
+PLANTED = {  # known faults: not part of a run, for the tests of the attack itself
+    "planted_crash": ("planted:crash", 1),
+    "planted_wrong": ("planted:wrong", 1),
 }
 
 
@@ -21,5 +29,5 @@ def load(name: str) -> Callable[[Source], str]:
     Raises:
         KeyError: there is no such family.
     """
-    module, _, function = FAMILIES[name][0].partition(":")
+    module, _, function = {**FAMILIES, **PLANTED}[name][0].partition(":")
     return getattr(importlib.import_module(f"{__package__}.{module}"), function)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .families import FAMILIES
+from .families import FAMILIES, PLANTED
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK_SECONDS = 2.0  # a child answers this often
@@ -111,12 +111,14 @@ class Failure:
     choices: list[int] = field(default_factory=list)
     traceback: str = ""
     count: int = 1
+    small: bool = False
 
     def __str__(self) -> str:
         lines = [f"FAILED {self.family}, {self.count} x: {self.error}", *self.told]
         lines.append(f"  python -m tests.fuzz --case {self.family}:{self.number}")
         if self.choices:
-            lines.append(f"  the same, smaller: --case {self.family}:{short(self.choices)}")
+            which = "made smaller" if self.small else "by its choices"
+            lines.append(f"  the same, {which}: --case {self.family}:{short(self.choices)}")
         return "\n".join(lines)
 
 
@@ -151,7 +153,7 @@ class Run:
     def go(self, names: Iterable[str], seconds: float, *, say: bool = True) -> None:
         """Run the families in turn, each for its share of the time."""
         names, start = list(names), time.monotonic()
-        shares = {name: FAMILIES[name][1] for name in names}
+        shares = {name: {**FAMILIES, **PLANTED}[name][1] for name in names}
         said = start
         while (now := time.monotonic()) - start < seconds:
             # the family that is furthest behind its share
@@ -192,7 +194,7 @@ class Run:
         if known is not None:
             known.count += entry["count"]
             return
-        failure = Failure(name, **{key: entry[key] for key in Failure.__match_args__[1:]})
+        failure = Failure(name, **entry)
         self.failures[name, kind] = failure
         self._found(failure, kind)
 
@@ -217,7 +219,7 @@ class Run:
         if self.shrink and failure.choices:
             small = self._shrunk(failure, kind)
             _, failure.told = self._outcome({"family": failure.family, "choices": small})
-            failure.choices = small
+            failure.choices, failure.small = small, True
         print(failure, flush=True)
         if failure.traceback:
             print(failure.traceback, flush=True)
