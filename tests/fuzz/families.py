@@ -15,6 +15,10 @@ FAMILIES = {  # name: where its cases are made, and the share of the time that i
     "broken_csr": ("broken_csr:attend", 3),
     "operations": ("operations:call", 3),
     "objects": ("objects:call", 2),
+    "h5ad_files": ("files:h5ad", 2),
+    "weight_files": ("files:weights", 2),
+    "run_folders": ("files:runs", 2),
+    "settings_files": ("files:settings", 1),
 }
 
 PLANTED = {  # known faults: not part of a run, for the tests of the attack itself

@@ -51,7 +51,13 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self.errors.open("w"),
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **self.environment},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": paths,
+                "TMPDIR": str(self.folder),
+                **self.environment,
+            },
             start_new_session=True,  # so that it can be ended with the server that it forks
         )
 
