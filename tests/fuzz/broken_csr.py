@@ -11,6 +11,8 @@ from . import cells, layouts, numbers, oracles, selection, steps
 from .refusals import refused
 from .source import Source, Wrong
 
+PARTS = ("crow", "col", "CSR")  # what a message may name besides the argument
+
 
 def read(
     crow: np.ndarray, col: np.ndarray, data: np.ndarray, rows: int, positions: int
@@ -18,7 +20,7 @@ def read(
     """The dense matrix that three integer and float arrays stand for; None if they stand for none."""
     if crow.ndim != 1 or col.ndim != 1 or data.ndim != 1 or len(crow) != rows + 1:
         return None
-    if len(col) != len(data) or crow[0] != 0 or crow[-1] != len(col) or (np.diff(crow) < 0).any():
+    if not len(crow) or len(col) != len(data) or crow[0] != 0 or crow[-1] != len(col) or (np.diff(crow) < 0).any():
         return None
     if ((col < 0) | (col >= positions)).any():
         return None
@@ -69,7 +71,7 @@ def _moments(source, matrix, dense, valid, exists, backend, dtype) -> str:
     try:
         got = mam.value_attention(matrix, slope, **options)
     except Exception as error:
-        return refused(error, ("values",), may_refuse=dense is None)
+        return refused(error, ("values", *PARTS), may_refuse=dense is None)
     if dense is None:
         raise Wrong("a broken CSR was taken")
     cells.check_moments(layouts.fields(*got), dense, exists, a.astype(float), cells.unit_of(dtype))
@@ -87,7 +89,7 @@ def _step(source, matrix, dense, valid, exists, backend, dtype) -> str:
     try:
         out = module(matrix, valid=valid, num_masked=k, seed=5)
     except Exception as error:
-        return refused(error, ("tokens",), may_refuse=dense is None)
+        return refused(error, ("tokens", "values", *PARTS), may_refuse=dense is None)
     if dense is None:
         raise Wrong("a broken CSR was taken")
     rows = len(dense)
@@ -108,6 +110,8 @@ def _exotic(source: Source, part: torch.Tensor) -> tuple[torch.Tensor, bool]:
 
 
 def _break_crow(source, crow, col, data, positions):
+    if not len(crow):
+        return crow, col, data
     crow = crow.copy()
     at = source.below(len(crow))
     crow[at] += source.one_of([1, -1, 2, -2, 1000, -1000, 2**31 - 10, -(2**31) + 10, 2**30])
@@ -115,6 +119,8 @@ def _break_crow(source, crow, col, data, positions):
 
 
 def _huge_crow(source, crow, col, data, positions):
+    if not len(crow):
+        return crow, col, data
     crow = crow.copy()
     crow[source.below(len(crow))] = source.one_of([2**62, 2**63 - 1, -(2**63), 2**40, -1, 2**32])
     return crow, col, data
@@ -147,8 +153,7 @@ def _crowded(source, crow, col, data, positions):
     """A row with more entries than there are columns."""
     more = source.one_of([1, 7, 100, 5000]) + positions
     extra = source.numbers.integers(0, positions, more)
-    crow = crow.copy()
-    crow[-1] += more
+    crow = np.concatenate([crow[:-1], crow[-1:] + more])
     return crow, np.concatenate([col, extra]), np.concatenate([data, np.ones(more)])
 
 
@@ -166,8 +171,7 @@ def _both_shorter(source, crow, col, data, positions):
 
 def _all_in_one(source, crow, col, data, positions):
     """All entries in the first row."""
-    crow = np.full_like(crow, len(col))
-    crow[0] = 0
+    crow = np.where(np.arange(len(crow)) > 0, len(col), 0)
     return crow, col, data
 
 

@@ -171,15 +171,21 @@ def moments(values: np.ndarray, exists: np.ndarray, slope: np.ndarray, unit: flo
         noise = 8 * unit * (4 + steep)
         floor = FLOOR * unit * 2.0**24
         allowed = (
-            noise * 2 + floor * np.where(empty, 0.0, np.abs(log_partition)).max(axis=(1, 2), keepdims=True),
+            noise * 2 + floor * _largest(log_partition),
             noise * width + floor * large + 1e-44,
-            noise * width**2 + floor * variance.max(axis=(1, 2), keepdims=True) + 16 * unit * large * width + 1e-44,
+            noise * width**2 + floor * _largest(variance) + (8 * unit * large) * (2 * width + 8 * unit * large) + 1e-44,
         )  # fmt: skip
         largest = LARGEST_FLOAT32 if unit > 1e-10 else 1e308
         undefined = ~np.isfinite(score).all(axis=-1, where=there | np.zeros_like(score, dtype=bool))
         undefined |= ~np.isfinite(slope)[None] | (steep > largest / 16)
         undefined |= (large > largest**0.5 / 16) | (large * width > largest / 16)
     return Moments((log_partition, mean, variance), allowed, undefined)
+
+
+def _largest(moment: np.ndarray) -> np.ndarray:
+    """The largest magnitude of a cell's, of those that are finite; (B, 1, 1)."""
+    finite = np.where(np.isfinite(moment), np.abs(moment), 0.0)
+    return finite.max(axis=(1, 2), keepdims=True, initial=0.0)
 
 
 def check_near(
