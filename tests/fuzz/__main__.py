@@ -13,16 +13,23 @@ from .sanitized import environment as sanitized
 
 def main() -> int:
     """Run what the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])  # fmt: skip
+    about = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=about)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--seed", type=int, help="number of the first case (default: the time)")
     parser.add_argument(
         "--only", action="append", choices=[*FAMILIES, *PLANTED], metavar="NAME",
         help=f"a family; may be repeated: {', '.join(FAMILIES)}",
     )  # fmt: skip
-    parser.add_argument("--asan", action="store_true", help="with AddressSanitizer in the C++ (built when needed)")  # fmt: skip
-    parser.add_argument("--no-shrink", action="store_true", help="leave failures as they were found")  # fmt: skip
-    parser.add_argument("--case", metavar="NAME:CASE", help="run one case again, as a failure's line says")  # fmt: skip
+    parser.add_argument(
+        "--asan", action="store_true", help="with AddressSanitizer in the C++, built when needed"
+    )
+    parser.add_argument(
+        "--no-shrink", action="store_true", help="leave failures as they were found"
+    )
+    parser.add_argument(
+        "--case", metavar="NAME:CASE", help="run one case again, as a failure's line says"
+    )
     options = parser.parse_args()
     environment = sanitized() if options.asan else {}
     # numbers of a run begin far from those of any other

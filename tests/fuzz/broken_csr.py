@@ -17,10 +17,16 @@ PARTS = ("crow", "col", "CSR")  # what a message may name besides the argument
 def read(
     crow: np.ndarray, col: np.ndarray, data: np.ndarray, rows: int, positions: int
 ) -> np.ndarray | None:
-    """The dense matrix that three integer and float arrays stand for; None if they stand for none."""
+    """The dense matrix that three arrays stand for; None if they stand for none."""
     if crow.ndim != 1 or col.ndim != 1 or data.ndim != 1 or len(crow) != rows + 1:
         return None
-    if not len(crow) or len(col) != len(data) or crow[0] != 0 or crow[-1] != len(col) or (np.diff(crow) < 0).any():
+    if (
+        not len(crow)
+        or len(col) != len(data)
+        or crow[0] != 0
+        or crow[-1] != len(col)
+        or (np.diff(crow) < 0).any()
+    ):
         return None
     if ((col < 0) | (col >= positions)).any():
         return None

@@ -110,9 +110,7 @@ def run_many(request: dict[str, Any], current: mmap.mmap) -> dict[str, Any]:
 def run_given(request: dict[str, Any], watched: Path) -> dict[str, Any]:
     """One case, of a number or of choices; what it calls is written down before it is called."""
     name, number = request["family"], request.get("number")
-    case = (
-        source.replayed(request["choices"]) if number is None else source.seeded(name, number)
-    )
+    case = source.replayed(request["choices"]) if number is None else source.seeded(name, number)
 
     def write(case: Source) -> None:
         watched.write_text(json.dumps({"told": told(case), "choices": case.choices}))

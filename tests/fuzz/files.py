@@ -1,7 +1,7 @@
 """Files that nobody should have written: cells, weights, run folders and settings.
 
 Whatever they hold, a command of ``scmam`` ends with status 0, or with one line of error; the Python
-functions raise their documented errors. What is taken is what the file says, read by another reader.
+functions raise their documented errors. What is taken is what another reader finds in the file.
 """
 
 import contextlib
@@ -30,8 +30,10 @@ CELLS, GENES = 30, 12
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 SMALL_RUN = {
     "model.width": 8, "model.heads": 2, "model.encoder_layers": 1, "model.decoder_layers": 1,
-    "masking.num_latents": 4, "masking.latent_dim": 8, "masking.latent_heads": 2, "masking.injection": "decoder",
-    "training.batch_size": 8, "training.steps": 3, "training.validation": 0, "training.checkpoint_every": 1,
+    "masking.num_latents": 4, "masking.latent_dim": 8, "masking.latent_heads": 2,
+    "masking.injection": "decoder",
+    "training.batch_size": 8, "training.steps": 3, "training.validation": 0,
+    "training.checkpoint_every": 1,
     "evaluation.folds": 2,
 }  # fmt: skip
 
@@ -88,9 +90,7 @@ def _make_cells(path: Path) -> None:
     import pandas as pd
     import scipy.sparse as sp
 
-    counts = sp.csr_matrix(
-        np.random.default_rng(0).poisson(0.7, (CELLS, GENES)).astype(np.float32)
-    )
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.7, (CELLS, GENES)).astype(np.float32))
     types = pd.DataFrame(
         {"cell_type": pd.Categorical(list("abc") * (CELLS // 3))},
         index=[f"c{i}" for i in range(CELLS)],
@@ -111,7 +111,8 @@ def h5ad(source: Source) -> str:
         for _ in range(source.between(0, 2)):
             damage = source.one_of(DAMAGES)
             # two damages need not go together
-            with contextlib.suppress(KeyError, AttributeError, TypeError, IndexError, ValueError, OSError, RuntimeError):  # fmt: skip
+            with contextlib.suppress(KeyError, AttributeError, TypeError, IndexError, ValueError,
+            OSError, RuntimeError):  # fmt: skip
                 damage(source, file)
             damages.append(damage.__name__)
     if source.chance(6):
@@ -122,7 +123,14 @@ def h5ad(source: Source) -> str:
     source.calling(reading, damages=damages)
     if reading == "inspect":
         options = source.one_of(
-            [(), ("--json",), ("--label", "cell_type"), ("--label", "none"), ("--donor", "x"), ("--counts", "X")]
+            [
+                (),
+                ("--json",),
+                ("--label", "cell_type"),
+                ("--label", "none"),
+                ("--donor", "x"),
+                ("--counts", "X"),
+            ]
         )
         return f"status {command('inspect', str(path), *options)}"
     return _open(path)
@@ -203,7 +211,9 @@ def _indptr(source: Source, file: Any) -> None:
     elif kind == 5:
         x = np.concatenate([x, x[-1:]])
     else:
-        x = source.one_of([x.astype(np.float64), x.astype(str).astype("S"), x[None], x[::-1].copy()])
+        x = source.one_of(
+            [x.astype(np.float64), x.astype(str).astype("S"), x[None], x[::-1].copy()]
+        )
     _replaced(file, "X/indptr", x)
 
 
@@ -234,7 +244,9 @@ def _data(source: Source, file: Any) -> None:
     elif kind == 2:
         with np.errstate(all="ignore"):
             x = x.astype(
-                source.one_of([np.int64, np.complex64, bool, np.float16, np.uint8, np.float64, "S4"])
+                source.one_of(
+                    [np.int64, np.complex64, bool, np.float16, np.uint8, np.float64, "S4"]
+                )
             )
     else:
         x = source.one_of([x[None], np.float32(1.0), x * 1e30, -x, x * 0, x + 0.25])
@@ -243,8 +255,10 @@ def _data(source: Source, file: Any) -> None:
 
 def _shape(source: Source, file: Any) -> None:
     wild = [
-        (CELLS, GENES + 1), (CELLS + 1, GENES), (CELLS, GENES - 1), (CELLS - 1, GENES), (0, 0), (-1, GENES), (2**40, 2**40),
-        (CELLS,), (CELLS, GENES, 1), "shape", 3.5, (CELLS + 0.5, GENES), (GENES, CELLS), (CELLS, 2**31),
+        (CELLS, GENES + 1), (CELLS + 1, GENES), (CELLS, GENES - 1), (CELLS - 1, GENES), (0, 0), (-1,
+        GENES), (2**40, 2**40),
+        (CELLS,), (CELLS, GENES, 1), "shape", 3.5, (CELLS + 0.5, GENES), (GENES, CELLS), (CELLS,
+        2**31),
     ]  # fmt: skip
     file["X"].attrs["shape"] = source.one_of(wild)
 
@@ -256,14 +270,16 @@ def _encoding(source: Source, file: Any) -> None:
         file[name].attrs.pop(attribute, None)
         return
     file[name].attrs[attribute] = source.one_of(
-        ["csc_matrix", "csr_matrix", "array", "dataframe", "categorical", "", "no such thing", 3, "9.9.9", "string-array",
+        ["csc_matrix", "csr_matrix", "array", "dataframe", "categorical", "", "no such thing", 3,
+        "9.9.9", "string-array",
          "dict", ["a", "b"], "_index", "cell_type", "../X", "null"]
     )  # fmt: skip
 
 
 def _dense(source: Source, file: Any) -> None:
     size = source.one_of(
-        [(CELLS, GENES), (CELLS, GENES + 1), (CELLS - 1, GENES), (CELLS,), (CELLS, GENES, 1), (0, GENES), (CELLS, 0), ()]
+        [(CELLS, GENES), (CELLS, GENES + 1), (CELLS - 1, GENES), (CELLS,), (CELLS, GENES, 1), (0,
+        GENES), (CELLS, 0), ()]
     )  # fmt: skip
     x = source.numbers.poisson(0.7, size)
     kind = source.one_of([np.float32, np.int64, np.complex64, "S3", bool, np.float16, np.uint8])
@@ -275,14 +291,16 @@ def _dense(source: Source, file: Any) -> None:
 def _gone(source: Source, file: Any) -> None:
     del file[
         source.one_of(
-            ["X", "obs", "var", "X/data", "X/indices", "X/indptr", "var/_index", "obs/_index", "obs/cell_type", "obs/cell_type/codes",
+            ["X", "obs", "var", "X/data", "X/indices", "X/indptr", "var/_index", "obs/_index",
+            "obs/cell_type", "obs/cell_type/codes",
              "obs/cell_type/categories", "layers", "uns"]
         )
     ]  # fmt: skip
 
 
 NAMES = (
-    "G\nA", "G\rA", "G\x0bA", "G\x1cA", "G\x85A", "G\u2028A", "G\u2029", "", " ", "G1", "-G", "--help", "a" * 5000, "\u202eG", "é", "\x07",
+    "G\nA", "G\rA", "G\x0bA", "G\x1cA", "G\x85A", "G\u2028A", "G\u2029", "", " ", "G1", "-G",
+    "--help", "a" * 5000, "\u202eG", "é", "\x07",
     "../../G", "G\x0c", "nan", "None", "#G", '"G"', "G,1", "\ufeff", "\x1e",
 )  # fmt: skip
 
@@ -314,10 +332,18 @@ def _labels(source: Source, file: Any) -> None:
     elif kind == 1:
         _replaced(file, "obs/cell_type/codes", codes[: source.below(len(codes))])
     elif kind == 2:
-        given = [["a", "a", "c"], ["a", "b\nc", "c"], ["a", "b"], [], ["", " ", "\x00"], ["a" * 9000] * 3]
+        given = [
+            ["a", "a", "c"],
+            ["a", "b\nc", "c"],
+            ["a", "b"],
+            [],
+            ["", " ", "\x00"],
+            ["a" * 9000] * 3,
+        ]
         _replaced(file, "obs/cell_type/categories", source.one_of(given))
     else:
-        _replaced(file, "obs/cell_type/codes", source.one_of([codes.astype(float), codes.astype("S"), codes[None]]))  # fmt: skip
+        _replaced(file, "obs/cell_type/codes", source.one_of([codes.astype(float),
+        codes.astype("S"), codes[None]]))  # fmt: skip
 
 
 def _other(source: Source, file: Any) -> None:
@@ -378,7 +404,8 @@ def weights(source: Source) -> str:
     path.write_bytes(content)
     readers: dict[str, Callable[[], Any]] = {
         "load": lambda: mam.weights.load(path),
-        "load into": lambda: mam.weights.load(path, into=mam.MultinomialAttentionMasking(None, 8, 4, 2)),
+        "load into": lambda: mam.weights.load(path, into=mam.MultinomialAttentionMasking(None, 8, 4,
+        2)),
         "from_published": lambda: mam.weights.from_published(path, num_heads=2),
         "load_model": lambda: load_model(path),
     }  # fmt: skip
@@ -419,8 +446,10 @@ def _longer(source: Source, content: bytes) -> bytes:
 
 def _garbage(source: Source, content: bytes) -> bytes:
     return source.one_of(
-        [b"", b"\0", b"text\n", b"\x89HDF\r\n\x1a\n", b"\x80\x04.", b"\x1f\x8b", b"PK\x03\x04", b"{}", b"\xff" * 100,
-         struct.pack("<Q", 2**63) + b"{", struct.pack("<Q", 10**8) + b"{}", struct.pack("<Q", 2) + b"{}",
+        [b"", b"\0", b"text\n", b"\x89HDF\r\n\x1a\n", b"\x80\x04.", b"\x1f\x8b", b"PK\x03\x04",
+        b"{}", b"\xff" * 100,
+         struct.pack("<Q", 2**63) + b"{", struct.pack("<Q", 10**8) + b"{}", struct.pack("<Q",
+         2) + b"{}",
          pickle.dumps({"state_dict": {"latents": 3}}), pickle.dumps(print)]
     )  # fmt: skip
 
@@ -446,7 +475,17 @@ def _header(source: Source, content: bytes) -> bytes:
     elif kind == 1 and names:
         entry = header[source.one_of(names)]
         entry["data_offsets"] = source.one_of(
-            [[0, 2**62], [-4, 4], [8, 0], [2**63, 2**64], [0], "0", [0.5, 4.5], [1, 5], [2**64 - 4, 2**64]]
+            [
+                [0, 2**62],
+                [-4, 4],
+                [8, 0],
+                [2**63, 2**64],
+                [0],
+                "0",
+                [0.5, 4.5],
+                [1, 5],
+                [2**64 - 4, 2**64],
+            ]
         )
     elif kind == 2 and names:
         header[source.one_of(names)]["dtype"] = source.one_of(
@@ -456,14 +495,19 @@ def _header(source: Source, content: bytes) -> bytes:
         name = source.one_of(names)
         header[source.one_of(["latents", "x", "", "a\nb", name + ".", "../x"])] = header.pop(name)
     elif kind == 4:
-        header["__metadata__"] = source.one_of([None, 3, [], {}, {"mam_kernels": 3}, {"mam_kernels": "{"}, {"mam_kernels": "[]"}, {"a": "b"}])  # fmt: skip
+        header["__metadata__"] = source.one_of([None, 3, [], {}, {"mam_kernels": 3},
+        {"mam_kernels": "{"}, {"mam_kernels": "[]"}, {"a": "b"}])  # fmt: skip
     elif kind == 5 and isinstance(header.get("__metadata__"), dict):
         return _with_description(source, header, body)
     elif kind == 6:
         depth = source.one_of([100, 1000, 100_000])
-        text = "[" * depth + "]" * depth if source.chance(50) else '{"a":' * depth + "1" + "}" * depth
+        text = (
+            "[" * depth + "]" * depth if source.chance(50) else '{"a":' * depth + "1" + "}" * depth
+        )
     elif kind == 7:
-        text = source.one_of(["[]", "3", "null", '{"a": 1e400}', "{} {}", '{"a": NaN}', '{"\\ud800": 1}'])
+        text = source.one_of(
+            ["[]", "3", "null", '{"a": 1e400}', "{} {}", '{"a": NaN}', '{"\\ud800": 1}']
+        )
     return _safetensors(json.dumps(header) if text is None else text, body)
 
 
@@ -494,7 +538,8 @@ def _safetensors(header: str, body: bytes) -> bytes:
 
 
 STRANGE: tuple[Any, ...] = (
-    None, True, -1, 0, 2**70, 1.5, 1e308, float("nan"), "", "x", "a\nb", "x" * 3000, [], [1], [[]], {}, {"a": 1}, [None], "\ud800", ["-x"],
+    None, True, -1, 0, 2**70, 1.5, 1e308, float("nan"), "", "x", "a\nb", "x" * 3000, [], [1], [[]],
+    {}, {"a": 1}, [None], "\ud800", ["-x"],
     -(2**70), 10**7, "null",
 )  # fmt: skip
 
@@ -520,10 +565,14 @@ def _saved(source: Source, content: bytes) -> bytes:
     """What torch.save writes of something else."""
     tensor = torch.ones(4, 8)
     things = [
-        {}, [], 3, None, "text", {"state_dict": None}, {"state_dict": []}, {"state_dict": {"latents": tensor}}, {"latents": tensor},
-        {"state_dict": {"latents": torch.ones(4)}}, {"state_dict": {3: tensor}}, {"model": {"a": {"b": tensor}}}, {"latents": "x"},
-        {"state_dict": {"latents": tensor, "input_proj.weight": torch.ones(3), "cross_attention.in_proj_weight": torch.ones(8, 8)}},
-        {"latents": tensor.to_sparse()}, {"latents": tensor.to(torch.complex64)}, {"latents": torch.ones(0, 0)},
+        {}, [], 3, None, "text", {"state_dict": None}, {"state_dict": []},
+        {"state_dict": {"latents": tensor}}, {"latents": tensor},
+        {"state_dict": {"latents": torch.ones(4)}}, {"state_dict": {3: tensor}},
+        {"model": {"a": {"b": tensor}}}, {"latents": "x"},
+        {"state_dict": {"latents": tensor, "input_proj.weight": torch.ones(3),
+        "cross_attention.in_proj_weight": torch.ones(8, 8)}},
+        {"latents": tensor.to_sparse()}, {"latents": tensor.to(torch.complex64)},
+        {"latents": torch.ones(0, 0)},
         {"latents": tensor.to("meta")}, {"a\nb.latents": tensor},
     ]  # fmt: skip
     file = io.BytesIO()
@@ -583,7 +632,15 @@ def runs(source: Source) -> str:
     shutil.copytree(shared("run", _make_run), run)
     (run / "exported.safetensors").unlink()
     damaged = source.one_of(
-        ["run.json", "config.yaml", "genes.txt", "metrics.csv", "model.pt", "checkpoints/last.ckpt", "checkpoints"]
+        [
+            "run.json",
+            "config.yaml",
+            "genes.txt",
+            "metrics.csv",
+            "model.pt",
+            "checkpoints/last.ckpt",
+            "checkpoints",
+        ]
     )
     going_on = damaged.startswith("checkpoints") or source.chance(20)
     if going_on:
@@ -595,7 +652,8 @@ def runs(source: Source) -> str:
     if name == "pretrain":
         cells = shared("cells.h5ad", _make_cells)
         settings = [f"--set={key}={value}" for key, value in SMALL_RUN.items()]
-        return f"pretrain {command('pretrain', '--data', str(cells), '--out', str(run), '--quiet', *settings)}"
+        where = ("--data", str(cells), "--out", str(run), "--quiet")
+        return f"pretrain {command('pretrain', *where, *settings)}"
     more = [str(folder() / "model.safetensors")] if name == "export" else []
     return f"{name} {command(name, str(run), *more)}"
 
@@ -670,19 +728,27 @@ def _lines(source: Source, content: bytes) -> bytes:
         lines.insert(at, lines[at])
     elif kind == 2:
         lines[at] = source.one_of(
-            [b"", b"\xff\xfe", b"x: [", b"a,b,c", b"- - -", b"x: &a [*a]", b"!!python/object:os.system {}", b"\0", b"G1", b"{" * 20000, b"  : :",
+            [b"", b"\xff\xfe", b"x: [", b"a,b,c", b"- - -", b"x: &a [*a]",
+            b"!!python/object:os.system {}", b"\0", b"G1", b"{" * 20000, b"  : :",
              b"steps: -1", b"9" * 5000]
         )  # fmt: skip
     else:
         head, _, tail = lines[at].partition(b": ")
-        lines[at] = head + b": " + source.one_of([b"x", b"-1", b"[]", b"{}", b"null", b"1e999", b"true", b"''", tail[::-1]])
+        lines[at] = (
+            head
+            + b": "
+            + source.one_of(
+                [b"x", b"-1", b"[]", b"{}", b"null", b"1e999", b"true", b"''", tail[::-1]]
+            )
+        )
     return b"\n".join(lines)
 
 
 # Settings
 
 ARMS = (
-    "mine", "", " ", "a\nb", "-x", "--help", "x" * 300, "x" * 5000, "../x", "a/b", ".", "..", "con", "a\0b", "é", "a\u2028b", "a\x1b[0m", "UPPER",
+    "mine", "", " ", "a\nb", "-x", "--help", "x" * 300, "x" * 5000, "../x", "a/b", ".", "..", "con",
+    "a\0b", "é", "a\u2028b", "a\x1b[0m", "UPPER",
     "uniform", "a b", "a,b", "a:b",
 )  # fmt: skip
 
@@ -694,7 +760,8 @@ def settings(source: Source) -> str:
     path = folder() / "settings.yaml"
     arm = source.one_of(ARMS)
     value: dict[str, Any] = {
-        "data": {"label": None, "num_genes": 100}, "training": {"steps": 5, "seed": 0}, "masking": {"strategy": "mam", "ratio": 0.3},
+        "data": {"label": None, "num_genes": 100}, "training": {"steps": 5, "seed": 0},
+        "masking": {"strategy": "mam", "ratio": 0.3},
         "study": {"arms": ["uniform", arm], "custom": {arm: {"strategy": "mam"}}, "seeds": [0, 1]},
     }  # fmt: skip
     for _ in range(source.between(0, 2)):
@@ -704,9 +771,10 @@ def settings(source: Source) -> str:
     if source.chance(25):
         content = source.one_of([_lines, _cut, _flipped])(source, content)
     path.write_bytes(content)
-    more = ()
+    more: tuple[str, ...] = ()
     if source.chance(30):
-        more = (f"--set={source.one_of(['study.arms', 'training.steps', 'masking.ratio', 'x.y', 'data', ''])}"
-                f"={source.one_of(['[' * 5000, '', '-1', 'nan', '{a', 'x' * 300, '1e400', '[a', '!!x y'])}",)  # fmt: skip
+        name = source.one_of(["study.arms", "training.steps", "masking.ratio", "x.y", "data", ""])
+        wild = ["[" * 5000, "", "-1", "nan", "{a", "x" * 300, "1e400", "[a", "!!x y", "a\nb"]
+        more = (f"--set={name}={source.one_of(wild)}",)
     source.calling("config", content=content[:1500], more=more)
     return f"status {command('config', '--config', str(path), *more)}"

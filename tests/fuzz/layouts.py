@@ -1,4 +1,4 @@
-"""Arrays as tensors of every layout that torch has, and the numbers that such a tensor stands for."""
+"""Arrays as tensors of every layout that torch has, and the numbers that these stand for."""
 
 import numpy as np
 import torch
@@ -80,9 +80,7 @@ def _wide(source: Source, x: Tensor) -> Tensor:
     """A part of something larger in every dimension."""
     before = [source.below(3) for _ in x.shape]
     wide = _poison([size + start + 1 for size, start in zip(x.shape, before, strict=True)], x)
-    part = tuple(
-        slice(start, start + size) for size, start in zip(x.shape, before, strict=True)
-    )
+    part = tuple(slice(start, start + size) for size, start in zip(x.shape, before, strict=True))
     wide[part] = x
     return wide[part]
 
@@ -122,7 +120,7 @@ def _poison(shape: int | list[int], like: Tensor) -> Tensor:
 
 
 def flags(source: Source, shape: tuple[int, ...]) -> tuple[Tensor | None, np.ndarray]:
-    """None or booleans of some layout, some of whose bytes may be neither 0 nor 1, and the truth."""
+    """None or booleans of some layout, whose bytes may be neither 0 nor 1, and the truth."""
     kind = source.below(6)
     if kind == 0:
         return None, np.ones(shape, dtype=bool)

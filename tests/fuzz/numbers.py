@@ -47,7 +47,8 @@ def weights(source: Source, size: tuple[int, ...]) -> np.ndarray:
 
 
 SPOILERS = (
-    0.0, -0.0, np.nan, np.inf, -np.inf, -1.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, 1e300, 6e-8, 65504.0
+    0.0, -0.0, np.nan, np.inf, -np.inf, -1.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, 1e300,
+    6e-8, 65504.0
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def values(source: Source, size: tuple[int, ...]) -> np.ndarray:
 
 
 def slopes(source: Source, size: tuple[int, int]) -> np.ndarray:
-    """Slopes of latents and heads: near 0 as after initialisation, up to those that nothing sums."""
+    """Slopes of latents and heads: near 0 as after initialisation, or steeper."""
     numbers = source.numbers
     size_of = source.one_of([0.1, 1.0, 0.0, 5.0, 50.0, 1e-6])
     out = size_of * numbers.standard_normal(size)

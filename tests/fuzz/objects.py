@@ -52,7 +52,9 @@ def is_number(x: Any, low: float, high: float) -> bool:
 
 def is_words(x: Any, shape: tuple[int, ...], low: int, high: int) -> bool:
     """Integers in a range."""
-    return plain(x, INTEGERS, shape) and (not x.numel() or bool((x >= low).all() and (x <= high).all()))
+    return plain(x, INTEGERS, shape) and (
+        not x.numel() or bool((x >= low).all() and (x <= high).all())
+    )
 
 
 def flags(x: Any) -> bool:
@@ -141,7 +143,8 @@ def callees() -> dict[str, Callee]:
             mam.sample_without_replacement,
             {"weights": rand(B, L), "num_samples": 2, "valid": None, "seed": 1, "step": 0,
              "sample_ids": None, "backend": None},
-            {"weights": lambda x: plain(x, FLOATS, (None, None)), "num_samples": counts, "valid": flags,
+            {"weights": lambda x: plain(x, FLOATS, (None, None)), "num_samples": counts,
+            "valid": flags,
              "backend": backend, **WORDS},
         ),
         "value_attention": Callee(
@@ -173,17 +176,20 @@ def callees() -> dict[str, Callee]:
             {"input_dim": None, "latent_dim": 8, "num_latents": 5, "num_heads": 2,
              "mask_ratio": 0.3, "latent_fraction": None, "temperature": 1.0, "context_from": "all",
              "eps": 1e-8, "backend": None},
-            {"input_dim": lambda x: x is None or sizes(x), "latent_dim": lambda x: is_int(x, 1, 99) and x % 2 == 0,
+            {"input_dim": lambda x: x is None or sizes(x), "latent_dim": lambda x: is_int(x, 1,
+            99) and x % 2 == 0,
              "num_latents": sizes, "num_heads": lambda x: is_int(x, 1, 99) and 8 % x == 0,
              "mask_ratio": ratio, "latent_fraction": lambda x: x is None or ratio(x),
              "temperature": positive, "eps": positive,
-             "context_from": lambda x: isinstance(x, str) and x in ("all", "visible"), "backend": any_backend},
+             "context_from": lambda x: isinstance(x, str) and x in ("all", "visible"),
+             "backend": any_backend},
         ),
         "ContextInjection": Callee(
             mam.ContextInjection,
             {"latent_dim": 8, "embed_dim": 3, "scheme": "decoder"},
             {"latent_dim": sizes, "embed_dim": sizes,
-             "scheme": lambda x: isinstance(x, str) and x in ("encoder", "decoder", "both", "separate")},
+             "scheme": lambda x: isinstance(x, str) and x in ("encoder", "decoder", "both",
+             "separate")},
         ),
         "injection": Callee(
             mam.ContextInjection(8, 3),
@@ -211,30 +217,44 @@ def _quantized() -> Tensor:
 
 
 PLAIN: tuple[Callable[[], Any], ...] = (
-    lambda: None, lambda: True, lambda: False, lambda: 0, lambda: 1, lambda: 3, lambda: -1, lambda: L + 1,
-    lambda: 2**31, lambda: 2**63, lambda: 2**64, lambda: 2**70, lambda: -(2**70), lambda: 0.5, lambda: 1.5,
-    lambda: -0.1, lambda: float("nan"), lambda: float("inf"), lambda: 1e308, lambda: 1j, lambda: "", lambda: "cpu",
-    lambda: "reference", lambda: "numpy", lambda: "all", lambda: "x" * 5000, lambda: b"cpu", lambda: [], lambda: [1, 2],
-    lambda: (1, 2), lambda: [[0.5] * L] * B, lambda: {}, lambda: {"a": 1}, Thing, lambda: Thing, lambda: len, lambda: range(2),
-    lambda: torch.float32, lambda: torch.device("cpu"), lambda: torch.Size([2]), lambda: slice(None),
-    lambda: np.int64(2), lambda: np.int32(2), lambda: np.uint8(2), lambda: np.float32(0.5), lambda: np.float64(0.5), lambda: np.bool_(True),
-    lambda: np.array(2), lambda: np.arange(2), lambda: np.ones((B, L)), lambda: np.ones((B, L), dtype=bool),
+    lambda: None, lambda: True, lambda: False, lambda: 0, lambda: 1, lambda: 3, lambda: -1,
+    lambda: L + 1,
+    lambda: 2**31, lambda: 2**63, lambda: 2**64, lambda: 2**70, lambda: -(2**70), lambda: 0.5,
+    lambda: 1.5,
+    lambda: -0.1, lambda: float("nan"), lambda: float("inf"), lambda: 1e308, lambda: 1j, lambda: "",
+    lambda: "cpu",
+    lambda: "reference", lambda: "numpy", lambda: "all", lambda: "x" * 5000, lambda: b"cpu", list,
+    lambda: [1, 2],
+    lambda: (1, 2), lambda: [[0.5] * L] * B, dict, lambda: {"a": 1}, Thing, lambda: Thing,
+    lambda: len, lambda: range(2),
+    lambda: torch.float32, lambda: torch.device("cpu"), lambda: torch.Size([2]),
+    lambda: slice(None),
+    lambda: np.int64(2), lambda: np.int32(2), lambda: np.uint8(2), lambda: np.float32(0.5),
+    lambda: np.float64(0.5), lambda: np.bool_(True),
+    lambda: np.array(2), lambda: np.arange(2), lambda: np.ones((B, L)), lambda: np.ones((B, L),
+    dtype=bool),
     lambda: np.str_("cpu"), lambda: np.array(["cpu", "cpu"]), lambda: np.array([0.5, 0.5]),
 )  # fmt: skip
 SHAPES: tuple[tuple[int, ...], ...] = (
-    (), (1,), (B,), (B + 1,), (L,), (N, H), (B, L), (B, L + 1), (B + 1, L), (L, B), (B, L, D), (B, L, D + 1), (B, L, 1),
-    (N, H, WIDTH), (B, L, H, WIDTH), (B, L, H + 1, WIDTH), (B, N, H), (0,), (0, L), (B, 0), (B, L, 0), (1, 1, 1, 1, 1), (B, 8), (B, 1), (1, L),
+    (), (1,), (B,), (B + 1,), (L,), (N, H), (B, L), (B, L + 1), (B + 1, L), (L, B), (B, L, D), (B,
+    L, D + 1), (B, L, 1),
+    (N, H, WIDTH), (B, L, H, WIDTH), (B, L, H + 1, WIDTH), (B, N, H), (0,), (0, L), (B, 0), (B, L,
+    0), (1, 1, 1, 1, 1), (B, 8), (B, 1), (1, L),
 )  # fmt: skip
 DTYPES = (
-    torch.float32, torch.bool, torch.int64, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int16,
-    torch.int8, torch.uint8, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn,
+    torch.float32, torch.bool, torch.int64, torch.float64, torch.float16, torch.bfloat16,
+    torch.int32, torch.int16,
+    torch.int8, torch.uint8, torch.complex64, torch.complex128, torch.uint16, torch.uint32,
+    torch.uint64, torch.float8_e4m3fn,
 )  # fmt: skip
 
 
 def tensor(source: Source) -> Tensor:
     """A tensor of a shape that occurs somewhere, of any type and kind."""
     shape, dtype = source.one_of(SHAPES), source.one_of(DTYPES)
-    x = (torch.from_numpy(np.asarray(source.numbers.random(shape))) * source.one_of([1, 3, 8])).to(dtype)
+    x = (torch.from_numpy(np.asarray(source.numbers.random(shape))) * source.one_of([1, 3, 8])).to(
+        dtype
+    )
     kind = source.below(24)
     if kind < 12:
         return x
@@ -257,9 +277,12 @@ KINDS = tuple(
     map(
         _or,
         (
-            lambda x: x.to("meta"), lambda x: x.to_sparse(), lambda x: x.to_sparse_csr(), lambda x: x.to_sparse_csc(),
-            lambda x: x.to_sparse_bsr((1, 1)), lambda x: x.requires_grad_(), lambda x: x.as_subclass(torch.nn.Parameter),
-            lambda x: _nested(), lambda x: _quantized(), lambda x: x.to_mkldnn(), lambda x: torch.nn.Parameter(x),
+            lambda x: x.to("meta"), lambda x: x.to_sparse(), lambda x: x.to_sparse_csr(),
+            lambda x: x.to_sparse_csc(),
+            lambda x: x.to_sparse_bsr((1, 1)), lambda x: x.requires_grad_(),
+            lambda x: x.as_subclass(torch.nn.Parameter),
+            lambda x: _nested(), lambda x: _quantized(), lambda x: x.to_mkldnn(),
+            lambda x: torch.nn.Parameter(x),
             lambda x: torch.nested.nested_tensor([x, x]),
         ),
     )

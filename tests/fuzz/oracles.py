@@ -170,11 +170,12 @@ def moments(values: np.ndarray, exists: np.ndarray, slope: np.ndarray, unit: flo
         width = np.where(empty, 0.0, width)
         noise = 8 * unit * (4 + steep)
         floor = FLOOR * unit * 2.0**24
+        rounded = 8 * unit * large  # what is lost of a value, or of a mean
         allowed = (
             noise * 2 + floor * _largest(log_partition),
             noise * width + floor * large + 1e-44,
-            noise * width**2 + floor * _largest(variance) + (8 * unit * large) * (2 * width + 8 * unit * large) + 1e-44,
-        )  # fmt: skip
+            noise * width**2 + floor * _largest(variance) + rounded * (2 * width + rounded) + 1e-44,
+        )
         largest = LARGEST_FLOAT32 if unit > 1e-10 else 1e308
         undefined = ~np.isfinite(score).all(axis=-1, where=there | np.zeros_like(score, dtype=bool))
         undefined |= ~np.isfinite(slope)[None] | (steep > largest / 16)
@@ -206,7 +207,8 @@ def check_near(
     if not good.all():
         at = tuple(np.argwhere(~good)[0].tolist())
         raise Wrong(
-            f"{what}: {got[at]!r} at {at}, not {truth[at]!r} within {np.broadcast_to(allowed, got.shape)[at]:.1e}"
+            f"{what}: {got[at]!r} at {at}, not {truth[at]!r} within "
+            f"{np.broadcast_to(allowed, got.shape)[at]:.1e}"
         )
 
 
@@ -218,15 +220,18 @@ class Importance(NamedTuple):
     undefined: np.ndarray
 
 
-def importance_of_scores(score: np.ndarray, log_partition: np.ndarray, exists: np.ndarray, unit: float) -> Importance:  # fmt: skip
+def importance_of_scores(
+    score: np.ndarray, log_partition: np.ndarray, exists: np.ndarray, unit: float
+) -> Importance:
     """``sum exp(S - log M)`` over latents and heads, of scores (B, N, H, L)."""
     with np.errstate(all="ignore"):
         exponent = score - np.where(np.isfinite(log_partition), log_partition, 0.0)[..., None]
         there = exists[:, None, None, :] & (log_partition != -np.inf)[..., None]
         attention = np.where(there, np.exp(exponent), 0.0)
-        size = np.abs(np.where(attention > 0, score, 0.0)) + np.abs(
-            np.where(np.isfinite(log_partition), log_partition, 0.0)
-        )[..., None]
+        size = (
+            np.abs(np.where(attention > 0, score, 0.0))
+            + np.abs(np.where(np.isfinite(log_partition), log_partition, 0.0))[..., None]
+        )
         off = np.minimum(8 * unit * (4 + size), 1.0)
         total = attention.sum(axis=(1, 2))
         allowed = (attention * off).sum(axis=(1, 2)) + FLOOR * unit * 2.0**24 * total

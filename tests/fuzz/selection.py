@@ -45,9 +45,7 @@ def backend(source: Source, dtype: torch.dtype) -> str | None:
 def sample(source: Source) -> str:
     """A draw is the one that the race defines."""
     rows, positions = numbers.shape(source)
-    dtype = layouts.DTYPES[
-        source.one_of(["float32", "float32", "float16", "bfloat16", "float64"])
-    ]
+    dtype = layouts.DTYPES[source.one_of(["float32", "float32", "float16", "bfloat16", "float64"])]
     with np.errstate(over="ignore"):
         weights, truth = layouts.laid(source, numbers.weights(source, (rows, positions)), dtype)
     valid, exists = layouts.flags(source, (rows, positions))

@@ -90,7 +90,8 @@ def published(
     projected = x @ p.token_weight.T + p.token_bias
     query = (p.latents @ p.in_weight[0].T + p.in_bias[0]).reshape(len(p.latents), *by_head)
     key, value = (
-        (projected @ p.in_weight[i].T + p.in_bias[i]).reshape(*x.shape[:2], *by_head) for i in (1, 2)
+        (projected @ p.in_weight[i].T + p.in_bias[i]).reshape(*x.shape[:2], *by_head)
+        for i in (1, 2)
     )
     attended = oracles.attention(query, key, value, exists, scale, unit, narrow)
     flat = attended.output.reshape(*attended.output.shape[:2], p.latents.shape[1])
@@ -116,7 +117,13 @@ def published(
     penalty = float((output**2).sum()) / rows
     context = output.mean(axis=1)
     return Published(
-        attended.score, attended.logsumexp, context, penalty, noise, context_allowed, penalty_allowed
+        attended.score,
+        attended.logsumexp,
+        context,
+        penalty,
+        noise,
+        context_allowed,
+        penalty_allowed,
     )
 
 
@@ -126,8 +133,10 @@ def config(source: Source, input_dim: int | None, dtype: torch.dtype) -> Config:
     eps = source.one_of([1e-8, 1e-8, 1e-8, 1e-3])
     return Config(
         input_dim, width, source.one_of([4, 1, 7]), heads, source.one_of([0.3, 0.0, 0.5, 0.9, 1.0]),
-        source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0]), source.one_of(["all", "visible"]), eps,
-        selection.backend(source, dtype), source.one_of([0.3, 1.5]), torch.float64 if dtype is torch.float64 else torch.float32,
+        source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0]), source.one_of(["all",
+        "visible"]), eps,
+        selection.backend(source, dtype), source.one_of([0.3, 1.5]),
+        torch.float64 if dtype is torch.float64 else torch.float32,
     )  # fmt: skip
 
 
@@ -223,5 +232,9 @@ def check_step(
             seen = published(parameters, x, exists & ~mask, made.num_heads, unit, 0.0)
         oracles.check_near("context", context, seen.context, seen.context_allowed, undefined)
         if not (broken | huge).any():
-            at_once = np.array([penalty]), np.array([seen.penalty]), np.array([seen.penalty_allowed])
+            at_once = (
+                np.array([penalty]),
+                np.array([seen.penalty]),
+                np.array([seen.penalty_allowed]),
+            )
             oracles.check_near("penalty", *at_once, np.array([False]))

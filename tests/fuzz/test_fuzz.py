@@ -1,5 +1,5 @@
-"""The attack on the engine: property tests with hypothesis, a minute of random cases, and tests that
-the attack itself sees what is planted.
+"""The attack on the engine: property tests with hypothesis, a minute of random cases, and tests
+that the attack itself sees what is planted.
 """
 
 import re
