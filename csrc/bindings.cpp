@@ -45,9 +45,9 @@ void bind_structures(py::module_& m) {
   py::class_<Values>(m, "Values", py::module_local())
       .def(py::init([](Address data, DType dtype, int64_t rows, int64_t positions,
                        int64_t stride_row, int64_t stride_position, Address crow, Address col,
-                       bool index64) {
+                       bool index64, int64_t stored) {
         return Values{at<void>(data),  dtype,          rows,          positions, stride_row,
-                      stride_position, at<void>(crow), at<void>(col), index64};
+                      stride_position, at<void>(crow), at<void>(col), index64,   stored};
       }));
 
   py::class_<Flags>(m, "Flags", py::module_local())

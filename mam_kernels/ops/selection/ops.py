@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
+from ..._core.call import Draw, Weighting
 from ..._core.dispatch import implementation, requested
 from ..._core.registration import define, unobserved
 
@@ -25,7 +26,8 @@ def _run_select(
     run = implementation("sample_without_replacement", backend, weights)
     if weights.numel() == 0:
         return torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
-    return run(weights, num_samples, valid, sample_ids, seed, step, eps, inverse_temperature)
+    draw, weighting = Draw(seed, step, sample_ids), Weighting(eps, inverse_temperature)
+    return run(weights, num_samples, valid, draw, weighting)
 
 
 def _fake_select(weights: Tensor, *_: object) -> Tensor:
@@ -43,7 +45,8 @@ define(
 def _run_draw_latents(
     like: Tensor, num_latents: int, size: int, seed: Tensor, step: Tensor, backend: str
 ) -> Tensor:
-    return implementation("draw_latents", backend, like)(num_latents, size, seed, step, like.device)
+    run = implementation("draw_latents", backend, like)
+    return run(num_latents, size, Draw(seed, step, None), like.device)
 
 
 def _fake_draw_latents(
