@@ -54,7 +54,9 @@ class Operation:
         save: Callable | None = None,
         backward: Callable | None = None,
     ) -> None:
-        self.name, self.parts = name, dict(parts)
+        self.name, self.parts = name, tuple(parts)
+        # What the parts are: the class of a structure, or None for a plain argument.
+        self._structures = tuple(k if _is_structure(k) else None for k in parts.values())
         schema = f"{name}({_arguments(parts)}) -> ({_arguments(returns)})"
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _library.define(schema, tags=tags)
@@ -62,7 +64,7 @@ class Operation:
         torch.library.register_fake(
             f"{NAMESPACE}::{name}", lambda *flat: fake(*self._together(flat)), lib=_library
         )
-        self._operation = getattr(torch.ops.mam_kernels, name).default
+        self.overload = getattr(torch.ops.mam_kernels, name).default
         self._transformable: type[torch.autograd.Function] | None = None
         if backward is not None:
             self._register_gradient(save, backward)
@@ -73,39 +75,44 @@ class Operation:
         Raises:
             NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
         """
-        flat: list[Any] = []
-        for part, kind in zip(parts, self.parts.values(), strict=True):
-            if _is_structure(kind):
-                flat.extend(part)
-            else:
-                flat.append(part)
+        flat = self.flat(*parts)
         checks.refuse_forward_mode(flat)
         if transforming() and self._transformable is not None:
             refuse_compiled_transforms()
             return self._transformable.apply(*flat)
-        return self._operation(*flat)
+        return self.overload(*flat)
+
+    def flat(self, *parts: Any) -> list:
+        """The flat arguments of the operation that the parts come to."""
+        flat: list[Any] = []
+        for part, structure in zip(parts, self._structures, strict=True):
+            if structure is None:
+                flat.append(part)
+            else:
+                flat.extend(part)
+        return flat
 
     def _together(self, flat: tuple) -> list:
         """The parts that the flat arguments of the operation make up."""
         parts, start = [], 0
-        for kind in self.parts.values():
-            if _is_structure(kind):
-                stop = start + len(kind._fields)
-                parts.append(kind(*flat[start:stop]))
-                start = stop
-            else:
+        for structure in self._structures:
+            if structure is None:
                 parts.append(flat[start])
                 start += 1
+            else:
+                stop = start + len(structure._fields)
+                parts.append(structure(*flat[start:stop]))
+                start = stop
         return parts
 
     def _gradients(self, by_part: Mapping[str, Any]) -> tuple:
         """Gradients in the order of the flat arguments."""
         flat: list[Tensor | None] = []
-        for name, kind in self.parts.items():
-            if _is_structure(kind):
-                flat.extend(by_part.get(name, (None,) * len(kind._fields)))
-            else:
+        for name, structure in zip(self.parts, self._structures, strict=True):
+            if structure is None:
                 flat.append(by_part.get(name))
+            else:
+                flat.extend(by_part.get(name, (None,) * len(structure._fields)))
         return tuple(flat)
 
     def _register_gradient(self, save: Callable | None, backward: Callable) -> None:
@@ -123,7 +130,7 @@ class Operation:
         # Gradients registered by torch.library take no part in torch.func: the same ones in the
         # form that it takes. vmap runs the operation in a loop.
         members = {
-            "forward": staticmethod(self._operation),
+            "forward": staticmethod(self.overload),
             "setup_context": staticmethod(setup_context),
             "backward": staticmethod(flat_backward),
             "generate_vmap_rule": True,
