@@ -52,7 +52,8 @@ def state_size(rows: int, latents: int, heads: int, width: int) -> int:
     return sum(math.prod(shape) for shape in state_shapes(rows, latents, heads, width))
 
 
-def _parts_of(state: Tensor, rows: int, latents: int, heads: int, width: int) -> State:
+def parts_of(state: Tensor, rows: int, latents: int, heads: int, width: int) -> State:
+    """The parts of a flat state."""
     shapes = state_shapes(rows, latents, heads, width)
     parts = state.split([math.prod(shape) for shape in shapes])
     return State(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
@@ -143,7 +144,7 @@ def step_backward(
         grad_context = state.new_zeros((rows, width))
     if grad_penalty is None:
         grad_penalty = state.new_zeros(())
-    kept = _parts_of(state, rows, count, heads, width)
+    kept = parts_of(state, rows, count, heads, width)
     inputs = (
         grad_context,
         grad_penalty,
