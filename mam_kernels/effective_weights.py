@@ -10,6 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ._core import checks
+from ._core.precision import without_autocast
 
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 """Hooks before the forward pass that compute the weight, and do nothing else."""
@@ -47,11 +48,10 @@ def _by_application(
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of an affine module, from what it returns."""
     unit = torch.eye(in_features, dtype=like.dtype, device=like.device)
-    with torch.autocast(device_type=like.device.type, enabled=False):
+    with without_autocast(like.device):
         images = module(torch.cat([torch.zeros_like(unit[:1]), unit, -unit]))
     bias, positive, negative = images.split((1, in_features, in_features))
-    looked_at = like.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looked_at or checks.values_are_checked():
+    if checks.can_be_looked_at(like.device):
         with torch.no_grad():
             error = (positive + negative - 2 * bias).abs().max()
             allowed = 64 * torch.finfo(images.dtype).eps * images.abs().max()
