@@ -15,6 +15,8 @@ from ._core.precision import without_autocast
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 """Hooks before the forward pass that compute the weight, and do nothing else."""
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
 
 def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (out, in) and bias (out,) of a submodule that is a linear layer, or wraps one.
@@ -47,6 +49,11 @@ def _by_application(
     name: str, module: nn.Module, in_features: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of an affine module, from what it returns."""
+    if any(isinstance(x, DROPOUT) and x.training and x.p > 0 for x in module.modules()):
+        raise ValueError(
+            f"{name}: expected a module that is affine, so that its weights can be read; got "
+            f"{type(module).__name__} with dropout inside, which has to be 0 in training"
+        )
     unit = torch.eye(in_features, dtype=like.dtype, device=like.device)
     with without_autocast(like.device):
         images = module(torch.cat([torch.zeros_like(unit[:1]), unit, -unit]))
@@ -58,7 +65,7 @@ def _by_application(
         if bool(error > allowed):
             raise ValueError(
                 f"{name}: expected a module that is affine, so that its weights can be read; got "
-                f"{type(module).__name__}, which is not (dropout inside it has to be 0)"
+                f"{type(module).__name__}, which is not"
             )
     return (positive - bias).t(), bias[0]
 
