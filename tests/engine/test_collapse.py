@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mam_kernels as mam
-from mam_kernels._core import dispatch, extension
+from mam_kernels._core import dispatch
 from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
-from mam_kernels.ops.value_attention import collapse, native
+from mam_kernels.ops.value_attention import collapse
 from mam_kernels.ops.value_attention.step import scalar_masking
 
 N, H, D = 5, 2, 3  # latents, heads, head width
@@ -94,8 +94,8 @@ def step_in_cpp(parameters: list[torch.Tensor], others: list) -> tuple[torch.Ten
     """The outputs and the state of the C++ step for the arguments of the operation."""
     values, crow, col, valid, maskable, num_masked, chosen, ids, seed, step, heads = others[:11]
     num_chosen, ratio, eps, inverse_temperature, visible, positions = others[11:]
-    return native.step(
-        extension.cpu(),
+    run = dispatch.optional("value_mask", "step", "cpu", values)
+    return run(
         Cells(values, crow, col, valid, positions),
         Parameters(*parameters),
         heads,
@@ -226,7 +226,9 @@ def test_products_in_cpp(count, heads, head, rows):
     incoming = randoms((rows, width), (), dtype=torch.float32, seed=3)
     arguments = (*incoming, *single, state)
     assert_as_good(
-        native.step_backward(extension.cpu(), *incoming, Parameters(*single), heads, state, rows),
+        dispatch.optional("value_mask", "step_backward", "cpu", state)(
+            *incoming, Parameters(*single), heads, state, rows
+        ),
         ops.scalar_masking_backward(*arguments, rows, heads, "reference"),
         ops.scalar_masking_backward(*doubled(arguments), rows, heads, "reference"),
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..._core import checks
+from ..._core import arguments, checks
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 from ..._core.dispatch import implementation, optional
 from ..._core.registration import define, unobserved
@@ -90,8 +90,10 @@ def _whole(function: str, parameter: Tensor, values: Tensor, backend: str) -> Ca
 
 def _run_project(latents: Tensor, *others: Tensor | int | str) -> tuple[Tensor, ...]:
     *parameters, heads, backend = others
+    named = Parameters(latents, *parameters, None)
     if project := _whole("project", latents, latents, backend):
-        return project(Parameters(latents, *parameters, None), heads)[:3]
+        return project(named, heads)[:3]
+    arguments.value_project(named, heads)
     return collapse.project(latents, *parameters, heads)[:3]
 
 
@@ -131,16 +133,18 @@ def _state_shapes(rows: int, latents: int, heads: int, width: int) -> tuple[tupl
 
 def _run_step(latents: Tensor, *others: object) -> tuple[Tensor, ...]:
     values, backend = others[6], others[-1]
+    parts = _parts(latents, *others[:-1])
     if step := _whole("step", latents, values, backend):
-        return step(*_parts(latents, *others[:-1]))
+        return step(*parts)
+    arguments.value_step(*parts)
     return _composed(latents, *others)
 
 
-def _parts(*arguments: object) -> tuple:
+def _parts(*given: object) -> tuple:
     """The arguments of the operation, but for the backend, as those of ``native.step``."""
-    parameters, (values, crow, col, valid, maskable, num_masked) = arguments[:7], arguments[7:13]
-    chosen, sample_ids, seed, step, heads, num_chosen, mask_ratio = arguments[13:20]
-    eps, inverse_temperature, visible, num_positions = arguments[20:]
+    parameters, (values, crow, col, valid, maskable, num_masked) = given[:7], given[7:13]
+    chosen, sample_ids, seed, step, heads, num_chosen, mask_ratio = given[13:20]
+    eps, inverse_temperature, visible, num_positions = given[20:]
     return (
         Cells(values, crow, col, valid, num_positions),
         Parameters(*parameters),
@@ -247,9 +251,11 @@ def _run_step_backward(
     grad_context: Tensor | None, grad_penalty: Tensor | None, latents: Tensor, *others: object
 ) -> tuple[Tensor, ...]:
     state, backend = others[6], others[-1]
+    *parameters, state, rows, heads, _ = (latents, *others)
+    parts = (grad_context, grad_penalty, Parameters(*parameters), heads, state, rows)
     if backward := _whole("step_backward", latents, state, backend):
-        *parameters, state, rows, heads, _ = (latents, *others)
-        return backward(grad_context, grad_penalty, Parameters(*parameters), heads, state, rows)
+        return backward(*parts)
+    arguments.value_step_backward(*parts)
     return _composed_backward(grad_context, grad_penalty, latents, *others[:-1])
 
 
