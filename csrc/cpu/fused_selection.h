@@ -41,6 +41,11 @@ static MAM_APART int32_t largest_lane(Int vector) {
   return largest;
 }
 
+// The bits of the least weight that can be drawn. Not inlined, as above.
+static MAM_APART int32_t least_ordinary(float eps) {
+  return eps >= kSmallestWeight ? 0 : kSmallestWeightBits;
+}
+
 template <bool Careful>
 static MAM_APART Survey survey(const WeightRow& row, float eps) {
   Int least = splat<Int>(kNeverDrawn), greatest{}, drawable{};
@@ -62,8 +67,7 @@ static MAM_APART Survey survey(const WeightRow& row, float eps) {
   const int32_t low = ~largest_lane(~least), high = largest_lane(greatest);
   // As integers floats >= 0 have their order, those below are less, and those beyond the finite are
   // more. So without care the extremes tell whether it was needed.
-  const bool ordinary = low >= (eps >= kSmallestWeight ? 0 : kSmallestWeightBits) &&
-                        high < kInfiniteKey;
+  const bool ordinary = low >= least_ordinary(eps) && high < kInfiniteKey;
   if (!Careful && !ordinary) return survey<true>(row, eps);
   return {total_of(drawable), bits<Float>(splat<Int>(low))[0], bits<Float>(splat<Int>(high))[0],
           !Careful};
