@@ -224,7 +224,8 @@ def resolve(backend: str, op: str, device: str, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _found(folder: str, function: str, backend: str) -> Callable | None:
-    """A backend's function for an operation, None where it has none.
+    """A backend's function for an operation, whose arguments its namesake in ``arguments.py``
+    checks first; None where it has none.
 
     Both backends of extension modules are served by ``native.py``, whose functions take the
     module first.
@@ -234,11 +235,20 @@ def _found(folder: str, function: str, backend: str) -> Callable | None:
     native = backend in ("cpu", "cuda")
     module = importlib.import_module(f"mam_kernels.ops.{folder}.{'native' if native else backend}")
     run = getattr(module, function, None)
-    if run is None or not native:
-        return run
-    lib = getattr(extension, backend)()
-    needed = getattr(run, "requires", None)
-    return functools.partial(run, lib) if needed is None or hasattr(lib, needed) else None
+    if run is None:
+        return None
+    if native:
+        lib = getattr(extension, backend)()
+        needed = getattr(run, "requires", None)
+        if needed is not None and not hasattr(lib, needed):
+            return None
+        run = functools.partial(run, lib)
+    arguments = importlib.import_module(f"mam_kernels.ops.{folder}.arguments")
+    return functools.partial(_run_checked, getattr(arguments, function), run)
+
+
+def _run_checked(check: Callable[..., tuple], run: Callable, *arguments: object) -> object:
+    return run(*check(*arguments))
 
 
 @functools.cache

@@ -118,30 +118,6 @@ def dtype(lib: ModuleType, x: Tensor) -> object:
     return getattr(lib.DType, names[x.dtype])
 
 
-def contiguous(cells: Cells) -> Cells:
-    """Cells whose stored entries and indices have no strides, where they are CSR.
-
-    Keep the result until the kernels are launched: it owns what its addresses point to.
-    """
-    if cells.crow is None:
-        return cells
-    return cells._replace(
-        values=cells.values.contiguous(),
-        crow=cells.crow.contiguous(),
-        col=cells.col.contiguous(),
-    )
-
-
-def contiguous_or_none(x: Tensor | None) -> Tensor | None:
-    """The tensor without strides; None stays None."""
-    return None if x is None else x.contiguous()
-
-
-def contiguous_draw(source: Draw) -> Draw:
-    """A source of random bits whose sample_ids have no strides."""
-    return source._replace(sample_ids=contiguous_or_none(source.sample_ids))
-
-
 def values(lib: ModuleType, cells: Cells) -> object:
     """A dense (B, L) tensor of any strides, or the contiguous parts of a CSR matrix, as
     ``Values``.
@@ -176,7 +152,7 @@ def flags(lib: ModuleType, x: Tensor | None) -> object:
 
 
 def draw(lib: ModuleType, source: Draw, stream: int) -> object:
-    """The source of the random bits as ``Draw``; its sample_ids are contiguous.
+    """The source of the random bits as ``Draw``.
 
     Words on the library's device are passed by address, others by value.
     """

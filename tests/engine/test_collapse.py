@@ -91,9 +91,8 @@ def others_of(
 def step_in_cpp(parameters: Parameters, others: Others) -> tuple[torch.Tensor, ...]:
     """The outputs and the state of the C++ step."""
     cells, choice, weighting, draw, heads, visible = others
-    return native.step(
-        extension.cpu(), cells, parameters, heads, choice, weighting, draw, visible
-    )
+    run = dispatch.optional("value_mask", "step", "cpu", cells.values)
+    return run(cells, parameters, heads, choice, weighting, draw, visible)
 
 
 def state_of(state: torch.Tensor, rows: int, count: int, heads: int, width: int) -> State:

@@ -154,7 +154,10 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "k of the first row for all": ("selection", [("rank < count[:, None]", "rank < count[0]")]),
     "as many as k asks for, drawable or not": ("selection", [(" & torch.isfinite(keys)\n", "\n")]),
     "padding drawn": ("selection", [("        drawable &= valid\n", "        pass\n")]),
-    "zero weights drawn": ("selection", [("(weights + eps > 0)", "(weights + eps >= 0)")]),
+    "zero weights drawn": (
+        "selection",
+        [("(weights + eps >= smallest)", "(weights + eps >= 0)")],
+    ),
     "negative weights drawn": (
         "selection",
         [
@@ -220,7 +223,12 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "shift that forgets the zeros": (
         "value",
-        [("0.0 if cell.num_zeros else -torch.inf", "-torch.inf")],
+        [
+            (
+                "(slope * 0.0 if cell.num_zeros else",
+                "(torch.full_like(slope, -torch.inf) if cell.num_zeros else",
+            )
+        ],
     ),
     "shift not added back": (
         "value",

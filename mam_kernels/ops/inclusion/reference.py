@@ -44,7 +44,7 @@ def probabilities(
     torch differentiates ``t`` through a last step of Newton's method.
     """
     dtype = torch.promote_types(weights.dtype, torch.float32)
-    relative = relative_weights(weights.to(torch.float64), valid, 0.0, 1.0)
+    relative = relative_weights(weights, valid, 0.0, 1.0)
     count = num_samples.to(torch.float64)
     time = arrival_time(relative.detach(), count)
     finite = torch.isfinite(time)

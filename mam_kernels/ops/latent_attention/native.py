@@ -1,7 +1,9 @@
 """The token path by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA
 (csrc/cuda).
 
-Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``.
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked and contiguous (_core/arguments.py), but for the strides of tokens, which are
+dense in their width, and of flags.
 """
 
 from types import ModuleType
@@ -12,11 +14,6 @@ from torch import Tensor
 from ..._core import extension, philox
 from ..._core.call import Choice, Draw, Weighting
 from . import blockwise
-
-
-def _dense_width(x: Tensor) -> Tensor:
-    """The same with an innermost stride of 1, which the kernels rely on."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _tokens(lib: ModuleType, x: Tensor) -> object:
@@ -44,8 +41,6 @@ def _attend(
     """Runs the attention; writes ``output`` where there is a value, and returns the log-sum-exp."""
     device, shape = key.device, (key.shape[0], *query.shape[:2])
     logsumexp = torch.empty(shape, dtype=torch.float32, device=device)
-    query, key = _dense_width(query), _dense_width(key)
-    value = None if value is None else _dense_width(value)
     queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
         scratch = extension.workspace(lib.attention_workspace(queries, keys), device)
@@ -100,9 +95,6 @@ def backward(
         )
     device, dtype = key.device, query.dtype
     grads = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in (query, key, value)]
-    query, key, value = _dense_width(query), _dense_width(key), _dense_width(value)
-    grad_output, output, logsumexp = (x.contiguous() for x in (grad_output, output, logsumexp))
-    grad_logsumexp = extension.contiguous_or_none(grad_logsumexp)
     queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
         scratch = extension.workspace(lib.attention_backward_workspace(queries, keys), device)
@@ -136,8 +128,6 @@ def importance(
     """The attention that the chosen latents pay to each token; (B, L) float32."""
     device = key.device
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
-    query, key = _dense_width(query), _dense_width(key)
-    logsumexp, latents = logsumexp.contiguous(), latents.contiguous()
     with extension.on(device):
         lib.attention_importance(
             _tokens(lib, query),
@@ -171,9 +161,7 @@ def mask(
     device = key.device
     hidden = torch.empty(key.shape[:2], dtype=torch.bool, device=device)
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
-    query, key = _dense_width(query), _dense_width(key)
-    logsumexp, latents = logsumexp.contiguous(), choice.latents.contiguous()
-    num_masked, draw = choice.num_masked.contiguous(), extension.contiguous_draw(draw)
+    latents, num_masked = choice.latents, choice.num_masked
     queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
         scratch = extension.workspace(lib.attention_workspace(queries, keys), device)

@@ -7,6 +7,7 @@ computed in float32 or better.
 import torch
 from torch import Tensor
 
+from ..._core.arguments import require_indices
 from ..._core.call import Choice, Draw, Weighting
 from ..selection.reference import select
 
@@ -116,6 +117,7 @@ def importance(
     scale: float,
 ) -> Tensor:
     """``s_l = sum_{n in R} sum_h A[n, h, l]``; (B, L)."""
+    require_indices("latents", latents, len(query))
     query, key = _accumulated(query, key)
     rows = []
     for b in range(key.shape[0]):

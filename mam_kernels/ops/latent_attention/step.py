@@ -20,7 +20,7 @@ from torch import Tensor
 from ..._core.call import Choice, Draw, Parameters, TokenState, Weighting
 from ..._core.dispatch import chosen, optional
 from ..._core.registration import Operation, no_second_derivative
-from . import composed
+from . import arguments, composed
 
 
 def _whole_step(
@@ -49,7 +49,7 @@ def _run(
     if step := _whole_step("step", parameters, tokens, backend):
         *results, state = step(*parts)
     else:
-        *results, state = composed.step(*parts, backend)
+        *results, state = composed.step(*arguments.step(*parts), backend)
     return *results, *state
 
 
@@ -95,6 +95,7 @@ def _run_backward(
     if backward := _whole_step("step_backward", parameters, tokens, backend):
         grad_tokens, gradients = backward(*parts)
     else:
+        parts = arguments.step_backward(*parts)
         grad_tokens, gradients = composed.step_backward(*parts, backend)
     return tokens.new_empty(0) if grad_tokens is None else grad_tokens, *gradients
 

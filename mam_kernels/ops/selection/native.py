@@ -1,6 +1,7 @@
 """Selection by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA (csrc/cuda).
 
-Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``.
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked and contiguous (_core/arguments.py), but for the strides of weights and flags.
 """
 
 from types import ModuleType
@@ -25,7 +26,6 @@ def select(
     """
     device = weights.device
     drawn = torch.empty(weights.shape, dtype=torch.bool, device=device)
-    num_samples, draw = num_samples.contiguous(), extension.contiguous_draw(draw)
     with extension.on(device):
         scratch = extension.workspace(lib.select_workspace(*weights.shape), device)
         lib.select(

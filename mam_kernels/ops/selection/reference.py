@@ -18,10 +18,15 @@ drawable key is finite in float32.
 def relative_weights(
     weights: Tensor, valid: Tensor | None, eps: float, inverse_temperature: float
 ) -> Tensor:
-    """``((w + eps) / (max w + eps)) ** (1 / T)`` where a position can be drawn, 0 where not; (B,
-    L).
+    """``((w + eps) / (max w + eps)) ** (1 / T)`` where a position can be drawn, 0 where not;
+    (B, L) float64.
+
+    Weights, with eps, below the smallest normal number of float32 (float64 for float64 weights)
+    count as zero: a thread or a device that flushes such numbers draws as others do.
     """
-    drawable = (weights >= 0) & (weights + eps > 0) & torch.isfinite(weights)
+    smallest = torch.finfo(torch.promote_types(weights.dtype, torch.float32)).tiny
+    weights = weights.to(torch.float64)
+    drawable = (weights >= 0) & (weights + eps >= smallest) & torch.isfinite(weights)
     if valid is not None:
         drawable &= valid
     shifted = torch.where(drawable, weights + eps, 0.0)
@@ -62,7 +67,7 @@ def select(
     seed, step = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
     ids = torch.arange(rows, device=weights.device) if draw.sample_ids is None else draw.sample_ids
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
-    relative = relative_weights(weights.to(torch.float64), valid, *weighting)
+    relative = relative_weights(weights, valid, *weighting)
     return smallest(race_keys(relative, bits), num_samples)
 
 

@@ -13,6 +13,7 @@ from ..._core.dispatch import implementation
 from ..._core.precision import without_autocast
 from ..selection.ops import completed
 from . import collapse
+from .arguments import state_size as state_size
 from .ops import empty_moments
 
 
@@ -46,11 +47,6 @@ def state_shapes(rows: int, latents: int, heads: int, width: int) -> State:
         square,
         square,
     )
-
-
-def state_size(rows: int, latents: int, heads: int, width: int) -> int:
-    """How many numbers the state holds."""
-    return sum(math.prod(shape) for shape in state_shapes(rows, latents, heads, width))
 
 
 def parts_of(state: Tensor, rows: int, latents: int, heads: int, width: int) -> State:

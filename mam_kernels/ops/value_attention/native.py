@@ -1,7 +1,9 @@
 """The value path by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA
 (csrc/cuda).
 
-Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``.
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked and contiguous (_core/arguments.py), but for the strides of dense values and
+of flags.
 """
 
 from types import ModuleType
@@ -21,7 +23,6 @@ def _empty_moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def moments(lib: ModuleType, cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell and slope; each (B, N, H) float32."""
     device, out = cells.values.device, _empty_moments(cells, slope)
-    cells, slope = extension.contiguous(cells), slope.contiguous()
     values = extension.values(lib, cells)
     with extension.on(device):
         scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)
@@ -51,9 +52,7 @@ def mask(
     device, out = cells.values.device, _empty_moments(cells, slope)
     hidden = torch.empty((cells.rows, cells.num_positions), dtype=torch.bool, device=device)
     importance = torch.empty(hidden.shape, dtype=torch.float32, device=device)
-    cells, slope = extension.contiguous(cells), slope.contiguous()
-    latents, num_masked = choice.latents.contiguous(), choice.num_masked.contiguous()
-    draw = extension.contiguous_draw(draw)
+    latents, num_masked = choice.latents, choice.num_masked
     values = extension.values(lib, cells)
     with extension.on(device):
         scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)
@@ -89,7 +88,6 @@ def project(lib: ModuleType, parameters: Parameters, heads: int) -> tuple[Tensor
     count, width = parameters.latents.shape
     shapes = ((count, heads), (heads, width), (width,), (heads, width), (3, width))
     out = tuple(torch.empty(shape, dtype=torch.float32) for shape in shapes)
-    parameters = _contiguous(parameters)
     lib.project(_projection(lib, parameters, heads), *map(extension.address, out))
     return out
 
@@ -112,10 +110,7 @@ def step(
     context = torch.empty((rows, width), dtype=torch.float32)
     penalty = torch.empty((), dtype=torch.float32)
     state = torch.empty(lib.state_size(rows, count, heads, width), dtype=torch.float32)
-    cells, parameters = extension.contiguous(cells), _contiguous(parameters)
     maskable, num_masked, mask_ratio, latents, num_drawn = choice
-    latents, num_masked = map(extension.contiguous_or_none, (latents, num_masked))
-    draw = extension.contiguous_draw(draw)
     lib.masking_step(
         _projection(lib, parameters, heads),
         parameters.out_bias.data_ptr(),
@@ -146,8 +141,6 @@ def step_backward(
     rows: int,
 ) -> tuple[Tensor, ...]:
     """Gradients by the parameters, in their order."""
-    parameters, state = _contiguous(parameters), state.contiguous()
-    grad_context, grad_penalty = map(extension.contiguous_or_none, (grad_context, grad_penalty))
     out = tuple(torch.empty(x.shape, dtype=torch.float32) for x in parameters)
     lib.masking_step_backward(
         _projection(lib, parameters, heads),
@@ -162,12 +155,8 @@ def step_backward(
     return out
 
 
-def _contiguous(parameters: Parameters) -> Parameters:
-    return Parameters(*map(extension.contiguous_or_none, parameters))
-
-
 def _projection(lib: ModuleType, parameters: Parameters, heads: int) -> object:
-    """Contiguous parameters, all but out_proj's bias, as ``Projection``."""
+    """The parameters, all but out_proj's bias, as ``Projection``."""
     addresses = [x.data_ptr() for x in parameters[:-1]]
     count, width = parameters.latents.shape
     return lib.Projection(*addresses, count, heads, width)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._core.arguments import require_indices
 from ..._core.call import Cells, Choice, Draw, Weighting
+from ..._core.csr import require_sound
 from ..selection.reference import select
 
 
@@ -45,6 +47,7 @@ def sparse_cell(values: Tensor, columns: Tensor, valid: Tensor | None, num_posit
 
 def separate(cells: Cells) -> list[Cell]:
     """The rows of a dense (B, L) or CSR (B, L) matrix, in float32 or better."""
+    require_sound(cells)
     values, crow, col, valid, num_positions = cells
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     if crow is None:
@@ -64,7 +67,8 @@ def cell_moments(cell: Cell, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if cell.num_zeros + cell.values.numel() == 0:
         return torch.full_like(slope, -torch.inf), torch.zeros_like(slope), torch.zeros_like(slope)
     score = slope[..., None] * cell.values  # (N, H, S)
-    lowest = torch.full_like(slope, 0.0 if cell.num_zeros else -torch.inf)[..., None]
+    # that of a zero, too: an infinite slope has no softmax
+    lowest = (slope * 0.0 if cell.num_zeros else torch.full_like(slope, -torch.inf))[..., None]
     shift = (
         torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()
     )  # any constant is exact; the maximum is also safe
@@ -108,6 +112,7 @@ def mask(
     """The masking step: moments, importance of the chosen latents, and the draw."""
     log_partition, mean, variance = moments(cells, slope)
     latents = choice.latents
+    require_indices("latents", latents, len(slope))
     chosen = slope[latents].to(log_partition.dtype)
     importance = torch.stack(
         [

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 from ..._core.dispatch import chosen, optional
 from ..._core.registration import Operation, no_second_derivative
-from . import composed
+from . import arguments, composed
 
 
 def _whole_step(
@@ -46,7 +46,7 @@ def _run(
     parts = (cells, parameters, heads, choice, weighting, draw, visible)
     if step := _whole_step("step", parameters, cells.values, backend):
         return step(*parts)
-    return composed.step(*parts, backend)
+    return composed.step(*arguments.step(*parts), backend)
 
 
 def _fake(
@@ -61,7 +61,7 @@ def _fake(
 ) -> tuple[Tensor, ...]:
     latents, exact = parameters.latents, cells.accumulated
     shape, (count, width) = (cells.rows, cells.num_positions), latents.shape
-    size = composed.state_size(cells.rows, count, heads, width)
+    size = arguments.state_size(cells.rows, count, heads, width)
     return (
         latents.new_empty(shape, dtype=torch.bool),
         latents.new_empty(shape, dtype=exact),
@@ -81,8 +81,9 @@ def _run_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     parts = (grad_context, grad_penalty, parameters, heads, state, rows)
-    backward = _whole_step("step_backward", parameters, state, backend)
-    return (backward or composed.step_backward)(*parts)
+    if backward := _whole_step("step_backward", parameters, state, backend):
+        return backward(*parts)
+    return composed.step_backward(*arguments.step_backward(*parts))
 
 
 def _fake_backward(
