@@ -365,17 +365,25 @@ def test_custom_op_which_costs_twice_as_much_is_not_used_anywhere():
     assert not names & {"custom_op", "triton_op", "CustomOpDef"}
 
 
-def registered_operations() -> list[str]:
-    """The operations that the dispatcher has of this package, whoever registered them."""
-    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
-    return sorted(name for namespace, _, name in names if namespace == "mam_kernels")
-
-
-def test_every_operation_writes_nothing_in_place_and_names_its_backend_last():
-    operations = registered_operations()
-    assert {"value_attention", "scalar_masking", "latent_attention", "draw_latents"} <= set(
-        operations
-    )
+def test_every_operation_is_registered_once_writes_nothing_in_place_and_ends_with_its_backend():
+    operations = {
+        name.removeprefix("mam_kernels::").removesuffix(".default")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("mam_kernels::")
+    }
+    assert operations == {
+        "attention_importance",
+        "inclusion_probabilities",
+        "inclusion_probabilities_backward",
+        "latent_attention",
+        "latent_attention_backward",
+        "sample_without_replacement",
+        "scalar_masking",
+        "scalar_masking_backward",
+        "token_masking",
+        "token_masking_backward",
+        "value_attention",
+    }
     for name in operations:
         (overload,) = getattr(torch.ops.mam_kernels, name).overloads()
         assert overload == "default"
