@@ -10,6 +10,7 @@ FAMILIES = {  # name: where its cases are made, and the share of the time that i
     "value_attention": ("cells:attend", 3),
     "latent_attention": ("tokens:attend", 2),
     "attention_importance": ("tokens:importance", 2),
+    "inclusion_probabilities": ("inclusion:probabilities", 2),
     "values_module": ("steps:values", 3),
     "embeddings_module": ("steps:embeddings", 2),
     "broken_csr": ("broken_csr:attend", 3),

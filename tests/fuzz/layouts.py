@@ -134,7 +134,10 @@ def flags(source: Source, shape: tuple[int, ...]) -> tuple[Tensor | None, np.nda
     return x.view(torch.bool), stands_for != 0
 
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
+    torch.uint64,
+)  # fmt: skip
 
 
 def integers(source: Source, array: np.ndarray) -> tuple[Tensor, np.ndarray]:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 import mam_kernels as mam
 
+from . import layouts
 from .refusals import refused
 from .source import Source, Wrong
 
 B, L, D, N, H, WIDTH = 2, 6, 4, 3, 2, 5
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = layouts.INTEGERS
 
 
 class Thing:
@@ -43,18 +44,17 @@ def plain(x: Any, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...]
 
 
 def is_int(x: Any, low: int, high: float) -> bool:
-    return type(x) is int and low <= x < high
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and low <= x < high
 
 
 def is_number(x: Any, low: float, high: float) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and low <= x <= high
+    real = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
+    return real and low <= x <= high
 
 
 def is_words(x: Any, shape: tuple[int, ...], low: int, high: int) -> bool:
     """Integers in a range."""
-    return plain(x, INTEGERS, shape) and (
-        not x.numel() or bool((x >= low).all() and (x <= high).all())
-    )
+    return plain(x, INTEGERS, shape) and all(low <= each <= high for each in x.tolist())
 
 
 def flags(x: Any) -> bool:
@@ -146,6 +146,12 @@ def callees() -> dict[str, Callee]:
             {"weights": lambda x: plain(x, FLOATS, (None, None)), "num_samples": counts,
             "valid": flags,
              "backend": backend, **WORDS},
+        ),
+        "inclusion_probabilities": Callee(
+            mam.inclusion_probabilities,
+            {"weights": rand(B, L), "num_samples": 2, "valid": None, "backend": None},
+            {"weights": lambda x: plain(x, FLOATS, (None, None)), "num_samples": counts,
+             "valid": flags, "backend": lambda x: backend(x) and x != "cpu"},
         ),
         "value_attention": Callee(
             mam.value_attention,
@@ -304,7 +310,8 @@ def call(source: Source) -> str:
         out = function(**arguments)
     except Exception as error:
         may_refuse = bool(unfit) or _clash(name, arguments)
-        return refused(error, _related(name, changed, arguments), may_refuse=may_refuse)
+        # the message names the changed argument, or one that no longer fits it
+        return refused(error, arguments, may_refuse=may_refuse)
     if unfit and not _shapes_alone(out):
         raise Wrong(f"{name}: {'+'.join(unfit)} taken, a {type(arguments[unfit[0]]).__name__}")
     return "taken"
@@ -314,14 +321,6 @@ def _shapes_alone(out: object) -> bool:
     """Whether an answer is of tensors without numbers, which a tensor on "meta" may have."""
     parts = out if isinstance(out, tuple) else (out,)
     return all(isinstance(x, Tensor) and x.is_meta for x in parts)
-
-
-def _related(name: str, changed: list[str], arguments: dict[str, Any]) -> list[str]:
-    """The arguments that a message may name: the changed one, or one that does not fit it."""
-    if name == "MultinomialAttentionMasking":
-        return [*changed, "num_heads"]
-    tensors = [key for key, x in arguments.items() if isinstance(x, Tensor)]
-    return [*changed, *tensors]
 
 
 def _clash(name: str, arguments: dict[str, Any]) -> bool:

@@ -82,6 +82,8 @@ def recorded() -> dict[str, list[Recorded]]:
                 mam.attention_importance(query, key, logsumexp, latents, **shared)
                 words = {"seed": 3, "sample_ids": torch.arange(3) if valid is None else None}
                 mam.sample_without_replacement(rand(3, 10), 4, **shared, **words)
+            weights = rand(3, 10).requires_grad_()
+            mam.inclusion_probabilities(weights, 4, valid=valid).square().sum().backward()
     return recorder.calls
 
 

@@ -212,7 +212,7 @@ class Run:
             return
         watched = self.child.folder / "watched"
         watched.unlink(missing_ok=True)
-        again, _ = self._outcome({"family": name, "number": number})
+        again, *_ = self._outcome({"family": name, "number": number})
         error = f"{kind}" + ("" if again == kind else " (not when it is run by itself)")
         failure = Failure(name, number, error, traceback=crash.printed[-3000:])
         if watched.exists():
@@ -224,21 +224,24 @@ class Run:
     def _found(self, failure: Failure, kind: str) -> None:
         if self.shrink and failure.choices:
             small = self._shrunk(failure, kind)
-            _, failure.told = self._outcome({"family": failure.family, "choices": small})
+            _, failure.told, said = self._outcome({"family": failure.family, "choices": small})
             failure.choices, failure.small = small, True
+            failure.error = said or failure.error
         print(failure, flush=True)
         if failure.traceback:
             print(failure.traceback, flush=True)
 
-    def _outcome(self, request: dict[str, Any]) -> tuple[str, list[str]]:
-        """The kind of failure of one case, or how it ended; and what it called."""
+    def _outcome(self, request: dict[str, Any]) -> tuple[str, list[str], str]:
+        """The kind of failure of one case, or how it ended; what it called; and the error."""
         watched = self.child.folder / "watched"
         try:
             answer = self.child.ask(request)
         except Crash as crash:
             calls = json.loads(watched.read_text())["told"] if watched.exists() else []
-            return crash_kind(crash), calls
-        return next(iter(answer["failures"]), answer["ending"]), answer["told"]
+            return crash_kind(crash), calls, ""
+        for kind, entry in answer["failures"].items():
+            return kind, answer["told"], entry["error"]
+        return answer["ending"], answer["told"], ""
 
     def _shrunk(self, failure: Failure, kind: str) -> list[int]:
         """Smaller choices that fail in the same way."""

@@ -42,6 +42,13 @@ def backend(source: Source, dtype: torch.dtype) -> str | None:
     return chosen if dtype is not torch.float64 or chosen == "reference" else None
 
 
+def may_be_drawn(weights: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Weights that are finite and at least the smallest normal number, as documented."""
+    smallest = 2.0**-1022 if dtype is torch.float64 else 2.0**-126
+    with np.errstate(invalid="ignore"):
+        return (weights >= smallest) & np.isfinite(weights)
+
+
 def sample(source: Source) -> str:
     """A draw is the one that the race defines."""
     rows, positions = numbers.shape(source)
@@ -56,7 +63,6 @@ def sample(source: Source) -> str:
     mask = mam.sample_without_replacement(weights, k, **options)
     if mask.dtype is not torch.bool:
         raise Wrong(f"mask of dtype {mask.dtype}")
-    with np.errstate(invalid="ignore"):
-        drawable = exists & (truth > 0) & np.isfinite(truth)
+    drawable = exists & may_be_drawn(truth, dtype)
     oracles.check_draw(mask.numpy(), np.where(drawable, truth, 1.0), drawable, wanted, random)
     return "right"

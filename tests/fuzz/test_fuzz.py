@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import cells, layouts, numbers, oracles, parent, selection, steps, tokens
+from tests.fuzz import cells, inclusion, layouts, numbers, oracles, parent, selection, steps, tokens
 from tests.fuzz.families import FAMILIES
 from tests.fuzz.source import Source, Wrong, replayed, seeded
 
@@ -27,6 +27,7 @@ RIGHT = {
     "value_attention": cells.attend,
     "latent_attention": tokens.attend,
     "attention_importance": tokens.importance,
+    "inclusion_probabilities": inclusion.probabilities,
     "values_module": steps.values,
     "embeddings_module": steps.embeddings,
 }
