@@ -229,7 +229,7 @@ def _captured(name: str, contender: Contender) -> Contender | None:
 
 
 def floors(sizes: Sizes, reached: Ceilings) -> dict[str, float]:
-    """The least microseconds that each path could take on this device: see NOTES.md for the bytes
+    """The least microseconds that each path could take on this device: see docs/performance.md for the bytes
     and the operations.
     """
     entries = sizes.cells * sizes.positions
