@@ -33,11 +33,12 @@ def masking() -> plt.Figure:
     hidden = torch.where(out.mask, 2.0, (values > 0).float())
 
     figure, axes = plt.subplots(3, 1, figsize=(7.2, 4.6), layout="constrained")
+    colours = ListedColormap(["#f4f4f4", "#9a9a9a", "#d1495b"])  # zero, non-zero, hidden
     parts = (
         ("values: log counts of 16 cells", values, "Greys", None),
         ("importance: attention over its mean in the cell", share, "viridis", None),
-        ("mask: 30 % of the genes of each cell", hidden, ListedColormap(["#f4f4f4", "#9a9a9a", "#d1495b"]), (0, 2)),
-    )  # fmt: skip
+        ("mask: 30 % of the genes of each cell", hidden, colours, (0, 2)),
+    )
     for axis, (title, matrix, colours, limits) in zip(axes, parts, strict=True):
         low, high = limits or (matrix[:, shown].min(), matrix[:, shown].max())
         image = axis.imshow(
