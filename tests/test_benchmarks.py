@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, results, study, sweeps, tables, workloads
+from benchmarks import results, study, sweeps, tables, workloads
 from mam_kernels.testing import agreement, side_by_side
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.paper import PaperMasking
@@ -103,53 +103,6 @@ def test_results_go_where_they_are_asked_to(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     assert results.folder(None) == tmp_path
     assert results.folder(tmp_path / "named") == tmp_path / "named"
-
-
-def test_the_gpu_measurements_run(monkeypatch):
-    def replay(contender):
-        return Contender(
-            lambda: [contender.function(*inputs) for inputs in contender.inputs],
-            calls=len(contender.inputs),
-        )
-
-    monkeypatch.setattr(gpu.measure, "as_cuda_graph", replay)
-    sizes = gpu.Sizes(
-        cells=4,
-        positions=64,
-        paper_cells=2,
-        token_cells=2,
-        token_positions=32,
-        width=16,
-        latents=6,
-        heads=2,
-        samples=3,
-    )
-    sections, failures = gpu._sections(sizes, "cpu", seconds=0.0)
-    assert not failures
-    assert [{row.what for row in rows} for rows in sections.values()] == [
-        {
-            "forward, as called",
-            "forward, graph replay",
-            "forward + backward, as called",
-            "forward + backward, graph replay",
-        },
-        {
-            "forward, as called",
-            "forward, graph replay",
-            "forward + backward, as called",
-            "forward + backward, graph replay",
-        },
-        {"draw, as called", "draw, graph replay"},
-    ]
-
-
-def test_floors_are_the_larger_of_bytes_and_products():
-    reached = gpu.Ceilings(copy_bytes_a_second=4e12, matmul_flops_a_second=8e14)
-    assert reached.floor_us(4e6, 0.0) == pytest.approx(1.0)
-    assert reached.floor_us(4e6, 8e9) == pytest.approx(10.0)
-    assert gpu.floors(gpu.Sizes(), reached)["value path, dense"] == pytest.approx(
-        9 * 512 * 20000 / 4e6
-    )
 
 
 def test_the_documentation_shows_the_committed_measurements():
