@@ -21,6 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def plan(rehearse: bool) -> tuple[list[Stage], Background]:
     """The stages in their order, and the build beside them."""
     where = ["--device=cpu", "--tiny"] if rehearse else ["--device=cuda"]
+    slower = 20 if rehearse else 1  # interpreters take their time
     environment = {
         "triton": {"TRITON_INTERPRET": "1"} if rehearse else {},
         "cuda": {},
@@ -35,7 +36,7 @@ def plan(rehearse: bool) -> tuple[list[Stage], Background]:
         return Stage(
             title,
             command,
-            seconds,
+            slower * seconds,
             environment[backend] | tests,
             needs_background=backend == "cuda",
         )
