@@ -7,6 +7,7 @@ all of it runs on a CPU at tiny sizes: Triton by its interpreter, CUDA on the ho
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,8 @@ def _build(rehearse: bool) -> Background:
 
 
 def _capability() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "90"
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
     return found[0].replace(".", "") if found else "90"
