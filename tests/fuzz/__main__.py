@@ -6,9 +6,12 @@ Exit status: 0 nothing found, 1 something found, 2 wrong arguments.
 import argparse
 import time
 
-from .families import FAMILIES, PLANTED
+from . import sanitized
+from .families import FAMILIES, PLANTED, ready
 from .parent import Crash, Run
-from .sanitized import environment as sanitized
+
+ASAN_SHARE = 0.2  # of the time of a whole run, where the compiler has AddressSanitizer
+IN_PLAIN_PYTHON = ("h5ad_files", "weight_files", "run_folders", "settings_files", "objects")
 
 
 def main() -> int:
@@ -22,7 +25,10 @@ def main() -> int:
         help=f"a family; may be repeated: {', '.join(FAMILIES)}",
     )  # fmt: skip
     parser.add_argument(
-        "--asan", action="store_true", help="with AddressSanitizer in the C++, built when needed"
+        "--asan",
+        action=argparse.BooleanOptionalAction,
+        help="all of it with AddressSanitizer in the C++, or none; default: the last fifth of a "
+        "run of all families",
     )
     parser.add_argument(
         "--no-shrink", action="store_true", help="leave failures as they were found"
@@ -31,25 +37,38 @@ def main() -> int:
         "--case", metavar="NAME:CASE", help="run one case again, as a failure's line says"
     )
     options = parser.parse_args()
-    environment = sanitized() if options.asan else {}
     # numbers of a run begin far from those of any other
     seed = (time.time_ns() // 1000) % 10**12 if options.seed is None else options.seed
-    run = Run(seed, environment, shrink=not options.no_shrink)
+    run = Run(seed, sanitized.environment() if options.asan else {}, shrink=not options.no_shrink)
     try:
         if options.case:
             return _again(run, parser, options.case)
-        start = time.monotonic()
-        run.go(options.only or FAMILIES, options.seconds)
+        _run(run, options)
     except KeyboardInterrupt:
         print("interrupted")
     finally:
         run.close()
     print("\n" + run.table())
-    print(f"cases from number {seed} on, in {time.monotonic() - start:.0f} s")
     for failure in run.failures.values():
         print(f"\n{failure}")
-    print(f"\n{len(run.failures)} kinds of failure")
+    seconds = sum(run.seconds.values())
+    print(f"\ncases from number {seed} on, {seconds:.0f} s: {len(run.failures)} kinds of failure")
     return 1 if run.failures else 0
+
+
+def _run(run: Run, options: argparse.Namespace) -> None:
+    names, missing = ready()
+    if missing and not options.only:
+        print(f"without the families of files, which need {', '.join(missing)}")
+    share = 0.0
+    if options.asan is None and not options.only and sanitized.runtime() is not None:
+        share = ASAN_SHARE
+    run.go(options.only or names, (1 - share) * options.seconds)
+    if share:
+        print("with AddressSanitizer; it is built first where it is not there")
+        run.use(sanitized.environment())
+        in_cpp = [name for name in names if name not in IN_PLAIN_PYTHON]
+        run.go(in_cpp, share * options.seconds, label="asan ")
 
 
 def _again(run: Run, parser: argparse.ArgumentParser, case: str) -> int:

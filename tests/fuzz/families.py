@@ -1,6 +1,7 @@
 """Every family by its name. One is loaded when it is run."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 
 from .source import Source
@@ -26,6 +27,16 @@ PLANTED = {  # known faults: not part of a run, for the tests of the attack itse
     "planted_crash": ("planted:crash", 1),
     "planted_wrong": ("planted:wrong", 1),
 }
+
+
+NEEDED_BY_FILES = ("anndata", "lightning", "safetensors", "typer", "yaml")
+
+
+def ready() -> tuple[list[str], list[str]]:
+    """The families that can run here, and the packages that the others miss."""
+    missing = [name for name in NEEDED_BY_FILES if importlib.util.find_spec(name) is None]
+    of_files = [name for name, (where, _) in FAMILIES.items() if where.startswith("files:")]
+    return [name for name in FAMILIES if not missing or name not in of_files], missing
 
 
 def load(name: str) -> Callable[[Source], str]:

@@ -147,6 +147,7 @@ class Run:
         self.seconds: Counter[str] = Counter()
         self.failures: dict[tuple[str, str], Failure] = {}
         self.chunks = 0
+        self.label = ""
         self._next: dict[str, int] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="mam-fuzz-")
         self.child = Child(Path(self._folder.name), environment)
@@ -156,14 +157,29 @@ class Run:
         self.child.stop()
         self._folder.cleanup()
 
-    def go(self, names: Iterable[str], seconds: float, *, say: bool = True) -> None:
-        """Run the families in turn, each for its share of the time."""
+    def use(self, environment: dict[str, str]) -> None:
+        """From now on in a child with this environment."""
+        self.child.stop()
+        self.child = Child(Path(self._folder.name), environment)
+
+    def go(
+        self, names: Iterable[str], seconds: float, *, label: str = "", say: bool = True
+    ) -> None:
+        """Run the families in turn, each for its share of the time.
+
+        Args:
+            names: of the families.
+            seconds: in all.
+            label: put before their names in the table.
+            say: print a line now and then.
+        """
         names, start = list(names), time.monotonic()
+        self.label = label
         shares = {name: {**FAMILIES, **PLANTED}[name][1] for name in names}
         said = start
         while (now := time.monotonic()) - start < seconds:
             # the family that is furthest behind its share
-            name = min(names, key=lambda each: self.seconds[each] / shares[each])
+            name = min(names, key=lambda each: self.seconds[label + each] / shares[each])
             self._chunk(name, min(CHUNK_SECONDS, seconds - (now - start)))
             if say and time.monotonic() - said > 15:
                 said = time.monotonic()
@@ -183,17 +199,17 @@ class Run:
         except Crash as crash:
             number = max(self.child.number(), first)
             self._next[name] = number + 1
-            self.tried[name] += number + 1 - first
-            self.endings[name, "crashed"] += 1
+            self.tried[self.label + name] += number + 1 - first
+            self.endings[self.label + name, "crashed"] += 1
             self._crashed(name, number, crash)
         else:
             self._next[name] = answer["next"]
-            self.tried[name] += answer["next"] - first
+            self.tried[self.label + name] += answer["next"] - first
             for ending, count in answer["endings"].items():
-                self.endings[name, ending] += count
+                self.endings[self.label + name, ending] += count
             for kind, entry in answer["failures"].items():
                 self._failed(name, kind, entry)
-        self.seconds[name] += time.monotonic() - start
+        self.seconds[self.label + name] += time.monotonic() - start
 
     def _failed(self, name: str, kind: str, entry: dict[str, Any]) -> None:
         known = self.failures.get((name, kind))
@@ -273,8 +289,8 @@ class Run:
             endings = {e: n for (family, e), n in self.endings.items() if family == name}
             spelled = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
             rate = self.tried[name] / max(self.seconds[name], 1e-9)
-            lines.append(f"{name:24}{self.tried[name]:>12,} inputs {rate:>7,.0f}/s   {spelled}")
-        lines.append(f"{'in all':24}{sum(self.tried.values()):>12,} inputs")
+            lines.append(f"{name:28}{self.tried[name]:>12,} inputs {rate:>7,.0f}/s   {spelled}")
+        lines.append(f"{'in all':28}{sum(self.tried.values()):>12,} inputs")
         return "\n".join(lines)
 
 
