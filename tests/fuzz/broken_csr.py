@@ -15,9 +15,18 @@ PARTS = ("crow", "col", "CSR")  # what a message may name besides the argument
 
 
 def read(
-    crow: np.ndarray, col: np.ndarray, data: np.ndarray, rows: int, positions: int
+    crow: np.ndarray,
+    col: np.ndarray,
+    data: np.ndarray,
+    rows: int,
+    positions: int,
+    *,
+    summed: bool = False,
 ) -> np.ndarray | None:
-    """The dense matrix that three arrays stand for; None if they stand for none."""
+    """The dense matrix that three arrays stand for; None if they stand for none.
+
+    A column twice in a row is none, or the sum of both where they are ``summed``.
+    """
     if crow.ndim != 1 or col.ndim != 1 or data.ndim != 1 or len(crow) != rows + 1:
         return None
     if (
@@ -33,9 +42,9 @@ def read(
     dense = np.zeros((rows, positions))
     for b in range(rows):
         span = slice(crow[b], crow[b + 1])
-        if len(set(col[span].tolist())) < crow[b + 1] - crow[b]:
+        if not summed and len(set(col[span].tolist())) < crow[b + 1] - crow[b]:
             return None
-        dense[b, col[span]] = data[span]
+        np.add.at(dense[b], col[span].astype(np.int64), data[span])
     return dense
 
 

@@ -96,8 +96,9 @@ def importance(source: Source) -> str:
     (ours,) = layouts.fields(got)
     steep = np.where(truth.undefined, np.inf, np.abs(sums)).max(axis=(1, 2), initial=0.0)
     undefined = case.broken()[:, None] | right.undefined | ~np.isfinite(steep)[:, None]
-    noise = (truth.logsumexp_allowed.max(axis=(1, 2), initial=0.0))[:, None] * right.values
-    oracles.check_near("importance", ours, right.values, right.allowed + noise, undefined)
+    noise = truth.logsumexp_allowed.max(axis=(1, 2), initial=0.0)[:, None] * right.values
+    allowed = np.nan_to_num(right.allowed + noise, nan=np.inf)
+    oracles.check_near("importance", ours, right.values, allowed, undefined)
     if (ours[~case.exists] != 0).any():
         raise Wrong("importance: not 0 where there is no token")
     return "right"
