@@ -16,7 +16,13 @@ SMALLEST_RELATIVE_WEIGHT = 1e-37  # documented: lighter positions count as this 
 KEY_MARGIN = 4e-6  # documented: how near the threshold a key may be decided either way
 EXPONENT_MARGIN = 2.5e-7  # documented: the same for each unit of |log(relative weight)|
 FLOOR = 2e-6  # documented: relative error allowed to any float32 result
+FLOOR_OF_FLOAT64 = 1e-12  # documented: and to any float64 one
 LARGEST_FLOAT32 = 3.4028234e38
+
+
+def floor_of(unit: float) -> float:
+    """The relative error that is allowed to results of this rounding unit."""
+    return FLOOR if unit > 1e-10 else FLOOR_OF_FLOAT64
 
 
 def philox(seed: int, c0: np.ndarray, c1: np.ndarray, step: int, stream: int) -> list[np.ndarray]:
@@ -169,7 +175,7 @@ def moments(values: np.ndarray, exists: np.ndarray, slope: np.ndarray, unit: flo
         width = width - np.where(there, kept, np.inf).min(axis=-1, initial=np.inf)
         width = np.where(empty, 0.0, width)
         noise = 8 * unit * (4 + steep)
-        floor = FLOOR * unit * 2.0**24
+        floor = floor_of(unit)
         rounded = 8 * unit * large  # what is lost of a value, or of a mean
         allowed = (
             noise * 2 + floor * _largest(log_partition),
@@ -234,7 +240,7 @@ def importance_of_scores(
         )
         off = np.minimum(8 * unit * (4 + size), 1.0)
         total = attention.sum(axis=(1, 2))
-        allowed = (attention * off).sum(axis=(1, 2)) + FLOOR * unit * 2.0**24 * total
+        allowed = (attention * off).sum(axis=(1, 2)) + floor_of(unit) * total
         allowed += 2e-37 * attention.shape[1] * attention.shape[2]
     largest = LARGEST_FLOAT32 if unit > 1e-10 else 1e308
     return Importance(total, allowed, ~(total < largest / 2))
@@ -284,8 +290,8 @@ def attention(
         logsumexp = np.where(empty, -np.inf, shift + np.log(partition))
         noise = 4 * unit * (8 + query.shape[-1]) * (1 + size.max(axis=-1, initial=0.0))
         large = np.abs(value).max(axis=1, initial=0.0)[:, None]  # (B, 1, H, d)
-        output_allowed = large * (noise[..., None] + 4 * narrow + FLOOR * unit * 2.0**24)
+        output_allowed = large * (noise[..., None] + 4 * narrow + floor_of(unit))
         undefined = ~(size.max(axis=-1, initial=0.0) < 1e37)
         undefined |= ~np.isfinite(large).all(axis=-1) | (large > 1e37).any(axis=-1)
-    logsumexp_allowed = 2 * noise + FLOOR * unit * 2.0**24 * np.where(empty, 0.0, np.abs(logsumexp))
+    logsumexp_allowed = 2 * noise + floor_of(unit) * np.where(empty, 0.0, np.abs(logsumexp))
     return Attended(output, logsumexp, score, output_allowed + 1e-44, logsumexp_allowed, undefined)
