@@ -1,13 +1,16 @@
 """Attention over scalar values, dense and CSR."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import mam_kernels as mam
 
 from . import layouts, numbers, oracles
-from .selection import backend
+from .selection import backend, flushing
 from .source import Source, Wrong
 
 
@@ -87,11 +90,29 @@ def attend(source: Source) -> str:
     valid, exists = layouts.flags(source, (rows, positions))
     options = {"valid": valid, "backend": backend(source, dtype)}
     source.calling("value_attention", values=values, slope=slope, **options)
-    got = mam.value_attention(values, slope, **options)
+    if source.chance(1):
+        return refuses_tangents(lambda x: mam.value_attention(values, x, **options), slope)
+    with flushing(source):
+        got = mam.value_attention(values, slope, **options)
     if any(part.dtype is not computed for part in got):
         raise Wrong(f"moments of dtypes {[part.dtype for part in got]}")
     check_moments(layouts.fields(*got), x, exists, a, unit_of(dtype))
     return "right"
+
+
+def refuses_tangents(call: Callable[[Tensor], object], x: Tensor) -> str:
+    """That a call refuses forward-mode differentiation.
+
+    Raises:
+        Wrong: it was computed, and the tangent lost.
+    """
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach().clone(), torch.ones(x.shape, dtype=x.dtype))
+        try:
+            call(dual)
+        except NotImplementedError:
+            return "refused"
+    raise Wrong("a tangent was lost")
 
 
 def check_moments(

@@ -14,6 +14,8 @@ FAMILIES = {  # name: where its cases are made, and the share of the time that i
     "inclusion_probabilities": ("inclusion:probabilities", 2),
     "values_module": ("steps:values", 3),
     "embeddings_module": ("steps:embeddings", 2),
+    "gradients_module": ("gradients:step", 2),
+    "gradients_attention": ("gradients:attention", 2),
     "broken_csr": ("broken_csr:attend", 3),
     "operations": ("operations:call", 3),
     "objects": ("objects:call", 2),

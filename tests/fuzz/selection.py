@@ -1,5 +1,8 @@
 """``sample_without_replacement`` on weights, counts and random words of every kind."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -42,6 +45,17 @@ def backend(source: Source, dtype: torch.dtype) -> str | None:
     return chosen if dtype is not torch.float64 or chosen == "reference" else None
 
 
+@contextlib.contextmanager
+def flushing(source: Source) -> Iterator[None]:
+    """At times with ``torch.set_flush_denormal``, which changes no result."""
+    flush = source.chance(5)
+    torch.set_flush_denormal(flush)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def may_be_drawn(weights: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Weights that are finite and at least the smallest normal number, as documented."""
     smallest = 2.0**-1022 if dtype is torch.float64 else 2.0**-126
@@ -60,7 +74,8 @@ def sample(source: Source) -> str:
     words, random = random_words(source, rows)
     options = {"valid": valid, **words, "backend": backend(source, dtype)}
     source.calling("sample_without_replacement", weights=weights, num_samples=k, **options)
-    mask = mam.sample_without_replacement(weights, k, **options)
+    with flushing(source):
+        mask = mam.sample_without_replacement(weights, k, **options)
     if mask.dtype is not torch.bool:
         raise Wrong(f"mask of dtype {mask.dtype}")
     drawable = exists & may_be_drawn(truth, dtype)
