@@ -301,7 +301,8 @@ class MultinomialAttentionMasking(nn.Module):
             out_bias,
         )
         checks.require_whole([self.latents])
-        parameters = Parameters(*(x.to(dtype) for x in parameters))
+        if any(x.dtype != dtype for x in parameters):
+            parameters = Parameters(*(x.to(dtype) for x in parameters))
         if self.slope_norm is not None:
             with without_autocast(self.latents.device):
                 return collapse.with_slope_norm(parameters, self.num_heads, self.slope_norm)
