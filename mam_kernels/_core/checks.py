@@ -103,15 +103,15 @@ def no_forward_mode(*_: object) -> None:
 
 
 def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool = True) -> Tensor:
-    """A floating-point tensor of the given rank; ``shape`` is how it is spelled in the message."""
+    """A floating-point tensor of the given rank; ``shape`` is how it is spelled in messages."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name}: expected a floating-point tensor of shape {shape}; got {describe(x)}"
         )
     if x.is_nested or isinstance(x, MaskedTensor):
         raise TypeError(
-            f"{name}: expected a plain tensor of shape {shape}, padded where rows are shorter, with "
-            f"valid to say where; got {describe(x)}"
+            f"{name}: expected a plain tensor of shape {shape}, padded where rows are shorter, "
+            f"with valid to say where; got {describe(x)}"
         )
     if x.dtype not in FLOATING:
         raise TypeError(
@@ -187,7 +187,8 @@ def require_flags(
         return None
     if not isinstance(x, Tensor) or x.dtype != torch.bool or x.is_nested:
         raise TypeError(
-            f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; got {describe(x)}"
+            f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; "
+            f"got {describe(x)}"
         )
     require_shape(name, x, (rows, positions), "(B, L)")
     require_device(name, x, device, "the data")
@@ -204,7 +205,8 @@ def require_finite(name: str, x: Tensor, valid: Tensor | None = None) -> None:
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"{name}: expected finite values; got {x[where].item()} at index {where} ({int(bad.sum())} in all)"
+            f"{name}: expected finite values; got {x[where].item()} at index {where} "
+            f"({int(bad.sum())} in all)"
         )
 
 

@@ -256,7 +256,6 @@ def test_a_step_is_the_same_in_one_call_and_composed(visible, sparse, maskable, 
         "sample_ids": torch.tensor([4, 2, 9, 2**31]),
     }
 
-
     def run() -> tuple[mam.MaskingOutput, tuple[torch.Tensor, ...]]:
         out = module(tokens, **options)
         return out, torch.autograd.grad(out.context.sum() + out.penalty, list(module.parameters()))
