@@ -342,8 +342,12 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t index = blockIdx.x / chunks;
   const Row row = row_of(values, valid, index);
   const Series series = kept[index].series;
-  const Chosen chosen{slope, normalizer + index * num_slopes, latents,
-                      heads, num_chosen * heads,              num_slopes / heads};
+  const Chosen chosen{slope,
+                      normalizer + index * num_slopes,
+                      latents,
+                      heads,
+                      num_chosen * heads,
+                      num_slopes / heads};
   float* out = importance + index * values.positions;
 
   for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads)

@@ -44,6 +44,7 @@ def one(
         return x
     wanted = " or ".join(str(dtype) for dtype in dtypes)
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    sizes += "," if len(shape) == 1 else ""
     where = "" if device is None else f" on {device}"
     message = f"{name}: expected a dense tensor, {wanted} of shape ({sizes}){where}; got "
     kind = TypeError if x.dtype not in dtypes or x.layout is not torch.strided else ValueError
