@@ -51,8 +51,8 @@ wheel: $(VENV)/engine.stamp ## a manylinux wheel in dist/, with the CUDA kernels
 	PATH="$(abspath $(IN)):$$PATH" $(IN)python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 	@ls -l dist
 
-gpu: ## on a machine with an NVIDIA GPU and its own torch: build in place, test, measure; no network needed
-	bash benchmarks/on_gpu.sh
+gpu: ## on a machine with an NVIDIA GPU and its own torch: check and measure every kernel (7 min)
+	$(or $(PYTHON_GPU),python3) -m benchmarks.gpu
 
 bench: $(VENV)/dev.stamp ## measure this machine's CPU: side-by-side study, sweeps, share of a step, micro-benchmarks
 	$(IN)python -m benchmarks.study
@@ -61,8 +61,8 @@ bench: $(VENV)/dev.stamp ## measure this machine's CPU: side-by-side study, swee
 	$(IN)python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -q
 
 docs: $(VENV)/docs.stamp ## the site in docs/_build; no network needed once installed
-	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build
-	@echo "Written: docs/_build/index.html"
+	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Written: docs/_build/html/index.html"
 
 lint: $(VENV)/lint.stamp $(VENV)/engine.stamp ## style, formatting and types
 	$(IN)ruff check $(LINTED)
