@@ -10,9 +10,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ._core import checks
+from ._core.precision import without_autocast
 
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 """Hooks before the forward pass that compute the weight, and do nothing else."""
+
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,19 +49,23 @@ def _by_application(
     name: str, module: nn.Module, in_features: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of an affine module, from what it returns."""
+    if any(isinstance(x, DROPOUT) and x.training and x.p > 0 for x in module.modules()):
+        raise ValueError(
+            f"{name}: expected a module that is affine, so that its weights can be read; got "
+            f"{type(module).__name__} with dropout inside, which has to be 0 in training"
+        )
     unit = torch.eye(in_features, dtype=like.dtype, device=like.device)
-    with torch.autocast(device_type=like.device.type, enabled=False):
+    with without_autocast(like.device):
         images = module(torch.cat([torch.zeros_like(unit[:1]), unit, -unit]))
     bias, positive, negative = images.split((1, in_features, in_features))
-    looked_at = like.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looked_at or checks.values_are_checked():
+    if checks.can_be_looked_at(like.device):
         with torch.no_grad():
             error = (positive + negative - 2 * bias).abs().max()
             allowed = 64 * torch.finfo(images.dtype).eps * images.abs().max()
         if bool(error > allowed):
             raise ValueError(
                 f"{name}: expected a module that is affine, so that its weights can be read; got "
-                f"{type(module).__name__}, which is not (dropout inside it has to be 0)"
+                f"{type(module).__name__}, which is not"
             )
     return (positive - bias).t(), bias[0]
 

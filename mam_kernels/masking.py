@@ -15,6 +15,7 @@ from . import effective_weights
 from ._core import checks
 from ._core.call import Choice, Parameters, Weighting
 from ._core.dispatch import named
+from ._core.precision import autocast_dtype, without_autocast
 from ._core.registration import refuse_compiled_transforms
 from .ops.latent_attention import composed as token_path
 from .ops.latent_attention.step import masking as mask_tokens
@@ -302,7 +303,7 @@ class MultinomialAttentionMasking(nn.Module):
         checks.require_whole([self.latents])
         parameters = Parameters(*(x.to(dtype) for x in parameters))
         if self.slope_norm is not None:
-            with torch.autocast(device_type=self.latents.device.type, enabled=False):
+            with without_autocast(self.latents.device):
                 return collapse.with_slope_norm(parameters, self.num_heads, self.slope_norm)
         return parameters
 
@@ -310,9 +311,7 @@ class MultinomialAttentionMasking(nn.Module):
         """Tokens in the type of the computation, which is that of autocast where it is on, and the
         parameters in float32 or better.
         """
-        device = tokens.device.type
-        if torch.is_autocast_enabled(device):
-            tokens = tokens.to(torch.get_autocast_dtype(device))
+        tokens = tokens.to(autocast_dtype(tokens))
         return tokens, self._read_parameters(torch.promote_types(tokens.dtype, torch.float32))
 
     @torch.no_grad()

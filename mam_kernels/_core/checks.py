@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.masked import MaskedTensor
 
 from .call import Cells, Draw
 
@@ -62,15 +63,21 @@ def describe(x: object) -> str:
     if isinstance(x, Tensor):
         if x.is_nested:
             return f"a nested tensor of {x.dtype} on {x.device}"
+        if isinstance(x, MaskedTensor):
+            return f"a MaskedTensor of {x.dtype} on {x.device}"
         return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
+    if _is_array(x):
         return f"{type(x).__name__} of {x.dtype} and shape {tuple(x.shape)}"
     return f"{type(x).__name__} {shortened(x)}"
 
 
+def _is_array(x: object) -> bool:
+    return hasattr(x, "dtype") and bool(getattr(x, "shape", ()))
+
+
 def shortened(x: object, width: int = 200) -> str:
     """The ``repr`` of something in one line; arrays and tensors as ``describe`` has them."""
-    if isinstance(x, Tensor) or (hasattr(x, "dtype") and hasattr(x, "shape") and x.shape):
+    if isinstance(x, Tensor) or _is_array(x):
         return describe(x)
     line = " ".join(repr(x).split())
     return line if len(line) <= width else f"{line[:width]}..."
@@ -84,10 +91,15 @@ def refuse_forward_mode(arguments: Iterable[object]) -> None:
         return
     for x in arguments:
         if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
-            raise NotImplementedError(
-                "forward-mode derivatives (jvp, jacfwd, hessian) are not computed; use reverse "
-                "mode (grad, vjp, jacrev)"
-            )
+            no_forward_mode()
+
+
+def no_forward_mode(*_: object) -> None:
+    """Refuse forward-mode differentiation."""
+    raise NotImplementedError(
+        "forward-mode derivatives (jvp, jacfwd, hessian) are not computed; use reverse mode "
+        "(grad, vjp, jacrev)"
+    )
 
 
 def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool = True) -> Tensor:
@@ -96,9 +108,9 @@ def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool
         raise TypeError(
             f"{name}: expected a floating-point tensor of shape {shape}; got {describe(x)}"
         )
-    if x.is_nested:
+    if x.is_nested or isinstance(x, MaskedTensor):
         raise TypeError(
-            f"{name}: expected a tensor of shape {shape}, padded where rows are shorter, with "
+            f"{name}: expected a plain tensor of shape {shape}, padded where rows are shorter, with "
             f"valid to say where; got {describe(x)}"
         )
     if x.dtype not in FLOATING:
@@ -259,7 +271,7 @@ def row_counts(name: str, x: object, rows: int, positions: int, device: torch.de
         require_device(name, x, device, "the data")
         # A narrow type cannot hold the bound itself.
         x = x.to(torch.int64)
-        if _can_be_looked_at(device) and rows and (int(x.min()) < 0 or int(x.max()) > positions):
+        if can_be_looked_at(device) and rows and (int(x.min()) < 0 or int(x.max()) > positions):
             raise ValueError(
                 f"{name}: expected {required}; got values from {int(x.min())} to {int(x.max())}"
             )
@@ -271,7 +283,7 @@ def row_counts(name: str, x: object, rows: int, positions: int, device: torch.de
     return torch.full((rows,), x, dtype=torch.int32, device=device)
 
 
-def _can_be_looked_at(device: torch.device) -> bool:
+def can_be_looked_at(device: torch.device) -> bool:
     """Whether values are there to be looked at, and that waits for no GPU."""
     if device.type == "meta" or torch.compiler.is_compiling():
         return False
@@ -288,7 +300,7 @@ def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
     if x.dim() != 1 or x.shape[0] < 1:
         raise ValueError(f"{name}: expected {required}; got {describe(x)}")
     require_device(name, x, device, "the data")
-    if _can_be_looked_at(device) and (
+    if can_be_looked_at(device) and (
         int(x.min()) < 0 or int(x.max()) >= size or x.unique().numel() != x.numel()
     ):
         raise ValueError(f"{name}: expected {required}; got {x.tolist()}")
@@ -347,6 +359,8 @@ def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Te
         raise TypeError(
             f"{name}: expected an int or an integer tensor of one element; got {describe(x)}"
         )
+    if not isinstance(x, (int, torch.SymInt)):
+        x = int(x)  # an integer of numpy, which overflows
     if x < low or x >= high:
         raise ValueError(f"{name}: expected an int in [{low}, {high}); got {x}")
     return as_tensor(x if x < 2**63 else x - 2**64)

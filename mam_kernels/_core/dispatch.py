@@ -42,10 +42,11 @@ IMPLEMENTATIONS = {
     "sample_without_replacement": ("selection", "select"),
     "draw_latents": ("selection", "draw_latents"),
     "inclusion_probabilities": ("inclusion", "probabilities"),
+    "inclusion_probabilities_backward": ("inclusion", "backward"),
 }
 """Operation -> the folder and the function that implement it in each backend's file."""
 
-REFERENCE_ALONE = ("inclusion_probabilities",)
+REFERENCE_ALONE = ("inclusion_probabilities", "inclusion_probabilities_backward")
 """Operations that other backends have no kernels for."""
 
 AUTOMATIC = ""

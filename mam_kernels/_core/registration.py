@@ -133,6 +133,7 @@ class Operation:
             "forward": staticmethod(self.overload),
             "setup_context": staticmethod(setup_context),
             "backward": staticmethod(flat_backward),
+            "jvp": staticmethod(checks.no_forward_mode),
             "generate_vmap_rule": True,
         }
         self._transformable = type(self.name, (torch.autograd.Function,), members)

@@ -3,11 +3,15 @@
 Nothing falls back in silence.
 """
 
+import asyncio
+import contextvars
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -271,6 +275,67 @@ def test_use_backend_is_restored_after_an_exception():
     with pytest.raises(KeyError), mam.use_backend("reference"):
         raise KeyError
     assert dispatch.requested() == dispatch.AUTOMATIC
+
+
+def test_use_backend_holds_in_its_thread_alone():
+    inside, asked = threading.Event(), threading.Event()
+    found = []
+
+    def named() -> None:
+        with mam.use_backend("reference"):
+            inside.set()
+            asked.wait(30)
+            found.append(chosen())
+
+    thread = threading.Thread(target=named)
+    thread.start()
+    assert inside.wait(30)
+    elsewhere = chosen()  # while the other thread is inside
+    asked.set()
+    thread.join()
+    assert found == ["reference"]
+    assert elsewhere == ("cpu" if has_cpu else "reference")
+    assert dispatch.requested() == dispatch.AUTOMATIC
+
+
+def test_use_backend_holds_in_its_task_alone():
+    async def named(name: str, inside: asyncio.Barrier) -> str:
+        with mam.use_backend(name):
+            await inside.wait()
+            await asyncio.sleep(0)
+            return dispatch.requested()
+
+    async def tasks() -> list[str]:
+        inside = asyncio.Barrier(4)
+
+        async def unnamed() -> str:
+            await inside.wait()
+            return dispatch.requested()
+
+        names = ("reference", "triton", "cpu")
+        return await asyncio.gather(*(named(name, inside) for name in names), unnamed())
+
+    assert asyncio.run(tasks()) == ["reference", "triton", "cpu", dispatch.AUTOMATIC]
+
+
+def test_threads_that_start_inside_do_not_inherit_and_contexts_that_are_copied_do():
+    with mam.use_backend("reference"):
+        copied = contextvars.copy_context()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(dispatch.requested).result() == dispatch.AUTOMATIC
+    assert copied.run(dispatch.requested) == "reference"
+
+
+@pytest.mark.parametrize("kind", ["values", "embeddings"])
+def test_the_backend_of_a_masking_step_runs_its_backward_pass_too(kind):
+    module = mam.MultinomialAttentionMasking(None if kind == "values" else 4, 8, 4, 2)
+    tokens = torch.rand(2, 9) if kind == "values" else torch.rand(2, 9, 4)
+    for inside in ("reference", None):
+        with mam.use_backend(inside):
+            out = module(tokens, seed=1)
+        with mam.use_backend("cuda"):  # which runs nowhere on this tensor
+            out.context.sum().backward()
+    assert module.latents.grad is not None
 
 
 def test_an_argument_wins_over_use_backend():

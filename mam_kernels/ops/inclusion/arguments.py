@@ -17,9 +17,7 @@ def probabilities(weights: Tensor, num_samples: Tensor, valid: Tensor | None) ->
     return weights, num_samples, flags("valid", valid, rows, positions, device)
 
 
-def probabilities_backward(
-    grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor
-) -> tuple:
+def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -> tuple:
     """grad and probability as weights (B, L), time float64 (B,)."""
     one("weights", weights, FLOATING, (None, None), None)
     shape, device, kinds = weights.shape, weights.device, (torch.float32, torch.float64)

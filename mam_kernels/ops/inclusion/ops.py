@@ -9,7 +9,6 @@ from torch import Tensor
 from ..._core import checks
 from ..._core.dispatch import chosen, implementation, named
 from ..._core.registration import Operation, no_second_derivative
-from . import arguments, reference
 
 
 def _run(
@@ -31,9 +30,10 @@ def _fake(weights: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 def _run_backward(
     grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor, backend: str
 ) -> Tensor:
-    parts = arguments.probabilities_backward(grad, weights, probability, time)
-    gradient = reference.probabilities_backward(*parts)
-    return gradient.to(weights.dtype)
+    if weights.numel() == 0:
+        return weights.new_zeros(weights.shape)
+    run = implementation("inclusion_probabilities_backward", backend, weights)
+    return run(grad, weights, probability, time)
 
 
 def _fake_backward(grad: Tensor, weights: Tensor, *_: object) -> Tensor:
@@ -65,9 +65,9 @@ def _save(ctx, parts: list, results: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward(ctx, grad: Tensor | None, _time: Tensor | None) -> dict[str, Tensor]:
-    return {} if grad is None else {
-        "weights": probabilities_backward(grad, *ctx.saved_tensors, ctx.backend)
-    }
+    if grad is None:
+        return {}
+    return {"weights": probabilities_backward(grad, *ctx.saved_tensors, ctx.backend)}
 
 
 probabilities = Operation(

@@ -59,17 +59,15 @@ def probabilities(
     return drawn.to(dtype), (time / largest.clamp(min=torch.finfo(torch.float64).tiny)).detach()
 
 
-def probabilities_backward(
-    grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor
-) -> Tensor:
+def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -> Tensor:
     """``t exp(-u) (G - sum G g / sum g)`` with ``u = w t`` and ``g = u exp(-u)``; (B, L), 0 where a
     position is never drawn, and in rows that are drawn whole.
     """
     finite = torch.isfinite(time)[:, None]
-    drawn = (probability > 0) & finite
+    drawn, dtype = (probability > 0) & finite, weights.dtype
     weights = torch.where(drawn, weights, 0.0).to(torch.float64)
     time = torch.where(finite, time[:, None], 0.0)
     u = weights * time
     g = u * torch.exp(-u)
     average = (grad * g).sum(dim=-1, keepdim=True) / g.sum(dim=-1, keepdim=True).clamp(min=1e-300)
-    return torch.where(drawn, time * torch.exp(-u) * (grad - average), 0.0)
+    return torch.where(drawn, time * torch.exp(-u) * (grad - average), 0.0).to(dtype)

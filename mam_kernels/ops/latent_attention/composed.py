@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..._core.call import Choice, Draw, Parameters, TokenState, Weighting
 from ..._core.dispatch import implementation
+from ..._core.precision import without_autocast
 from ..selection.ops import completed
 from .ops import attend, attend_backward
 
@@ -57,7 +58,7 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, TokenState]:
     """Mask, importance, context, penalty, and the state."""
     shape, device = (tokens.shape[0], tokens.shape[1]), tokens.device
-    with torch.autocast(device_type=device.type, enabled=False):
+    with without_autocast(device):
         query, weight, value_bias = fold(parameters, heads, tokens.dtype)
         keys_values = project(tokens, weight, heads)
         key, value = keys_values.unbind(dim=2)
@@ -153,7 +154,7 @@ def step_backward(
 ) -> tuple[Tensor | None, Parameters]:
     """The gradient of the tokens, None unless it is wanted, and those of the parameters."""
     rows, width, compute = tokens.shape[0], parameters.latents.shape[1], tokens.dtype
-    with torch.autocast(device_type=tokens.device.type, enabled=False):
+    with without_autocast(tokens.device):
         query, weight, value_bias = fold(parameters, heads, compute)
         attended = state.visible if state.visible.dim() == 2 else valid
         occupied = _occupied(attended, tokens.shape[:2], value_bias)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 from ..._core.dispatch import implementation
+from ..._core.precision import without_autocast
 from ..selection.ops import completed
 from . import collapse
 from .arguments import state_size as state_size
@@ -67,7 +68,7 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mask, importance, context, penalty, and the state."""
     dtype, device = cells.accumulated, cells.values.device
-    with torch.autocast(device_type=device.type, enabled=False):
+    with without_autocast(device):
         projected = collapse.project(parameters, heads)
         slope, directions, constant = (x.to(dtype) for x in projected[:3])
         choice = completed(
@@ -154,7 +155,7 @@ def step_backward(
         kept.second,
         kept.gram,
     )
-    with torch.autocast(device_type=state.device.type, enabled=False):
+    with without_autocast(state.device):
         *incoming, grad_out_bias = (
             x.to(exact) for x in collapse.context_backward(*(x.to(computed) for x in inputs))
         )
