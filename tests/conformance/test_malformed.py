@@ -594,15 +594,14 @@ def test_strides_of_every_argument_are_honoured(op, backend, device):
 
 @pytest.mark.parametrize("op", ["scalar_masking", "attention_importance", "token_masking"])
 def test_latents_out_of_range_are_refused_or_stay_in_bounds(op, backend, device):
-    if device.type != "cpu":
-        pytest.skip("a crash on the GPU would take the whole process along")
-    name, calls = "latents" if op == "attention_importance" else "choice_latents", {}
+    name = "latents" if op == "attention_importance" else "choice_latents"
     for latent in (N, -1, 2**40, -(2**40)):
-        arguments = sound_arguments(op, device) | {name: torch.tensor([0, latent])}
-        calls[str(latent)] = functools.partial(getattr(ops, op), **arguments, backend=backend)
-    for latent, outcome in in_child(calls).items():
-        if backend in ("cpu", "reference") or op != "attention_importance":
+        latents = torch.tensor([0, latent], device=device)
+        arguments = sound_arguments(op, device) | {name: latents}
+        call = functools.partial(getattr(ops, op), **arguments, backend=backend)
+        if device.type == "cpu":
             expected = f"ValueError: latents: expected indices in [0, {N}); got {latent}"
-            assert outcome == expected
-        else:
-            assert outcome == "returned", latent
+            assert in_child({"call": call}) == {"call": expected}
+        else:  # nobody waits to look at them: the nearest that exist stand for them
+            call()
+            torch.cuda.synchronize()
