@@ -150,9 +150,18 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
         )
     valid = require_flags("valid", valid, rows, positions, values.device)
     if values.layout == torch.sparse_csr:
-        entries = values.values()
+        entries, crow = values.values(), values.crow_indices()
+        if len(crow) != rows + 1:
+            raise ValueError(
+                f"{name}: expected {rows + 1} offsets in crow, for {rows} rows; got {len(crow)}"
+            )
+        if len(entries) > rows * positions:
+            raise ValueError(
+                f"{name}: expected at most {rows * positions} stored entries, one a place; got "
+                f"{len(entries)}"
+            )
         require_finite(name, entries)
-        return Cells(entries, values.crow_indices(), values.col_indices(), valid, positions)
+        return Cells(entries, crow, values.col_indices(), valid, positions)
     if values.layout != torch.strided:
         raise TypeError(
             f"{name}: expected a dense tensor or sparse CSR; got layout {values.layout}"
