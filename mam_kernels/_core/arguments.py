@@ -134,8 +134,8 @@ def checked_choice(
 
 
 def existing(latents: Tensor, num_latents: int) -> Tensor:
-    """Indices of latents that exist: on the CPU others are an error, on a GPU, where nobody waits
-    to look at them, the nearest stand for them.
+    """Indices of latents that exist. On the CPU others are an error; on a GPU they become the
+    nearest that exist, which needs no synchronisation.
     """
     if latents.device.type == "cpu":
         require_indices("latents", latents, num_latents)

@@ -38,7 +38,7 @@ _values_are_checked = os.environ.get("MAM_CHECK_VALUES", "") not in ("", "0")
 @contextlib.contextmanager
 def check_values(enabled: bool = True) -> Iterator[None]:
     """While active, arguments are also searched for NaN, infinite, negative or out-of-range values
-    where these are errors.
+    where these are errors, and the indices of CSR matrices on every device.
 
     Costs a pass over the arguments and, on a GPU, a synchronisation. It holds for the whole
     process, as ``MAM_CHECK_VALUES=1`` does.

@@ -409,8 +409,8 @@ void check_fused() {
   expect(drawn == 0, "short rows take the general way");
 }
 
-// What scalar tokens leave of attention: each function against one line of double arithmetic for
-// each output, and its gradients against differences of that along a random direction.
+// Closed form of attention over scalar tokens: each function against one line of double arithmetic
+// for each output, and its gradients against differences of that along a random direction.
 using Doubles = std::vector<double>;
 
 struct Sizes {
