@@ -7,8 +7,6 @@ results is saved with each run.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -297,6 +295,14 @@ class Study(Section):
         description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal components",
     )
     jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
+    scheduler: str | None = Field(
+        None,
+        description="address of a dask scheduler whose workers do the runs, such as"
+        " tcp://host:8786; null: this machine",
+    )
+    retries: Natural = Field(
+        1, description="how often a run whose process died is started again, from its checkpoint"
+    )
 
 
 class Config(Section):
@@ -368,20 +374,6 @@ def fingerprint(config: Config, *sections: str) -> str:
     """
     settings = config.model_dump(mode="json", include=set(sections) or None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file whole or not at all: beside its place first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..config import Evaluation as Settings
-from ..config import write_atomically
 from ..data import Cells, folds
 from ..data.matrix import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS
+from ..storage import write_file, writing
 from . import fine_tuning, probing
 from .cross_validation import Say, scored, scored_positions, silent
 from .embedding import embed
@@ -167,7 +167,7 @@ def _embedded(
         cell_ids=cells.cell_ids,
         settings=np.array(key),
     )
-    write_atomically(folder / EMBEDDING, buffer.getvalue())
+    write_file(folder / EMBEDDING, buffer.getvalue())
     return features
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import write_atomically
 from ..errors import RunError
+from ..storage import write_file
 
 METRICS = ("accuracy", "macro_f1", "micro_f1")
 
@@ -93,7 +93,7 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        write_atomically(Path(path), self.to_json())
+        write_file(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":

@@ -195,38 +195,9 @@ def _notes(
 
 
 def _write(found: Interpretation, summary: Summary) -> None:
-    """The whole folder beside its place first, then in it."""
-    try:
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=found.folder.parent))
-    except OSError as error:
-        raise RunError(
-            f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can"
-        ) from error
-    try:
-        _fill(unfinished, found, summary)
-        unfinished.chmod(0o755)
-        _replace(found.folder, unfinished)
-    except OSError as error:
-        raise RunError(
-            f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace(folder: Path, finished: Path) -> None:
-    if not folder.exists():
-        os.replace(finished, folder)
-        return
-    earlier = Path(tempfile.mkdtemp(prefix=f".{folder.name}-earlier-", dir=folder.parent))
-    os.replace(folder, earlier / folder.name)
-    try:
-        os.replace(finished, folder)
-    except OSError:
-        os.replace(earlier / folder.name, folder)
-        raise
-    finally:
-        shutil.rmtree(earlier)
+    with writing(found.folder, "make room, or copy the run elsewhere"):
+        with new_folder(found.folder) as unfinished:
+            _fill(unfinished, found, summary)
 
 
 def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import Config, Evaluation, as_yaml, load_config, with_settings, write_atomically
+from ..config import Config, Evaluation, as_yaml, load_config, with_settings
 from ..errors import RunError
+from ..storage import write_file
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +26,8 @@ FREE_SETTINGS = (
     "study.baselines",
     "study.reference",
     "study.jobs",
+    "study.scheduler",
+    "study.retries",
     "evaluation.methods",
     "data.backed",
     "training.seed",
@@ -128,8 +131,8 @@ def open_study(folder: str | Path) -> Study:
 
 def save(study: Study) -> None:
     """Write the configuration and, after it, the record, each whole or not at all."""
-    write_atomically(study.folder / CONFIG, as_yaml(study.config))
-    write_atomically(study.folder / RECORD, json.dumps(study.record, indent=2, default=str) + "\n")
+    write_file(study.folder / CONFIG, as_yaml(study.config))
+    write_file(study.folder / RECORD, json.dumps(study.record, indent=2, default=str) + "\n")
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:

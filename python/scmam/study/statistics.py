@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import write_atomically
+from ..storage import write_file
 from .folder import RESULTS, SUMMARY, Study, baseline_file, evaluation_files, open_study, run_folder
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def summarize(folder: str | Path) -> "pandas.DataFrame":
     study = open_study(folder)
     scores = collect(study)
     table = summary_of(scores, study.config.study.reference)
-    write_atomically(study.folder / RESULTS, scores.to_csv(index=False))
-    write_atomically(study.folder / SUMMARY, table.to_csv(index=False))
+    write_file(study.folder / RESULTS, scores.to_csv(index=False))
+    write_file(study.folder / SUMMARY, table.to_csv(index=False))
     return table
 
 

@@ -14,10 +14,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..config import Training, write_atomically
+from ..config import Training
 from ..errors import RunError
 from ..objective import Losses
 from ..runs import METRIC_COLUMNS
+from ..storage import write_file
 from .module import rate_factor
 
 STEPS_TOGETHER = (
@@ -44,7 +45,7 @@ class MetricsFile:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
         kept = [row for row in rows if int(row[0]) <= step]
-        write_atomically(
+        write_file(
             self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept])
         )
 
