@@ -85,18 +85,21 @@ def read(path: str | os.PathLike, *kinds: str) -> Contents:
     metadata, tensors = read_safetensors(Path(path))
     if ENTRY not in metadata:
         raise WeightsError(
-            f"{path}: expected weights that mam_kernels saved; got a safetensors file of others ({listed(tensors)})"
+            f"{path}: expected weights that mam_kernels saved; got a safetensors file of others"
+            f" ({listed(tensors)})"
         )
     try:
         description = json.loads(metadata[ENTRY])
         layout, kind, arguments = (description[name] for name in ("format", "kind", "arguments"))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: expected format, kind and arguments in its header; got {metadata[ENTRY][:80]!r}"
+            f"{path}: expected format, kind and arguments in its header; got"
+            f" {metadata[ENTRY][:80]!r}"
         ) from error
     if layout != FORMAT:
         raise WeightsError(
-            f"{path}: expected format {FORMAT}, which mam_kernels {__version__} reads; got {layout!r}, of {description.get('version')}"
+            f"{path}: expected format {FORMAT}, which mam_kernels {__version__} reads; got"
+            f" {layout!r}, of {description.get('version')}"
         )
     if kind not in kinds:
         raise WeightsError(f"{path}: expected a {' or '.join(kinds)}; got a {kind}")
@@ -127,7 +130,8 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
                 )
             if objects := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
                 raise WeightsError(
-                    f"{path}: expected tensors and plain values; got objects, which could run code ({listed(objects)}); save a state dict"
+                    f"{path}: expected tensors and plain values; got objects, which could run code"
+                    f" ({listed(objects)}); save a state dict"
                 )
         return torch.load(path, map_location=map_location, weights_only=True)
     except WeightsError:
@@ -148,7 +152,15 @@ def fill(
         WeightsError: names or shapes are not the module's; nothing was changed.
     """
     wanted = module.state_dict()
-    problems = []
+    if not isinstance(tensors, Mapping):
+        raise WeightsError(f"{where}: expected tensors by name; got {type(tensors).__name__}")
+    problems = [
+        f"{name}, a {type(value).__name__}, instead of a tensor"
+        for name, value in tensors.items()
+        if not isinstance(value, Tensor)
+    ]
+    if problems:
+        raise WeightsError(f"{where}: expected tensors by name; got {problems[0]}")
     if missing := [name for name in wanted if name not in tensors]:
         problems.append(f"no {listed(missing)}")
     if extra := [name for name in tensors if name not in wanted]:
@@ -159,7 +171,8 @@ def fill(
             problems.append(f"{name}, {describe(found)}, instead of shape {tuple(own.shape)}")
     if problems:
         raise WeightsError(
-            f"{where}: expected the tensors of {type(module).__name__}; got {'; '.join(problems[:3])}"
+            f"{where}: expected the tensors of {type(module).__name__}; got"
+            f" {'; '.join(problems[:3])}"
         )
     module.load_state_dict(tensors, assign=assign)
 
@@ -169,7 +182,8 @@ def _safetensors() -> ModuleType:
         import safetensors.torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "mam_kernels.weights: needs the package safetensors; install it: pip install safetensors"
+            "mam_kernels.weights: needs the package safetensors; install it: pip install"
+            " safetensors"
         ) from error
     return safetensors
 
@@ -192,7 +206,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return dict(file.metadata() or {}), {
                 name: file.get_tensor(name).clone() for name in file.keys()
             }
-    except (files.SafetensorError, OSError) as error:
+    except (files.SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
         found = _found(path)
         reason = f" ({one_line(error)})" if found == DAMAGED else ""
         raise WeightsError(f"{path}: expected a safetensors file; got {found}{reason}") from error
@@ -239,9 +253,10 @@ def _safetensors_found(path: Path, size: int) -> str:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > size:
-            return f"a safetensors file cut short in its header: {size:,} bytes of {8 + length:,} or more"
+            least = f"{8 + length:,} or more"
+            return f"a safetensors file cut short in its header: {size:,} bytes of {least}"
         header = file.read(length)
-    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
         ends = [
             entry["data_offsets"][1]
             for name, entry in json.loads(header).items()

@@ -5,6 +5,8 @@ The command line prints them after ``error:`` and ends with status 2; anything e
 keeps its traceback.
 """
 
+WRONG_INPUT = 2  # exit status
+
 
 class ScmamError(ValueError):
     """Base of all of them."""
@@ -24,3 +26,10 @@ class RunError(ScmamError):
 
 class ReportError(ScmamError):
     """A report cannot be written where it was asked for, or there is nothing to report."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to install; None where a module of this project is missing, which is a defect."""
+    if error.name is None or error.name.partition(".")[0] in ("scmam", "mam_kernels"):
+        return None
+    return f'scmam needs the package {error.name}; pip install "mam-kernels[scmam]"'

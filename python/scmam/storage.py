@@ -53,6 +53,17 @@ def write_file(path: Path, contents: str | bytes) -> None:
         beside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder, if it is not there, and try whether it can be written to.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked_name(folder / "test", folder=False):
+        pass
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` at the end, or is removed after an error.

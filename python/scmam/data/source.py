@@ -78,10 +78,14 @@ class MemorySource(Source):
 
     def matrix(self, place: str) -> Matrix:
         if place not in self._matrices:
-            values = {"X": lambda: self._data.X, "raw": lambda: self._data.raw.X}.get(
-                place, lambda: self._data.layers[place]
-            )()
-            self._matrices[place] = MemoryMatrix(values)
+            data = self._data
+            values = (
+                data.X if place == "X" else data.raw.X if place == "raw" else data.layers[place]
+            )
+            try:
+                self._matrices[place] = MemoryMatrix(values)
+            except CellsError as error:
+                raise CellsError(f"{self.name}: {self.where(place)} {error}") from None
         return self._matrices[place]
 
     def var(self, place: str) -> "DataFrame":
@@ -104,9 +108,21 @@ class FileSource(Source):
             if self.has_raw:
                 self._var["raw"] = read_elem(file["raw/var"])
             self.log_base = _log_base(read_elem(file["uns/log1p"]) if "uns/log1p" in file else None)
+        for place in self.places:
+            self._check_sizes(place)
 
     def matrix(self, place: str) -> Matrix:
         return FileMatrix(self.path, {"X": "X", "raw": "raw/X"}.get(place, f"layers/{place}"))
+
+    def _check_sizes(self, place: str) -> None:
+        """Raise a `CellsError` unless the values belong to the tables."""
+        found, tables = self.matrix(place).shape, (len(self.obs), len(self.var(place)))
+        if found != tables:
+            raise CellsError(
+                f"{self.path}: {self.where(place)} has {found[0]} cells and {found[1]} genes, and"
+                f" its tables .obs and .var have {tables[0]} and {tables[1]}; the file is damaged:"
+                " write it again"
+            )
 
     def var(self, place: str) -> "DataFrame":
         return self._var["raw" if place == "raw" else "X"]

@@ -18,7 +18,7 @@ from ..data.matrix import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS
-from ..storage import write_file, writing
+from ..storage import require_writable, write_file, writing
 from . import fine_tuning, probing
 from .cross_validation import Say, scored, scored_positions, silent
 from .embedding import embed
@@ -83,7 +83,8 @@ def evaluate(
     Raises:
         ConfigError: a method that does not exist.
         CellsError: the cells lack genes of the run, or labels that allow the folds.
-        RunError: the run is not done, or damaged; or its fine-tuning diverges.
+        RunError: the run is not done, or damaged; its fine-tuning diverges; or its folder cannot be
+            written to.
     """
     methods = tuple(settings.methods if methods is None else methods)
     _require_methods(methods)
@@ -110,14 +111,16 @@ def evaluate(
     }
     key = _embedding_key(cells, settings, weights)
     if len(done) < len(methods) or _key_of(folder / EMBEDDING) != key:
-        features = _embedded(pretraining, cells, settings, folder, key, say)[
-            scored_positions(cells, settings)
-        ]
-        for method in methods:
-            if method not in done:
-                found = METHODS[method].run(features, pretraining, known, settings, seed, say)
-                done[method] = replace(found, settings=records[method])
-                done[method].save(folder / f"{method}.json")
+        with writing(folder, "make room, or copy the run to a place that can be written to"):
+            require_writable(folder)  # before the work
+            features = _embedded(pretraining, cells, settings, folder, key, say)[
+                scored_positions(cells, settings)
+            ]
+            for method in methods:
+                if method not in done:
+                    found = METHODS[method].run(features, pretraining, known, settings, seed, say)
+                    done[method] = replace(found, settings=records[method])
+                    done[method].save(folder / f"{method}.json")
     return {method: done[method] for method in methods}
 
 

@@ -3,9 +3,6 @@
 import dataclasses
 import io
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +13,8 @@ import pandas as pd
 import torch
 
 from ..config import Masking
-from ..errors import CellsError, ConfigError, RunError
+from ..errors import CellsError, ConfigError
+from ..storage import new_folder, writing
 from . import figures
 from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among
 from .examples import Examples, example_masks
@@ -195,9 +193,9 @@ def _notes(
 
 
 def _write(found: Interpretation, summary: Summary) -> None:
-    with writing(found.folder, "make room, or copy the run elsewhere"):
-        with new_folder(found.folder) as unfinished:
-            _fill(unfinished, found, summary)
+    remedy = "make room, or copy the run elsewhere"
+    with writing(found.folder, remedy), new_folder(found.folder) as unfinished:
+        _fill(unfinished, found, summary)
 
 
 def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import ConfigError
 from .tasks import Task
@@ -309,13 +309,13 @@ def _started(
             start_new_session=True,
         )
     os.close(write)
-    reader = threading.Thread(target=_hand_on, args=(open(read), report), daemon=True)
+    reader = threading.Thread(target=_hand_on, args=(read, report), daemon=True)
     reader.start()
     return process, reader, place
 
 
-def _hand_on(reports: IO[str], report: Callable[[str], None]) -> None:
-    with reports:
+def _hand_on(descriptor: int, report: Callable[[str], None]) -> None:
+    with open(descriptor) as reports:
         for line in reports:
             report(line)
 

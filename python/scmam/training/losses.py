@@ -45,9 +45,7 @@ class MetricsFile:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
         kept = [row for row in rows if int(row[0]) <= step]
-        write_file(
-            self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept])
-        )
+        write_file(self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept]))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add rows, in one write."""
