@@ -129,7 +129,10 @@ class Run:
         try:
             fill(pretraining, contents["state_dict"], str(path))
         except WeightsError as error:
-            raise RunError(f"{error}; they have to fit {CONFIG} and {GENES} beside it") from error
+            raise RunError(
+                f"{path}: its weights do not fit {CONFIG} and {GENES} beside it"
+                f" ({str(error).removeprefix(f'{path}: ')}); pretrain again"
+            ) from error
         return pretraining.to(device).eval()
 
     def _require_done(self) -> None:

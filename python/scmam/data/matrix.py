@@ -78,14 +78,15 @@ class Matrix(ABC):
 
 
 class MemoryMatrix(Matrix):
-    """A matrix in memory: dense, or sparse of any layout."""
+    """A matrix in memory: dense, or sparse of any layout; `name` is for errors."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, name: str = "matrix") -> None:
+        _require_numbers(values.dtype, name)
+        self.name = name
         self.storage = values.format if scipy.sparse.issparse(values) else "dense"
         self.shape = tuple(map(int, values.shape))
         self.stored = int(values.nnz if scipy.sparse.issparse(values) else np.prod(self.shape))
         self._given, self._rows = values, None
-        _require_numbers(values.dtype, "")
 
     def take(self, rows: np.ndarray) -> csr_matrix:
         return self.whole()[rows]
@@ -101,7 +102,7 @@ class MemoryMatrix(Matrix):
                 self._rows, self._given = canonical(csr_matrix(self._given)), None
             except ValueError as error:
                 reason = " ".join(str(error).split())
-                raise CellsError(f"the values are no sparse matrix ({reason})") from error
+                raise CellsError(f"{self.name} is no sparse matrix ({reason})") from error
         return self._rows
 
 
@@ -126,7 +127,7 @@ class FileMatrix(Matrix):
             else:
                 self.storage, self.shape = "dense", tuple(map(int, node.shape))
                 self.stored = math.prod(self.shape)
-                _require_numbers(node.dtype, f"{path}: {key} ")
+                _require_numbers(node.dtype, f"{path}: {key}")
             if len(self.shape) != 2:
                 raise CellsError(f"{path}: {key} is no matrix; its shape is {self.shape}")
 
@@ -148,7 +149,7 @@ class FileMatrix(Matrix):
         for part in (indices, indptr):
             if part.dtype.kind not in "iu":
                 raise CellsError(f"{where}: {part.name} holds {part.dtype}; expected integers")
-        _require_numbers(data.dtype, f"{where} ")
+        _require_numbers(data.dtype, where)
         if len(data) != len(indices):
             raise CellsError(f"{where}: has {len(data)} values and {len(indices)} indices")
         self.stored = len(data)
@@ -276,7 +277,7 @@ def _read(dataset: Any, first: np.ndarray, last: np.ndarray) -> np.ndarray:
 def _require_numbers(dtype: np.dtype, where: str) -> None:
     """Raise a `CellsError` unless values are real numbers."""
     if dtype.kind not in "biuf":
-        raise CellsError(f"{where}holds {dtype}; expected real numbers")
+        raise CellsError(f"{where} holds {dtype}; expected real numbers")
 
 
 def canonical(rows: csr_matrix) -> csr_matrix:

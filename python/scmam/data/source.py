@@ -82,10 +82,7 @@ class MemorySource(Source):
             values = (
                 data.X if place == "X" else data.raw.X if place == "raw" else data.layers[place]
             )
-            try:
-                self._matrices[place] = MemoryMatrix(values)
-            except CellsError as error:
-                raise CellsError(f"{self.name}: {self.where(place)} {error}") from None
+            self._matrices[place] = MemoryMatrix(values, f"{self.name}: {self.where(place)}")
         return self._matrices[place]
 
     def var(self, place: str) -> "DataFrame":
@@ -153,7 +150,7 @@ def _read(path: Path) -> Source:
                 "ignore"
             )  # of a layout that was current when the file was written
             return MemorySource(read_h5ad(path), path.name)
-    except CellsError:
+    except (CellsError, ImportError):
         raise
     # h5py and anndata raise anything from OSError to KeyError on a file that is something else
     except Exception as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import __version__ as lightning_version
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ..errors import RunError
 from ..runs import CHECKPOINTS, load_file, save_file
 from .signals import Interrupted, StopSignals
 
+VERSION = "pytorch-lightning_version"  # as Lightning names it in a checkpoint
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 
@@ -37,10 +39,20 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """What Lightning saved.
 
     Raises:
-        RunError: it is damaged; which checkpoint the run goes on from without it.
+        RunError: it is damaged, or of another Lightning, which would go on from another batch;
+            which checkpoint the run goes on from without it.
     """
-    required = ("state_dict", "loops", "optimizer_states", "global_step")
-    return load_file(path, without(path), required=required, map_location=map_location)
+    required = ("state_dict", "loops", "optimizer_states", "global_step", VERSION)
+    contents = load_file(path, without(path), required=required, map_location=map_location)
+    written, here = (str(text).partition(".")[0] for text in (contents[VERSION], lightning_version))
+    if written != here:
+        raise RunError(
+            f"{path}: expected a checkpoint of Lightning {here}; got one of {contents[VERSION]!r};"
+            f" {without(path)}"
+        )
+    if not isinstance(contents["loops"], dict) or "fit_loop" not in contents["loops"]:
+        raise RunError(f"{path}: does not say which batch it is of; {without(path)}")
+    return contents
 
 
 def without(path: Path) -> str:

@@ -237,8 +237,8 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     schedule = schedule.detach().to("cpu", torch.float32)
     if begun is not None and not torch.equal(begun, schedule):
         raise RunError(
-            f"{run.folder}: was begun with other hidden shares than {config.masking.matched_to} has"
-            " now; delete it to train it anew"
+            f"{run.folder}: was begun with other hidden shares than those of"
+            f" {config.masking.matched_to} now; delete it to train it anew"
         )
     return schedule
 
