@@ -151,30 +151,31 @@ def fill(
     Raises:
         WeightsError: names or shapes are not the module's; nothing was changed.
     """
-    wanted = module.state_dict()
+    require_tensors(module, tensors, where)
+    module.load_state_dict(tensors, assign=assign)
+
+
+def require_tensors(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Or a `WeightsError`: the names and shapes of a module's tensors."""
     if not isinstance(tensors, Mapping):
         raise WeightsError(f"{where}: expected tensors by name; got {type(tensors).__name__}")
-    problems = [
-        f"{name}, a {type(value).__name__}, instead of a tensor"
-        for name, value in tensors.items()
-        if not isinstance(value, Tensor)
-    ]
-    if problems:
-        raise WeightsError(f"{where}: expected tensors by name; got {problems[0]}")
+    wanted = module.state_dict()
+    problems = []
     if missing := [name for name in wanted if name not in tensors]:
         problems.append(f"no {listed(missing)}")
     if extra := [name for name in tensors if name not in wanted]:
         problems.append(f"{listed(extra)}, which it has not")
     for name, own in wanted.items():
         found = tensors.get(name, own)
-        if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
+        if not isinstance(found, Tensor):
+            problems.append(f"{name}, a {type(found).__name__}, instead of a tensor")
+        elif found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
             problems.append(f"{name}, {describe(found)}, instead of shape {tuple(own.shape)}")
     if problems:
         raise WeightsError(
-            f"{where}: expected the tensors of {type(module).__name__}; got"
-            f" {'; '.join(problems[:3])}"
+            f"{where}: expected the tensors of {type(module).__name__};"
+            f" got {'; '.join(problems[:3])}"
         )
-    module.load_state_dict(tensors, assign=assign)
 
 
 def _safetensors() -> ModuleType:
@@ -204,7 +205,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with files.safe_open(path, framework="pt") as file:
             # a copy: what is read may be a map of the file, and would change or vanish with it
             return dict(file.metadata() or {}), {
-                name: file.get_tensor(name).clone() for name in file.keys()
+                name: file.get_tensor(name).clone()
+                for name in file.keys()  # noqa: SIM118
             }
     except (files.SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
         found = _found(path)

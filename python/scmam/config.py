@@ -18,6 +18,8 @@ from .errors import ConfigError
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=2**10)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -92,11 +94,11 @@ class Model(Section):
     size: Literal["tiny", "small", "base", "paper"] = Field(
         "tiny", description="preset of the values below"
     )
-    width: Count | None = Field(None, description="of the embeddings")
-    heads: Count | None = Field(None, description="of the self-attention; divides the width")
-    encoder_layers: Count | None = Field(None, description="blocks of the encoder")
-    decoder_layers: Count | None = Field(None, description="blocks of the decoder")
-    bins: Count | None = Field(None, description="soft bins of the value embedding")
+    width: Width | None = Field(None, description="of the embeddings")
+    heads: Width | None = Field(None, description="of the self-attention; divides the width")
+    encoder_layers: Layers | None = Field(None, description="blocks of the encoder")
+    decoder_layers: Layers | None = Field(None, description="blocks of the decoder")
+    bins: Width | None = Field(None, description="soft bins of the value embedding")
     max_encoder_tokens: Count | None = Field(
         None, description="genes of a cell that the encoder sees at most; the excess is hidden"
     )
@@ -153,9 +155,9 @@ class Masking(Section):
     latent_fraction: Ratio | None = Field(
         None, description="share of the latents that decide a mask; null: ratio, as published"
     )
-    latent_dim: Count = Field(256, description="width of the latents")
-    num_latents: Count = Field(128, description="number of latents")
-    latent_heads: Count = Field(8, description="heads of their attention; divides latent_dim")
+    latent_dim: Width = Field(256, description="width of the latents")
+    num_latents: Width = Field(128, description="number of latents")
+    latent_heads: Width = Field(8, description="heads of their attention; divides latent_dim")
     penalty: NotNegative = Field(
         1e-5, description="weight of the mean squared norm of the attended output in the loss"
     )
@@ -255,7 +257,7 @@ class Evaluation(Section):
         None,
         description="labelled cells that a fold trains on at most, of each class alike; null: all",
     )
-    hidden: Count = Field(256, description="hidden units of the fine-tuned head")
+    hidden: Width = Field(256, description="hidden units of the fine-tuned head")
     epochs: Count = Field(10, description="of fine-tuning")
     batch_size: Count = Field(32, description="cells a step of fine-tuning")
     lr: Positive = Field(1e-3, description="of fine-tuning")
@@ -383,7 +385,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         )
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if settings is None:
         return {}
@@ -411,5 +413,7 @@ def _problem(detail: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown setting"
     message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(detail["input"], dict) else f"; got {detail['input']!r}"
+    value = repr(detail["input"])
+    value = value if len(value) <= 80 else f"{value[:80]} ..."
+    shown = "" if isinstance(detail["input"], dict) else f"; got {value}"
     return f"{where}: {message[0].lower() + message[1:]}{shown}"

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Config, as_yaml, fingerprint, load_config, with_settings, write_atomically
+from scmam.config import Config, as_yaml, fingerprint, load_config, with_settings
 from scmam.errors import ConfigError
 from scmam.study.arms import ARMS, arm_config
 
@@ -14,7 +14,7 @@ from scmam.study.arms import ARMS, arm_config
 def test_yaml_goes_out_and_comes_back(tmp_path):
     config = load_config(None, ["training.steps=7", "study.seeds=[3, 4]", "data.path=cells.h5ad"])
     path = tmp_path / "config.yaml"
-    write_atomically(path, as_yaml(config))
+    path.write_text(as_yaml(config))
     assert load_config(path) == config
     assert (config.training.steps, config.study.seeds, str(config.data.path)) == (
         7,
@@ -107,15 +107,6 @@ def test_fingerprint_is_of_the_named_sections():
     other = with_settings(config, study={"jobs": 1})
     assert fingerprint(config) != fingerprint(other)
     assert fingerprint(config, "data", "training") == fingerprint(other, "data", "training")
-
-
-def test_nothing_is_left_of_a_write_that_fails(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("before")
-    with pytest.raises(TypeError):
-        write_atomically(path, 5)
-    assert path.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 # Arms
