@@ -39,7 +39,8 @@ class Data(Section):
 
     path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = Field(
         None,
-        description="an .h5ad file, a folder of them, or a list of them with the same genes; null: scanpy's pbmc68k_reduced",
+        description="an .h5ad file, a folder of them, or a list of them with the same genes; null:"
+        " scanpy's pbmc68k_reduced",
     )
     counts: str = Field(
         "auto", description="where the raw counts are: auto, X, raw, or the name of a layer"
@@ -71,12 +72,14 @@ class Data(Section):
     min_class: Natural = Field(0, description="drop cells of classes with fewer cells; 0 keeps all")
     backed: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB",
+        description="read rows from the file when they are needed; auto: when its matrix takes"
+        " more than 2 GiB",
     )
     shuffle_block: Count | None = Field(
         None,
-        description="cells next to each other in the file that are drawn together: more of them are read faster from a compressed file;"
-        " null: 16 when its matrix takes more than 2 GiB, else 1",
+        description="cells next to each other in the file that are drawn together: more of them"
+        " are read faster from a compressed file; null: 16 when its matrix takes more than 2 GiB,"
+        " else 1",
     )
 
     @model_validator(mode="after")
@@ -107,7 +110,8 @@ class Model(Section):
     )
     recompute: bool | None = Field(
         None,
-        description="compute activations again in the backward pass: less memory, a third more time",
+        description="compute activations again in the backward pass: less memory, a third more"
+        " time",
     )
     depth: Literal["token", "none"] = Field(
         "token", description="whether the log of a cell's total count enters as a token of its own"
@@ -120,20 +124,24 @@ class Masking(Section):
 
     strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
         "mam",
-        description="none: no pretraining; uniform; expression: in proportion to the value; mam: by the latents' attention to values;"
-        " mam-embedding: to gene and value embeddings of the non-zero genes; matched: uniform, at the hidden fractions of another run",
+        description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
+        " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
+        " non-zero genes; matched: uniform, at the hidden fractions of another run",
     )
     ratio: Ratio = Field(
         0.3,
-        description="share of the positions that is hidden; of the non-zeros where zero_ratio is given",
+        description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
+        " given",
     )
     zero_ratio: Ratio | None = Field(
         None,
-        description="share of the zeros that is hidden; null: zeros and non-zeros are drawn together",
+        description="share of the zeros that is hidden; null: zeros and non-zeros are drawn"
+        " together",
     )
     matched_to: str | None = Field(
         None,
-        description="with strategy matched: the arm, or the run folder, whose hidden fractions are taken",
+        description="with strategy matched: the arm, or the run folder, whose hidden fractions are"
+        " taken",
     )
     corruption: Literal["all", "80/10/10", "90/10"] = Field(
         "all", description="what stands at a hidden position; see mam_kernels.strategies"
@@ -143,7 +151,8 @@ class Masking(Section):
     )
     injection_start: Literal["random", "zero"] = Field(
         "random",
-        description="first weights of the injection's adapters; zero: the context comes in as far as training wants it",
+        description="first weights of the injection's adapters; zero: the context comes in as far"
+        " as training wants it",
     )
     context_from: Literal["all", "visible"] = Field(
         "all", description="all: as published, hidden values included; visible: without them"
@@ -168,7 +177,8 @@ class Masking(Section):
             raise ValueError("strategy: matched and matched_to go together; give both or neither")
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
             raise ValueError(
-                "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides no zero)"
+                "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"
+                " no zero)"
             )
         return self
 
@@ -185,14 +195,16 @@ class Training(Section):
     )
     warmup: Ratio = Field(
         0.1,
-        description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine",
+        description="share of the steps in which the learning rate rises from 0; it falls to 0"
+        " along a cosine",
     )
     weight_decay: NotNegative = Field(
         5e-4, description="of Adam, whose step it enters as a gradient"
     )
     masking_weight_decay: NotNegative | None = Field(
         None,
-        description="of latents, cross-attention and adapters; null: weight_decay, which can flatten their masks; 0: none",
+        description="of latents, cross-attention and adapters; null: weight_decay, which can"
+        " flatten their masks; 0: none",
     )
     clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
     loss: Literal["mse", "nb"] = Field(
@@ -210,7 +222,8 @@ class Training(Section):
     validate_every: Count = Field(100, description="steps")
     patience: Count | None = Field(
         None,
-        description="stop after this many validations without improvement, and keep the best weights; null: never",
+        description="stop after this many validations without improvement, and keep the best"
+        " weights; null: never",
     )
     checkpoint_every: Count = Field(200, description="steps")
     seed: Natural = Field(
@@ -237,21 +250,25 @@ class Evaluation(Section):
 
     methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = Field(
         ("linear-probe", "fine-tuning"),
-        description="a linear classifier of the frozen features; embeddings, last block and a head trained",
+        description="a linear classifier of the frozen features; embeddings, last block and a head"
+        " trained",
     )
     folds: int = Field(5, ge=2, description="of the cross-validation")
     fold_seed: Natural = Field(
         0,
-        description="of the split into folds; the same for all runs, so that differences are paired",
+        description="of the split into folds; the same for all runs, so that differences are"
+        " paired",
     )
     development: Ratio = Field(
         0.0,
         lt=1,
-        description="share of the labelled cells, of each class alike, that is set aside to choose settings on; 0: none",
+        description="share of the labelled cells, of each class alike, that is set aside to choose"
+        " settings on; 0: none",
     )
     part: Literal["rest", "development"] = Field(
         "rest",
-        description="which cells are scored: those not set aside, or, while settings are chosen, those set aside",
+        description="which cells are scored: those not set aside, or, while settings are chosen,"
+        " those set aside",
     )
     train_cells: Count | None = Field(
         None,
@@ -263,7 +280,8 @@ class Evaluation(Section):
     lr: Positive = Field(1e-3, description="of fine-tuning")
     head_input: Literal["whitened", "standardised"] = Field(
         "whitened",
-        description="what the fine-tuned head reads: features along their principal axes, or each for itself, at variance 1",
+        description="what the fine-tuned head reads: features along their principal axes, or each"
+        " for itself, at variance 1",
     )
     max_tokens: Count | None = Field(
         None, description="non-zero genes of a cell that are read at most; null: as the model"
@@ -273,7 +291,8 @@ class Evaluation(Section):
     def _complete(self) -> "Evaluation":
         if self.part == "development" and not self.development:
             raise ValueError(
-                "part: development needs a share of the cells; give evaluation.development, 0.3 for example"
+                "part: development needs a share of the cells; give evaluation.development, 0.3"
+                " for example"
             )
         return self
 
@@ -286,7 +305,8 @@ class Study(Section):
     )
     custom: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="own arms: a name, and settings of `masking` (and `training.NAME`, `model.NAME`, `evaluation.NAME`) for it",
+        description="own arms: a name, and settings of `masking` (and `training.NAME`,"
+        " `model.NAME`, `evaluation.NAME`) for it",
     )
     seeds: tuple[Natural, ...] = Field(
         (0, 1, 2), description="every arm is run with each, so differences are paired"
@@ -294,7 +314,8 @@ class Study(Section):
     reference: str = Field("uniform", description="the arm that differences are taken against")
     baselines: tuple[Literal["logistic-regression", "pca"], ...] = Field(
         ("logistic-regression", "pca"),
-        description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal components",
+        description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal"
+        " components",
     )
     jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
     scheduler: str | None = Field(
@@ -391,7 +412,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(
-            f"{path}: expected sections ({', '.join(Config.model_fields)}), got {type(settings).__name__}"
+            f"{path}: expected sections ({', '.join(Config.model_fields)}), got"
+            f" {type(settings).__name__}"
         )
     return settings
 

@@ -170,7 +170,8 @@ def _backends() -> Iterator[Check]:
         yield Check(
             "backends",
             False,
-            "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a GPU",
+            "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a"
+            " GPU",
         )
 
 
@@ -269,5 +270,6 @@ def _masks_hold(run: "Run", cells: "Cells") -> Check:
     return Check(
         "masks hold",
         holds,
-        f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell, {expected} asked",
+        f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell,"
+        f" {expected} asked",
     )

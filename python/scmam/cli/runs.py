@@ -132,7 +132,8 @@ def pretrain(
 
     run = train(settings, out, progress=not quiet)
     print(
-        f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in {run.record['seconds']:.0f} s)"
+        f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in"
+        f" {run.record['seconds']:.0f} s)"
     )
     print(f"Next: scmam evaluate {run.folder}; scmam genes {run.folder}; scmam report {run.folder}")
 
@@ -147,7 +148,8 @@ def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
     target = settings.masking.matched_to
     if target is not None and not Path(target).is_dir():
         raise ConfigError(
-            f"--arm {arm} takes the hidden fractions of another run; give --set masking.strategy=matched --set masking.matched_to=RUN"
+            f"--arm {arm} takes the hidden fractions of another run; give --set"
+            " masking.strategy=matched --set masking.matched_to=RUN"
         )
     return settings
 
@@ -286,7 +288,8 @@ def export(
     opened = open_run(run)
     path = export_model(opened, out)
     print(
-        f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,} genes, {path.stat().st_size / 1e6:.1f} MB)"
+        f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,}"
+        f" genes, {path.stat().st_size / 1e6:.1f} MB)"
     )
     print(f'Next: scmam.load_model("{path}") in Python')
 

@@ -49,7 +49,8 @@ def _matrix(counts: Any) -> Tensor:
     matrix = counts if isinstance(counts, Tensor) else torch.as_tensor(np.asarray(counts))
     if matrix.dim() != 2 or matrix.layout not in (torch.strided, torch.sparse_csr):
         raise ValueError(
-            f"counts: expected (B, G), dense or sparse CSR; got shape {tuple(matrix.shape)}, {matrix.layout}"
+            f"counts: expected (B, G), dense or sparse CSR; got shape {tuple(matrix.shape)},"
+            f" {matrix.layout}"
         )
     return matrix.float()
 

@@ -116,11 +116,13 @@ def label_column(
     )
     if required:
         raise CellsError(
-            f"{source}: data.label is not given, and cannot be told from the names of .obs; set it to a column: {listed}"
+            f"{source}: data.label is not given, and cannot be told from the names of .obs; set it"
+            f" to a column: {listed}"
         )
     return (
         None,
-        f"No labels are used: data.label is not given, and cannot be told from the names of .obs ({listed}).",
+        "No labels are used: data.label is not given, and cannot be told from the names of .obs"
+        f" ({listed}).",
     )
 
 
@@ -132,7 +134,8 @@ def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> st
         return name
     columns = list(map(str, obs.columns))
     raise CellsError(
-        f"{source}: {setting} names {name!r}, which is no column of .obs; {suggestion(name, columns)}"
+        f"{source}: {setting} names {name!r}, which is no column of .obs;"
+        f" {suggestion(name, columns)}"
     )
 
 

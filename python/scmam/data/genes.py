@@ -28,14 +28,14 @@ def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
     broken = [name for name in names if len(name.splitlines()) > 1 or not _encodes(name)]
     if broken:
         raise CellsError(
-            f"{where}: {len(broken)} of {len(names)} gene names are no line of text ({broken[0]!r});"
-            " give them names without line breaks in .var_names"
+            f"{where}: {len(broken)} of {len(names)} gene names are no line of text"
+            f" ({broken[0]!r}); give them names without line breaks in .var_names"
         )
     missing = sum(name.lower() in MISSING for name in names)
     if missing:
         raise CellsError(
-            f"{where}: {missing} of {len(names)} genes have no name; give them names in .var_names,"
-            " or drop them"
+            f"{where}: {missing} of {len(names)} genes have no name; give them names in"
+            " .var_names, or drop them"
         )
     repeated = [(name, count) for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -105,12 +105,14 @@ def vocabulary_columns(
     if shared < SMALLEST_SHARE * len(vocabulary) or shared < FEWEST:
         better = _better_column(vocabulary, var)
         advice = (
-            f"its names are in .var[{better!r}]: set adata.var_names to that column and write the file again"
+            f"its names are in .var[{better!r}]: set adata.var_names to that column and write the"
+            " file again"
             if better
             else "give a vocabulary of the same species and naming"
         )
         raise CellsError(
-            f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary {', '.join(vocabulary[:3])}); {advice}"
+            f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary"
+            f" {', '.join(vocabulary[:3])}); {advice}"
         )
     return (
         columns,

@@ -74,8 +74,9 @@ class CellLoader:
             raise CellsError(f"{cells.source}: no cells to read; filter less")
         if drop_last and len(cells) < batch_size * world_size:
             raise CellsError(
-                f"training.batch_size: {batch_size} cells on each of {world_size} processes are more than the {len(cells)} there are;"
-                f" set at most {max(1, len(cells) // world_size)}"
+                f"training.batch_size: {batch_size} cells on each of {world_size} processes are"
+                f" more than the {len(cells)} there are; set at most"
+                f" {max(1, len(cells) // world_size)}"
             )
         self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = (
             cells,
@@ -176,7 +177,8 @@ class CellLoader:
         ]
         if differs:
             raise CellsError(
-                f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a new run for these settings"
+                f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a"
+                " new run for these settings"
             )
         self.epoch, self.position = state["epoch"], state["position"]
         self._start = self.position

@@ -73,7 +73,7 @@ class Matrix(ABC):
             stop = min(start + starts.step, self.shape[0])
             yield np.arange(start, stop), self.span(start, stop)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  nothing is open in memory
         """Let go of an open file; it is opened again when rows are asked for."""
 
 

@@ -68,7 +68,8 @@ class MemorySource(Source):
 
         if not isinstance(data, AnnData):
             raise CellsError(
-                f"{name}: expected an AnnData, got {type(data).__name__}; read one with anndata.read_h5ad"
+                f"{name}: expected an AnnData, got {type(data).__name__}; read one with"
+                " anndata.read_h5ad"
             )
         self.name, self.obs, self._data = name, data.obs, data
         self.layers = tuple(map(str, data.layers))
@@ -169,7 +170,8 @@ def _is_current(path: Path) -> bool:
     with h5py.File(path, "r") as file:
         if "obs" not in file or "var" not in file:
             raise CellsError(
-                f"{path}: not an AnnData file (no tables obs and var in it); write one with anndata's write_h5ad"
+                f"{path}: not an AnnData file (no tables obs and var in it); write one with"
+                " anndata's write_h5ad"
             )
         values = [
             key
@@ -189,7 +191,8 @@ def _example() -> Source:
     package = importlib.util.find_spec("scanpy")  # importing it takes seconds
     if package is None:
         raise CellsError(
-            "data.path: not given, and the example cells come with the package scanpy; install it, or give an .h5ad file"
+            "data.path: not given, and the example cells come with the package scanpy; install it,"
+            " or give an .h5ad file"
         )
     file = Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
     if file.is_file():

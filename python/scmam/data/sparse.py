@@ -44,7 +44,8 @@ def sparse_expression(cells: Cells) -> SparseExpression:
     rows = cells.counts.whole()
     if not rows.nnz:
         raise CellsError(
-            f"{cells.source}: holds nothing but zeros for the genes that are taken; take other genes, or another file"
+            f"{cells.source}: holds nothing but zeros for the genes that are taken; take other"
+            " genes, or another file"
         )
     scale = COUNTS_PER / np.maximum(cells.depth, 1.0)
     values = np.log1p(rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)

@@ -99,5 +99,6 @@ def _by_components(values: csr_matrix, codes: np.ndarray) -> tuple[Predict, str]
 
     return (
         predict,
-        f"logistic regression (lbfgs, L2, C = {penalty:g}) on {COMPONENTS} principal components of log1p of counts per 10k",
+        f"logistic regression (lbfgs, L2, C = {penalty:g}) on {COMPONENTS} principal components of"
+        " log1p of counts per 10k",
     )

@@ -129,13 +129,14 @@ def _require_classes(cells: "Cells", fold: int, train: np.ndarray) -> None:
     present = np.unique(cells.codes[train])
     if len(present) < 2:
         raise CellsError(
-            f"{cells.source}: the training cells of fold {fold + 1} are all {cells.classes[int(present[0])]}, for donors are kept together;"
-            " set evaluation.folds lower, or leave data.donor unset"
+            f"{cells.source}: the training cells of fold {fold + 1} are all"
+            f" {cells.classes[int(present[0])]}, for donors are kept together; set"
+            " evaluation.folds lower, or leave data.donor unset"
         )
 
 
 def _line(method: str, scores: FoldScores, num_folds: int) -> str:
     return (
-        f"{method}: fold {scores.fold + 1} of {num_folds}: accuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}"
-        f" on {scores.test_cells} cells, {scores.seconds:.1f} s"
+        f"{method}: fold {scores.fold + 1} of {num_folds}: accuracy {scores.accuracy:.3f},"
+        f" macro-F1 {scores.macro_f1:.3f} on {scores.test_cells} cells, {scores.seconds:.1f} s"
     )

@@ -143,8 +143,9 @@ def with_genes(cells: Cells, genes: tuple[str, ...], trained: Path, vocabulary: 
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CellsError(
-            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained on are not among the {len(cells.genes)}"
-            f" of these cells ({shown}); read the cells with data.genes=vocabulary and data.vocabulary={vocabulary}"
+            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained"
+            f" on are not among the {len(cells.genes)} of these cells ({shown}); read the cells"
+            f" with data.genes=vocabulary and data.vocabulary={vocabulary}"
         )
     chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
     counts = cells.counts

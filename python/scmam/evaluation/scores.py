@@ -88,7 +88,8 @@ class Evaluation:
             raise RunError(f"evaluation: no {error} in it; evaluate again") from error
         except (TypeError, ValueError) as error:
             raise RunError(
-                f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())}); evaluate again"
+                f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())});"
+                " evaluate again"
             ) from error
 
     def save(self, path: str | Path) -> None:

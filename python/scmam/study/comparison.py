@@ -139,7 +139,7 @@ def _recorded(study: Study) -> Iterator[None]:
 
 @contextmanager
 def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
-    """A file from which the workers read the cells that the caller gave, for as long as they run."""
+    """A file from which the workers read the cells that the caller gave, while they run."""
     path = folder / ".cells.pickle"
     try:
         if cells is not None:

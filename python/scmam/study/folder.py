@@ -95,7 +95,8 @@ class Study:
         path = self.folder / name
         if not path.is_file():
             raise RunError(
-                f"{path}: no such file; run scmam compare until a run is finished, or scmam report, which writes it"
+                f"{path}: no such file; run scmam compare until a run is finished, or scmam"
+                " report, which writes it"
             )
         return pandas.read_csv(path)
 
@@ -118,13 +119,15 @@ def open_study(folder: str | Path) -> Study:
         )
     if not is_study(folder):
         raise RunError(
-            f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam compare writes it"
+            f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam"
+            " compare writes it"
         )
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(
-            f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in another folder"
+            f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in"
+            " another folder"
         ) from error
     return Study(folder, load_config(folder / CONFIG), record)
 
@@ -194,7 +197,8 @@ def joined(earlier: Study, asked: Config) -> Config:
     ]
     if different:
         raise RunError(
-            f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give another folder, or those settings"
+            f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give"
+            " another folder, or those settings"
         )
     finished = earlier.finished()
     old, new = earlier.config.study, asked.study

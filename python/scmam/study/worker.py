@@ -136,7 +136,7 @@ def _say(stage: str) -> None:
 
 
 def _report(**said: str) -> None:
-    """Tell the queue. The processes that Lightning starts for more devices leave it to the first."""
+    """Tell the queue; of the processes that Lightning starts for more devices, the first does."""
     if REPORTS in os.environ and "LOCAL_RANK" not in os.environ:
         os.write(int(os.environ[REPORTS]), (json.dumps(said) + "\n").encode())
 

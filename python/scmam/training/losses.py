@@ -163,8 +163,9 @@ class LossLog(Callback):
         self._add(trainer, rows[:bad])
         if bad < len(rows):
             raise RunError(
-                f"training: the loss is {rows[bad]['loss']} at step {rows[bad]['step']}; set a smaller training.lr or training.masking_lr,"
-                " a longer training.warmup, or training.precision: 32-true"
+                f"training: the loss is {rows[bad]['loss']} at step {rows[bad]['step']}; set a"
+                " smaller training.lr or training.masking_lr, a longer training.warmup, or"
+                " training.precision: 32-true"
             )
 
     def _add(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:

@@ -194,8 +194,8 @@ def _check(config: Config) -> None:
     check_processes(training)
     if training.patience is not None and training.validation == 0:
         raise ConfigError(
-            "training.patience: watches the loss on cells kept aside, and training.validation is 0;"
-            " set that above 0, or no patience"
+            "training.patience: watches the loss on cells kept aside, and training.validation is"
+            " 0; set that above 0, or no patience"
         )
     if training.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
@@ -205,8 +205,8 @@ def _check(config: Config) -> None:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found < training.devices:
             raise ConfigError(
-                f"training.device: cuda with training.devices: {training.devices} needs as many GPUs,"
-                f" and PyTorch sees {found}; use device: cpu or fewer"
+                f"training.device: cuda with training.devices: {training.devices} needs as many"
+                f" GPUs, and PyTorch sees {found}; use device: cpu or fewer"
             )
     if training.precision == "16-mixed" and not on_gpu(config):
         raise ConfigError(

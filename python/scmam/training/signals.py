@@ -59,7 +59,7 @@ class StopSignals:
         self._replaced.clear()
 
     def agreed(self, trainer: Trainer) -> int | None:
-        """The signal that some process received, the same on all of them; None if there was none."""
+        """The signal that some process received, the same on all processes; None: no signal."""
         number = self._received or 0
         if trainer.world_size > 1:
             tensor = torch.tensor(number, device=trainer.strategy.root_device)
