@@ -29,8 +29,11 @@ ENTRY = "mam_kernels"  # of the header
 
 class WeightsError(ValueError):
     """A file or a state dict does not hold the weights that were asked for; the message says what
-    was found.
+    was found, in one line of printable characters whatever names the file holds.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Contents(NamedTuple):

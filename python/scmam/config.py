@@ -374,6 +374,8 @@ def validated(settings: Mapping[str, Any], source: str = "configuration") -> Con
     except ValidationError as error:
         problems = "; ".join(_problem(detail) for detail in error.errors())
         raise ConfigError(f"{source}: {problems}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: its settings are nested too deep") from None
 
 
 def with_settings(config: Config, **sections: Mapping[str, Any]) -> Config:
@@ -426,6 +428,8 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
         return name.strip(), value
+    except RecursionError:
+        raise ConfigError(f"{name.strip()}: its value is nested too deep") from None
 
 
 def _problem(detail: Mapping[str, Any]) -> str:

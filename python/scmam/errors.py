@@ -9,7 +9,12 @@ WRONG_INPUT = 2  # exit status
 
 
 class ScmamError(ValueError):
-    """Base of all of them."""
+    """Base of all of them. What a user or a file named may hold anything; the message is one line
+    of printable characters all the same.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class CellsError(ScmamError):

@@ -82,7 +82,10 @@ class Run:
         path = self.folder / METRICS
         if not path.is_file():
             return pd.DataFrame(columns=list(METRIC_COLUMNS))
-        table = pd.read_csv(path)
+        try:
+            table = pd.read_csv(path)
+        except ValueError as error:  # pandas raises what derives from it
+            raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
         missing = [column for column in METRIC_COLUMNS if column not in table.columns]
         if missing:
             raise RunError(

@@ -86,7 +86,7 @@ class Evaluation:
             return cls(stored["method"], tuple(stored["classes"]), folds, dict(stored["settings"]))
         except KeyError as error:
             raise RunError(f"evaluation: no {error} in it; evaluate again") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise RunError(
                 f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())});"
                 " evaluate again"

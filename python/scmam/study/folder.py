@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..runs import Run
 
+GIVE_A_STUDY = "give the folder of a study, as scmam compare writes it"
 CONFIG, RECORD, RESULTS, SUMMARY = "config.yaml", "study.json", "results.csv", "summary.csv"
 
 # What may differ between two calls on one folder: what is run (it grows), how fast, and what the
@@ -98,7 +99,13 @@ class Study:
                 f"{path}: no such file; run scmam compare until a run is finished, or scmam"
                 " report, which writes it"
             )
-        return pandas.read_csv(path)
+        try:
+            return pandas.read_csv(path)
+        except ValueError as error:  # pandas raises what derives from it
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{path}: damaged ({reason}); run scmam report, which writes it"
+            ) from error
 
 
 def is_study(folder: str | Path) -> bool:
@@ -114,21 +121,18 @@ def open_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(
-            f"{folder}: no such folder; give the folder of a study, as scmam compare writes it"
-        )
+        raise RunError(f"{folder}: no such folder; {GIVE_A_STUDY}")
     if not is_study(folder):
-        raise RunError(
-            f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam"
-            " compare writes it"
-        )
+        raise RunError(f"{folder}: no study, {RECORD} is missing; {GIVE_A_STUDY}")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in"
             " another folder"
         ) from error
+    if not isinstance(record, dict) or not {"status", "cells", "seconds"} <= set(record):
+        raise RunError(f"{folder / RECORD}: not the record of a study; {GIVE_A_STUDY}")
     return Study(folder, load_config(folder / CONFIG), record)
 
 

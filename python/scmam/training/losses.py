@@ -40,11 +40,17 @@ class MetricsFile:
         """Drop the rows of later steps, and a row that a killed process left unfinished; begin the
         file where there is none.
         """
-        rows = []
+        kept = []
         if self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
-        kept = [row for row in rows if int(row[0]) <= step]
+            try:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
+                kept = [row for row in rows if int(row[0]) <= step]
+            except (ValueError, csv.Error) as error:
+                raise RunError(
+                    f"{self.path}: damaged ({error}); restore it, or delete the folder and pretrain"
+                    " again"
+                ) from error
         write_file(self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept]))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
