@@ -136,7 +136,8 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
                     f"{path}: expected tensors and plain values; got objects, which could run code"
                     f" ({listed(objects)}); save a state dict"
                 )
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with path.open("rb") as file:  # of a path torch.load would go by the suffix
+            return torch.load(file, map_location=map_location, weights_only=True)
     except WeightsError:
         raise
     except Exception as error:  # bytes that are no checkpoint fail in any way

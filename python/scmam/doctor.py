@@ -21,30 +21,12 @@ if TYPE_CHECKING:
     from .runs import Run
 
 PACKAGES = (
-    "mam-kernels",
-    "torch",
-    "triton",
-    "lightning",
-    "numpy",
-    "scipy",
-    "anndata",
-    "scanpy",
-    "scikit-learn",
-    "pandas",
-    "matplotlib",
-    "umap-learn",
-    "gseapy",
-    "pydantic",
-    "typer",
-    "tensorboard",
+    *("mam-kernels", "torch", "triton", "lightning", "numpy", "scipy", "anndata", "scanpy"),
+    *("scikit-learn", "pandas", "matplotlib", "distributed", "umap-learn", "gseapy", "pydantic"),
+    *("typer", "tensorboard"),
 )
-OPTIONAL = (
-    "mam-kernels",
-    "triton",
-    "umap-learn",
-    "gseapy",
-    "tensorboard",
-)  # it works without, or without being installed
+# It works without these, or without their being installed.
+OPTIONAL = ("mam-kernels", "triton", "umap-learn", "gseapy", "tensorboard")
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB
 
 VALIDATION = Config(

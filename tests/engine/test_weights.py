@@ -679,6 +679,21 @@ def test_absurd_sizes_in_a_header_are_refused_in_one_line(file, name, value):
     assert "\n" not in str(caught.value)
 
 
+def test_names_with_line_feeds_do_not_break_the_line(file):
+    from safetensors.torch import save_file
+
+    save_file({"a\nb\u2028c": torch.ones(2)}, file)
+    with pytest.raises(WeightsError, match=r"of others \(a\\nb\\u2028c\)$"):
+        load(file)
+
+
+def test_a_checkpoint_is_read_whatever_its_name_ends_in(published, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    torch.save({"state_dict": published.state_dict()}, path)
+    masker = from_published(path, num_heads=H)
+    assert torch.equal(masker.latents, from_published(published.state_dict(), num_heads=H).latents)
+
+
 DEEP = "[" * 200_000 + "]" * 200_000
 
 

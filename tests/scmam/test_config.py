@@ -109,6 +109,25 @@ def test_fingerprint_is_of_the_named_sections():
     assert fingerprint(config, "data", "training") == fingerprint(other, "data", "training")
 
 
+@pytest.mark.parametrize("depth", [300, 5_000])
+def test_settings_that_are_nested_too_deep_are_refused_in_one_line(tmp_path, depth):
+    deep = "[" * depth + "]" * depth
+    (tmp_path / "config.yaml").write_text(f"study:\n  arms: {deep}\n")
+    with pytest.raises(ConfigError) as in_a_file:
+        load_config(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError) as in_a_flag:
+        load_config(None, [f"study.arms={deep}"])
+    for refused in (in_a_file, in_a_flag):
+        assert len(str(refused.value)) < 400
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_names_with_line_feeds_do_not_break_the_line(tmp_path):
+    (tmp_path / "config.yaml").write_text('training:\n  "a\\nb\\u2028c": 1\n')
+    with pytest.raises(ConfigError, match=r"training\.a\\nb\\u2028c: unknown setting$"):
+        load_config(tmp_path / "config.yaml")
+
+
 # Arms
 
 

@@ -391,9 +391,15 @@ def test_opening_what_is_no_study(tmp_path):
         open_study(tmp_path / "none")
     with pytest.raises(RunError, match=r"no study, study.json is missing"):
         open_study(tmp_path)
-    (tmp_path / "study.json").write_text('{"status": ')
-    with pytest.raises(RunError, match="cannot be read"):
-        open_study(tmp_path)
+    for content, message in [
+        ('{"status": ', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[1]", "not the record of a study"),
+        ('{"status": "done"}', "not the record of a study"),
+    ]:
+        (tmp_path / "study.json").write_text(content)
+        with pytest.raises(RunError, match=message):
+            open_study(tmp_path)
 
 
 def test_a_study_that_is_killed_goes_on(worker, adata, tmp_path, monkeypatch):

@@ -900,6 +900,24 @@ class TestDamage:
         with pytest.raises(RunError, match=r"run\.json: damaged \(.*recursion.*\); restore it"):
             open_run(folder)
 
+    @pytest.mark.parametrize("content", [b"\xff\xfe", b"step,epoch\n", b"", b"x" * 12 + b"\n"])
+    def test_metrics_that_are_damaged(self, run: Run, tmp_path: Path, content: bytes) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(run.folder, folder)
+        (folder / "metrics.csv").write_bytes(content)
+        with pytest.raises(RunError, match=r"metrics\.csv: (damaged|has no column)") as refused:
+            open_run(folder).metrics()
+        assert len(str(refused.value).splitlines()) == 1
+
+    def test_a_run_does_not_go_on_with_damaged_metrics(
+        self, stopped: Path, cells: Cells, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(stopped, folder)
+        (folder / "metrics.csv").write_bytes(b"\xff" + b"," * 11 + b"\n")
+        with pytest.raises(RunError, match=r"metrics\.csv: damaged \(.*\); restore it"):
+            train(folder, cells)
+
     def test_genes_of_any_name_come_back(self, cells: Cells, tmp_path: Path) -> None:
         odd = ["a\rb", "\x0b", "\x1c\x1d\x1e", "\x85", "\u2028\u2029", "\t ", "\ufeff"]
         named = dataclasses.replace(cells, genes=(*odd, *cells.genes[len(odd) :]))

@@ -26,7 +26,7 @@ from .options import (
     Size,
     Steps,
     configuration,
-    names,
+    given,
     setting,
 )
 
@@ -111,21 +111,7 @@ def pretrain(
       scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
       scmam pretrain --out runs/example             the 700 example cells
     """
-    flags = {
-        "data.path": data,
-        "data.label": label,
-        "data.donor": donor,
-        "data.counts": counts,
-        "masking.strategy": strategy,
-        "masking.injection": injection,
-        "model.size": size,
-        "training.steps": steps,
-        "training.batch_size": batch_size,
-        "training.lr": lr,
-        "training.seed": seed,
-        "training.device": device,
-    }
-    settings = configuration(config, assignments, flags)
+    settings = configuration(config, assignments, given(locals()))
     if arm is not None:
         settings = _as_arm(settings, arm, strategy)
     from ..training import pretrain as train
@@ -180,19 +166,13 @@ def evaluate(
       scmam evaluate runs/mam --methods linear-probe --folds 10
       scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
     """
+    flags = given(locals())
     from ..data import open_cells
     from ..evaluation import evaluate as score
     from ..runs import open_run
     from .tables import evaluations_text
 
     opened = open_run(run)
-    flags = {
-        "data.path": data,
-        "data.label": label,
-        "data.donor": donor,
-        "evaluation.methods": names(methods),
-        "evaluation.folds": folds,
-    }
     settings = _changed(opened.config, assignments, flags)
     evaluations = score(
         opened, open_cells(settings.data, need_label=True), settings.evaluation, progress=not quiet

@@ -23,8 +23,7 @@ from .options import (
     Size,
     Steps,
     configuration,
-    names,
-    numbers,
+    given,
     setting,
 )
 
@@ -126,26 +125,9 @@ def compare(
       scmam compare --out study --scheduler tcp://host:8786   on a dask cluster
       scmam compare --out try --steps 50 --seeds 0,1    the 700 example cells
     """
+    flags = given(locals())
     from ..study import compare as run
 
-    flags = {
-        "data.path": data,
-        "data.label": label,
-        "data.donor": donor,
-        "data.counts": counts,
-        "study.arms": names(arms),
-        "study.seeds": numbers(seeds, "--seeds"),
-        "study.reference": reference,
-        "study.baselines": names(baselines),
-        "study.jobs": jobs,
-        "study.scheduler": scheduler,
-        "model.size": size,
-        "training.steps": steps,
-        "training.batch_size": batch_size,
-        "training.device": device,
-        "evaluation.methods": names(methods),
-        "evaluation.folds": folds,
-    }
     study = run(configuration(config, assignments, flags), out, interpret=genes, progress=not quiet)
     _conclude(study)
 

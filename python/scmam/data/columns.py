@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 LABEL_NAMES = (
     ("celltype",),
     (
-        "celltypes",
-        "celltypelabel",
-        "celllabel",
-        "celllabels",
-        "cellontologyclass",
-        "bulklabels",
-        "authorcelltype",
-        "celltypeannotation",
+        *("celltypes", "celltypelabel", "celllabel", "celllabels", "cellontologyclass"),
+        *("bulklabels", "authorcelltype", "celltypeannotation"),
     ),
     (
         "annotation",
@@ -36,42 +30,17 @@ LABEL_NAMES = (
     ("louvain", "leiden", "cluster", "clusters", "seuratclusters"),
 )
 DONOR_NAMES = (
-    *(
-        "donor",
-        "donorid",
-        "patient",
-        "patientid",
-        "individual",
-        "subject",
-        "subjectid",
-        "mouse",
-        "mouseid",
-    ),
-    *("sample", "sampleid", "origident", "batch", "batchid", "library"),
+    *("donor", "donorid", "patient", "patientid", "individual", "subject", "subjectid"),
+    *("mouse", "mouseid", "sample", "sampleid", "origident", "batch", "batchid"),
+    *("library",),
 )
 OTHER_NAMES = (
-    "phase",
-    "sex",
-    "tissue",
-    "assay",
-    "disease",
-    "organism",
-    "treatment",
-    "condition",
-    "stage",
-    "developmentstage",
-    "ethnicity",
+    *("phase", "sex", "tissue", "assay", "disease", "organism", "treatment", "condition"),
+    *("stage", "developmentstage", "ethnicity"),
 )
 TOTAL_NAMES = (
-    "totalcounts",
-    "ncounts",
-    "ncountrna",
-    "numi",
-    "numis",
-    "totalumis",
-    "ncount",
-    "umicount",
-    "ncountsall",
+    *("totalcounts", "ncounts", "ncountrna", "numi", "numis", "totalumis", "ncount"),
+    *("umicount", "ncountsall"),
 )
 SHOWN = 30  # columns that an error lists at most
 

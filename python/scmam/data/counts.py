@@ -16,16 +16,8 @@ from .source import Source
 from .values import COUNTS_PER, Conversion, Look, Rounding, equal_total, look_at
 
 COUNT_LAYERS = (
-    "counts",
-    "count",
-    "rawcounts",
-    "rawcount",
-    "rawdata",
-    "raw",
-    "umi",
-    "umis",
-    "umicounts",
-    "matrix",
+    *("counts", "count", "rawcounts", "rawcount", "rawdata", "raw"),
+    *("umi", "umis", "umicounts", "matrix"),
 )
 PART_LAYERS = ("spliced", "unspliced", "ambiguous")  # counts, but not all of a cell's
 SAMPLED = 2000  # cells that a first look takes, spread over the file

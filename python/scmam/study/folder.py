@@ -22,20 +22,9 @@ CONFIG, RECORD, RESULTS, SUMMARY = "config.yaml", "study.json", "results.csv", "
 # What may differ between two calls on one folder: what is run (it grows), how fast, and what the
 # summary compares with.
 FREE_SETTINGS = (
-    "study.arms",
-    "study.seeds",
-    "study.baselines",
-    "study.reference",
-    "study.jobs",
-    "study.scheduler",
-    "study.retries",
-    "evaluation.methods",
-    "data.backed",
-    "training.seed",
-    "training.device",
-    "training.workers",
-    "training.checkpoint_every",
-    "training.tensorboard",
+    *("study.arms", "study.seeds", "study.baselines", "study.reference", "study.jobs"),
+    *("study.scheduler", "study.retries", "evaluation.methods", "data.backed", "training.seed"),
+    *("training.device", "training.workers", "training.checkpoint_every", "training.tensorboard"),
 )
 
 
