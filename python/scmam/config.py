@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """The cells, and what is made of them."""
+    """The cells, and how they are prepared."""
 
     path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = Field(
         None,
@@ -120,7 +120,7 @@ class Model(Section):
 
 
 class Masking(Section):
-    """Which genes are hidden, what stands in their place, and what the latents add."""
+    """Which genes are hidden, what replaces them, and how the latents' context is used."""
 
     strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
         "mam",
@@ -329,7 +329,7 @@ class Study(Section):
 
 
 class Config(Section):
-    """Everything."""
+    """All settings."""
 
     data: Data = Data()
     model: Model = Model()

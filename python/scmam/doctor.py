@@ -37,7 +37,7 @@ VALIDATION = Config(
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
@@ -45,13 +45,13 @@ class Check(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """All of them."""
+    """The results of all checks."""
 
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if no check failed."""
         return all(check.ok for check in self.checks)
 
     def as_text(self) -> str:
@@ -68,7 +68,7 @@ class Examination(NamedTuple):
 
 
 def examine(*, validation: bool = True, progress: bool = True) -> Examination:
-    """Look at everything.
+    """Run all checks.
 
     Args:
         validation: also compare the backends with the reference, and pretrain; a minute or less.

@@ -66,7 +66,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether the final weights are there."""
+        """True if the final weights are there."""
         return self.status == "done"
 
     def metrics(self) -> "pd.DataFrame":
@@ -278,7 +278,7 @@ def read_schedule(folder: Path) -> Tensor | None:
 
 
 def by_batch(schedule: Tensor | None, config: Config) -> Tensor | None:
-    """A row a batch, which is what masks count, from a row a step."""
+    """Repeat the row of each step for its accumulated batches, which masks are counted by."""
     return (
         None if schedule is None else schedule.repeat_interleave(config.training.accumulate, dim=0)
     )
@@ -300,7 +300,7 @@ def save_file(path: Path, contents: Mapping[str, Any]) -> None:
 def load_file(
     path: Path, remedy: str, required: tuple[str, ...] = (), map_location: Any = "cpu"
 ) -> dict[str, Any]:
-    """What `save_file` wrote: tensors and plain values only, nothing that could run code.
+    """Read what `save_file` wrote: tensors and plain values only, nothing that could run code.
 
     Args:
         path: the file.

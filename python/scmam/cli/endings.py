@@ -1,5 +1,5 @@
-"""How a command ends when it does not end well: in one line on what was wrong, or on how to go on
-after an interruption.
+"""The end of a command that fails or is interrupted: one line that says what was wrong, or how to
+continue.
 """
 
 import functools

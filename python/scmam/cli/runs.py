@@ -1,6 +1,4 @@
-"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: one model, what it knows, what its
-masks hide, and its file.
-"""
+"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: commands on one model."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``scmam compare``, ``report`` and ``demo``: the whole study, and what is shown of it."""
+"""``scmam compare``, ``report`` and ``demo``: whole studies and their reports."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What `evaluate` and `genes` print of their results."""
+"""Tables of results that `evaluate` and `genes` print."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

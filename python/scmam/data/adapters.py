@@ -14,7 +14,7 @@ from .matrix import as_tensor, canonical
 
 
 def cell_batch(counts: Any, cell_ids: Any, *, depth: Any = None, labels: Any = None) -> CellBatch:
-    """A batch for `scmam.objective.Pretraining`, from what a loader gives.
+    """A batch for `scmam.objective.Pretraining`, from the batch of another loader.
 
     Args:
         counts: (B, G) raw counts: scipy sparse, a torch tensor, sparse CSR or dense, or what numpy

@@ -96,8 +96,8 @@ def label_column(
 
 
 def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> str:
-    """The name, if there is such a column; else an error that lists the ones there are, the most
-    similar first.
+    """Return the name if there is such a column, or raise an error that lists the columns, the
+    most similar first.
     """
     if name in obs.columns:
         return name
@@ -109,7 +109,7 @@ def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> st
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """Which of the known names may have been meant, and all of them."""
+    """The known names that resemble the given one, and the list of all."""
     if not known:
         return "there are none"
     by_plain = {_plain(other): other for other in known}
@@ -122,7 +122,7 @@ def suggestion(name: str, known: list[str]) -> str:
 
 
 def listing(names: list[str]) -> str:
-    """Names after one another, cut where they are many."""
+    """Names separated by commas; long lists are cut."""
     if not names:
         return "no columns"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -122,9 +122,7 @@ def require_place(source: Source, place: str) -> None:
 
 
 def first_look(matrix: Matrix) -> Look:
-    """What is seen of cells that are spread over the matrix: a bounded number of them, whatever its
-    size.
-    """
+    """Statistics of the values of a bounded number of cells, spread over the matrix."""
     return look_at(_sample(matrix))
 
 
@@ -209,7 +207,7 @@ def _known_totals(source: Source, sums: np.ndarray) -> tuple[np.ndarray | None, 
 def _recovered(
     source: Source, matrix: Matrix, logged: bool, log_of_base: float, target: float
 ) -> tuple[tuple[Conversion, np.ndarray, np.ndarray, str] | None, str]:
-    """Counts by the totals of .obs, if what comes out is whole numbers; else why not."""
+    """Counts recovered by the totals in .obs where they are whole numbers; otherwise the reason."""
     columns = total_columns(source.obs)
     if not columns:
         return None, ", since .obs has no column with the cells' totals"

@@ -19,7 +19,7 @@ MISSING = ("", "nan", "none", "na", "<na>")
 
 
 def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
-    """The index of a table of genes.
+    """The gene names of a table.
 
     Raises:
         CellsError: a name is missing, is no line of text, or occurs twice.

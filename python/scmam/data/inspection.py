@@ -1,4 +1,4 @@
-"""What a file holds, before anything runs on it."""
+"""Inspection of a file before any run."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` sees.
+    """The result of `inspect`.
 
     Quantiles are (minimum, lower quartile, median, upper quartile, maximum) over the cells.
     """

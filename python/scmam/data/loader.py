@@ -130,7 +130,7 @@ class CellLoader:
         return [self._share(order[first : first + step]) for first in range(0, len(order), step)]
 
     def _share(self, step: np.ndarray) -> np.ndarray:
-        """What this process takes of the cells of a step.
+        """The cells of a step that this process reads.
 
         Where blocks are drawn, it takes neighbours: whatever cells of a block a process needs, it
             has to read the whole block.
@@ -156,7 +156,7 @@ class CellLoader:
         return order
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, unless this is the one that is under way."""
+        """Go to the beginning of an epoch, unless it is the current one."""
         if epoch != self.epoch:
             self.epoch, self.position, self._start = epoch, 0, 0
 
@@ -184,7 +184,7 @@ class CellLoader:
         self._start = self.position
 
     def close(self) -> None:
-        """Let go of workers and of an open file; both come back when they are needed."""
+        """Stop the workers and close the file; both start again on use."""
         self._workers = None
         self.cells.counts.close()
 
@@ -272,7 +272,7 @@ def _as_it_is(rows: csr_matrix) -> csr_matrix:
 
 
 class _Plan:
-    """What the workers read next, as a sampler."""
+    """The next requests of the workers, as a sampler."""
 
     def __init__(self) -> None:
         self.requests: list[np.ndarray] = []

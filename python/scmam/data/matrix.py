@@ -58,7 +58,7 @@ class Matrix(ABC):
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory, roughly."""
+        """Approximate size in memory, in bytes."""
         return self.stored * (4 if self.storage == "dense" else 8) + 8 * (self.shape[0] + 1)
 
     def starts(self) -> range:
@@ -74,7 +74,7 @@ class Matrix(ABC):
             yield np.arange(start, stop), self.span(start, stop)
 
     def close(self) -> None:  # noqa: B027  nothing is open in memory
-        """Let go of an open file; it is opened again when rows are asked for."""
+        """Close an open file; reading rows opens it again."""
 
 
 class MemoryMatrix(Matrix):
@@ -371,11 +371,11 @@ class Rows:
         )
 
     def loaded(self) -> "Rows":
-        """The same in memory, converted and cut for good."""
+        """The same rows in memory, converted to counts and limited to the chosen genes."""
         return Rows(MemoryMatrix(self.whole()), np.arange(len(self.cells)))
 
     def close(self) -> None:
-        """Let go of an open file; it is opened again when rows are asked for."""
+        """Close an open file; reading rows opens it again."""
         self.matrix.close()
 
     def _counts(self, rows: csr_matrix, cells: np.ndarray) -> csr_matrix:

@@ -53,14 +53,14 @@ def open_cells(data: Data = DEFAULTS, *, need_label: bool = False) -> Cells:
 def from_anndata(
     adata: "AnnData", data: Data = DEFAULTS, *, need_label: bool = False, name: str = "AnnData"
 ) -> Cells:
-    """The same of an AnnData in memory, which is not changed; `data.path` and `data.backed` are not
-    looked at.
+    """Read the cells of an AnnData in memory, which is not changed; `data.path` and `data.backed`
+    are ignored.
     """
     return _cells(MemorySource(adata, name), data, need_label)
 
 
 def prepared(matrix: Matrix, backed: str, source: str) -> Matrix:
-    """A matrix as it is read from now on: in memory, or row by row from its file.
+    """A matrix in memory, or one that is read row by row from its file.
 
     Raises:
         CellsError: rows were asked for of a file that cannot give them.

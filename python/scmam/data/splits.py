@@ -59,7 +59,7 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
 
 
 def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to score, and cells that settings are chosen on before.
+    """Split the labelled cells into those to score and those to choose settings on.
 
     Args:
         cells: with labels.
@@ -100,8 +100,8 @@ def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray
 
 
 def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """So many of the cells, of every class in proportion, at random; a class has at least one where
-    there are that many.
+    """Draw cells at random, of every class in proportion and at least one of each class where the
+    count allows it.
 
     Args:
         codes: (n,) int64 classes.
@@ -120,7 +120,7 @@ def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to train on, and cells to watch the loss on.
+    """Split cells into training cells and validation cells.
 
     Whole donors are kept aside where there are enough of them for the share; else cells at random.
     At least one cell is kept aside, and at least one is left, unless the share is 0.

@@ -1,6 +1,4 @@
-"""What a reviewer asks for first: plain classifiers of the log-normalised counts, without any
-pretraining.
-"""
+"""Baselines: plain classifiers of the log-normalised counts, without any pretraining."""
 
 from typing import TYPE_CHECKING
 

@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def silent(_: str) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
@@ -93,8 +93,8 @@ def cross_validate(
 
 
 def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
-    """What decides the scores of a method, for `Evaluation.settings`: the cells, the folds, and
-    what the method adds.
+    """Everything that decides the scores of a method, for `Evaluation.settings`: the cells, the
+    folds, and the method's own settings.
 
     Args:
         cells: from `scored`.

@@ -75,7 +75,7 @@ class Classifier(nn.Module):
             part.requires_grad_(True)
 
     def trained(self) -> tuple[nn.Module, ...]:
-        """What learns."""
+        """The modules that are trained."""
         return (
             self.model.embedding,
             self.model.encoder.blocks[-1],
@@ -271,7 +271,7 @@ class _Descent:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Gradients that are added inside are descended at the end."""
+        """Make an optimizer step at the end, from the gradients that were accumulated inside."""
         self.optimizer.zero_grad()
         yield
         nn.utils.clip_grad_norm_(self.parameters, CLIP)

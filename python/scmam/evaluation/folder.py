@@ -205,7 +205,7 @@ def _key_of(path: Path) -> str | None:
 
 
 def _finished(path: Path, record: dict[str, Any], say: Say) -> Evaluation | None:
-    """What is in a file, if it is what would be computed."""
+    """The evaluation in a file, if its settings are the requested ones."""
     if not path.is_file():
         return None
     try:

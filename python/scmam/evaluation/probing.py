@@ -1,4 +1,4 @@
-"""Linear probe: what a linear classifier can read from the frozen features."""
+"""Linear probe: a linear classifier of the frozen features."""
 
 from typing import TYPE_CHECKING, Any
 

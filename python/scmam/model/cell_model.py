@@ -22,7 +22,7 @@ VISIBLE, ZERO, HIDDEN = range(3)
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a batch."""
+    """The encoder's output for a batch."""
 
     tokens: Tensor  # (B, T, width)
     cell: Tensor  # (B, width): the output of the cell token

@@ -120,8 +120,8 @@ def _opening(study: Study, total: int, to_do: int) -> str:
 
 @contextmanager
 def _recorded(study: Study) -> Iterator[None]:
-    """Keep ``study.json`` true: running, and then how it ended; the tables as far as there are
-    runs.
+    """Record in ``study.json`` that the study runs, and then how it ended; update the tables at the
+    end.
     """
     begin, before = time.monotonic(), study.record["seconds"]
     save(study)
@@ -176,7 +176,7 @@ def _earlier(folder: Path) -> Study | None:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Paths of the data do not depend on where the study is gone on with."""
+    """Make the paths of the data absolute, so that a study can continue from another directory."""
     paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
     return with_settings(
         config, data={name: path.absolute() for name, path in paths.items() if path is not None}
@@ -184,7 +184,7 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
-    """What the study is about, for its record.
+    """Description of the cells, for the record.
 
     Raises:
         CellsError: the file cannot be used, or its classes are too small for the folds.
@@ -209,7 +209,7 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
 
 
 def _digest(cells: "Cells") -> str:
-    """Changes when other cells, genes, counts or labels are chosen."""
+    """A hash of the chosen cells, genes, depths and labels."""
     parts = (
         "\n".join(cells.genes).encode(),
         cells.cell_ids.tobytes(),

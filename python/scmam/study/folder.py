@@ -50,7 +50,7 @@ class Study:
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """What ended with an error in the last call."""
+        """The tasks that ended with an error in the last call."""
         return tuple(Failure(**failure) for failure in self.record.get("failures", ()))
 
     def finished(self) -> list[tuple[str, int]]:
@@ -142,9 +142,7 @@ def baseline_file(folder: Path, name: str) -> Path:
 
 
 def log_file(folder: Path, name: str) -> Path:
-    """What the processes of a task wrote to the terminal; not in the run folder, which holds a run
-    and nothing else.
-    """
+    """The output of a task's processes. It is outside of the run folder, which holds a run only."""
     return folder / "logs" / f"{name}.txt"
 
 
@@ -175,8 +173,8 @@ def bound_settings(config: Config) -> dict[str, Any]:
 
 
 def joined(earlier: Study, asked: Config) -> Config:
-    """The configuration of a folder that is gone on with: the arms, seeds and baselines that are
-    there already, and those of `asked`.
+    """The configuration of a study that continues: the finished arms, seeds and baselines of its
+    folder, and those of `asked`.
 
     Raises:
         RunError: a setting that both have differs; each is named with both values.

@@ -15,7 +15,7 @@ REDRAW = 0.5
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def opened(self, dashboard: str) -> None:
         """The cluster is there; `dashboard` is the address of its page."""
@@ -31,9 +31,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """A line for what starts and ends, and one now and then for what is running; `total` tasks are
-    to do.
-    """
+    """A line for each start and end, and one every `HEARTBEAT` seconds for the running tasks."""
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
@@ -78,7 +76,7 @@ class Lines(Silent):
 
 
 class Bars(Lines):
-    """The lines of what ends, above a bar for all and a line for each running task."""
+    """A line for each end, above a bar for all tasks and one for each running task."""
 
     def __init__(self, total: int) -> None:
         from rich.progress import (
@@ -129,7 +127,8 @@ class Bars(Lines):
 
 @contextmanager
 def shown(total: int, *, progress: bool) -> Iterator[Watcher]:
-    """Who watches `total` tasks: bars on a terminal, lines elsewhere, nobody without `progress`."""
+    """The watcher of `total` tasks: bars on a terminal, lines elsewhere, silent without
+    `progress`."""
     if not progress or not total:
         yield Silent()
     elif sys.stdout.isatty():

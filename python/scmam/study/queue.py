@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 class Watcher(Protocol):
-    """Who is told about the tasks; `scmam.study.progress` shows them."""
+    """Receives the events of the tasks; `scmam.study.progress` shows them."""
 
     def opened(self, dashboard: str) -> None: ...
     def started(self, task: Task, again: bool) -> None: ...
@@ -331,8 +331,8 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Ours, with the share of threads. Waiting threads sleep, or they would take the time of the
-    other processes.
+    """This process's environment with the limits of threads. Idle OpenMP threads sleep, so that the
+    other processes get the cores.
     """
     limits = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),

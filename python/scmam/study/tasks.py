@@ -1,5 +1,5 @@
-"""What a study has to do: a task for every run and baseline, in an order that leaves complete pairs
-of seeds when it is stopped.
+"""The tasks of a study: one for every run and baseline, ordered by seed, so that a study that is
+stopped has complete pairs.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ LONGEST_NAME = 100  # bytes of an arm's name
 
 
 class Task(NamedTuple):
-    """Something that a process of its own does."""
+    """A run or a baseline, which a process of its own computes."""
 
     name: str  # "mam, seed 0"
     arguments: tuple[str, ...]  # of the worker

@@ -36,7 +36,7 @@ def checkpoint_to_go_on_from(folder: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """What Lightning saved.
+    """Read a checkpoint that Lightning saved.
 
     Raises:
         RunError: it is damaged, or of another Lightning, which would go on from another batch;

@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: what it is told, and what it leaves behind."""
+"""Lightning's Trainer for a run: its settings, and the results that it leaves."""
 
 import contextlib
 import signal
@@ -143,7 +143,7 @@ def has_unused_parameters(pretraining: Pretraining, batch: CellBatch) -> bool:
 
 
 def _watchers(folder: Path, training: Training, validates: bool) -> list[Callback]:
-    """What looks at the validation loss."""
+    """The callbacks that use the validation loss."""
     if not validates:
         return []
     best = BestCheckpoint(folder, WATCHED)
@@ -165,8 +165,8 @@ def _tensorboard(folder: Path) -> TensorBoardLogger:
 
 @contextlib.contextmanager
 def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterator[None]:
-    """Say in run.json how far an interrupted run came, and turn what stopped it into what Python
-    expects of it.
+    """Record in run.json at which step a run was interrupted, and turn the cause into the exception
+    that Python expects.
     """
     try:
         yield
@@ -206,7 +206,7 @@ def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
 
 
 def _take_best(folder: Path, module: PretrainingModule) -> None:
-    """The weights of the best validation, which is what stopping early is for."""
+    """Load the weights of the best validation."""
     path = folder / CHECKPOINTS / BEST
     remedy = f"delete {folder} and pretrain again"
     best = load_file(path, remedy, required=("state_dict",))

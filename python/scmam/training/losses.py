@@ -1,4 +1,4 @@
-"""metrics.csv: what each step and each validation gave.
+"""metrics.csv: the losses of each step and each validation.
 
 Lightning's own CSV logger puts training and validation into one wide row, and empties its file when
 a run is resumed; here a row is a step or a validation, and what a resumed run does again is taken
@@ -134,7 +134,7 @@ class LossLog(Callback):
             self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
-        """Write what is waiting.
+        """Write the rows that are waiting.
 
         Raises:
             RunError: a loss that is not finite; nothing is written from there on, so no checkpoint

@@ -1,5 +1,5 @@
-"""`pretrain`: from a configuration to a finished run folder, from the beginning or from where it
-was left.
+"""`pretrain`: from a configuration to a finished run folder, from the beginning or from the last
+checkpoint.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ def _train(
     progress: bool,
     writes: bool,
 ) -> None:
-    """Fill the folder.
+    """Train, and write the results into the folder.
 
     Whatever ends it early is written into run.json, by the process that writes.
     """
@@ -159,7 +159,7 @@ def _train(
 
 
 def _reason(error: BaseException) -> str:
-    """What ended a run, in one line. Where a signal ended the program, the signal."""
+    """The cause that ended a run, in one line."""
     cause = (
         error.__cause__ if isinstance(error, SystemExit) and error.__cause__ is not None else error
     )

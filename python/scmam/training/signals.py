@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: taken when they come, obeyed at the end of the step."""
+"""Signals that ask a run to stop: noted when they arrive, obeyed at the end of the step."""
 
 import contextlib
 import signal
