@@ -180,7 +180,9 @@ def _compare(
 
 
 def _beyond(x: Any) -> bool:
-    """Whether a tensor holds numbers that are not finite, or too large for sums of them."""
+    """Whether a number, or one in a tensor, is not finite or too large for sums of such."""
+    if isinstance(x, float):
+        return not abs(x) < 1e15
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return False
     return not bool((x.abs() < 1e15).all())

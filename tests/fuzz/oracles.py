@@ -279,7 +279,8 @@ def attention(
         key = np.where(exists[:, :, None, None], key, 0.0)
         value = np.where(exists[:, :, None, None], value, 0.0)
         score = scale * np.einsum("nhd,blhd->bnhl", query, key)
-        size = abs(scale) * np.einsum("nhd,blhd->bnhl", np.abs(query), np.abs(key))
+        products = np.einsum("nhd,blhd->bnhl", np.abs(query), np.abs(key))
+        size = abs(scale) * products
         score = np.where(there, score, -np.inf)
         empty = ~exists.any(axis=1)[:, None, None]
         shift = np.where(empty, 0.0, score.max(axis=-1, initial=-np.inf))
@@ -291,7 +292,11 @@ def attention(
         noise = 4 * unit * (8 + query.shape[-1]) * (1 + size.max(axis=-1, initial=0.0))
         large = np.abs(value).max(axis=1, initial=0.0)[:, None]  # (B, 1, H, d)
         output_allowed = large * (noise[..., None] + 4 * narrow + floor_of(unit))
-        undefined = ~(size.max(axis=-1, initial=0.0) < 1e37)
+        if narrow == 2.0**-11:
+            output_allowed = output_allowed + 6e-8  # the smallest float16
+        # scores may be scaled before or after they are summed
+        largest = np.maximum(size, products).max(axis=-1, initial=0.0)
+        undefined = ~(largest < 1e37)
         undefined |= ~np.isfinite(large).all(axis=-1) | (large > 1e37).any(axis=-1)
     logsumexp_allowed = 2 * noise + floor_of(unit) * np.where(empty, 0.0, np.abs(logsumexp))
     return Attended(output, logsumexp, score, output_allowed + 1e-44, logsumexp_allowed, undefined)
