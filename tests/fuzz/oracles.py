@@ -18,6 +18,7 @@ EXPONENT_MARGIN = 2.5e-7  # documented: the same for each unit of |log(relative 
 FLOOR = 2e-6  # documented: relative error allowed to any float32 result
 FLOOR_OF_FLOAT64 = 1e-12  # documented: and to any float64 one
 LARGEST_FLOAT32 = 3.4028234e38
+SMALLEST = 1.2e-38  # the smallest normal float32: below it a thread may flush to zero
 
 
 def floor_of(unit: float) -> float:
@@ -179,8 +180,8 @@ def moments(values: np.ndarray, exists: np.ndarray, slope: np.ndarray, unit: flo
         rounded = 8 * unit * large  # what is lost of a value, or of a mean
         allowed = (
             noise * 2 + floor * _largest(log_partition),
-            noise * width + floor * large + 1e-44,
-            noise * width**2 + floor * _largest(variance) + rounded * (2 * width + rounded) + 1e-44,
+            noise * width + floor * large + SMALLEST,
+            noise * width**2 + floor * _largest(variance) + rounded * (2 * width + rounded) + SMALLEST,
         )
         largest = LARGEST_FLOAT32 if unit > 1e-10 else 1e308
         undefined = ~np.isfinite(score).all(axis=-1, where=there | np.zeros_like(score, dtype=bool))
@@ -299,4 +300,4 @@ def attention(
         undefined = ~(largest < 1e37)
         undefined |= ~np.isfinite(large).all(axis=-1) | (large > 1e37).any(axis=-1)
     logsumexp_allowed = 2 * noise + floor_of(unit) * np.where(empty, 0.0, np.abs(logsumexp))
-    return Attended(output, logsumexp, score, output_allowed + 1e-44, logsumexp_allowed, undefined)
+    return Attended(output, logsumexp, score, output_allowed + SMALLEST, logsumexp_allowed, undefined)
