@@ -181,7 +181,10 @@ def moments(values: np.ndarray, exists: np.ndarray, slope: np.ndarray, unit: flo
         allowed = (
             noise * 2 + floor * _largest(log_partition),
             noise * width + floor * large + SMALLEST,
-            noise * width**2 + floor * _largest(variance) + rounded * (2 * width + rounded) + SMALLEST,
+            noise * width**2
+            + floor * _largest(variance)
+            + rounded * (2 * width + rounded)
+            + SMALLEST,
         )
         largest = LARGEST_FLOAT32 if unit > 1e-10 else 1e308
         undefined = ~np.isfinite(score).all(axis=-1, where=there | np.zeros_like(score, dtype=bool))
@@ -300,4 +303,5 @@ def attention(
         undefined = ~(largest < 1e37)
         undefined |= ~np.isfinite(large).all(axis=-1) | (large > 1e37).any(axis=-1)
     logsumexp_allowed = 2 * noise + floor_of(unit) * np.where(empty, 0.0, np.abs(logsumexp))
-    return Attended(output, logsumexp, score, output_allowed + SMALLEST, logsumexp_allowed, undefined)
+    allowed = output_allowed + SMALLEST, logsumexp_allowed
+    return Attended(output, logsumexp, score, *allowed, undefined)
