@@ -61,7 +61,7 @@ def _run(run: Run, options: argparse.Namespace) -> None:
     if missing and not options.only:
         print(f"without the families of files, which need {', '.join(missing)}")
     share = 0.0
-    if options.asan is None and not options.only and sanitized.runtime() is not None:
+    if options.asan is None and not options.only and sanitized.runtime():
         share = ASAN_SHARE
     run.go(options.only or names, (1 - share) * options.seconds)
     if share:
