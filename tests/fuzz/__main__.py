@@ -4,6 +4,7 @@ Exit status: 0 nothing found, 1 something found, 2 wrong arguments.
 """
 
 import argparse
+import signal
 import time
 
 from . import sanitized
@@ -37,6 +38,9 @@ def main() -> int:
         "--case", metavar="NAME:CASE", help="run one case again, as a failure's line says"
     )
     options = parser.parse_args()
+    # Started in the background of a script, this process would ignore Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     # numbers of a run begin far from those of any other
     seed = (time.time_ns() // 1000) % 10**12 if options.seed is None else options.seed
     run = Run(seed, sanitized.environment() if options.asan else {}, shrink=not options.no_shrink)
