@@ -38,7 +38,7 @@ _values_are_checked = os.environ.get("MAM_CHECK_VALUES", "") not in ("", "0")
 @contextlib.contextmanager
 def check_values(enabled: bool = True) -> Iterator[None]:
     """While active, arguments are also searched for NaN, infinite, negative or out-of-range values
-    where these are errors.
+    where these are errors, and the indices of CSR matrices on every device.
 
     Costs a pass over the arguments and, on a GPU, a synchronisation. It holds for the whole
     process, as ``MAM_CHECK_VALUES=1`` does.
@@ -150,9 +150,18 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
         )
     valid = require_flags("valid", valid, rows, positions, values.device)
     if values.layout == torch.sparse_csr:
-        entries = values.values()
+        entries, crow = values.values(), values.crow_indices()
+        if len(crow) != rows + 1:
+            raise ValueError(
+                f"{name}: expected {rows + 1} offsets in crow, for {rows} rows; got {len(crow)}"
+            )
+        if len(entries) > rows * positions:
+            raise ValueError(
+                f"{name}: expected at most {rows * positions} stored entries, one a place; got "
+                f"{len(entries)}"
+            )
         require_finite(name, entries)
-        return Cells(entries, values.crow_indices(), values.col_indices(), valid, positions)
+        return Cells(entries, crow, values.col_indices(), valid, positions)
     if values.layout != torch.strided:
         raise TypeError(
             f"{name}: expected a dense tensor or sparse CSR; got layout {values.layout}"

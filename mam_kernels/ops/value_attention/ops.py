@@ -92,7 +92,10 @@ def value_attention(
 
     Args:
         values: (B, L) dense, or sparse CSR (B, G), whose missing entries are zeros that take part;
-            float32, float16, bfloat16, or float64 (reference). Without gradient.
+            float32, float16, bfloat16, or float64 (reference). Without gradient. The columns of a
+            row need not be sorted; indices that are not sound (out of range, offsets that fall, a
+            column twice) are a ``ValueError`` on the CPU. On a GPU they are looked at only inside
+            ``check_values``, and never followed out of bounds.
         slope: (N, H), floating point; computed in float32 (float64 for float64 values).
             Differentiable.
         valid: (B, L) bool, True where there is a value; None: everywhere. What stands elsewhere,
