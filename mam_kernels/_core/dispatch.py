@@ -212,6 +212,7 @@ def resolve(backend: str, op: str, device: str, dtype: torch.dtype) -> str:
         BackendUnavailableError: the one named cannot.
     """
     if backend != AUTOMATIC:
+        _checked_name(backend, "backend")  # an operation may be called past the public functions
         why_not = obstacle(backend, op, device, dtype)
         if why_not:
             raise BackendUnavailableError(f"backend: {backend!r} cannot run {op}: {why_not}")

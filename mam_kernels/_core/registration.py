@@ -62,9 +62,13 @@ class Operation:
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _library.define(schema, tags=tags)
         _library.impl(name, lambda *flat: run(*self._together(flat)), "CompositeExplicitAutograd")
-        torch.library.register_fake(
-            f"{NAMESPACE}::{name}", lambda *flat: fake(*self._together(flat)), lib=_library
-        )
+        names = [argument.partition(" ")[2] for argument in _arguments(parts).split(", ")]
+
+        def shapes(*flat: Any) -> Any:
+            _refuse_some_on_meta(names, flat)
+            return fake(*self._together(flat))
+
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
         self.overload = getattr(torch.ops.mam_kernels, name).default
         self._function: type[torch.autograd.Function] | None = None
         if backward is not None:
@@ -144,6 +148,21 @@ class Operation:
             "generate_vmap_rule": True,
         }
         self._function = type(self.name, (torch.autograd.Function,), members)
+
+
+def _refuse_some_on_meta(names: list[str], flat: tuple) -> None:
+    """torch takes the function of shapes where any argument is on "meta"; the results of another
+    device would be memory that nobody writes. The words of a draw may stay on the CPU.
+    """
+    tensors = [(name, x) for name, x in zip(names, flat, strict=True) if isinstance(x, Tensor)]
+    on_meta = [name for name, x in tensors if x.is_meta]
+    if not on_meta:
+        return
+    for name, x in tensors:
+        if not x.is_meta and x.dim() > 0:
+            raise ValueError(
+                f"{on_meta[0]}: expected on {x.device}, as {name} is; got a tensor on meta"
+            )
 
 
 def _wants_gradient(arguments: list) -> bool:
