@@ -19,16 +19,13 @@ CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '
 LINTED = mam_kernels python tests benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engine test gpu bench docs lint format clean
+.PHONY: help demo test gpu bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: $(VENV)/demo.stamp ## the study on 700 real cells: pretrained with and without learned masks, compared, a report to look at
 	$(IN)python -m scmam demo --out $(REPORT)
-
-demo-engine: $(VENV)/demo.stamp ## the engine on the same cells: validated, timed against the paper computation, a report
-	$(IN)python -m scmam.engine_demo --out $(REPORT)-engine
 
 test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time
 	$(IN)python tests/run_groups.py
@@ -57,7 +54,7 @@ format: $(VENV)/lint.stamp ## bring the code into shape
 	$(IN)clang-format -i $(CPP)
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) $(REPORT)-engine .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for. The Triton is the one that
