@@ -19,8 +19,11 @@ import mam_kernels
 project = "mam-kernels"
 author = "the mam-kernels developers"
 version = release = mam_kernels.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
 html_theme = "furo"
 html_title = f"mam-kernels {version}"
 html_show_copyright = html_show_sourcelink = html_copy_source = False

@@ -18,8 +18,12 @@ NOWHERE = "/nonexistent/compiler"
 
 def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Python in a process of its own, where the environment variables are as given."""
-    full = {key: value for key, value in os.environ.items() if not key.startswith("MAM_")} | environment
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=full, capture_output=True, text=True)
+    full = {
+        key: value for key, value in os.environ.items() if not key.startswith("MAM_")
+    } | environment
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=full, capture_output=True, text=True
+    )
 
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -49,7 +53,11 @@ def test_unknown_wish_is_refused(tmp_path: Path):
 
 
 def test_what_was_not_built_is_reported(tmp_path: Path):
-    shutil.copytree(ROOT / "mam_kernels", tmp_path / "mam_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        ROOT / "mam_kernels",
+        tmp_path / "mam_kernels",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
     script = """
 import json, sys
 # An editable installation finds the modules of its own folder, whatever package asks for them.
@@ -72,7 +80,11 @@ def test_import_loads_no_extension():
 
 
 def test_file_named_by_the_environment_must_exist():
-    run = python("-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_EXTENSION="/nonexistent/_cpu.so")
+    run = python(
+        "-c",
+        "from mam_kernels._core import extension; extension.cpu()",
+        MAM_CPU_EXTENSION="/nonexistent/_cpu.so",
+    )
     assert "ImportError: /nonexistent/_cpu.so is not an extension module" in run.stderr
 
 
@@ -115,7 +127,9 @@ def test_instruction_sets_agree(built, tmp_path: Path):
 
 
 def test_unknown_instruction_set_is_an_import_error(built):
-    run = python("-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_ISA="sse9")
+    run = python(
+        "-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_ISA="sse9"
+    )
     assert "MAM_CPU_ISA: expected baseline, avx2 or avx512; got sse9" in run.stderr
     assert "ImportError" in run.stderr
 

@@ -35,7 +35,7 @@ def site(tmp_path_factory) -> Path:
     """The pages, built as `make docs` builds them."""
     for package in (
         "sphinx",
-        "myst_parser",
+        "myst_nb",
         "furo",
         "anndata",
         "filelock",
@@ -59,7 +59,7 @@ def site(tmp_path_factory) -> Path:
         str(DOCS),
     ]
     done = subprocess.run(
-        [*command, str(folder / "html")], capture_output=True, text=True, timeout=300, check=False
+        [*command, str(folder / "html")], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr + done.stdout
