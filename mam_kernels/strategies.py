@@ -173,7 +173,8 @@ class MatchedFractions(MaskingStrategy):
             )
         if not bool(((schedule >= 0) & (schedule <= 1)).all()):
             raise ValueError(
-                f"schedule: expected shares in [0, 1]; got values from {schedule.min():g} to {schedule.max():g}"
+                "schedule: expected shares in [0, 1];"
+                f" got values from {schedule.min():g} to {schedule.max():g}"
             )
         self.shares = schedule.tolist()
 

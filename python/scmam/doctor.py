@@ -32,8 +32,8 @@ PACKAGES = (
     "scikit-learn",
     "pandas",
     "matplotlib",
+    "jinja2",
     "umap-learn",
-    "gseapy",
     "pydantic",
     "typer",
     "tensorboard",
@@ -42,7 +42,6 @@ OPTIONAL = (
     "mam-kernels",
     "triton",
     "umap-learn",
-    "gseapy",
     "tensorboard",
 )  # it works without, or without being installed
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB

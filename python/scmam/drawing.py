@@ -22,10 +22,24 @@ LEARNED = ("#0072b2", "#009e73", "#56b4e9", "#6a51a3", "#23307f")
 """Cool colours: masks that are learned."""
 
 UNTRAINED = "#7b8591"
-CLASSES = (
-    "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #994f00 #888888"
-    " #332288 #44aa99 #dd7733 #117733 #cc6699 #7a9e1f #1b7ea1 #9b6bce"
-).split()
+CLASSES = [
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#994f00",
+    "#888888",
+    "#332288",
+    "#44aa99",
+    "#dd7733",
+    "#117733",
+    "#cc6699",
+    "#7a9e1f",
+    "#1b7ea1",
+    "#9b6bce",
+]
 """Colours of cell types."""
 
 DARK_INK = "#1c2126"

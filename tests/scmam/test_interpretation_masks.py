@@ -164,8 +164,8 @@ def test_zero_slopes_are_uniform_and_warned_of(cells):
     uniform, alike = found.warnings
     assert uniform.startswith("masks are indistinguishable from uniform ones")
     assert (
-        "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding"
-        in uniform
+        "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or"
+        " masking.strategy=mam-embedding" in uniform
     )
     assert "training.masking_weight_decay=0" in uniform
     assert "training.masking_weight_decay=0" in alike
@@ -218,12 +218,10 @@ def test_means_are_those_of_the_cells(cells):
     part = by_type[by_type["cell_type"] == name]
     assert part["mean_expression"].to_numpy() == pytest.approx(of_type.mean(dim=0).numpy())
     assert (part["cells"] == len(of_type)).all()
-    assert list(by_type.columns) == [
-        "cell_type", "gene", "cells", "mean_expression", "detected", "hidden", "hidden_when_nonzero", "uniform"
-    ]  # fmt: skip
-    assert list(table.columns) == [
-        "gene", "mean_expression", "detected", "hidden", "hidden_error", "hidden_when_nonzero", "uniform", "expected", "beyond_expression"
-    ]  # fmt: skip
+    rates = ["mean_expression", "detected", "hidden", "hidden_when_nonzero", "uniform"]
+    assert list(by_type.columns) == ["cell_type", "gene", "cells", *rates]
+    rates.insert(3, "hidden_error")
+    assert list(table.columns) == ["gene", *rates, "expected", "beyond_expression"]
     rate = table["hidden"]
     assert table["hidden_error"].to_numpy() == pytest.approx(
         np.sqrt(rate * (1 - rate) / cells.num_cells).to_numpy()

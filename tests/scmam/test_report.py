@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pd = pytest.importorskip("pandas", reason="the single-cell layer is not installed")
+pytest.importorskip("pandas", reason="the single-cell layer is not installed")
 pytest.importorskip("matplotlib", reason="the single-cell layer is not installed")
 pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
-yaml = pytest.importorskip("yaml")
-jinja2 = pytest.importorskip("jinja2", reason="the single-cell layer is not installed")
-stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("yaml", reason="the single-cell layer is not installed")
+pytest.importorskip("jinja2", reason="the single-cell layer is not installed")
+pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 
+import jinja2
+import pandas as pd
+from scipy import stats
 from scmam.config import Config, as_yaml, with_settings
 from scmam.errors import ReportError
 from scmam.evaluation import Evaluation, FoldScores
@@ -563,7 +566,8 @@ def test_the_table_holds_the_numbers_of_the_summary(study, shown, method):
         if arm == "uniform":
             assert row[2] == "reference"
         else:
-            gap = f"{100 * macro.difference:+.2f} {100 * macro.difference_low:+.2f} to {100 * macro.difference_high:+.2f}"
+            ends = (macro.difference, macro.difference_low, macro.difference_high)
+            gap = "{:+.2f} {:+.2f} to {:+.2f}".format(*(100 * value for value in ends))
             assert row[2].startswith(gap.replace("-", "−"))
             verdict = (
                 "ahead"
@@ -646,29 +650,34 @@ def difference_of(mean, low, high, number=5):
         (
             difference_of(0.0142, 0.003, 0.0254),
             "ahead",
-            "mam is ahead of uniform under fine-tuning by 1.42 points of macro-F1 (95 % interval +0.30 to +2.54; 5 paired seeds).",
+            "mam is ahead of uniform under fine-tuning by 1.42 points of macro-F1 (95 % interval"
+            " +0.30 to +2.54; 5 paired seeds).",
         ),
         (
             difference_of(-0.0142, -0.0254, -0.003),
             "behind",
-            "uniform is ahead of mam under fine-tuning by 1.42 points of macro-F1 (95 % interval +0.30 to +2.54; 5 paired seeds).",
+            "uniform is ahead of mam under fine-tuning by 1.42 points of macro-F1 (95 % interval"
+            " +0.30 to +2.54; 5 paired seeds).",
         ),
         (
             difference_of(0.0042, -0.0031, 0.0115),
             "not shown",
-            "no difference is shown between mam and uniform under fine-tuning: +0.42 points of macro-F1"
+            "no difference is shown between mam and uniform under fine-tuning: +0.42 points of"
+            " macro-F1"
             " (95 % interval −0.31 to +1.15, which covers 0; 5 paired seeds).",
         ),
         (
             difference_of(-0.0042, np.nan, np.nan, 1),
             "one seed",
-            "mam came out 0.42 points of macro-F1 below uniform under fine-tuning, from one seed: there is no interval, so nothing"
+            "mam came out 0.42 points of macro-F1 below uniform under fine-tuning, from one seed:"
+            " there is no interval, so nothing"
             " is shown.",
         ),
         (
             difference_of(0.01, 0.0, 0.02),
             "not shown",
-            "no difference is shown between mam and uniform under fine-tuning: +1.00 points of macro-F1"
+            "no difference is shown between mam and uniform under fine-tuning: +1.00 points of"
+            " macro-F1"
             " (95 % interval +0.00 to +2.00, which covers 0; 5 paired seeds).",
         ),
     ],
@@ -697,17 +706,20 @@ AHEAD, BEHIND, COVERS = (0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.01, -0.01,
         (
             COVERS,
             COVERS,
-            "No difference is shown between mam and uniform, under fine-tuning and with the linear probe alike.",
+            "No difference is shown between mam and uniform, under fine-tuning and with the linear"
+            " probe alike.",
         ),
         (
             AHEAD,
             BEHIND,
-            "Under fine-tuning, mam is ahead of uniform; with the linear probe, uniform is ahead of mam.",
+            "Under fine-tuning, mam is ahead of uniform; with the linear probe, uniform is ahead"
+            " of mam.",
         ),
         (
             COVERS,
             AHEAD,
-            "Under fine-tuning, no difference is shown between mam and uniform; with the linear probe, mam is ahead of uniform.",
+            "Under fine-tuning, no difference is shown between mam and uniform; with the linear"
+            " probe, mam is ahead of uniform.",
         ),
     ],
 )
@@ -745,8 +757,8 @@ def test_findings_tell_controls_pretraining_and_baselines(study):
     }
     told = " and ".join(f"{100 * value:.1f} ({name})" for name, value in scores.items())
     assert (
-        f"On the same folds, plain classifiers of the data reach a macro-F1 of {told}, and the highest arm"
-        in text
+        f"On the same folds, plain classifiers of the data reach a macro-F1 of {told}, and the"
+        " highest arm" in text
     )
     assert all(sentence.endswith(".") for sentence in sentences)
 
@@ -764,8 +776,8 @@ def test_the_best_of_several_is_said_to_be_picked(tmp_path):
         del ARMS["mam-sharp"]
     files = open_study_files(folder)
     assert (
-        "mam is shown here because it scored highest of 2 arms with learned masks; being picked this way flatters its interval."
-        in findings(files)
+        "mam is shown here because it scored highest of 2 arms with learned masks; being picked"
+        " this way flatters its interval." in findings(files)
     )
     assert "(best of 2) minus uniform" in section(files, "findings", sections.found(files)).text
 
@@ -829,8 +841,8 @@ def test_files_that_cannot_be_read_are_named_and_do_no_harm(small):
     assert "runs/mam/seed-1/metrics.csv could not be read" in shown.text
     assert "it has no column mean_expression" in shown.text
     assert (
-        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an evaluation"
-        in shown.text
+        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an"
+        " evaluation" in shown.text
     )
     assert (
         "its arrays do not fit together: values (5, 120), mask (5, 120), hidden (2, 120)"
@@ -910,11 +922,11 @@ def test_a_study_without_runs_is_an_error(tmp_path):
 
 def test_places_that_cannot_be_written_to(study, tmp_path):
     with pytest.raises(
-        ReportError, match="is a folder; give the name of a file, such as .*report.html"
+        ReportError, match=r"is a folder; give the name of a file, such as .*report\.html"
     ):
         write_report(study, tmp_path)
     (tmp_path / "file").write_text("there")
-    with pytest.raises(ReportError, match="cannot be written .*; give another file"):
+    with pytest.raises(ReportError, match=r"cannot be written .*; give another file"):
         write_report(study / "runs/mam/seed-0", tmp_path / "file" / "report.html", projection="pca")
     assert (tmp_path / "file").read_text() == "there"
 

@@ -252,15 +252,20 @@ def _uniform_rates(axes: "Axes", table: "pd.DataFrame", masks: int | None) -> No
     rate = table["uniform"].to_numpy()
     if np.ptp(rate) > 1e-9:
         look = {"s": 5, "color": FIXED[0], "linewidths": 0, "alpha": 0.6, "rasterized": True}
-        label = "uniform, as many zeros and non-zeros"
+        label = "uniform masks, zeros and non-zeros apart"
         axes.scatter(table["mean_expression"], 100 * rate, label=label, **look)
         return
     middle = 100 * rate[0]
     if masks:
         half = 100 * CHANCE_Z * float(np.sqrt(rate[0] * (1 - rate[0]) / masks))
-        band = {"color": FIXED[0], "alpha": 0.2, "linewidth": 0, "label": "95 % by chance"}
+        band = {
+            "color": FIXED[0],
+            "alpha": 0.2,
+            "linewidth": 0,
+            "label": "95 % of genes, by chance",
+        }
         axes.axhspan(middle - half, middle + half, **band)
-    line = {"color": FIXED[0], "linewidth": 1.4, "linestyle": "--", "label": "uniform, as many"}
+    line = {"color": FIXED[0], "linewidth": 1.4, "linestyle": "--", "label": "uniform masks"}
     axes.axhline(middle, **line)
 
 

@@ -147,16 +147,15 @@ def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
     if draws < 1:
         raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
     if top is not None and not 1 <= top < cells.num_genes:
-        raise ConfigError(
-            f"top: expected fewer genes than the {cells.num_genes} of the run, at least 1; got {top}"
-        )
+        wanted = f"fewer genes than the {cells.num_genes} of the run, at least 1"
+        raise ConfigError(f"top: expected {wanted}; got {top}")
     if tuple(cells.genes) == tuple(run.genes):
         return
     shared = len(set(cells.genes) & set(run.genes))
     raise CellsError(
-        f"{cells.source}: expected the {len(run.genes)} genes that the run {run.folder} was trained on, in its order; got"
-        f" {len(cells.genes)} genes, {shared} of them shared; read the cells with data.genes=vocabulary and"
-        f" data.vocabulary={run.folder / 'genes.txt'}"
+        f"{cells.source}: expected the {len(run.genes)} genes that the run {run.folder} was trained"
+        f" on, in its order; got {len(cells.genes)} genes, {shared} of them shared; read the cells"
+        f" with data.genes=vocabulary and data.vocabulary={run.folder / 'genes.txt'}"
     )
 
 
@@ -183,9 +182,8 @@ def _notes(
         notes.append(f"{without} cells without a type count in the table of all cells alone")
     if sets is not None:
         shared = len({gene for members in sets.values() for gene in members})
-        notes.append(
-            f"gene sets: {len(sets)} share a gene with the run, {shared} of its {cells.num_genes} genes in all"
-        )
+        there = f"{shared} of its {cells.num_genes} genes in all"
+        notes.append(f"gene sets: {len(sets)} share a gene with the run, {there}")
     return tuple(notes)
 
 

@@ -20,9 +20,18 @@ KNOTS = 8
 With 5 and with 12 knots, left-out genes were predicted no better.
 """
 
-RANKING = (
-    "rank gene beyond_expression z beyond_uniform hidden expected uniform mean_expression detected"
-).split()
+RANKING = [
+    "rank",
+    "gene",
+    "beyond_expression",
+    "z",
+    "beyond_uniform",
+    "hidden",
+    "expected",
+    "uniform",
+    "mean_expression",
+    "detected",
+]
 
 
 @dataclass(frozen=True)

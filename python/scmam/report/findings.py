@@ -116,7 +116,9 @@ def _scatter(study: StudyFiles, arm: str) -> str:
         return ""
     if found["chi_square"] <= found["high"]:
         return "; over genes the masks scatter as uniform draws do"
-    return f"; over genes the masks scatter {found['chi_square']:.3g} times as much as uniform draws"
+    return (
+        f"; over genes the masks scatter {found['chi_square']:.3g} times as much as uniform draws"
+    )
 
 
 def findings(study: StudyFiles) -> list[str]:

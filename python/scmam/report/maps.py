@@ -1,4 +1,4 @@
-"""Maps of the cells: the pooled encoder output of a run in two dimensions, coloured by cell type."""
+"""Maps of the cells: pooled encoder output of a run in two dimensions, coloured by cell type."""
 
 import math
 import warnings

@@ -1,6 +1,7 @@
 """Puts the page together by Jinja2 templates, and writes it."""
 
 import errno
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -25,9 +26,6 @@ ARM_COLOURS = (*FIXED, *LEARNED, UNTRAINED)
 VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", GROUND: "--ground"}
 VARIABLES |= {colour: f"--arm-{colour[1:]}" for colour in ARM_COLOURS}
 TONES = {"ahead": "up", "behind": "down", "not shown": "flat", "one seed": "flat"}
-FORMATS = (
-    "points signed_points percent decimal count milliseconds duration p_value amount listed".split()
-)
 
 
 def write_report(
@@ -86,7 +84,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {name: getattr(formatting, name) for name in FORMATS}
+    found.filters |= dict(inspect.getmembers(formatting, inspect.isfunction))
     found.filters |= {"shade": shade, "class_style": class_style, "interval": interval_text}
     found.globals |= {
         "METHOD_NAMES": METHOD_NAMES,
@@ -116,7 +114,8 @@ def render(study: StudyFiles, projection: Projection) -> str:
         "times": sections.times(study),
         "again": sections.again(study),
     }
-    return environment().get_template("page.html").render(
+    page = environment().get_template("page.html")
+    return page.render(
         study=study,
         styles=styles,
         opening=sections.opening(study),

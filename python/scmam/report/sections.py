@@ -14,10 +14,16 @@ import yaml
 from ..drawing import Drawing, shortened
 from ..interpretation import figures
 from . import maps as cell_maps
-from .findings import METHOD_NAMES, against_reference, findings, headline, hidden_headline
-from .findings import masking_share as largest_masking_share
+from .findings import (
+    METHOD_NAMES,
+    against_reference,
+    findings,
+    headline,
+    hidden_headline,
+    masking_share,
+)
 from .folder import METHODS, StudyFiles, number
-from .formatting import amount, count, decimal, duration, listed, milliseconds, percent
+from .formatting import amount, count, duration, listed, milliseconds, percent
 from .palette import ArmStyle
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
 from .scores import METRICS, baseline_scores, candidates, difference, score, shown_arm
@@ -67,17 +73,14 @@ def opening(study: StudyFiles) -> dict[str, Any]:
         amount(study.num_folds, "fold") if study.num_folds else "not evaluated",
         str(study.record.get("date") or "").partition("T")[0],
     ]
-    first = "Masked pretraining compared"
+    of_a_run = f"Pretraining with {study.arms[0]} masks"
+    first = "Masked pretraining compared" if study.is_study else of_a_run
     return {
-        "title": f"{first if study.is_study else _of_one_run(study)} on {study.source_name}",
+        "title": f"{first} on {study.source_name}",
         "lead": " · ".join(part for part in parts if part),
         "hidden": hidden_headline(study),
         "verdict": headline(study),
     }
-
-
-def _of_one_run(study: StudyFiles) -> str:
-    return f"Pretraining with {study.arms[0]} masks"
 
 
 def notes(study: StudyFiles) -> list[str]:
@@ -111,16 +114,12 @@ def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
         arms.append((arm, described(study, arm), f"{done} of {max(len(runs), wanted)}"))
     measured = {arm: found for arm in study.arms if (found := _measured(study, arm))}
     views = {arm: study.first_latents(arm).get("encoder") for arm in measured}
+    written = {"genes": count, "nonzero_read": percent, "invented": percent}
     return {
         "arms": arms,
         "measured": measured,
         "encoder": [
-            (
-                arm,
-                count(number(view.get("genes"))),
-                percent(number(view.get("nonzero_read"))),
-                percent(number(view.get("invented"))),
-            )
+            (arm, *(write(number(view.get(name))) for name, write in written.items()))
             for arm, view in views.items()
             if isinstance(view, dict)
         ],
@@ -130,18 +129,17 @@ def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
 
 
 def _measured(study: StudyFiles, arm: str) -> dict[str, Any]:
-    """What the masks of an arm hide: by its weights after training, else as training recorded it."""
+    """What the masks of an arm hide: by its final weights, else as training recorded it."""
     latents = study.first_latents(arm)
     found = latents or hidden_shares(study, arm)
     if not found:
         return {}
     attention, scatter = latents.get("attention") or {}, latents.get("dispersion") or {}
-    effective, drawable = (number(latents.get(f"{name}_positions")) for name in ("effective", "drawable"))
-    nothing = math.isnan(drawable)
+    positions = [number(latents.get(f"{name}_positions")) for name in ("effective", "drawable")]
+    shares = ("hidden", "hidden_nonzero", "hidden_zero", "entropy")
     return {
-        **{name: number(found.get(name)) for name in ("hidden", "hidden_nonzero", "hidden_zero")},
-        "entropy": number(found.get("entropy")),
-        "positions": None if nothing else f"{count(effective)} of {count(drawable)}",
+        **{name: number(found.get(name)) for name in shares},
+        "positions": "–" if math.isnan(positions[1]) else " of ".join(map(count, positions)),
         "chi_square": number(scatter.get("chi_square")),
         "chance": [number(scatter.get(end)) for end in ("low", "high")] if scatter else None,
         "spread": number(scatter.get("spread")),
@@ -179,35 +177,31 @@ def _hides(masking: dict[str, Any]) -> str:
     what, share = STRATEGIES.get(str(strategy), str(strategy)), percent(ratio, 0)
     if zeros is None:
         return f"{what}; {share} of all genes"
-    return f"{what}; {share} of the non-zeros, {percent(zeros, 0) if zeros else 'none'} of the zeros"
+    of_zeros = percent(zeros, 0) if zeros else "none"
+    return f"{what}; {share} of the non-zeros, {of_zeros} of the zeros"
 
 
 def found(study: StudyFiles) -> dict[str, Any]:
     """The result in cards and sentences, warnings on the masks, and how to read them."""
-    arm = shown_arm(study)
-    share_arm, share = largest_masking_share(study)
+    arm = shown_arm(study) or study.arms[0]
+    scores = {method: score(study, arm, method) for method in METHODS}
+    slowest, share = masking_share(study)
+    masking = (slowest, share, *(study.mean(slowest, name) for name in ("masking_ms", "step_ms")))
+    seconds = [run.number("seconds") for run in study.runs if run.number("steps") > 0]
+    seconds = [value for value in seconds if not math.isnan(value)]
     compared = [one for one in study.arms if one != study.reference]
     return {
         "arm": arm,
         "differences": against_reference(study),
-        "best_of": candidates(study, arm) if arm else 0,
-        "scores": {
-            method: one for method in METHODS if (one := score(study, arm or study.arms[0], method))
-        },
-        "masking": None
-        if math.isnan(share)
-        else (share_arm, share, *(study.mean(share_arm, x) for x in ("masking_ms", "step_ms"))),
+        "best_of": candidates(study, arm),
+        "scores": {method: one for method, one in scores.items() if one},
+        "masking": None if math.isnan(share) else masking,
         "seconds": number(study.record.get("seconds")),
-        "run_seconds": _mean([run.number("seconds") for run in study.runs if run.number("steps") > 0]),
+        "run_seconds": fmean(seconds) if seconds else math.nan,
         "sentences": findings(study),
         "warnings": _collapse_warnings(study),
         "uncorrected": len(compared) if len(compared) > 2 else 0,
     }
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan
 
 
 def _collapse_warnings(study: StudyFiles) -> dict[str, list[str]]:
@@ -280,24 +274,23 @@ def types(study: StudyFiles) -> Content:
     methods = []
     for method in study.methods:
         found = {arm: study.evaluations(arm, method) for arm in study.arms}
-        scores = {arm: class_scores(evaluations) for arm, evaluations in found.items() if evaluations}
+        scores = {arm: class_scores(folds) for arm, folds in found.items() if folds}
         if not scores:
             continue
         shown, sizes = shown_arm(study) or study.arms[0], study.class_sizes
+        both = (shown, study.reference)
         names = {name for one in scores.values() for name in one}
+        drawn = {f"{arm}, {METHOD_NAMES[method]}": found.get(arm) for arm in reversed(both)}
         methods.append(
             {
                 "method": method,
                 "scores": scores,
                 "names": sorted(names, key=lambda name: (-sizes.get(name, 0), name)),
-                "compared": (shown, study.reference)
-                if {shown, study.reference} <= scores.keys()
-                else None,
+                "compared": both if scores.keys() >= set(both) else None,
                 "confusions": {
-                    title: confusion_figure(title, *confusion_of(found[arm]))
-                    for arm in dict.fromkeys((study.reference, shown))
-                    if arm in scores
-                    for title in (f"{arm}, {METHOD_NAMES[method]}",)
+                    title: confusion_figure(title, *confusion_of(folds))
+                    for title, folds in drawn.items()
+                    if folds
                 },
             }
         )
@@ -424,7 +417,11 @@ def maps(study: StudyFiles, projection: cell_maps.Projection) -> Content:
 def times(study: StudyFiles) -> Content:
     """Times of a step by arm, means over the runs; arms that take no step have none."""
     rows = [
-        (arm, count(study.mean(arm, "steps")), *(write(study.mean(arm, x)) for x, write in TIMES.items()))
+        (
+            arm,
+            count(study.mean(arm, "steps")),
+            *(write(study.mean(arm, x)) for x, write in TIMES.items()),
+        )
         for arm in study.arms
         if not math.isnan(study.mean(arm, "step_ms"))
     ]
