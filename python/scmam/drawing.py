@@ -68,6 +68,9 @@ STYLE = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), RULE),
 }
 NAMESPACES = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
+Options = dict[str, Any]
+"""Keyword arguments of a function of matplotlib."""
+
 DPI = 150
 """Resolution of PNG files, in dots an inch."""
 
@@ -105,12 +108,13 @@ class Drawing:
         """Write a PNG file with a white ground."""
         self._save(path, {}, format="png", dpi=DPI, facecolor="white")
 
-    def _save(self, file: Any, style: dict[str, Any], **options: Any) -> None:
+    def _save(self, file: Any, style: Options, **options: Any) -> None:
         # Without pyplot, so that no global state, window or notebook backend is touched.
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        with rc_context({**STYLE, **style}):
+        settings: Any = STYLE | style
+        with rc_context(settings):
             figure = Figure((self.width / 72, self.height / 72), layout="constrained")
             self.paint(figure)
             figure.savefig(file, **options)

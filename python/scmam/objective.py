@@ -88,21 +88,13 @@ class Pretraining(nn.Module):
         self.loss = loss
         self.cell_loss = cell_loss
         self.penalty = penalty
-        if injection != "none" and strategy.latents is None:
-            raise ValueError(
-                f"injection: a strategy without latents has no context to inject; got {injection!r}"
-            )
-        self.injection = (
-            None
-            if injection == "none"
-            else Injection(
-                strategy.latents.latent_dim,
-                model.width,
-                model.decoder_width,
-                injection,
-                start=injection_start,
-            )
-        )
+        self.injection: Injection | None = None
+        if injection != "none":
+            if strategy.latents is None:
+                wanted = "a strategy without latents has no context to inject"
+                raise ValueError(f"injection: {wanted}; got {injection!r}")
+            widths = (strategy.latents.latent_dim, model.width, model.decoder_width)
+            self.injection = Injection(*widths, injection, start=injection_start)
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no

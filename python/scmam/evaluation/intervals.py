@@ -46,13 +46,14 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1; got {confidence}")
-    values = _checked(values)
-    number, mean = len(values), float(values.mean())
+    array = _checked(values)
+    number, mean = len(array), float(array.mean())
     if number == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    if values.min() == values.max():
-        return Interval(float(values[0]), float(values[0]), float(values[0]), number)
-    low, high = stats.t.interval(confidence, number - 1, loc=mean, scale=stats.sem(values))
+    if array.min() == array.max():
+        point = float(array[0])  # the mean may be rounded
+        return Interval(point, point, point, number)
+    low, high = stats.t.interval(confidence, number - 1, loc=mean, scale=stats.sem(array))
     return Interval(mean, float(low), float(high), number)
 
 

@@ -89,7 +89,7 @@ def overlap_of(pretraining: Pretraining, cells: "Cells", device: torch.device) -
 
     None with a single latent, or where no cell has two genes.
     """
-    if pretraining.strategy.latents.num_latents < 2:
+    if _latents_of(pretraining).num_latents < 2:
         return None
     spread = np.linspace(0, cells.num_cells - 1, min(OVERLAP_CELLS, cells.num_cells))
     found = []
@@ -134,7 +134,7 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
         (B, N, L) float32, rows that sum to H, and valid (B, L) bool; L = G, or the most non-zero
         genes of a cell.
     """
-    latents = pretraining.strategy.latents
+    latents = _latents_of(pretraining)
     if latents.input_dim is None:
         valid = torch.ones_like(values, dtype=torch.bool)
         query, key = (
@@ -157,6 +157,13 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
             scores.masked_fill(~valid[:, None], -torch.inf), dim=-1
         ).nan_to_num()
     return attention, valid
+
+
+def _latents_of(pretraining: Pretraining) -> mam.MultinomialAttentionMasking:
+    latents = pretraining.strategy.latents
+    if latents is None:
+        raise ValueError("pretraining: expected a strategy with latents; this one has none")
+    return latents
 
 
 def _slopes(latents: mam.MultinomialAttentionMasking) -> Tensor:

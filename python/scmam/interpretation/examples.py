@@ -43,10 +43,11 @@ def example_masks(
     chosen = typical_cells(cells)
     batch = cells.batch(chosen).to(device)
     values = expression(batch.counts, batch.depth, pretraining.transform)
-    hidden, importance, first = torch.zeros_like(values), torch.zeros_like(values), None
-    for draw in Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).steps():
+    hidden, importance = torch.zeros_like(values), torch.zeros_like(values)
+    later = Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).steps()
+    first = draw_masks(pretraining, values, batch.cell_ids, later[0]).mask
+    for draw in later:
         masking = draw_masks(pretraining, values, batch.cell_ids, draw)
-        first = masking.mask if first is None else first
         hidden += masking.mask
         if masking.importance is None:
             importance += torch.nan

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, Drawing, blues, shortened
+from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, Drawing, Options, blues, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,8 @@ SPECIFIC_Z = 4.5
 
 CHANCE_Z = 1.96
 """95 % of uniform draws are within this many standard errors."""
+
+DOTS: Options = {"linewidths": 0, "rasterized": True}
 
 
 def highest(table: "pd.DataFrame") -> float:
@@ -56,13 +58,13 @@ def hidden_by_expression(
         axes = figure.subplots()
         _uniform_rates(axes, table, masks)
         size = 16.0 if len(table) < 500 else 10.0 if len(table) < 5000 else 5.0
-        look = {"s": size, "color": colour, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+        look: Options = {"s": size, "color": colour, "alpha": 0.5, **DOTS}
         axes.scatter(table["mean_expression"], 100 * table["hidden"], **look)
         if "expected" in table.columns:
             fit = table.sort_values("mean_expression", kind="stable")
             for shade, width, label in ((GROUND, 4, None), (INK, 1.6, "expected from expression")):
-                look = {"color": shade, "linewidth": width, "label": label}
-                axes.plot(fit["mean_expression"], 100 * fit["expected"], **look)
+                line: Options = {"color": shade, "linewidth": width, "label": label}
+                axes.plot(fit["mean_expression"], 100 * fit["expected"], **line)
         _expression_axis(axes, top, ticks=6)
         _name_genes(figure, axes, table)
         axes.set_xlabel("mean expression (as the model sees it, zeros included)")
@@ -95,7 +97,7 @@ def hidden_by_type(
 
     def paint(figure: "Figure") -> None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        look = {"s": 5, "color": colour, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+        look: Options = {"s": 5, "color": colour, "alpha": 0.5, **DOTS}
         for axes, name in zip(grid.flat, shown, strict=False):
             part, cells = table[table["cell_type"] == name], int(sizes[name])
             _uniform_rates(axes, part, cells * draws if draws else None)
@@ -135,11 +137,11 @@ def specific_genes(title: str, table: "pd.DataFrame", draws: int | None) -> Draw
             axes.text(0.5, 0.5, told, ha="center", va="center", color=QUIET)
             return
         bound = 100 * float(np.abs(difference).max())
-        look = {"aspect": "auto", "cmap": "PuOr_r", "vmin": -bound, "vmax": bound}
+        look: Options = {"aspect": "auto", "cmap": "PuOr_r", "vmin": -bound, "vmax": bound}
         image = axes.imshow(100 * difference.T, **look)
         axes.set_yticks(range(len(genes)), [shortened(gene, 14) for gene in genes], fontsize=10)
         names = [shortened(str(name), 26) for name in types]
-        turned = {"rotation": 50, "ha": "right", "rotation_mode": "anchor", "fontsize": 10}
+        turned: Options = {"rotation": 50, "ha": "right", "rotation_mode": "anchor", "fontsize": 10}
         axes.set_xticks(range(len(types)), names, **turned)
         _bar(figure, axes, image, "hidden rate minus that in all cells, points")
 
@@ -209,7 +211,7 @@ def masks(title: str, examples: Mapping[str, np.ndarray]) -> Drawing:
         orange = ListedColormap([FIXED[0]])
         grid[0].imshow(covered, cmap=orange, interpolation="nearest", **field)
         grid[0].set_title(f"{shortened(title, 40)}: expression (blue), hidden in one mask (orange)")
-        look = {"cmap": blues(), "vmin": 0, "interpolation": "nearest", **field}
+        look: Options = {"cmap": blues(), "vmin": 0, "interpolation": "nearest", **field}
         often = grid[1].imshow(100 * rates, vmax=max(high, 1), **look)
         grid[1].set_title(f"How often each is hidden, over {draws} masks of each cell")
         _bar(figure, grid[1], often, "%")
@@ -251,22 +253,17 @@ def _uniform_rates(axes: "Axes", table: "pd.DataFrame", masks: int | None) -> No
         return
     rate = table["uniform"].to_numpy()
     if np.ptp(rate) > 1e-9:
-        look = {"s": 5, "color": FIXED[0], "linewidths": 0, "alpha": 0.6, "rasterized": True}
+        look: Options = {"s": 5, "color": FIXED[0], "alpha": 0.6, **DOTS}
         label = "uniform masks, zeros and non-zeros apart"
         axes.scatter(table["mean_expression"], 100 * rate, label=label, **look)
         return
     middle = 100 * rate[0]
     if masks:
         half = 100 * CHANCE_Z * float(np.sqrt(rate[0] * (1 - rate[0]) / masks))
-        band = {
-            "color": FIXED[0],
-            "alpha": 0.2,
-            "linewidth": 0,
-            "label": "95 % of genes, by chance",
-        }
-        axes.axhspan(middle - half, middle + half, **band)
-    line = {"color": FIXED[0], "linewidth": 1.4, "linestyle": "--", "label": "uniform masks"}
-    axes.axhline(middle, **line)
+        band: Options = {"color": FIXED[0], "alpha": 0.2, "linewidth": 0}
+        axes.axhspan(middle - half, middle + half, label="95 % of genes, by chance", **band)
+    line: Options = {"color": FIXED[0], "linewidth": 1.4, "linestyle": "--"}
+    axes.axhline(middle, label="uniform masks", **line)
 
 
 def _name_genes(figure: "Figure", axes: "Axes", table: "pd.DataFrame") -> None:
@@ -291,8 +288,8 @@ def _name_genes(figure: "Figure", axes: "Axes", table: "pd.DataFrame") -> None:
                 continue
             taken.append((x, y))
             side = 1 if x < axes.bbox.x0 + 100 else -1
-            look = {"fontsize": 9.5, "va": "center", "ha": "left" if side > 0 else "right"}
-            where = {"xytext": (5 * side, 0), "textcoords": "offset points"}
+            look: Options = {"fontsize": 9.5, "va": "center", "ha": "left" if side > 0 else "right"}
+            where: Options = {"xytext": (5 * side, 0), "textcoords": "offset points"}
             axes.annotate(shortened(str(gene), 14), (mean, rate), color=INK, **where, **look)
 
 

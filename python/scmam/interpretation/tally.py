@@ -142,10 +142,10 @@ def count_masks(
         watch: wraps the iterator over batches, for a progress bar.
     """
     groups, genes = len(cells.classes) + 1, cells.num_genes
-    zeros = {"dtype": torch.float64, "device": device}
-    sums, number = torch.zeros(6, groups, genes, **zeros), torch.zeros(groups, **zeros)
-    by_draw = torch.zeros(draws.number, genes, **zeros)
-    entropy, seen = torch.zeros(4, **zeros), torch.zeros(3, **zeros)
+    sizes = ((6, groups, genes), (groups,), (draws.number, genes), (4,), (3,))
+    sums, number, by_draw, entropy, seen = (
+        torch.zeros(size, dtype=torch.float64, device=device) for size in sizes
+    )
     for start in watch(range(0, cells.num_cells, rows)):
         indices = np.arange(start, min(start + rows, cells.num_cells))
         batch = cells.batch(indices).to(device)
@@ -167,14 +167,11 @@ def count_masks(
         for total, part in zip(sums, parts, strict=True):
             total.addmm_(member.T, part.double())
         number += member.sum(dim=0)
-    return Tally(
-        draws.number,
-        number.cpu(),
-        *sums.cpu(),
-        by_draw.cpu(),
-        Entropy(*(entropy[1:] / entropy[0]).tolist()) if entropy[0] else None,
-        _view(seen, float(sums[1].sum()), float(number.sum()), min(draws.number, SUMMARY_DRAWS)),
-    )
+    view = _view(seen, sums[1].sum(), number.sum(), min(draws.number, SUMMARY_DRAWS))
+    means = Entropy(*(entropy[1:] / entropy[0]).tolist()) if entropy[0] else None
+    expressed, there, hidden, both, chance, variance = sums.cpu()
+    counts = (number.cpu(), expressed, there, hidden, both, chance, variance, by_draw.cpu())
+    return Tally(draws.number, *counts, means, view)
 
 
 def _entropy(pretraining: Pretraining, masking: Masking) -> Tensor:
@@ -198,11 +195,11 @@ def _seen(
     return torch.stack((read, kept, read - kept))
 
 
-def _view(seen: Tensor, nonzeros: float, cells: float, draws: int) -> EncoderView:
+def _view(seen: Tensor, nonzeros: Tensor, cells: Tensor, draws: int) -> EncoderView:
     read, kept, invented = (seen / draws).tolist()
     return EncoderView(
-        genes=read / cells,
-        nonzero_read=kept / nonzeros if nonzeros else None,
+        genes=read / float(cells),
+        nonzero_read=kept / float(nonzeros) if nonzeros else None,
         invented=invented / read if read else None,
     )
 
@@ -221,8 +218,8 @@ def uniform_chance(hidden: Tensor, there: Tensor, split: bool) -> Tensor:
     """
     if not split:
         return hidden.mean(dim=1, keepdim=True).expand_as(hidden)
-    share = [
+    of_nonzeros, of_zeros = (
         (hidden * part).sum(dim=1, keepdim=True) / part.sum(dim=1, keepdim=True).clamp(min=1)
         for part in (there, ~there)
-    ]
-    return torch.where(there, *share)
+    )
+    return torch.where(there, of_nonzeros, of_zeros)

@@ -100,9 +100,9 @@ def _clause(arm: str, reference: str, found: Difference) -> str:
 def hidden_headline(study: StudyFiles) -> str:
     """What the shown arm and the reference hid, in one sentence; empty where it is not known."""
     told = []
-    for arm in dict.fromkeys((shown_arm(study) or study.arms[0], study.reference)):
-        shares = hidden_shares(study, arm) if arm else {}
-        if shares and study.strategy(arm) != "none":
+    arms = dict.fromkeys((shown_arm(study) or study.arms[0], study.reference))
+    for arm in [arm for arm in arms if arm is not None and study.strategy(arm) != "none"]:
+        if shares := hidden_shares(study, arm):
             nonzero, zero = (percent(shares[name], 0) for name in ("hidden_nonzero", "hidden_zero"))
             shape = f"entropy {decimal(shares['entropy'], 3)} of the largest{_scatter(study, arm)}"
             told.append(f"{arm} hid {nonzero} of the non-zeros and {zero} of the zeros ({shape})")
@@ -130,10 +130,9 @@ def findings(study: StudyFiles) -> list[str]:
 
 
 def _main(study: StudyFiles) -> list[str]:
-    found = against_reference(study)
-    if not found:
+    found, arm, other = against_reference(study), shown_arm(study), study.spoken(study.reference)
+    if not found or arm is None:
         return []
-    arm, other = shown_arm(study), study.spoken(study.reference)
     sentences = [compared(study.spoken(arm), other, *item) for item in found.items()]
     if (number := candidates(study, arm)) > 1:
         kind = "arms with learned masks" if study.is_learned(arm) else "arms"
@@ -146,14 +145,14 @@ def _main(study: StudyFiles) -> list[str]:
 
 def _controls(study: StudyFiles) -> list[str]:
     """Learned masks against uniform masks of the same hidden shares, and of the same injection."""
-    arm, sentences = shown_arm(study), []
-    learns = arm is not None and study.is_learned(arm)
+    sentences: list[str] = []
+    arm = shown_arm(study) or study.arms[0]
     for other in study.arms:
         injects = study.masking(other).get("injection", "none") != "none"
         if (target := study.matched_to(other)) is not None:
             same = "at the same hidden shares of zeros and non-zeros, "
             sentences += _control(same, study, target, other)
-        elif learns and injects and study.strategy(other) == "uniform":
+        elif study.is_learned(arm) and injects and study.strategy(other) == "uniform":
             same = "with the latents' context injected into both, "
             sentences += _control(same, study, arm, other)
     return sentences

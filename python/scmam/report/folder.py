@@ -167,8 +167,8 @@ class RunFiles:
 
     def arrays(self, name: str) -> "dict[str, np.ndarray] | None":
         """One of `ARRAYS`."""
-        file, *wanted = ARRAYS[name]
-        return self.reader.read(self.folder / file, lambda path: _arrays(path, *wanted))
+        file, names, alike, axes = ARRAYS[name]
+        return self.reader.read(self.folder / file, lambda path: _arrays(path, names, alike, axes))
 
     @property
     def status(self) -> str:
@@ -181,8 +181,9 @@ class RunFiles:
 
 def number(value: object) -> float:
     """A value as a number; nan where it is none."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,8 @@ def open_study_files(folder: str | Path) -> StudyFiles:
 def _study(folder: Path) -> StudyFiles:
     reader = Reader(folder)
     record, config = reader.json(folder / "study.json"), reader.yaml(folder / "config.yaml")
-    settings = config.get("study") if isinstance(config.get("study"), dict) else {}
+    settings = config.get("study")
+    settings = settings if isinstance(settings, dict) else {}
     runs = _runs(folder / "runs", reader)
     wanted = [str(arm) for arm in settings.get("arms") or record.get("arms") or ()]
     arms = tuple(dict.fromkeys([*wanted, *sorted({run.arm for run in runs})]))

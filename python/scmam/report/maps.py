@@ -3,9 +3,9 @@
 import math
 import warnings
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from ..drawing import CLASSES, GROUND, INK, MARKERS, Drawing, shortened
+from ..drawing import CLASSES, GROUND, INK, MARKERS, Drawing, Options, shortened
 from ..errors import ReportError
 from .formatting import amount
 
@@ -29,11 +29,12 @@ def checked_projection(name: str) -> Projection:
     installed = find_spec("umap") is not None
     if name == "auto":
         return "umap" if installed else "pca"
-    if name not in ("umap", "pca"):
-        raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
     if name == "umap" and not installed:
         raise ReportError("projection: umap needs the package umap-learn; install it, or take pca")
-    return name
+    for known in get_args(Projection):
+        if name == known:
+            return known
+    raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
 
 
 def shown_cells(number: int) -> "np.ndarray":
@@ -85,15 +86,17 @@ def map_figure(
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         size = min(14.0, max(2.5, 260 / math.sqrt(len(places))))
-        look = {"s": size, "alpha": 0.8, "linewidths": 0, "rasterized": True}
+        look: Options = {"s": size, "alpha": 0.8, "linewidths": 0, "rasterized": True}
         for code in range(-1, len(classes)):
             colour, marker = class_style(code)
-            axes.scatter(*places[codes == code].T, c=colour, marker=marker, **look)
-        middle = {"ha": "center", "va": "center", "fontsize": 9, "color": INK}
-        circle = {"boxstyle": "circle,pad=0.18", "facecolor": GROUND, "linewidth": 1}
+            x, y = places[codes == code].T
+            axes.scatter(x, y, c=colour, marker=marker, **look)
+        middle: Options = {"ha": "center", "va": "center", "fontsize": 9, "color": INK}
+        circle: Options = {"boxstyle": "circle,pad=0.18", "facecolor": GROUND, "linewidth": 1}
         for code in np.unique(codes[codes >= 0]):
             box = circle | {"edgecolor": class_style(code)[0]}
-            axes.text(*np.median(places[codes == code], axis=0), str(code + 1), bbox=box, **middle)
+            x, y = np.median(places[codes == code], axis=0)
+            axes.text(x, y, str(code + 1), bbox=box, **middle)
         axes.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
         axes.grid(False)
         axes.set_title(shortened(title, 38))

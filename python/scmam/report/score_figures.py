@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..drawing import DARK_INK, GROUND, INK, QUIET, RULE, Drawing, blues, shortened
+from ..drawing import DARK_INK, GROUND, INK, QUIET, RULE, Drawing, Options, blues, shortened
 from .findings import METHOD_NAMES
 from .folder import StudyFiles
 from .formatting import points, signed_points
@@ -37,10 +37,10 @@ def scores_figure(
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
-        hollow = {"marker": "d", "markersize": 8, "mfc": "none", "mec": QUIET, "mew": 1.6}
+        hollow: Options = {"marker": "d", "markersize": 8, "mfc": "none", "mec": QUIET, "mew": 1.6}
         for place, (arm, found) in enumerate(arms.items()):
             seeds = [100 * value for value in by_seed(study, arm, method, metric).values()]
-            small = {"markersize": 3, "color": styles[arm].colour, "alpha": 0.55, "mew": 0}
+            small: Options = {"markersize": 3, "color": styles[arm].colour, "alpha": 0.55, "mew": 0}
             axes.plot(seeds, [place + 0.27] * len(seeds), "o", **small)
             _dot(axes, place, found, styles[arm])
         for place, found in enumerate(baselines.values(), len(arms)):
@@ -80,7 +80,7 @@ def differences_figure(
 
 
 def _dot(axes: "Axes", place: int, found: Score, style: ArmStyle) -> None:
-    mark = {"marker": style.marker, "markersize": 8.5, "mec": GROUND, "mew": 0.9}
+    mark: Options = {"marker": style.marker, "markersize": 8.5, "mec": GROUND, "mew": 0.9}
     if found.has_interval:
         ends = [100 * found.low, 100 * found.high]
         axes.plot(ends, [place] * 2, color=style.colour, linewidth=2.2, solid_capstyle="butt")
@@ -123,7 +123,9 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: "np.ndarray")
         axes.imshow(shares, cmap=blues(), vmin=0, vmax=1)
         labels = [shortened(name, 24) for name in classes]
         size = 10.5 if number <= 12 else 9 if number <= MOST_NUMBERS else 7
-        turned = {"rotation": 90, "ha": "center"} if number > 6 else {"rotation": 40, "ha": "right"}
+        turned: Options = {"rotation": 40, "ha": "right"}
+        if number > 6:
+            turned = {"rotation": 90, "ha": "center"}
         axes.set_xticks(range(number), labels, fontsize=size, **turned)
         axes.set_yticks(range(number), labels, fontsize=size)
         axes.set(xlabel="taken for", ylabel="true cell type", title=title)
@@ -139,7 +141,7 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: "np.ndarray")
 def _numbers(axes: "Axes", shares: "np.ndarray", size: float) -> None:
     for row, column in zip(*(shares >= 0.005).nonzero(), strict=True):
         share = shares[row, column]
-        look = {"ha": "center", "va": "center", "fontsize": size}
+        look: Options = {"ha": "center", "va": "center", "fontsize": size}
         colour = "#ffffff" if share > 0.55 else DARK_INK
         axes.text(column, row, f"{100 * share:.0f}", color=colour, **look)
 

@@ -4,7 +4,7 @@ nothing for it. The sentences that are always the same stand in the templates.
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -31,6 +31,7 @@ from .training_figures import arms_with_masks, hidden_shares, loss_figures, mask
 
 Content = dict[str, Any] | None
 Styles = Mapping[str, ArmStyle]
+Writers = dict[str, Callable[[float], str]]
 
 FEW_ARMS = 4
 """Up to so many arms, the genes of all are shown; of more, those with fixed masks fold away."""
@@ -50,7 +51,7 @@ STRATEGIES = {
     "mam-embedding": "learned, by the latents' attention to gene and value embeddings",
 }
 INJECTED = {"both": "encoder and decoder", "separate": "encoder and decoder, an adapter each"}
-TIMES = {
+TIMES: Writers = {
     "step_ms": milliseconds,
     "masking_ms": milliseconds,
     "masking_share": percent,
@@ -114,7 +115,7 @@ def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
         arms.append((arm, described(study, arm), f"{done} of {max(len(runs), wanted)}"))
     measured = {arm: found for arm in study.arms if (found := _measured(study, arm))}
     views = {arm: study.first_latents(arm).get("encoder") for arm in measured}
-    written = {"genes": count, "nonzero_read": percent, "invented": percent}
+    written: Writers = {"genes": count, "nonzero_read": percent, "invented": percent}
     return {
         "arms": arms,
         "measured": measured,
@@ -278,7 +279,7 @@ def types(study: StudyFiles) -> Content:
         if not scores:
             continue
         shown, sizes = shown_arm(study) or study.arms[0], study.class_sizes
-        both = (shown, study.reference)
+        both = (shown, study.reference or shown)
         names = {name for one in scores.values() for name in one}
         drawn = {f"{arm}, {METHOD_NAMES[method]}": found.get(arm) for arm in reversed(both)}
         methods.append(
@@ -286,7 +287,7 @@ def types(study: StudyFiles) -> Content:
                 "method": method,
                 "scores": scores,
                 "names": sorted(names, key=lambda name: (-sizes.get(name, 0), name)),
-                "compared": both if scores.keys() >= set(both) else None,
+                "compared": both if len(scores.keys() & set(both)) == 2 else None,
                 "confusions": {
                     title: confusion_figure(title, *confusion_of(folds))
                     for title, folds in drawn.items()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..drawing import GROUND, Drawing, shortened
+from ..drawing import GROUND, Drawing, Options, shortened
 from .folder import StudyFiles
 from .formatting import amount, decimal, percent
 from .palette import ArmStyle
@@ -46,7 +46,7 @@ def _loss_figure(
     last = [float(table["loss"].iloc[-1]) for _, table in parts if not table.empty]
     ending = f"; validation ends at {sum(last) / len(last):.3g}" if last else ""
     alt = f"Loss of {arm} over the steps of {amount(len(tables), 'seed')}{ending}."
-    dots = {"marker": "o", "markersize": 4, "mec": GROUND, "mew": 0.6, "linewidth": 1.2}
+    dots: Options = {"marker": "o", "markersize": 4, "mec": GROUND, "mew": 0.6, "linewidth": 1.2}
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
