@@ -61,8 +61,8 @@ bench: $(VENV)/dev.stamp ## measure this machine's CPU: side-by-side study, swee
 	$(IN)python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -q
 
 docs: $(VENV)/docs.stamp ## the site in docs/_build; no network needed once installed
-	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build
-	@echo "Written: docs/_build/index.html"
+	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Written: docs/_build/html/index.html"
 
 lint: $(VENV)/lint.stamp $(VENV)/engine.stamp ## style, formatting and types
 	$(IN)ruff check $(LINTED)

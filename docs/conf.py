@@ -11,10 +11,10 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]  # of this checkout, whatever is installed
 
-from scmam.cli.settings_text import commented_yaml
-from scmam.config import Config
+from scmam.cli.settings_text import commented_yaml  # noqa: E402
+from scmam.config import Config  # noqa: E402
 
-import mam_kernels
+import mam_kernels  # noqa: E402
 
 project = "mam-kernels"
 author = "the mam-kernels developers"

@@ -148,7 +148,8 @@ def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch
     monkeypatch.setattr(tables, "MASKINGS", tmp_path)
     lines = tables.comparisons().splitlines()
     assert lines[0] == (
-        "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; 3 folds of the 70% that no setting was chosen on, "
+        "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; "
+        "3 folds of the 70% that no setting was chosen on, "
         "at most 400 labelled cells to train on; on the data itself: pca 62.5."
     )
     assert lines[2] == "| arm | linear probe | minus uniform | fine-tuning | minus uniform |"

@@ -1,4 +1,4 @@
-"""Installing with and without compilers, loading lazily, and the instruction sets giving the same answers."""
+"""Installing with and without compilers, loading lazily, and instruction sets that agree."""
 
 import json
 import os
@@ -61,7 +61,9 @@ def test_what_was_not_built_is_reported(tmp_path: Path):
     script = """
 import json, sys
 # An editable installation finds the modules of its own folder, whatever package asks for them.
-sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+sys.meta_path = [
+    finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")
+]
 import mam_kernels as mam
 print(json.dumps({name: str(state) for name, state in mam.backends().items()}))
 """
@@ -74,7 +76,8 @@ print(json.dumps({name: str(state) for name, state in mam.backends().items()}))
 
 
 def test_import_loads_no_extension():
-    script = "import sys, mam_kernels; print([n for n in sys.modules if n in ('mam_kernels._cpu', 'mam_kernels._cuda', 'triton')])"
+    heavy = ("mam_kernels._cpu", "mam_kernels._cuda", "triton")
+    script = f"import sys, mam_kernels; print([n for n in sys.modules if n in {heavy}])"
     run = python("-c", script)
     assert run.stdout.strip() == "[]", run.stderr
 
@@ -96,7 +99,10 @@ torch.manual_seed(0)
 values = torch.rand(6, 3000).mul_(6) * (torch.rand(6, 3000) < 0.1)
 valid = torch.rand(6, 3000) < 0.9
 moments = mam.value_attention(values, torch.randn(16, 4), valid=valid, backend="cpu")
-drawn = [mam.sample_without_replacement(torch.rand(5, n) ** 3, n // 3, seed=1, backend="cpu") for n in (1, 17, 2500)]
+drawn = [
+    mam.sample_without_replacement(torch.rand(5, n) ** 3, n // 3, seed=1, backend="cpu")
+    for n in (1, 17, 2500)
+]
 torch.save((extension.cpu().build_info["active"], tuple(moments), drawn), sys.argv[1])
 """
 
@@ -122,7 +128,8 @@ def test_instruction_sets_agree(built, tmp_path: Path):
         if active != name:
             continue  # this machine lacks it
         torch.testing.assert_close(other_moments, moments, rtol=3e-7, atol=3e-7)
-        # their logarithms round alike to a few 1e-7, and no two of these keys are that close at the threshold
+        # Their logarithms round alike to a few 1e-7. No two of these keys are that close at the
+        # threshold.
         assert all(torch.equal(a, b) for a, b in zip(other_drawn, drawn, strict=True))
 
 

@@ -152,6 +152,6 @@ def test_the_examples_about_weights_run(tmp_path, monkeypatch, capsys):
     names = run_examples(DOCS / "weights.md")
     assert names["vectors"].shape == (700, 16)
     assert (
-        "masker.safetensors: expected a safetensors file; got a safetensors file cut short: 100,000 bytes of "
-        in capsys.readouterr().out
+        "masker.safetensors: expected a safetensors file; got a safetensors file cut short: "
+        "100,000 bytes of " in capsys.readouterr().out
     )

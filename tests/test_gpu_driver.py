@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import PATHS, driver
+from benchmarks.gpu.__main__ import plan
 from benchmarks.gpu.driver import Background, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,10 +96,10 @@ def test_what_needs_the_build_waits_for_it_and_is_left_out_where_it_fails(tmp_pa
 
 
 def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path):
-    """Every stage runs at a tiny size, but for those of the CUDA kernels, which are the shim's."""
+    """At a tiny size, Triton by its interpreter; `make gpu` runs the same stages on a GPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds=500"]
     done = subprocess.run(
-        [*command, f"--out={tmp_path}", "--only=, triton"],
+        [*command, f"--out={tmp_path}", "--only=selection, triton"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -107,12 +108,18 @@ def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path):
     )
     assert done.returncode == 0, done.stdout + (tmp_path / "gpu.log").read_text()
     records = json.loads((tmp_path / "gpu.json").read_text())
-    right = {record["path"] for record in records if record.get("right")}
-    assert right == set(PATHS)
-    assert all(record["same_bits"] for record in records if "same_bits" in record)
-    assert {record["profile"] for record in records if "profile" in record} == {
-        "value_path_forward_backward",
-        "token_path_forward_backward",
-    }
-    for path in PATHS:
-        assert path in done.stdout
+    assert [record["path"] for record in records if record.get("right")] == ["selection"]
+    (timed,) = (record for record in records if "as_called_us" in record)
+    assert timed["as_called_us"] > 0
+    assert "selection" in done.stdout
+
+
+def test_every_path_and_backend_has_a_stage():
+    stages, _ = plan(rehearse=False)
+    names = [stage.name for stage in stages]
+    assert len(set(names)) == len(names)
+    assert {f"{path}, {backend}" for path in PATHS for backend in ("triton", "cuda")} <= set(names)
+    first_of_cuda = next(n for n, stage in enumerate(stages) if stage.needs_background)
+    assert all("triton" in name or name == "machine" for name in names[:first_of_cuda])
+    measured = [stage.seconds for stage in stages if stage.name.startswith(PATHS)]
+    assert sum(measured) <= 420
