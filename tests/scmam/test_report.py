@@ -513,10 +513,10 @@ def test_what_was_hidden_comes_first(study, shown):
     last = training_figures.hidden_shares(files, "mam")
     assert hidden_headline(files) == (
         f"mam hid {100 * last['hidden_nonzero']:.0f} % of the non-zeros and 30 % of the zeros"
-        f" (entropy {last['entropy']:.3f} of the largest; over genes the masks scatter 38.7 times"
-        " as much as uniform draws); uniform hid 30 % of the non-zeros and 30 % of the zeros"
-        " (entropy 1.000 of the largest; over genes the masks scatter 38.7 times as much as"
-        " uniform draws)."
+        f" (entropy {last['entropy']:.3f} of the largest; the variance over genes is 38.7 times"
+        " that of uniform draws); uniform hid 30 % of the non-zeros and 30 % of the zeros"
+        " (entropy 1.000 of the largest; the variance over genes is 38.7 times that of uniform"
+        " draws)."
     )
     assert hidden_headline(files) in shown.text
 
@@ -525,9 +525,7 @@ def test_masks_that_scatter_as_uniform_ones_are_said_to(small):
     path = small / "runs/mam/seed-0/genes/latents.json"
     found = json.loads(path.read_text())
     write_json(path, found | {"dispersion": {"chi_square": 1.1, "low": 0.9, "high": 1.2}})
-    assert "over genes the masks scatter as uniform draws do" in hidden_headline(
-        open_study_files(small)
-    )
+    assert "genes vary as under uniform draws" in hidden_headline(open_study_files(small))
 
 
 def test_folders_of_an_earlier_version_show_what_they_hold(small):

@@ -43,6 +43,6 @@ def genes_text(found: "Interpretation") -> str:
         )
     if (scatter := summary["dispersion"]) is not None:
         chance = f"uniform draws: {scatter['low']:.2f} to {scatter['high']:.2f}"
-        lines.append(f"scatter over genes, chi^2/df: {scatter['chi_square']:.2f} ({chance})")
+        lines.append(f"variance over genes, chi^2/df: {scatter['chi_square']:.2f} ({chance})")
     lines += [f"warning: {warning}" for warning in found.warnings]
     return "\n".join(lines)

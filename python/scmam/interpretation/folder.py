@@ -192,17 +192,15 @@ def _write(found: Interpretation) -> None:
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=found.folder.parent))
     except OSError as error:
-        raise RunError(
-            f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can"
-        ) from error
+        advice = f"({error.strerror}); copy the run to a place that can"
+        raise RunError(f"{found.folder.parent}: cannot be written to {advice}") from error
     try:
         _fill(unfinished, found)
         unfinished.chmod(0o755)
         _replace(found.folder, unfinished)
     except OSError as error:
-        raise RunError(
-            f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere"
-        ) from error
+        advice = f"({error.strerror}); make room, or copy the run elsewhere"
+        raise RunError(f"{found.folder}: cannot be written {advice}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -110,15 +110,13 @@ def hidden_headline(study: StudyFiles) -> str:
 
 
 def _scatter(study: StudyFiles, arm: str) -> str:
-    """How the hidden counts of genes scatter, beside uniform draws; empty where not known."""
+    """How the hidden counts of genes vary, beside uniform draws; empty where not known."""
     found = study.first_latents(arm).get("dispersion")
     if not isinstance(found, dict):
         return ""
     if found["chi_square"] <= found["high"]:
-        return "; over genes the masks scatter as uniform draws do"
-    return (
-        f"; over genes the masks scatter {found['chi_square']:.3g} times as much as uniform draws"
-    )
+        return "; genes vary as under uniform draws"
+    return f"; the variance over genes is {found['chi_square']:.3g} times that of uniform draws"
 
 
 def findings(study: StudyFiles) -> list[str]:
