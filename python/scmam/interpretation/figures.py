@@ -281,7 +281,7 @@ def _name_genes(figure: "Figure", axes: "Axes", table: "pd.DataFrame") -> None:
     taken: list[tuple[float, float]] = []
     for part in (most, far):
         names, means, rates = (part[name] for name in ("gene", "mean_expression", "hidden"))
-        for gene, mean, rate in list(zip(names, means, 100 * rates, strict=True)):
+        for gene, mean, rate in zip(names, means, 100 * rates, strict=True):
             x, y = axes.transData.transform((mean, rate))
             apart = all(abs(x - one) > 90 or abs(y - other) > 13 for one, other in taken)
             if not apart or len(taken) >= 2 * NAMED_GENES:
