@@ -83,7 +83,7 @@ def paired_difference(
     elif low == high:
         p_value = 1.0 if mean == 0 else 0.0
     else:
-        p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
+        p_value = 2 * float(stats.t.sf(abs(mean) / stats.sem(differences), number - 1))
     return PairedDifference(mean, low, high, p_value, number)
 
 
