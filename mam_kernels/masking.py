@@ -242,7 +242,11 @@ class MultinomialAttentionMasking(nn.Module):
         checks.require_device("tokens", data, self.latents.device, "the module")
         choice = self._choice(valid, maskable, num_masked, latents, shape, data.device)
         weighting = Weighting(self.eps, 1.0 / self.temperature)
-        parts = (choice, weighting, checks.draw_source(seed, step, sample_ids, shape[0], data.device))
+        parts = (
+            choice,
+            weighting,
+            checks.draw_source(seed, step, sample_ids, shape[0], data.device),
+        )
         options = (self.num_heads, self.context_from == "visible", named(self.backend))
         if self.input_dim is None:
             dtype = torch.promote_types(cells.accumulated, self.latents.dtype)
@@ -301,7 +305,8 @@ class MultinomialAttentionMasking(nn.Module):
             out_bias,
         )
         checks.require_whole([self.latents])
-        parameters = Parameters(*(x.to(dtype) for x in parameters))
+        if any(x.dtype != dtype for x in parameters):
+            parameters = Parameters(*(x.to(dtype) for x in parameters))
         if self.slope_norm is not None:
             with without_autocast(self.latents.device):
                 return collapse.with_slope_norm(parameters, self.num_heads, self.slope_norm)
@@ -324,8 +329,7 @@ class MultinomialAttentionMasking(nn.Module):
         """
         if self.input_dim is not None:
             raise ValueError(
-                "input_dim: expected None, since embeddings have no slopes; "
-                f"got {self.input_dim}"
+                f"input_dim: expected None, since embeddings have no slopes; got {self.input_dim}"
             )
         parameters = self._read_parameters(torch.promote_types(dtype, self.latents.dtype))
         return collapse.project(parameters, self.num_heads).slope.to(dtype)

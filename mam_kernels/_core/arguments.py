@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .call import Cells, Choice, Draw, Parameters, Weighting
-from .checks import FLOATING, describe, values_are_checked
+from .checks import FLOATING, LARGEST_COUNT, describe, values_are_checked
 from .csr import require_sound
 
 SMALLEST_EPS = 2.0**-100
@@ -95,7 +95,7 @@ def checked_cells(cells: Cells) -> Cells:
     inside ``check_values``.
     """
     values, crow, col, valid, positions = cells
-    integer("num_positions", positions, 0)
+    integer("num_positions", positions, 0, LARGEST_COUNT)
     device = values.device
     if crow is None and col is None:
         one("values", values, FLOATING, (None, positions), None)

@@ -12,6 +12,7 @@ from ..._core import checks
 from ..._core.call import Cells
 from ..._core.dispatch import implementation, named
 from ..._core.registration import Operation
+from . import arguments
 
 
 class ValueMoments(NamedTuple):
@@ -36,9 +37,16 @@ def empty_moments(cells: Cells, slope: Tensor) -> ValueMoments:
 
 def _run(cells: Cells, slope: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     run = implementation("value_attention", backend, cells.values)
-    if cells.rows * cells.num_positions * slope.numel() == 0:
+    if _is_empty(cells, slope):
+        arguments.moments(cells, slope)
         return tuple(empty_moments(cells, slope))
     return run(cells, slope)
+
+
+def _is_empty(cells: Cells, slope: Tensor) -> bool:
+    """Whether there is nothing to compute; parts without rows to count are left to the checks."""
+    counted = cells.values if cells.crow is None else cells.crow
+    return counted.dim() > 0 and cells.rows * cells.num_positions * slope.numel() == 0
 
 
 def _fake(cells: Cells, slope: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:

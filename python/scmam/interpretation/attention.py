@@ -69,7 +69,7 @@ def slopes_of(latents: mam.MultinomialAttentionMasking) -> Slopes | None:
     """None where the latents attend to embeddings, which have no single slope."""
     if latents.input_dim is not None:
         return None
-    alpha = _slopes(latents)
+    alpha = latents.slopes(torch.float64)
     scale = alpha.square().mean().sqrt()
     rounded = torch.round(alpha / (DISTINCT * scale)) if scale > 0 else torch.zeros_like(alpha)
     return Slopes(

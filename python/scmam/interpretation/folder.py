@@ -3,9 +3,6 @@
 import dataclasses
 import io
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +13,8 @@ import pandas as pd
 import torch
 
 from ..config import Masking
-from ..errors import CellsError, ConfigError, RunError
+from ..errors import CellsError, ConfigError
+from ..storage import new_folder, writing
 from . import figures
 from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among
 from .examples import Examples, example_masks
@@ -195,38 +193,9 @@ def _notes(
 
 
 def _write(found: Interpretation, summary: Summary) -> None:
-    """The whole folder beside its place first, then in it."""
-    try:
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=found.folder.parent))
-    except OSError as error:
-        raise RunError(
-            f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can"
-        ) from error
-    try:
+    remedy = "make room, or copy the run elsewhere"
+    with writing(found.folder, remedy), new_folder(found.folder) as unfinished:
         _fill(unfinished, found, summary)
-        unfinished.chmod(0o755)
-        _replace(found.folder, unfinished)
-    except OSError as error:
-        raise RunError(
-            f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _replace(folder: Path, finished: Path) -> None:
-    if not folder.exists():
-        os.replace(finished, folder)
-        return
-    earlier = Path(tempfile.mkdtemp(prefix=f".{folder.name}-earlier-", dir=folder.parent))
-    os.replace(folder, earlier / folder.name)
-    try:
-        os.replace(finished, folder)
-    except OSError:
-        os.replace(earlier / folder.name, folder)
-        raise
-    finally:
-        shutil.rmtree(earlier)
 
 
 def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..config import write_atomically
 from ..errors import ReportError
+from ..storage import write_file
 from . import overview, sections
 from .drawing import Palette
 from .maps import Projection, checked_projection
@@ -52,7 +52,7 @@ def write_report(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     page = render(material, chosen)
     with _writing(path):
-        write_atomically(path, page)
+        write_file(path, page)
     return path
 
 
