@@ -283,7 +283,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ({"latents": None}, "expected latents; got input_proj.weight, input_proj.bias, "),
         (
             {"latents": torch.ones(2, N, DZ)},
-            "expected floating-point latents of shape (N, Dz) or (1, N, Dz); got torch.float32 of shape (2, ",
+            "expected floating-point latents of shape (N, Dz) or (1, N, Dz); got torch.float32 of"
+            " shape (2, ",
         ),
         (
             {"latents": torch.ones(N, 8)},
@@ -299,7 +300,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ),
         (
             {"cross_attention__in_proj_weight": None},
-            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got latents, ",
+            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got"
+            " latents, ",
         ),
         (
             {"cross_attention__out_proj__weight": None},
@@ -307,7 +309,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ),
         (
             {"cross_attention__bias_k": torch.ones(1, 1, DZ)},
-            "expected latents, input_proj and cross_attention alone; got cross_attention.bias_k too",
+            "expected latents, input_proj and cross_attention alone; got cross_attention.bias_k"
+            " too",
         ),
         (
             {"input_proj__2__weight": torch.ones(DZ, DZ)},
@@ -315,7 +318,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ),
         (
             {"cross_attention__in_proj_bias": torch.ones(DZ)},
-            "expected the tensors of MultinomialAttentionMasking; got cross_attention.in_proj_bias, torch.float32 of shape (16,) on cpu,"
+            "expected the tensors of MultinomialAttentionMasking; got"
+            " cross_attention.in_proj_bias, torch.float32 of shape (16,) on cpu,"
             " instead of shape (48,)",
         ),
     ],
@@ -404,13 +408,15 @@ def written(path: Path, kind: str, published: Published) -> None:
     [
         (
             "truncated",
-            "expected a checkpoint that torch.save wrote; got a zip archive, such as torch.save writes, cut short",
+            "expected a checkpoint that torch.save wrote; got a zip archive, such as torch.save"
+            " writes, cut short",
         ),
         ("changed", "expected a whole checkpoint; got one with a wrong checksum (epoch/data/"),
         ("empty", "expected a checkpoint that torch.save wrote; got an empty file"),
         (
             "text",
-            "expected a checkpoint that torch.save wrote; got a text file that begins with 'version https://git-lfs.github.com/spec/",
+            "expected a checkpoint that torch.save wrote; got a text file that begins with"
+            " 'version https://git-lfs.github.com/spec/",
         ),
         (
             "an .h5ad",
@@ -419,7 +425,8 @@ def written(path: Path, kind: str, published: Published) -> None:
         ("a pickle", "expected a checkpoint that torch.save wrote; got a pickle"),
         (
             "bytes",
-            "expected a checkpoint that torch.save wrote; got 256 bytes of neither safetensors nor torch.save",
+            "expected a checkpoint that torch.save wrote; got 256 bytes of neither safetensors nor"
+            " torch.save",
         ),
         (
             "an object",
@@ -428,11 +435,13 @@ def written(path: Path, kind: str, published: Published) -> None:
         ("a module", "expected tensors and plain values; got objects, which could run code ("),
         (
             "a tensor",
-            "expected a state dict or a checkpoint that holds one; got torch.float32 of shape (3,) on cpu",
+            "expected a state dict or a checkpoint that holds one; got torch.float32 of shape (3,)"
+            " on cpu",
         ),
         (
             "another module",
-            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got weight_ih_l0, weight_hh_l0, ",
+            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got"
+            " weight_ih_l0, weight_hh_l0, ",
         ),
     ],
 )
@@ -642,7 +651,8 @@ def test_another_file_is_refused_by_what_it_is(file, content, found):
         ),
         (
             {"arguments": {"latent_dim": DZ, "num_latents": 7, "num_heads": H}},
-            "expected the tensors of MultinomialAttentionMasking; got latents, torch.float32 of shape (6, 16) on cpu, instead of ",
+            "expected the tensors of MultinomialAttentionMasking; got latents, torch.float32 of"
+            " shape (6, 16) on cpu, instead of ",
         ),
     ],
     ids=["format", "kind", "no arguments", "unknown argument", "wrong argument", "shape"],
