@@ -224,7 +224,8 @@ def test_other_names_and_what_is_no_part(published, values):
     )
     with pytest.raises(
         WeightsError,
-        match=r"^source under mask\.: expected .* alone; got adapter\.weight too; .* named in ignore$",
+        match=r"^source under mask\.: expected .* alone; got adapter\.weight too; .* named"
+        r" in ignore$",
     ):
         from_published(state, num_heads=H, names=names)
     with pytest.raises(
@@ -244,7 +245,8 @@ def test_of_two_modules_one_is_named(published, values):
     }
     with pytest.raises(
         WeightsError,
-        match=r"^source: expected one masking module; got 2; give one of these as prefix: 'first\.', 'second\.'$",
+        match=r"^source: expected one masking module; got 2; give one of these as prefix:"
+        r" 'first\.', 'second\.'$",
     ):
         from_published(both, num_heads=H)
     assert_same(from_published(both, num_heads=H, prefix="second."), published, values, 1e-5)
@@ -337,7 +339,8 @@ def test_projections_of_keys_of_another_width_are_refused(published):
     }
     with pytest.raises(
         WeightsError,
-        match=r"expected projections of shape \(16, 16\); got \(16, 16\), \(16, 5\), \(16, 16\) for query, key",
+        match=r"expected projections of shape \(16, 16\); got \(16, 16\), \(16, 5\), \(16,"
+        r" 16\) for query, key",
     ):
         from_published(state, num_heads=H)
 
@@ -546,7 +549,8 @@ def test_a_file_says_what_it_holds(file):
     assert description["kind"] == "MultinomialAttentionMasking"
     assert description["version"] == mam.__version__
     assert description["arguments"] == {
-        "input_dim": None, "latent_dim": DZ, "num_latents": N, "num_heads": H, "mask_ratio": 0.25, "latent_fraction": 0.5,
+        "input_dim": None, "latent_dim": DZ, "num_latents": N, "num_heads": H,
+        "mask_ratio": 0.25, "latent_fraction": 0.5,
         "temperature": 0.5, "context_from": "visible", "eps": 1e-8,
     }  # fmt: skip
     assert header["latents"] == {
@@ -747,7 +751,8 @@ def test_safetensors_of_something_else_and_tensors_that_lack_or_are_too_many(mas
     save_file({"weight": torch.ones(2)}, file)
     with pytest.raises(
         WeightsError,
-        match=r"expected weights that mam_kernels saved; got a safetensors file of others \(weight\)$",
+        match=r"expected weights that mam_kernels saved; got a safetensors file of others"
+        r" \(weight\)$",
     ):
         load(file)
     save_file({"weight": torch.ones(2)}, file, metadata={"mam_kernels": "yes"})

@@ -78,7 +78,8 @@ try:
     main({arguments!r})
 except SystemExit as ended:
     assert not ended.code
-heavy = {{"torch", "anndata", "scanpy", "lightning", "pandas", "sklearn", "matplotlib", "numpy", "scipy"}} & set(sys.modules)
+heavy = {{"torch", "anndata", "scanpy", "lightning", "pandas", "sklearn", "matplotlib", "numpy"}}
+heavy = (heavy | {{"scipy", "distributed"}}) & set(sys.modules)
 assert not heavy, heavy
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

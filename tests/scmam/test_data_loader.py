@@ -261,7 +261,8 @@ def test_classes_too_small_for_the_folds_are_named():
     labels = np.where(np.arange(53) < 3, "rare", LABELS)
     with pytest.raises(
         CellsError,
-        match=r"1 of the 4 classes .* than the 5 folds: rare \(3\); set .* to 5 .* or evaluation.folds to 3",
+        match=r"1 of the 4 classes .* than the 5 folds: rare \(3\); set .* to 5 .* or"
+        r" evaluation.folds to 3",
     ):
         folds(from_anndata(_annotated(labels)), 5, seed=0)
     with pytest.raises(CellsError, match="folds need labels of at least two classes"):

@@ -355,7 +355,7 @@ def test_what_is_frozen_stays_and_what_learns_moves(cells, pretraining):
 
 
 def test_whitening_makes_features_uncorrelated_and_leaves_rounding_small():
-    """Its variances are v / (v + a hundredth of the mean), along the axes on which features vary."""
+    """Its variances are v / (v + a hundredth of the mean), along the axes of the features."""
     random = np.random.default_rng(0)
     rotation = np.linalg.qr(random.normal(size=(6, 6)))[0]
     scales = np.array([100.0, 3.0, 1.0, 0.5, 1e-9, 0.0])

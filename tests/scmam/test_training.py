@@ -202,7 +202,8 @@ class TestARun:
     def test_other_settings_are_named(self, run: Run, cells: Cells) -> None:
         with pytest.raises(
             RunError,
-            match=r"other settings \(training\.steps: 12 -> 13; training\.lr: 0\.003 -> 0\.001\); name",
+            match=r"other settings \(training\.steps: 12 -> 13; training\.lr: 0\.003 ->"
+            r" 0\.001\); name",
         ):
             train(
                 run.folder,

@@ -288,7 +288,8 @@ def test_headers_that_do_not_fit_the_weights_are_refused(file, content):
     rewrite(genes=description["arguments"]["genes"][1:])
     with pytest.raises(
         RunError,
-        match=r"expected the tensors of Pretraining; got .* of shape \(60, .*\) on cpu, .* shape \(59, ",
+        match=r"expected the tensors of Pretraining; got .* of shape \(60, .*\) on cpu, .*"
+        r" shape \(59, ",
     ):
         load_model(file)
     rewrite(genes=None)
