@@ -213,7 +213,7 @@ def check_near(
         good = (np.abs(got - truth) <= allowed) | (got == truth)
         good |= undefined & ~np.isfinite(got)
         # beyond what can be told apart, a finite answer is one of many
-        good |= undefined & (allowed > np.abs(truth))
+        good |= undefined & (~np.isfinite(truth) | (allowed > np.abs(truth)))
     if not good.all():
         at = tuple(np.argwhere(~good)[0].tolist())
         raise Wrong(
