@@ -74,6 +74,8 @@ def check_draw(
     counts: np.ndarray,
     random: Random,
     inverse_temperature: float = 1.0,
+    *,
+    decided: bool = True,
 ) -> None:
     """Hold a draw against the race of its weights: the ``k`` smallest of ``E / w``.
 
@@ -82,6 +84,7 @@ def check_draw(
         weights: (B, L) float64 > 0 where drawable.
         drawable: (B, L) bool.
         counts: (B,), ``k``.
+        decided: whether rounding leaves the keys apart; else only the numbers drawn are looked at.
 
     Raises:
         Wrong: a position on the wrong side of the threshold by more than the documented margin, a
@@ -97,7 +100,7 @@ def check_draw(
     if (mask.sum(axis=1) != wanted).any():
         raise Wrong(f"drawn {mask.sum(axis=1).tolist()} positions of {wanted.tolist()}")
     undecided = (wanted > 0) & (wanted < drawable.sum(axis=1))
-    if not undecided.any():
+    if not decided or not undecided.any():
         return
     uniform = uniforms(mask.shape[1], random.ids, random.step, random.seed, 0)
     heaviest = np.where(drawable, weights, 0.0).max(axis=1, keepdims=True)
