@@ -18,7 +18,7 @@ from .checks import FLOATING, LARGEST_COUNT, describe, values_are_checked
 from .csr import require_sound
 
 SMALLEST_EPS = 2.0**-100
-"""An ``eps`` below this counts as 0; one above hides every weight that is not a normal float32."""
+"""An ``eps`` below this counts as 0: what a thread flushes to zero must not decide a draw."""
 
 LARGEST_EXPONENT = 1e30
 """Under it every weight but the largest vanishes, and it is finite in float32."""
