@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("mam-kernels", "torch", "triton", "lightning", "numpy", "scipy", "anndata", "scanpy"),
-    *("scikit-learn", "pandas", "matplotlib", "distributed", "umap-learn", "gseapy", "pydantic"),
+    *("scikit-learn", "pandas", "matplotlib", "jinja2", "distributed", "umap-learn", "pydantic"),
     *("typer", "tensorboard"),
 )
 # It works without these, or without their being installed.
-OPTIONAL = ("mam-kernels", "triton", "umap-learn", "gseapy", "tensorboard")
+OPTIONAL = ("mam-kernels", "triton", "umap-learn", "tensorboard")
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB
 
 VALIDATION = Config(

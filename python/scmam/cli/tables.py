@@ -43,5 +43,8 @@ def genes_text(found: "Interpretation") -> str:
             f"entropy of the masking distribution: {summary['entropy']:.4f} of its maximum, which"
             " is uniform"
         )
+    if (scatter := summary["dispersion"]) is not None:
+        chance = f"uniform draws: {scatter['low']:.2f} to {scatter['high']:.2f}"
+        lines.append(f"variance over genes, chi^2/df: {scatter['chi_square']:.2f} ({chance})")
     lines += [f"warning: {warning}" for warning in found.warnings]
     return "\n".join(lines)
