@@ -156,7 +156,7 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "padding drawn": ("selection", [("        drawable &= valid\n", "        pass\n")]),
     "zero weights drawn": (
         "selection",
-        [("(weights + eps >= smallest)", "(weights + eps >= 0)")],
+        [("(weights + eps >= tiny)", "(weights + eps >= 0)")],
     ),
     "negative weights drawn": (
         "selection",

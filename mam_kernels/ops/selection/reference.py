@@ -26,8 +26,9 @@ def widened(weights: Tensor) -> Tensor:
     if weights.dtype == torch.bfloat16:
         bits = weights.detach().contiguous().view(torch.int16).to(torch.int32) << 16
     magnitude = bits & 0x7FFFFFFF
-    flushed = torch.where(bits < 0, -1.0, 1.0) * magnitude.to(torch.float64) * 2.0**-149
-    return torch.where(magnitude < 0x00800000, flushed, wide)
+    small = torch.where(bits < 0, -1.0, 1.0) * magnitude.to(torch.float64) * 2.0**-149
+    # the difference is 0, and carries the gradient
+    return torch.where(magnitude < 0x00800000, small + (wide - wide.detach()), wide)
 
 
 def relative_weights(
@@ -37,8 +38,8 @@ def relative_weights(
     (B, L) float64.
     """
     weights = widened(weights)
-    smallest = torch.finfo(torch.float64).tiny
-    drawable = (weights >= 0) & (weights + eps >= smallest) & torch.isfinite(weights)
+    tiny = torch.finfo(torch.float64).tiny
+    drawable = (weights >= 0) & (weights + eps >= tiny) & torch.isfinite(weights)
     if valid is not None:
         drawable &= valid
     shifted = torch.where(drawable, weights + eps, 0.0)
