@@ -68,7 +68,7 @@ def test_an_eps_that_float32_does_not_hold_is_refused(eps):
     module.eps = eps
     for backend in BACKENDS:
         module.backend = backend
-        with pytest.raises(ValueError, match="^eps: expected"):
+        with pytest.raises(ValueError, match=r"^eps: expected"):
             module(torch.rand(2, 3000), seed=1)
 
 
@@ -122,5 +122,5 @@ def test_a_sparse_tensor_is_no_count_no_word_and_no_flag(argument, value):
 
 @pytest.mark.parametrize("scheme", [["decoder"], None, 3])
 def test_a_scheme_that_is_no_name_is_refused_by_name(scheme):
-    with pytest.raises(ValueError, match="^scheme: expected one of"):
+    with pytest.raises(ValueError, match=r"^scheme: expected one of"):
         mam.ContextInjection(8, 3, scheme)

@@ -133,8 +133,8 @@ def config(source: Source, input_dim: int | None, dtype: torch.dtype) -> Config:
     eps = source.one_of([1e-8, 1e-8, 1e-8, 1e-3, 1e6, 1e-30, 5e-324])
     return Config(
         input_dim, width, source.one_of([4, 1, 7]), heads, source.one_of([0.3, 0.0, 0.5, 0.9, 1.0]),
-        source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0, 1e-6, 1e6]), source.one_of(["all",
-        "visible"]), eps,
+        source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0, 1e-6, 1e6]),
+        source.one_of(["all", "visible"]), eps,
         selection.backend(source, dtype), source.one_of([0.3, 1.5]),
         torch.float64 if dtype is torch.float64 else torch.float32,
     )  # fmt: skip
