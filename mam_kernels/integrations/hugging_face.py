@@ -16,7 +16,8 @@ from transformers.utils import ModelOutput
 
 from ..masking import MultinomialAttentionMasking
 from . import core
-from .checking import FirstBatch, check_first_batch
+from .checking import FirstBatch, check_batch
+from .formats import BatchFormat, require_ids
 
 
 class MamConfig(PreTrainedConfig):
@@ -113,6 +114,13 @@ class MamForMaskedLM(PreTrainedModel):
             scheme=config.injection,
             injection_start=config.injection_start,
             seed=config.masking_seed,
+            batches=BatchFormat(
+                "hugging-face",
+                "input_ids",
+                "attention_mask",
+                "token",
+                tuple(sorted({*config.special_token_ids, config.mask_token_id})),
+            ),
         )
         if model is not None:
             for module in model.modules():
@@ -161,23 +169,25 @@ class MamForMaskedLM(PreTrainedModel):
         step: int | Tensor | None = None,
     ) -> core.MaskedBatch:
         """What ``forward`` hides of a batch; arguments as there."""
-        core.require_ids(
+        require_ids(
             "input_ids",
             input_ids,
             self.model.get_input_embeddings().weight.shape[0],
             self.masking.device,
-        )
-        valid = core.real_tokens("attention_mask", attention_mask, input_ids, true_means="token")
-        valid = valid & core.not_among(
-            input_ids, {*self.config.special_token_ids, self.config.mask_token_id}
         )
         embed = (
             self.model.get_input_embeddings()
             if self.config.tokens_from is None
             else self.model.get_submodule(self.config.tokens_from)
         )
-        return self.masking(
-            input_ids, embed(input_ids), valid, seed=seed, step=step, sample_ids=sample_ids
+        return self.masking.mask(
+            input_ids,
+            embeddings=embed(input_ids),
+            ids=input_ids,
+            padding_mask=attention_mask,
+            seed=seed,
+            step=step,
+            sample_ids=sample_ids,
         )
 
     def forward(
@@ -248,14 +258,11 @@ class MamForMaskedLM(PreTrainedModel):
 
     def check(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> FirstBatch:
         """Whether a batch is what ``forward`` takes it for."""
-        return check_first_batch(
+        return check_batch(
+            self.masking,
             ids=input_ids,
             padding_mask=attention_mask,
-            true_means="token",
-            special_ids=self.config.special_token_ids,
-            mask_value=self.config.mask_token_id,
             vocab_size=self.model.get_input_embeddings().weight.shape[0],
-            module=self,
         )
 
     def get_input_embeddings(self) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mam_kernels.randomness import substream
-from mam_kernels.strategies import Masking
+from mam_kernels.strategies import Draw, Masking
 
 from ..objective import Pretraining
 from ..sequences import expression
@@ -44,15 +44,10 @@ class Draws:
 
     def of(self, pretraining: Pretraining, values: Tensor, cell_ids: Tensor) -> Iterator[Masking]:
         """The masks of a batch (B, G), one after the other."""
-        seed = substream(self.seed, "interpretation")
-        for draw in range(self.number):
-            yield pretraining.strategy(
-                values,
-                cell_ids,
-                seed=seed,
-                step=(self.first_step + draw) % 2**32,
-                embed=lambda genes: pretraining.model.embedding(genes.gene_ids, genes.values),
-            )
+        seed, cells = substream(self.seed, "interpretation"), pretraining.cells(values)
+        for number in range(self.number):
+            step = (self.first_step + number) % 2**32
+            yield pretraining.strategy(cells, Draw(seed, step, cell_ids))
 
 
 @dataclass(frozen=True)
