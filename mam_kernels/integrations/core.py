@@ -108,7 +108,7 @@ class MaskedBatch(NamedTuple):
                     f"first injection, call torch.compiler.reset()"
                 )
         if watch is not None:
-            self._require_read([hook for hook, _ in hooks], watch)
+            self._require_read([hook for hook, _ in hooks])
 
     def _watch(self, hooks: list[ContextHook]) -> ReadingWatch | None:
         """One that these hooks ask, where it is not known yet what arrives at them."""
@@ -121,10 +121,8 @@ class MaskedBatch(NamedTuple):
         return watch
 
     @staticmethod
-    def _require_read(hooks: list[ContextHook], watch: ReadingWatch) -> None:
+    def _require_read(hooks: list[ContextHook]) -> None:
         unread = [hook.name for hook in hooks if not (hook.verified or hook.reads_masked)]
-        if watch.compiled:  # then nothing was seen of it, and nothing will be
-            unread = []
         if unread:
             raise NotReadError(
                 f"{unread[0]}: its token embeddings were not made of the masked inputs of this "

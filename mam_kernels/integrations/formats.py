@@ -19,7 +19,7 @@ MEANINGS = ("token", "padding")
 
 
 class BatchFormat(NamedTuple):
-    """What is valid, what may be hidden, and what stands elsewhere in the batches of a framework."""
+    """What is valid, what may be hidden, and what stands elsewhere in a framework's batches."""
 
     framework: str  # a key of FRAMEWORKS
     inputs: str = "inputs"  # names in the framework, for messages
@@ -81,6 +81,9 @@ FRAMEWORKS = {
     "scbert": Framework("scBERT", None, ("262fd4b",)),
     "nicheformer": Framework("Nicheformer", None, ("485cadb",)),
     "bmfm": Framework("BMFM-RNA", None, ("78d2ba1",)),
+    "scvi-tools": Framework("scvi-tools", "scvi-tools", ("1.4.2",)),
+    "cellplm": Framework("CellPLM", "cellplm", ("0.1.0.post2",)),
+    "uce": Framework("UCE", "helical", ("2.2.0",)),
     "lightning": Framework("Lightning", "lightning", ("2.6.6",)),
 }
 

@@ -6,80 +6,79 @@ mask than the one whose loss and context it uses, and says nothing.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class NotReadError(RuntimeError):
     """A model did not read the masked inputs of its step."""
 
 
-class ReadingWatch(TorchFunctionMode):
+class ReadingWatch(TorchDispatchMode):
     """While active, knows which tensors were made of the ``sources``.
 
-    It costs a Python call an operation, so it is for the first step alone. What a module returns
-    counts as made of what it takes: functions with a backward pass of their own are not seen.
+    It costs a Python call an operation, so it is for the first step alone.
 
     Args:
-        sources: tensors whose storage is looked for: a view of one, or what one is a view of, is
-            one too.
+        sources: tensors whose memory is looked for: a view of one is one too, and so is what one is
+            a view of.
     """
 
     def __init__(self, sources: Iterable[Tensor]) -> None:
         super().__init__()
-        self.sources = tuple(sources)  # which keeps the addresses theirs
-        self.addresses = {_address(source) for source in self.sources} - {0}
-        self.made: dict[int, weakref.ref] = {}
-        self.reached_a_module = False
-        self.compiled = False  # then nothing is known
-        self._hook: Any = None
+        self.sources = [_identity(x) for x in sources]
+        # by identity: a storage and its Python object live and die together
+        self.made = {id(kept): weakref.ref(kept) for kept in self.sources}
 
-    def __enter__(self) -> "ReadingWatch":
-        self._hook = register_module_forward_hook(self._module_returned, with_kwargs=True)
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
-        super().__exit__(*error)
-
-    def __torch_function__(
+    def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            self.compiled = True
-        elif any(map(self.holds, _tensors((args, kwargs)))):
-            self._mark(output)
-            if func is Tensor.__setitem__:
-                self._mark(args[0])
+        output = func(*args, **(kwargs or {}))
+        if any(map(self.holds, _tensors((args, kwargs or {})))):
+            for x in _tensors(output):
+                kept = _identity(x)
+                self.made[id(kept)] = weakref.ref(kept)
         return output
 
     def holds(self, x: Any) -> bool:
         """Whether a tensor is one of the sources, or made of them."""
         if not isinstance(x, Tensor):
             return False
-        known = self.made.get(id(x))
-        if known is not None and known() is x:
-            return True
-        try:
-            return _address(x) in self.addresses
-        except RuntimeError:  # a tensor without memory: something is being compiled
-            self.compiled = True
-            return False
+        kept = _identity(x)
+        known = self.made.get(id(kept))
+        return known is not None and known() is kept
 
-    def _module_returned(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if any(map(self.holds, _tensors((args, kwargs)))):
-            self.reached_a_module = True
-            self._mark(output)
 
-    def _mark(self, output: Any) -> None:
-        for x in _tensors(output):
-            self.made[id(x)] = weakref.ref(x)
+@contextmanager
+def reached_modules(model: nn.Module, sources: Iterable[Tensor]) -> Iterator[None]:
+    """See that a part of a model is called with a tensor that is, or was made of, one of the
+    sources.
+
+    Raises:
+        NotReadError: none is, and the model was called.
+    """
+    watch, seen = ReadingWatch(sources), set()
+
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.add(any(map(watch.holds, _tensors((args, kwargs)))))
+
+    hooks = [
+        part.register_forward_pre_hook(look, with_kwargs=True)
+        for part in model.modules()
+        if part is not model
+    ]
+    try:
+        with watch:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if seen == {False}:
+        raise NotReadError("no part of the model was called with the masked inputs of this step")
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -88,12 +87,6 @@ def is_compiled(module: nn.Module) -> bool:
         getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
         for part in module.modules()
     )
-
-
-def _address(x: Tensor) -> int:
-    if x.layout != torch.strided:
-        return 0
-    return x.untyped_storage().data_ptr()
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:
@@ -106,3 +99,8 @@ def _tensors(x: Any) -> Iterator[Tensor]:
     elif isinstance(x, (tuple, list)):
         for value in x:
             yield from _tensors(value)
+
+
+def _identity(x: Tensor) -> Any:
+    """What views of a tensor share: its storage; a sparse tensor, which has none, itself."""
+    return x.untyped_storage() if x.layout == torch.strided else x
