@@ -4,6 +4,7 @@ VENV ?= .venv
 TORCH ?= 2.13.0
 TRITON ?= 3.7.1
 REPORT ?= report
+FRAMEWORKS ?= .venv-frameworks
 
 # The first of these that runs, is new enough and can make an environment (a pyenv shim may exist without running).
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -19,7 +20,7 @@ CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '
 LINTED = mam_kernels python tests benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engine test gpu bench docs lint format clean
+.PHONY: help demo demo-engine test test-frameworks gpu bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -32,6 +33,10 @@ demo-engine: $(VENV)/demo.stamp ## the engine on the same cells: validated, time
 
 test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time
 	$(IN)python tests/run_groups.py
+
+test-frameworks: $(FRAMEWORKS)/stamp ## the frameworks' own classes, in environments of their own: downloads about 300 MB, some minutes
+	$(FRAMEWORKS)/new/bin/python -m pytest -q -p no:cacheprovider tests/frameworks
+	$(FRAMEWORKS)/transformers4/bin/python -m pytest -q -p no:cacheprovider tests/frameworks tests/integrations/test_hugging_face.py
 
 gpu: ## on a machine with an NVIDIA GPU and its own torch: build in place, test, measure; no network needed
 	bash benchmarks/on_gpu.sh
@@ -57,7 +62,7 @@ format: $(VENV)/lint.stamp ## bring the code into shape
 	$(IN)clang-format -i $(CPP)
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) $(REPORT)-engine .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(FRAMEWORKS) build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) $(REPORT)-engine .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for. The Triton is the one that
@@ -88,6 +93,18 @@ $(VENV)/docs.stamp: $(VENV)/engine.stamp
 
 $(VENV)/dev.stamp: $(VENV)/engine.stamp
 	$(PIP) "mam-kernels[dev]" 'triton==$(TRITON); sys_platform == "linux"'
+	@touch $@
+
+# They see the packages of $(VENV), and add or replace what the frameworks need; their own pins contradict each other, so --no-deps.
+SITE = import site; print(site.getsitepackages()[0])
+$(FRAMEWORKS)/stamp: $(VENV)/dev.stamp tests/frameworks/new.txt tests/frameworks/transformers4.txt
+	for name in new transformers4; do \
+	  $(IN)python -m venv --without-pip $(FRAMEWORKS)/$$name && \
+	  $(IN)python -c "$(SITE)" > $$($(FRAMEWORKS)/$$name/bin/python -c "$(SITE)")/shared.pth && \
+	  echo "$(CURDIR)" >> $$($(FRAMEWORKS)/$$name/bin/python -c "$(SITE)")/shared.pth && \
+	  echo "$(CURDIR)/python" >> $$($(FRAMEWORKS)/$$name/bin/python -c "$(SITE)")/shared.pth && \
+	  $(IN)python -m pip --python $(FRAMEWORKS)/$$name/bin/python install --quiet --no-deps -r tests/frameworks/$$name.txt || exit 1; \
+	done
 	@touch $@
 
 # Other versions format otherwise.

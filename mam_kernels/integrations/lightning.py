@@ -168,7 +168,8 @@ class MaskedPretrainingMixin:
             owner = next(
                 kind.__name__
                 for kind in type(self).__mro__
-                if step in vars(kind) and not kind.__module__.startswith(OURS_OR_LIGHTNING_S)
+                if step in vars(kind)
+                and not vars(kind)[step].__module__.startswith(OURS_OR_LIGHTNING_S)
             )
             raise NotReadError(
                 f"{step}: the model did not read the masked inputs, so {owner}.{step} masks by "

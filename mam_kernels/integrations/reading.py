@@ -21,7 +21,8 @@ class NotReadError(RuntimeError):
 class ReadingWatch(TorchDispatchMode):
     """While active, knows which tensors were made of the ``sources``.
 
-    It costs a Python call an operation, so it is for the first step alone.
+    It costs a Python call an operation, so it is for the first step alone. Token embeddings that
+    were made before it began count too: nothing is known of them.
 
     Args:
         sources: tensors whose memory is looked for: a view of one is one too, and so is what one is
@@ -30,17 +31,22 @@ class ReadingWatch(TorchDispatchMode):
 
     def __init__(self, sources: Iterable[Tensor]) -> None:
         super().__init__()
+        sources = tuple(sources)
+        self.sides = set(sources[0].shape)  # B and L
         self.sources = [_identity(x) for x in sources]
         # by identity: a storage and its Python object live and die together
         self.made = {id(kept): weakref.ref(kept) for kept in self.sources}
+        self.born: dict[int, weakref.ref] = {}  # while this was active, of anything
 
     def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        holds = any(map(self.holds, _tensors((args, kwargs or {}))))
         output = func(*args, **(kwargs or {}))
-        if any(map(self.holds, _tensors((args, kwargs or {})))):
-            for x in _tensors(output):
-                kept = _identity(x)
+        for x in _tensors(output):
+            kept = _identity(x)
+            self.born[id(kept)] = weakref.ref(kept)
+            if holds:
                 self.made[id(kept)] = weakref.ref(kept)
         return output
 
@@ -49,8 +55,19 @@ class ReadingWatch(TorchDispatchMode):
         if not isinstance(x, Tensor):
             return False
         kept = _identity(x)
-        known = self.made.get(id(kept))
-        return known is not None and known() is kept
+        if _is_in(self.made, kept):
+            return True
+        return not _is_in(self.born, kept) and self._may_be_embedded(x)
+
+    def _may_be_embedded(self, x: Tensor) -> bool:
+        """Of a tensor that was there before: whether it can be token embeddings."""
+        sized = x.dim() >= 3 and x.is_floating_point() and set(x.shape[:2]) == self.sides
+        return sized or x.grad_fn is not None
+
+
+def _is_in(known: dict[int, weakref.ref], kept: Any) -> bool:
+    there = known.get(id(kept))
+    return there is not None and there() is kept
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from mam_kernels.integrations import MaskedPretrainingMixin, ScGptMasking
-from tests.integrations.stand_ins import WIDTH, ScGpt
+from tests.integrations.stand_ins import WIDTH, TransformerModel
 from tests.real_cells import counts, sequences, small_masker
 
 PAD, CLS = 0, 1
@@ -40,7 +40,7 @@ class Theirs(LightningModule):
     def __init__(self, optimizers="adam", lr: float = 3e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = ScGpt(counts().shape[1] + 3)
+        self.model = TransformerModel(counts().shape[1] + 3)
         self.validation_losses = []
 
     def loss(self, batch):

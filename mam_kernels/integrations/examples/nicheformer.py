@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..nicheformer import NicheformerMasking, nicheformer_with_masking
 from . import cells
-from .loading import require_source, sources_on_path
+from .loading import require_source, sources_on_path, submodule
 from .training import Example, Step, masker
 
 FIRST_GENE, WIDTH = 30, 32
@@ -18,9 +18,8 @@ N_TOKENS = cells.GENES + FIRST_GENE
 def code(source: Path | None) -> SimpleNamespace:
     """Their class, of a checkout's ``src`` folder."""
     with sources_on_path(require_source("Nicheformer", source) / "src"):
-        from nicheformer.models._nicheformer import Nicheformer
-
-    return SimpleNamespace(Nicheformer=Nicheformer)
+        module = submodule("nicheformer.models._nicheformer")
+    return SimpleNamespace(Nicheformer=module.Nicheformer)
 
 
 def example(theirs: SimpleNamespace) -> Example:

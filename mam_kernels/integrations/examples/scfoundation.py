@@ -26,7 +26,7 @@ def code(source: Path | None) -> SimpleNamespace:
     """Their classes, of a checkout's ``model`` folder."""
     with sources_on_path(require_source("scFoundation", source) / "model"):
         from pretrainmodels.mae_autobin import MaeAutobin
-        from pretrainmodels.pytorchTransformer import pytorchTransformerModule
+        from pretrainmodels.transformer import pytorchTransformerModule
 
     return SimpleNamespace(
         MaeAutobin=MaeAutobin, pytorchTransformerModule=pytorchTransformerModule

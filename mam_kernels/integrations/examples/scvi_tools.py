@@ -56,7 +56,8 @@ def example(theirs: SimpleNamespace) -> Example:
     )
 
     def step(rows: Tensor) -> Step:
-        tensors = {"X": counts[rows], "batch": torch.zeros(len(rows), 1)}
+        one = torch.zeros(len(rows), 1)  # one batch, one label
+        tensors = {"X": counts[rows], "batch": one, "labels": one}
         _, _, losses = model(tensors)
         return Step(losses.loss - PENALTY * model.masked.penalty, model.masked)
 
