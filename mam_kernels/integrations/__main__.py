@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("check", help="train the example of a framework's page")
     check.add_argument("framework", choices=sorted(NAMES))
     check.add_argument(
-        "--source", type=Path, help="a checkout of the framework's repository, where it is no package"
+        "--source", type=Path, help="a checkout of its repository, where it is no package"
     )
     check.add_argument("--steps", type=int, default=20)
     options = parser.parse_args(arguments)

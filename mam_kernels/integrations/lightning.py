@@ -122,9 +122,7 @@ class MaskedPretrainingMixin:
         batch, masked = self.mask_batch(batch)
         with self._masked_by(masked, "training_step"):
             output = super().training_step(batch, *args, **kwargs)
-        self.log_dict(
-            {f"masking/{name}": x for name, x in self.masking.statistics(masked).items()}
-        )
+        self.log_dict({f"masking/{name}": x for name, x in self.masking.statistics(masked).items()})
         if output is None:  # Lightning skips the step
             return None
         penalty = self._penalty * masked.penalty

@@ -123,7 +123,8 @@ class ContextHook:
         if torch.compiler.is_compiling():
             self.verified = True  # nothing can be seen of it
         elif self.watch is not None:
-            self.reads_masked = self.reads_masked or self.watch.holds(tokens)
+            known = self.watch.holds(tokens) or self.watch.was_there(tokens)
+            self.reads_masked = self.reads_masked or known
         if layout == "cells":
             shift = shift[:, 0]
         elif layout == "sequence_first":

@@ -57,7 +57,11 @@ class ReadingWatch(TorchDispatchMode):
         kept = _identity(x)
         if _is_in(self.made, kept):
             return True
-        return not _is_in(self.born, kept) and self._may_be_embedded(x)
+        return self.was_there(x) and self._may_be_embedded(x)
+
+    def was_there(self, x: Tensor) -> bool:
+        """Whether a tensor was made before this began."""
+        return not _is_in(self.born, _identity(x))
 
     def _may_be_embedded(self, x: Tensor) -> bool:
         """Of a tensor that was there before: whether it can be token embeddings."""

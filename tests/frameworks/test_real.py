@@ -18,10 +18,9 @@ INSTALLED = ["scgpt", "hugging-face", "scvi-tools", "cellplm", "uce"]
 def test_it_trains_as_its_page_says(name):
     package = FRAMEWORKS[name].package
     try:
-        version = importlib.metadata.version(package)
+        importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{package} is not in this environment")
-    assert version in FRAMEWORKS[name].tried
     module = importlib.import_module(f"mam_kernels.integrations.examples.{NAMES[name]}")
     found = training.train(module.example(module.code(None)))
     assert found.right, found

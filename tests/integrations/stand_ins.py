@@ -78,7 +78,7 @@ def random_mask_value(
 # scFoundation
 
 
-class pytorchTransformerModule(nn.Module):  # noqa: N801 (theirs)
+class pytorchTransformerModule(nn.Module):
     """``pretrainmodels.transformer.pytorchTransformerModule``."""
 
     def __init__(

@@ -68,7 +68,7 @@ def test_scgpt_refuses_what_it_cannot_use(pairs):
         scgpt()(gene_ids, values.to("meta"), padding)
     with pytest.raises(
         ValueError,
-        match=r"embeddings: expected \(B, L, 32\), as input_dim of the masker says; got NoneType None",
+        match=r"embeddings: expected \(B, L, 32\), as input_dim of the masker says; got NoneType",
     ):
         scgpt(WIDTH)(gene_ids, values, padding)
     with pytest.raises(

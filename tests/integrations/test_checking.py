@@ -181,7 +181,8 @@ def _right() -> dict[str, dict]:
             "pad_value": -2, "vocab_size": VOCABULARY,
         },
         "scGPT, DataCollator, zero genes kept": {
-            **scgpt, "ids": zero_ids, "values": zeros, "padding_mask": zero_ids == 0, "pad_value": 0,
+            **scgpt, "ids": zero_ids, "values": zeros, "padding_mask": zero_ids == 0,
+            "pad_value": 0,
         },
         "scGPT, dev": {
             **scgpt, "ids": gene_ids, "values": dev_values, "padding_mask": gene_ids == 0,
@@ -232,9 +233,8 @@ def test_left_padding_is_seen_in_each(framework, told):
     facts = dict(RIGHT[framework])
     facts |= {name: x.flip(1) for name, x in facts.items() if isinstance(x, torch.Tensor)}
     if not told:
-        facts = {
-            name: x for name, x in facts.items() if name not in ("pad_id", "pad_value", "special_ids")
-        }
+        told_by = ("pad_id", "pad_value", "special_ids")
+        facts = {name: x for name, x in facts.items() if name not in told_by}
     assert "begin with padding; pad at the right" in wrong(**facts)
 
 

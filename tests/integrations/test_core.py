@@ -317,7 +317,8 @@ import sys
 for name in ("transformers", "accelerate", "lightning", "pytorch_lightning", "pandas", "anndata"):
     sys.modules[name] = None
 import mam_kernels.integrations as integrations
-print([name for name in integrations.__all__ if name not in ("MamConfig", "MamForMaskedLM", "PaddingCollator") and not getattr(integrations, name)])
+theirs = ("MamConfig", "MamForMaskedLM", "PaddingCollator")
+print([x for x in integrations.__all__ if x not in theirs and not getattr(integrations, x)])
 try:
     integrations.MamForMaskedLM
 except ImportError as error:
@@ -329,4 +330,4 @@ except ImportError as error:
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["[]", "True"]
     with pytest.raises(AttributeError, match="has no attribute 'no_such'"):
-        integrations.no_such
+        _ = integrations.no_such

@@ -117,7 +117,7 @@ def test_what_is_no_place_is_refused(values):
     masked = masked_of(values)
     tokens, module = embedded(masked), Plain()
     for place, call, message in (
-        (Place(module, "no_such"), None, r"argument: expected one that Plain.forward takes: tokens"),
+        (Place(module, "no_such"), None, "argument: expected one that Plain.forward takes: tokens"),
         (Place(module, 5), None, r"argument: expected one that Plain.forward takes.*; got 5"),
         (Place(module, layout="square"), None, "layout: expected one of batch_first"),
         (Place(module, layout="cells"), lambda: module(tokens), r"expected token embeddings \(6, "),
@@ -130,7 +130,7 @@ def test_what_is_no_place_is_refused(values):
         with pytest.raises((TypeError, ValueError), match=message), masked.injected(place):
             call()
     with (
-        pytest.raises(TypeError, match="encoder: expected a torch.nn.Module, or a Place of one"),
+        pytest.raises(TypeError, match=r"encoder: expected a torch\.nn\.Module, or a Place of one"),
         masked.injected(Place("encoder")),
     ):
         pass

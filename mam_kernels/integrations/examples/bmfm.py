@@ -21,7 +21,7 @@ class Tokenizer:
     """What their masker and ours ask a tokenizer for."""
 
     pad_token_id, cls_token_id, sep_token_id, unk_token_id, mask_token_id = SPECIAL
-    all_special_ids = list(SPECIAL)
+    all_special_ids = SPECIAL
 
 
 def code(source: Path | None) -> SimpleNamespace:
@@ -42,7 +42,8 @@ def example(theirs: SimpleNamespace) -> Example:
         theirs.FieldInfo("genes", vocab_size=cells.GENES + len(SPECIAL)),
         theirs.FieldInfo(
             "expressions", is_masked=True, tokenization_strategy="continuous_value_encoder",
-            decode_modes={"regression": {}}, encoder_kwargs={"kind": "mlp_with_special_token_embedding"},
+            decode_modes={"regression": {}},
+            encoder_kwargs={"kind": "mlp_with_special_token_embedding"},
         ),
     ]  # fmt: skip
     genes, values = cells.pairs(CLS, PAD, -(PAD + 1), len(SPECIAL))

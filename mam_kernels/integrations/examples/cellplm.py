@@ -50,9 +50,7 @@ def example(theirs: SimpleNamespace) -> Example:
     def step(rows: Tensor) -> Step:
         x = counts[rows]
         everywhere = torch.ones_like(x, dtype=torch.bool)
-        masked = model.mask_model.masked = masking(
-            x, torch.log1p(x), everywhere, sample_ids=rows
-        )
+        masked = model.mask_model.masked = masking(x, torch.log1p(x), everywhere, sample_ids=rows)
         x_dict = {
             "x_seq": x.to_sparse(), "batch": torch.zeros(len(rows), dtype=torch.int64),
             "gene_mask": torch.ones(cells.GENES, dtype=torch.bool),

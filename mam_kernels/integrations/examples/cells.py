@@ -62,8 +62,9 @@ def ranked(first_gene: int, begin: list[int], end: list[int], pad: int) -> Tenso
     rows = [
         torch.tensor(
             begin
-            + (row.argsort(descending=True, stable=True)[: int((row > 0).sum())] + first_gene)
-            .tolist()
+            + (
+                row.argsort(descending=True, stable=True)[: int((row > 0).sum())] + first_gene
+            ).tolist()
             + end
         )
         for row in relative

@@ -1,6 +1,7 @@
 """Imports parts of a framework: of an installed package, or of a checkout of its repository."""
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -24,7 +24,7 @@ def code(source: Path | None) -> SimpleNamespace:
 
 
 def example(theirs: SimpleNamespace) -> Example:
-    """As their pretraining: bins of log2 values, 90 % of the hidden tokens behind the mask token."""
+    """As their pretraining: bins of log2 values, 90 % of what is hidden behind the mask token."""
     data = torch.log2(1 + cells.counts()).clamp(max=BINS).long()
     data = F.pad(data, (0, 1))  # as SCDataset ends each row
     torch.manual_seed(0)

@@ -28,9 +28,7 @@ def code(source: Path | None) -> SimpleNamespace:
         from pretrainmodels.mae_autobin import MaeAutobin
         from pretrainmodels.transformer import pytorchTransformerModule
 
-    return SimpleNamespace(
-        MaeAutobin=MaeAutobin, pytorchTransformerModule=pytorchTransformerModule
-    )
+    return SimpleNamespace(MaeAutobin=MaeAutobin, pytorchTransformerModule=pytorchTransformerModule)
 
 
 def example(theirs: SimpleNamespace) -> Example:

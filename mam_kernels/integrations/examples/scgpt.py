@@ -1,4 +1,6 @@
-"""scGPT: ``TransformerModel`` on pairs of gene and value, by ``tokenize_and_pad_batch``'s layout."""
+"""scGPT: ``TransformerModel`` on pairs of gene and value, laid out as by
+``tokenize_and_pad_batch``.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +21,7 @@ WIDTH = 32
 def code(source: Path | None) -> SimpleNamespace:
     """Their model's class."""
     with sources_on_path(*([] if source is None else [source])):
-        return SimpleNamespace(
-            TransformerModel=submodule("scgpt.model.model").TransformerModel
-        )
+        return SimpleNamespace(TransformerModel=submodule("scgpt.model.model").TransformerModel)
 
 
 def example(theirs: SimpleNamespace) -> Example:
