@@ -8,6 +8,14 @@ SCHEMES = ("encoder", "decoder", "both", "separate")
 STARTS = ("random", "zero")
 
 
+def _require_name(argument: str, name: object, names: tuple[str, ...]) -> None:
+    """One of the names; anything else, an array too, is an error."""
+    if not isinstance(name, str) or name not in names:
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(names)}; got {checks.shortened(name)}"
+        )
+
+
 class ContextInjection(nn.Module):
     """Inject the context into a model: a linear adapter ``Dz -> De`` makes a vector that is added
     to every token embedding.
@@ -41,10 +49,8 @@ class ContextInjection(nn.Module):
         self.decoder_dim = (
             embed_dim if decoder_dim is None else checks.require_count("decoder_dim", decoder_dim)
         )
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}; got {scheme!r}")
-        if start not in STARTS:
-            raise ValueError(f"start: expected one of {', '.join(STARTS)}; got {start!r}")
+        _require_name("scheme", scheme, SCHEMES)
+        _require_name("start", start, STARTS)
         if scheme == "both" and self.decoder_dim != embed_dim:
             raise ValueError(
                 f"decoder_dim: expected embed_dim = {embed_dim}, since one adapter serves both; "
@@ -81,6 +87,7 @@ class ContextInjection(nn.Module):
         """
         checks.require_floating("context", context, f"(B, {self.latent_dim})", 2)
         checks.require_shape("context", context, (None, self.latent_dim), "(B, latent_dim)")
+        checks.require_device("context", context, next(self.parameters()).device, "the module")
         if self.scheme == "separate":
             return _shift(self.encoder_adapter, context), _shift(self.decoder_adapter, context)
         shift = _shift(self.adapter, context)

@@ -6,12 +6,13 @@ function of (seed, step, cell id), whatever the batch, the device or a restart.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ._core.call import Draw
+from .entropy import drawing_entropy
 from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.selection.ops import sample_without_replacement
 from .sequences import Sequences, gather
@@ -191,8 +192,8 @@ class MatchedFractions(MaskingStrategy):
             )
         if not bool(((schedule >= 0) & (schedule <= 1)).all()):
             raise ValueError(
-                f"schedule: expected shares in [0, 1]; "
-                f"got values from {schedule.min():g} to {schedule.max():g}"
+                "schedule: expected shares in [0, 1];"
+                f" got values from {schedule.min():g} to {schedule.max():g}"
             )
         self.register_buffer("shares", schedule.double(), persistent=False)
 
@@ -354,30 +355,6 @@ def attention(
     return kind(latents, ratio, zero_ratio)
 
 
-class FixedNormMasking(MultinomialAttentionMasking):
-    """Slopes of fixed norm: ``alpha`` is rescaled to a root mean square of ``slope_norm`` before it
-    is used.
-
-    With scalar tokens the attention of latent n and head h is ``exp(alpha x)`` over its sum.
-    Training may shrink ``alpha`` until every position is hidden alike; here it can turn and trade
-    between the latents, but not vanish.
-    """
-
-    def __init__(self, slope_norm: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.slope_norm = slope_norm
-
-    _composed = True
-
-    def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        slope, directions, constant = super()._scalar_projections(dtype)
-        return (
-            slope * (self.slope_norm * torch.rsqrt(slope.square().mean() + 1e-20)),
-            directions,
-            constant,
-        )
-
-
 def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
     """Entropy of the distribution that positions are drawn from, over the logarithm of how many can
     be drawn; scalar, 1 = uniform.
@@ -387,16 +364,10 @@ def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
     """
     if masking.importance is None:
         return torch.ones((), device=masking.mask.device)
-    weight = masking.importance.double()
-    drawable = weight > 0
-    logits = (torch.log(weight + eps) / temperature).masked_fill(~drawable, -torch.inf)
-    log_probability = torch.log_softmax(logits, dim=1)
-    entropy = -(log_probability.exp() * log_probability.masked_fill(~drawable, 0.0)).sum(dim=1)
-    count = drawable.sum(dim=1)
-    some = count > 1
-    return (
-        torch.where(some, entropy / torch.log(count.double()), 0.0).sum() / some.sum()
-    )  # an index would wait for a GPU
+    entropy, drawable = drawing_entropy(masking.importance, eps, temperature)
+    known = drawable > 1
+    shares = torch.where(known, entropy / drawable.log(), 0.0)
+    return shares.sum() / known.sum()  # an index would wait for a GPU
 
 
 def _attend(

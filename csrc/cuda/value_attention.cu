@@ -43,7 +43,7 @@ __device__ Summary summarize(const Row& row, int64_t positions) {
 #pragma unroll 4
   for (int64_t entry = threadIdx.x; entry < row.entries; entry += kRowThreads) {
     const float x = row.value(entry);
-    if (x == 0.0f || !row.valid[row.position(entry)]) continue;
+    if (x == 0.0f || !row.has(row.position(entry))) continue;
     lowest = fminf(lowest, x);
     highest = fmaxf(highest, x);
     infinite += !isfinite(x);

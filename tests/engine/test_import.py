@@ -12,8 +12,8 @@ import mam_kernels as mam
 
 PACKAGE = Path(mam.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-BACKEND_MODULES = {"reference", "cpu", "cuda", "triton"}
-OPERATIONS = ("value_attention", "latent_attention", "selection")
+BACKEND_MODULES = {"reference", "native", "triton"}
+OPERATIONS = ("value_attention", "latent_attention", "selection", "inclusion")
 
 
 def run_python(script: str, **environment: str) -> str:
@@ -158,7 +158,7 @@ print(before == after)
 
 PUBLIC = (
     "MultinomialAttentionMasking", "ContextInjection", "sample_without_replacement", "value_attention", "latent_attention",
-    "attention_importance", "backends", "use_backend", "explain", "testing", "reference", "Available", "Unavailable", "ValueMoments",
+    "attention_importance", "inclusion_probabilities", "integrations", "backends", "use_backend", "explain", "testing", "reference", "Available", "Unavailable", "ValueMoments",
 )  # fmt: skip
 
 
@@ -184,6 +184,7 @@ def test_reference_offers_the_functions_by_the_same_names():
         "latent_attention",
         "attention_importance",
         "sample_without_replacement",
+        "inclusion_probabilities",
     ):
         assert callable(getattr(mam.reference, name))
     assert callable(mam.testing.check)
@@ -271,7 +272,7 @@ def test_kernels_of_one_backend_never_import_another_backend():
             i
             for i in imports
             if i.startswith("mam_kernels.")
-            and i.count(".") == 2
+            and i.count(".") == 3
             and i.rsplit(".", 1)[-1] in BACKEND_MODULES
         }
         assert {i.rsplit(".", 1)[-1] for i in backends} <= {mine}, name
@@ -281,10 +282,19 @@ def test_backends_and_their_foundations_never_import_what_is_above_them():
     above = {
         "mam_kernels.masking",
         "mam_kernels._core.dispatch",
+        *(f"mam_kernels.ops.{op}.{part}" for op in OPERATIONS for part in ("composed", "step")),
         "mam_kernels.testing",
-        *(f"mam_kernels.{op}.ops" for op in OPERATIONS),
+        *(f"mam_kernels.ops.{op}.ops" for op in OPERATIONS),
     }
-    foundations = {"philox", "checks", "native", "triton_language", "triton_launch", "registration"}
+    foundations = {
+        "philox",
+        "checks",
+        "extension",
+        "call",
+        "triton_language",
+        "triton_launch",
+        "registration",
+    }
     for name, imports in IMPORTS.items():
         last = name.rsplit(".", 1)[-1]
         if (last in BACKEND_MODULES or last in foundations) and name != "mam_kernels.reference":
@@ -293,8 +303,8 @@ def test_backends_and_their_foundations_never_import_what_is_above_them():
 
 def test_operations_import_no_backend_and_nothing_from_the_modules():
     for op in OPERATIONS:
-        imports = IMPORTS[f"mam_kernels.{op}.ops"]
-        assert not {i for i in imports if i.startswith(f"mam_kernels.{op}.")}
+        imports = IMPORTS[f"mam_kernels.ops.{op}.ops"]
+        assert not {i for i in imports if i.startswith(f"mam_kernels.ops.{op}.")}
         assert "mam_kernels.masking" not in imports
 
 
@@ -307,7 +317,7 @@ def test_only_the_testing_package_and_the_specification_import_a_reference():
             for i in imports
         )
     }
-    allowed = {f"mam_kernels.{op}.reference" for op in OPERATIONS} | {"mam_kernels.reference"}
+    allowed = {f"mam_kernels.ops.{op}.reference" for op in OPERATIONS} | {"mam_kernels.reference"}
     assert {name for name in importers if not name.startswith("mam_kernels.testing")} <= allowed
 
 

@@ -7,6 +7,8 @@ computed in float32 or better.
 import torch
 from torch import Tensor
 
+from ..._core.arguments import require_indices
+from ..._core.call import Choice, Draw, Weighting
 from ..selection.reference import select
 
 
@@ -37,11 +39,10 @@ def cell_logsumexp(scores: Tensor) -> Tensor:
 
 
 def cell_attention(scores: Tensor, logsumexp: Tensor) -> Tensor:
-    """``A = exp(S - logsumexp)``; 0 for a cell without tokens; (N, H, L)."""
+    """``A = exp(S - logsumexp)``; 0 at padding and for a cell without tokens; (N, H, L)."""
     empty = torch.isneginf(logsumexp)
-    return torch.where(
-        empty[..., None], 0.0, torch.exp(scores - torch.where(empty, 0.0, logsumexp)[..., None])
-    )
+    attention = torch.exp(scores - torch.where(empty, 0.0, logsumexp)[..., None])
+    return torch.where(empty[..., None] | torch.isneginf(scores), 0.0, attention)
 
 
 def forward(
@@ -115,6 +116,7 @@ def importance(
     scale: float,
 ) -> Tensor:
     """``s_l = sum_{n in R} sum_h A[n, h, l]``; (B, L)."""
+    require_indices("latents", latents, len(query))
     query, key = _accumulated(query, key)
     rows = []
     for b in range(key.shape[0]):
@@ -127,19 +129,13 @@ def mask(
     query: Tensor,
     key: Tensor,
     logsumexp: Tensor,
-    latents: Tensor,
     valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
     scale: float,
+    choice: Choice,
+    weighting: Weighting,
+    draw: Draw,
 ) -> tuple[Tensor, Tensor]:
-    """Importance of the chosen latents, and the draw; (B, L) bool and (B, L)."""
-    weights = importance(query, key, logsumexp, latents, valid, scale)
-    return select(
-        weights, num_masked, maskable, sample_ids, seed, step, eps, inverse_temperature
-    ), weights
+    """The draw, and the importance of the chosen latents; (B, L) bool and (B, L)."""
+    weights = importance(query, key, logsumexp, choice.latents, valid, scale)
+    maskable = valid if choice.maskable is None else choice.maskable
+    return select(weights, choice.num_masked, maskable, draw, weighting), weights

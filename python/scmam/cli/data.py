@@ -8,7 +8,7 @@ import typer
 
 from .endings import ends_tidily
 from .manual import add_command
-from .options import Assignments, ConfigFile, Counts, Donor, Label, configuration
+from .options import Assignments, ConfigFile, Counts, Donor, Label, configuration, given
 
 
 def register(app: typer.Typer) -> None:
@@ -34,10 +34,9 @@ def inspect_file(
 
     Reads FILE.h5ad in bounded memory and prints every place where raw counts could be (X, layers,
     .raw) with what is found there and which one is taken, how many values are not zero, how many
-    counts and genes a cell has, the columns of .obs
-    that could be cell types or donors with the sizes of their classes, and warnings: what would be
-        refused and which
-    setting helps. Nothing is written.
+    counts and genes a cell has, the columns of .obs that could be cell types or donors with the
+    sizes of their classes, and warnings: what would be refused and which setting helps. Nothing is
+    written.
 
     Examples
 
@@ -46,7 +45,7 @@ def inspect_file(
       scmam inspect cells.h5ad --json | jq .warnings
       scmam inspect                  the example cells that come with scanpy
     """
-    flags = {"data.path": file, "data.label": label, "data.donor": donor, "data.counts": counts}
+    flags = given(locals()) | {"data.path": file}
     settings = configuration(config, assignments, flags).data
     from ..data import inspect
 

@@ -19,11 +19,9 @@ class StepTimes(Callback):
     """Times each optimizer step, from the end of the one before to its own.
 
     On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the
-    clock. Steps that a validation or a
-    checkpoint fell into are left out. Masking is the forward pass of the strategy, and its backward
-        pass: from where the gradient of the
-    context arrives to the last gradient of its parameters, between which autograd does nothing
-    else.
+    clock. Steps that a validation or a checkpoint fell into are left out. Masking is the forward
+    pass of the strategy, and its backward pass: from where the gradient of the context arrives to
+    the last gradient of its parameters, between which autograd does nothing else.
     """
 
     def __init__(self) -> None:
@@ -158,7 +156,7 @@ class StepTimes(Callback):
         return start.elapsed_time(end) if self._on_gpu else 1e3 * (end - start)
 
     def _read(self) -> None:
-        """Turn marks into times.
+        """Turn the recorded marks into times.
 
         This waits for a GPU, so it happens at checkpoints and at the end.
         """
