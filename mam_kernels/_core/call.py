@@ -55,3 +55,12 @@ class Parameters(NamedTuple):
     token_bias: Tensor  # (Dz,)
     out_weight: Tensor  # (Dz, Dz)
     out_bias: Tensor  # (Dz,)
+
+
+class TokenState(NamedTuple):
+    """What the token path keeps for its gradient. It means the same on every backend."""
+
+    attended: Tensor  # (B, N, H, d): the attended values, before the output projection
+    logsumexp: Tensor  # (B, N, H): of the scores that they come from
+    keys_values: Tensor  # (B, L, 2, H, d); (0,) where the backend computes them again
+    visible: Tensor  # (B, L) bool: what the context is of; (0,) where it is of all valid tokens

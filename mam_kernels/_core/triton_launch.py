@@ -72,3 +72,11 @@ def num_multiprocessors(device: torch.device) -> int:
         if device.type == "cuda"
         else 16
     )
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have; those of Hopper where no GPU is at hand."""
+    if device.type != "cuda":
+        return 227 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
