@@ -1,7 +1,8 @@
-"""The token path as one step of Triton kernels, projection included, against the float64 reference.
+"""The token path as one step of Triton kernels, projection included, against the float64
+reference.
 
-The step is called by itself, without the module, so that every launch shape is reached: head widths,
-lengths that fill no tile, splits of a small batch, padding that holds NaN, and both contexts.
+The step is called by itself, without the module, so that every launch shape is reached: widths of
+heads, lengths that fill no tile, splits of a small batch, padding that holds NaN, both contexts.
 """
 
 import copy

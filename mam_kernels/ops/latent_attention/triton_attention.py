@@ -305,9 +305,7 @@ def gradient_kernel(
         logsumexp = tl.load(logsumexp_ptr + latent)
         attention = tl.exp2(dot(k, tl.trans(q)) * factor - logsumexp[None, :])
         # An empty cell's log-sum-exp is -inf, but none of its tokens is live.
-        if HAS_VALID:
-            attention = tl.where(live[:, None], attention, 0.0)
-        elif start + BLOCK_L > last:  # share: 0
+        if HAS_VALID or start + BLOCK_L > last:
             attention = tl.where(live[:, None], attention, 0.0)
         grad_value = dot(attention.to(v.dtype), grad_output)
         store_head_rows(
@@ -370,7 +368,8 @@ def key_value_gradient_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One head of a block of positions, latents block by block: dV and dK of ``gradient_kernel``."""
+    """One head of a block of positions,
+    latents block by block: dV and dK of ``gradient_kernel``."""
     batch = (tl.program_id(0) // num_heads).to(tl.int64)
     head = (tl.program_id(0) % num_heads).to(tl.int64)
     token = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -724,8 +723,10 @@ def _run_forward(
         output = torch.empty((*shape, width), dtype=dtype, device=key.device)
     with launch.on(key.device):
         forward_kernel[(batch * num_heads, latent_blocks, splits)](
-            query, key, value, valid, output, logsumexp, scale, num_latents, num_positions, num_heads, width, split_size,
-            *query.stride()[:2], *key.stride()[:3], *launch.strides(value, 4)[:3], *launch.strides(valid, 2),
+            query, key, value, valid, output, logsumexp, scale, num_latents, num_positions,
+            num_heads, width, split_size,
+            *query.stride()[:2], *key.stride()[:3], *launch.strides(value, 4)[:3],
+            *launch.strides(valid, 2),
             HAS_VALUE=value is not None, HAS_VALID=valid is not None, **tile.arguments(),
         )  # fmt: skip
         if splits > 1:
@@ -776,8 +777,10 @@ def _statistics(
     )
     block = min(padded, 64)
     statistics_kernel[(batch * num_heads, padded // block)](
-        grad_output, output, logsumexp, grad_logsumexp, statistics, num_latents, padded, num_heads, width,
-        HAS_GRAD_LOGSUMEXP=grad_logsumexp is not None, BLOCK_N=block, BLOCK_D=triton.next_power_of_2(width),
+        grad_output, output, logsumexp, grad_logsumexp, statistics, num_latents, padded, num_heads,
+        width,
+        HAS_GRAD_LOGSUMEXP=grad_logsumexp is not None, BLOCK_N=block,
+        BLOCK_D=triton.next_power_of_2(width),
         num_warps=4,
     )  # fmt: skip
     return statistics
@@ -827,9 +830,11 @@ def run_gradient(
     partial = torch.empty((splits * batch, *query.shape), dtype=torch.float32, device=key.device)
     gradient_kernel[(batch * num_heads, splits)](
         grad_output, statistics, query, key, value, valid, grad_key, grad_value, partial, scale,
-        num_latents, num_positions, split_size, key.stride(0), value.stride(0), *launch.strides(valid, 2),
+        num_latents, num_positions, split_size, key.stride(0), value.stride(0),
+        *launch.strides(valid, 2),
         NUM_HEADS=num_heads, WIDTH=width, KEY_STRIDE=key.stride(1), KEY_STRIDE_HEAD=key.stride(2),
-        VALUE_STRIDE=value.stride(1), VALUE_STRIDE_HEAD=value.stride(2), GRAD_STRIDE=grad_key.stride(1),
+        VALUE_STRIDE=value.stride(1), VALUE_STRIDE_HEAD=value.stride(2),
+        GRAD_STRIDE=grad_key.stride(1),
         HAS_VALID=valid is not None, **(tile.arguments() | {"num_stages": 1}),
     )  # fmt: skip
     return partial
@@ -885,7 +890,8 @@ def run_two_passes(
     scale: float,
     tile: Tile,
 ) -> Tensor:
-    """As ``run_gradient``, latents block by block: for any number and width of them, and float32."""
+    """As ``run_gradient``, latents block by block: for any number and width of them,
+    and float32."""
     num_latents, num_heads, width = query.shape
     batch, num_positions = key.shape[:2]
     padded = statistics.shape[-1]

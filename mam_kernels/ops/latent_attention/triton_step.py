@@ -24,12 +24,12 @@ from .triton_tiles import (
     LN_2,
     LOG2_E,
     add_dot,
+    attended_kernel,
     dot,
     equal_parts,
     halves,
     head_rows,
     store_head_rows,
-    valid_range,
     wide,
 )
 
@@ -127,6 +127,7 @@ def prepare_kernel(
     maskable_stride,
     LATENT_WIDTH: tl.constexpr,
     INPUT_WIDTH: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
     HAS_MASKABLE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -154,7 +155,8 @@ def prepare_kernel(
         product_tile(
             in_weight_ptr + LATENT_WIDTH * LATENT_WIDTH, token_weight_ptr, in_bias_ptr, folded_ptr,
             program // across * BLOCK + tile, program % across * BLOCK + tile,
-            2 * LATENT_WIDTH, INPUT_WIDTH, LATENT_WIDTH, LATENT_WIDTH, INPUT_WIDTH, 1, False, BLOCK_K,
+            2 * LATENT_WIDTH, INPUT_WIDTH, LATENT_WIDTH, LATENT_WIDTH, INPUT_WIDTH, 1, False,
+            BLOCK_K,
         )  # fmt: skip
     elif program < queries + folded + biases:  # share: 1 / 20
         row = (program - queries - folded) * BLOCK + tile
@@ -171,28 +173,28 @@ def prepare_kernel(
             bias = tl.load(token_bias_ptr + k, mask=k < LATENT_WIDTH, other=0.0).to(tl.float32)
             sums += tl.sum(weight * bias[None, :], 1)
         tl.store(value_bias_ptr + row, sums, mask=row < LATENT_WIDTH)
-    elif HAS_MASKABLE:  # share: 0
+    elif HAS_COUNTS and HAS_MASKABLE:  # share: 0
         count_row(
             maskable_ptr, counts_ptr, program - queries - folded - biases, num_positions,
             maskable_stride, ratio0, ratio1, ratio2, BLOCK_C,
         )  # fmt: skip
-    else:
+    elif HAS_COUNTS:
         counted = (program - queries - folded - biases) * BLOCK_C + tl.arange(0, BLOCK_C)
         count = tl.zeros([BLOCK_C], dtype=tl.int32) + everywhere
         tl.store(counts_ptr + counted, count, mask=counted < num_rows)
 
 
 @triton.jit
-def attend(q, k, v, start, last, valid_ptr, factor, top, total, output, BLOCK_L: tl.constexpr,
-           HAS_VALUE: tl.constexpr, HAS_VALID: tl.constexpr):  # fmt: skip
+def attend(q, k, v, start, last, bias_ptr, factor, top, total, output, BLOCK_L: tl.constexpr,
+           HAS_VALUE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
     """One head meets a tile of tokens: the online softmax (Milakov and Gimelshein, 2018; Dao et
     al., 2022) in powers of two.
     """
     score = dot(q, tl.trans(k))  # [BLOCK_N, BLOCK_L]
     token = start + tl.arange(0, BLOCK_L)
-    if HAS_VALID:
-        valid = tl.load(valid_ptr + token, mask=token < last, other=0) != 0
-        score += tl.where(valid, 0.0, float("-inf"))[None, :]
+    if HAS_BIAS:
+        # Volatile, so that each head loads it anew: held for all of them, it would be spilled.
+        score += tl.load(bias_ptr + token, volatile=True)[None, :]
     elif start + BLOCK_L > last:  # share: 0
         score += tl.where(token < last, 0.0, float("-inf"))[None, :]
     new_top = tl.maximum(top, tl.max(score, 1) * factor)
@@ -211,7 +213,8 @@ def project_and_attend_kernel(
     tokens_ptr,
     folded_ptr,
     query_ptr,
-    valid_ptr,
+    bias_ptr,
+    range_ptr,
     kept_ptr,
     output_ptr,
     logsumexp_ptr,
@@ -220,7 +223,7 @@ def project_and_attend_kernel(
     num_positions,
     split_size,
     tokens_stride_batch,
-    valid_stride_batch,
+    bias_stride_batch,
     NUM_HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     INPUT_WIDTH: tl.constexpr,
@@ -228,15 +231,17 @@ def project_and_attend_kernel(
     KEPT_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_VALUE: tl.constexpr,
-    HAS_VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     KEEP_KEYS: tl.constexpr,
     KEEP_VALUES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_X: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
-    """HEADS heads of one cell, over one split of its tokens: K, V = X W_kv^T a tile at a time, LSE =
+    """HEADS heads of one cell, over one split of its tokens: K, V = X W_kv^T a tile at a time,
+    LSE =
     log sum_l e^{scale q.k_l}, O = sum_l e^{scale q.k_l - LSE} v_l.
 
     Outputs are (split, batch, latent, head, width). What is kept of K and V is (batch, position,
@@ -259,12 +264,17 @@ def project_and_attend_kernel(
     of_head = head + index % COLUMNS // BLOCK_D
     within = index % BLOCK_D
     weight_row = (index // COLUMNS * NUM_HEADS + of_head) * WIDTH + within
-    feature = tl.arange(0, BLOCK_X)
-    weight = tl.load(
-        folded_ptr + weight_row[:, None] * INPUT_WIDTH + feature[None, :],
-        mask=((of_head < NUM_HEADS) & (within < WIDTH))[:, None] & (feature < INPUT_WIDTH)[None, :],
-        other=0.0,
-    )  # [SIDES * COLUMNS, BLOCK_X]
+    real = (of_head < NUM_HEADS) & (within < WIDTH)
+    weights = ()  # CHUNKS of [SIDES * COLUMNS, BLOCK_X]
+    for c in tl.static_range(CHUNKS):
+        feature = c * BLOCK_X + tl.arange(0, BLOCK_X)
+        weights += (
+            tl.load(
+                folded_ptr + weight_row[:, None] * INPUT_WIDTH + feature[None, :],
+                mask=real[:, None] & (feature < INPUT_WIDTH)[None, :],
+                other=0.0,
+            ),
+        )
     latent = tl.arange(0, BLOCK_N)
     queries = ()
     tops = ()  # greatest score, in powers of two
@@ -283,9 +293,11 @@ def project_and_attend_kernel(
 
     begin = first
     end = last
-    if HAS_VALID:
-        valid_ptr += batch * valid_stride_batch
-        begin, end = valid_range(valid_ptr, first, last, 1024)
+    if HAS_BIAS:
+        bias_ptr += batch * bias_stride_batch
+        # From a multiple of the tile, which the bias is padded to.
+        begin = tl.maximum(begin, tl.load(range_ptr + 2 * batch) // BLOCK_L * BLOCK_L)
+        end = tl.minimum(end, tl.load(range_ptr + 2 * batch + 1))
     if KEEP_KEYS or KEEP_VALUES:
         kept_ptr += batch * num_positions * KEPT_STRIDE + head * WIDTH
     offset = tl.arange(0, BLOCK_L)
@@ -295,17 +307,19 @@ def project_and_attend_kernel(
     for start in range(begin, end, BLOCK_L):  # trips: L / BLOCK_L
         token = start + offset
         inside = token < end
-        x = tl.load(
-            tokens_ptr + wide(start) * TOKEN_STRIDE
-            + offset[:, None] * TOKEN_STRIDE + feature[None, :],
-            mask=inside[:, None] & (feature < INPUT_WIDTH)[None, :],
-            other=0.0,
-        )  # fmt: skip
-        projected = dot(x, tl.trans(weight))  # [BLOCK_L, SIDES * COLUMNS]
-        if HAS_VALID:  # padding may hold NaN
-            valid = tl.load(valid_ptr + token, mask=inside, other=0) != 0
+        row_of_tokens = tokens_ptr + wide(start) * TOKEN_STRIDE + offset[:, None] * TOKEN_STRIDE
+        projected = tl.zeros([BLOCK_L, SIDES * COLUMNS], dtype=tl.float32)
+        for c in tl.static_range(CHUNKS):
+            feature = c * BLOCK_X + tl.arange(0, BLOCK_X)
+            mask = inside[:, None]
+            if CHUNKS * BLOCK_X != INPUT_WIDTH:
+                mask &= (feature < INPUT_WIDTH)[None, :]
+            x = tl.load(row_of_tokens + feature[None, :], mask=mask, other=0.0)
+            projected = add_dot(x, tl.trans(weights[c]), projected)
+        if HAS_BIAS:  # padding may hold NaN
+            valid = tl.load(bias_ptr + token) == 0.0
             projected = tl.where(valid[:, None], projected, 0.0)
-        projected = projected.to(x.dtype)
+        projected = projected.to(tokens_ptr.dtype.element_ty)
         if HAS_VALUE:
             k, v = halves(projected, BLOCK_L, 2 * COLUMNS)
             values = equal_parts(v, HEADS, BLOCK_L, COLUMNS)
@@ -313,7 +327,9 @@ def project_and_attend_kernel(
             k = projected
         keys = equal_parts(k, HEADS, BLOCK_L, COLUMNS)
         if KEEP_KEYS or KEEP_VALUES:
-            mask = inside[:, None] & exists[None, :]
+            mask = inside[:, None]
+            if NUM_HEADS % HEADS != 0 or WIDTH != BLOCK_D:
+                mask &= exists[None, :]
             place = kept_ptr + wide(start) * KEPT_STRIDE
             place += offset[:, None] * KEPT_STRIDE + kept_column[None, :]
             if KEEP_KEYS:
@@ -325,8 +341,8 @@ def project_and_attend_kernel(
         new_outputs = ()
         for h in tl.static_range(HEADS):
             top, total, output = attend(
-                queries[h], keys[h], values[h] if HAS_VALUE else keys[h], start, end, valid_ptr,
-                factor, tops[h], totals[h], outputs[h], BLOCK_L, HAS_VALUE, HAS_VALID,
+                queries[h], keys[h], values[h] if HAS_VALUE else keys[h], start, end, bias_ptr,
+                factor, tops[h], totals[h], outputs[h], BLOCK_L, HAS_VALUE, HAS_BIAS,
             )  # fmt: skip
             new_tops += (top,)
             new_totals += (total,)
@@ -448,7 +464,8 @@ def output_gradient_kernel(
 ):
     """One head of one cell: dO = dP W_o, delta = sum_d dO O, and the log-sum-exp in powers of two.
 
-    The last two are (2, batch, head, padded latents), so that a program of the backward pass reads them
+    The last two are (2, batch, head, padded latents),
+    so that a program of the backward pass reads them
     whole; rows of no latent get inf and 0.
     """
     LATENT_WIDTH: tl.constexpr = NUM_HEADS * WIDTH
@@ -494,7 +511,8 @@ class Plan(NamedTuple):
     latents: int
     positions: int
     width: int
-    inputs: int
+    inputs: int  # features in a chunk
+    chunks: int
     warps: int
 
     def arguments(self) -> dict[str, int]:
@@ -505,6 +523,7 @@ class Plan(NamedTuple):
             "BLOCK_L": self.positions,
             "BLOCK_D": self.width,
             "BLOCK_X": self.inputs,
+            "CHUNKS": self.chunks,
             "num_warps": self.warps,
             "num_stages": 1,
             **launch.register_limit(registers),
@@ -516,29 +535,42 @@ FUSED_COLUMNS = (
 )
 FUSED_POSITIONS = 64
 FUSED_LATENTS = 128
+LARGEST_TILE = 128  # positions of a tile, on a GPU or in the interpreter
 SPARE_SHARED = 16 * 1024  # beside the factors: tiles of keys, values and what is stored
 
 
 def plan(query: Tensor, tokens: Tensor) -> Plan | None:
     """How the projection joins the attention; None where it does not fit, as for float32."""
     (num_latents, num_heads, width), inputs = query.shape, tokens.shape[-1]
-    width, inputs = (
-        max(triton.next_power_of_2(x), attention.SMALLEST_DOT) for x in (width, inputs)
-    )
+    width = max(triton.next_power_of_2(width), attention.SMALLEST_DOT)
     latents = max(triton.next_power_of_2(num_latents), attention.SMALLEST_DOT)
-    heads = max(1, min(FUSED_COLUMNS // width, triton.next_power_of_2(num_heads)))
     if latents > FUSED_LATENTS or width > 128 or launch.is_amd():
         return None
+    columns = 32 if width == 16 else FUSED_COLUMNS  # the sums of four heads would be spilled
+    heads = max(1, min(columns // width, triton.next_power_of_2(num_heads)))
+    chunk, chunks = _chunks(inputs, 2 * heads * width)
     if launch.INTERPRETED:
-        return Plan(heads, latents, attention.INTERPRETER_POSITIONS, width, inputs, 1)
+        return Plan(heads, latents, attention.INTERPRETER_POSITIONS, width, chunk, chunks, 1)
     if tokens.dtype == torch.float32:
         return None
     latents = max(latents, 64)  # fewer rows would not go through wgmma
     columns = 2 * heads * width
-    elements = (columns + FUSED_POSITIONS) * inputs + heads * width * latents
+    elements = columns * chunk * chunks + FUSED_POSITIONS * chunk + heads * width * latents
     if elements * tokens.element_size() + SPARE_SHARED > launch.shared_memory(tokens.device):
         return None
-    return Plan(heads, latents, FUSED_POSITIONS, width, inputs, 4 if columns <= 128 else 8)
+    warps = 4 if columns <= 128 else 8
+    return Plan(heads, latents, FUSED_POSITIONS, width, chunk, chunks, warps)
+
+
+def _chunks(inputs: int, columns: int) -> tuple[int, int]:
+    """(width, number) of the parts that the features go by in: the fewest features in all, and then
+    the fewest parts.
+    """
+    largest = 256 if columns <= 128 else 128
+    fitting = max(triton.next_power_of_2(inputs), attention.SMALLEST_DOT)
+    sizes = [size for size in (256, 128, 64, 32, 16) if size <= min(largest, fitting)]
+    chunk = min(sizes, key=lambda size: (triton.cdiv(inputs, size) * size, -size))
+    return chunk, triton.cdiv(inputs, chunk)
 
 
 class Prepared(NamedTuple):
@@ -567,9 +599,11 @@ def _prepare(
     tiles += triton.cdiv(2 * width, block) * triton.cdiv(inputs, block) + triton.cdiv(width, block)
     tiles += triton.cdiv(rows, block_counts) if maskable is None else rows
     prepare_kernel[(tiles,)](
-        latents, in_weight, in_bias, token_weight, token_bias, maskable, query, folded, value_bias, counts,
+        latents, in_weight, in_bias, token_weight, token_bias, maskable, query, folded, value_bias,
+        counts,
         *_float32_parts(ratio), math.floor(ratio * positions), rows, num_latents, positions,
-        launch.strides(maskable, 2)[0], LATENT_WIDTH=width, INPUT_WIDTH=inputs, HAS_MASKABLE=maskable is not None,
+        launch.strides(maskable, 2)[0], LATENT_WIDTH=width, INPUT_WIDTH=inputs,
+        HAS_COUNTS=counts is not None, HAS_MASKABLE=maskable is not None,
         BLOCK=block, BLOCK_K=32, BLOCK_C=block_counts, num_warps=4,
     )  # fmt: skip
     return Prepared(query, folded, value_bias, counts)
@@ -582,6 +616,33 @@ def _float32_parts(x: float) -> tuple[float, float, float]:
         parts.append(float(torch.tensor(x, dtype=torch.float32)))
         x -= parts[-1]
     return tuple(parts)
+
+
+class Positions(NamedTuple):
+    """Which positions are attended to."""
+
+    flags: Tensor | None  # (B, L) bool; None: all
+    bias: Tensor | None  # (B, padded) float32: 0, or -inf where not; None: all
+    range: Tensor | None  # (B, 2) int32: the smallest that holds them
+
+    @staticmethod
+    def of(valid: Tensor | None, hidden: Tensor | None) -> "Positions":
+        """The valid positions that are not hidden."""
+        given = valid if hidden is None else hidden
+        if given is None:
+            return Positions(None, None, None)
+        rows, num_positions = given.shape
+        padded = triton.cdiv(num_positions, LARGEST_TILE) * LARGEST_TILE
+        new = {"device": given.device}
+        flags = valid if hidden is None else torch.empty_like(hidden)
+        bias = torch.empty((rows, padded), dtype=torch.float32, **new)
+        limits = torch.empty((rows, 2), dtype=torch.int32, **new)
+        attended_kernel[(rows,)](
+            valid, hidden, flags, bias, limits, num_positions, padded,
+            launch.strides(valid, 2)[0], HAS_VALID=valid is not None,
+            HAS_HIDDEN=hidden is not None, BLOCK_L=1024, num_warps=4,
+        )  # fmt: skip
+        return Positions(flags, bias, limits)
 
 
 class Attended(NamedTuple):
@@ -597,7 +658,7 @@ def _attend(
     tokens: Tensor,
     query: Tensor,
     folded: Tensor,
-    valid: Tensor | None,
+    positions: Positions,
     kept: Tensor | None,
     *,
     values: bool,
@@ -616,8 +677,8 @@ def _attend(
             kept = F.linear(tokens, folded).unflatten(-1, (2, num_heads, width))
         key, value = kept[:, :, 0], kept[:, :, 1]
         if values:
-            return Attended(*attention.forward(query, key, value, valid, scale), key, kept)
-        return Attended(None, attention.logsumexp(query, key, valid, scale), key, kept)
+            return Attended(*attention.forward(query, key, value, positions.flags, scale), key, kept)
+        return Attended(None, attention.logsumexp(query, key, positions.flags, scale), key, kept)
     parts = 2 if both else 1
     fresh = kept is None
     if fresh and (keys or both):
@@ -637,11 +698,13 @@ def _attend(
         dtype = tokens.dtype if splits == 1 else torch.float32
         output = torch.empty((*shape, width), dtype=dtype, device=tokens.device)
     project_and_attend_kernel[(batch * triton.cdiv(num_heads, chosen.heads), splits)](
-        tokens, folded, query, valid, kept, output, logsumexp, scale, num_latents, num_positions, split_size,
-        tokens.stride(0), launch.strides(valid, 2)[0],
+        tokens, folded, query, positions.bias, positions.range, kept, output, logsumexp, scale,
+        num_latents, num_positions,
+        split_size,
+        tokens.stride(0), launch.strides(positions.bias, 2)[0],
         NUM_HEADS=num_heads, WIDTH=width, INPUT_WIDTH=inputs, TOKEN_STRIDE=tokens.stride(1),
         KEPT_STRIDE=0 if kept is None else kept.stride(1),
-        HAS_VALUE=values, HAS_VALID=valid is not None, KEEP_KEYS=fresh and kept is not None,
+        HAS_VALUE=values, HAS_BIAS=positions.bias is not None, KEEP_KEYS=fresh and kept is not None,
         KEEP_VALUES=both and values, **chosen.arguments(),
     )  # fmt: skip
     if splits > 1:
@@ -672,11 +735,13 @@ def _run_context(
         )
     of_context, of_penalty = gradients or (None, None)
     context_kernel[(batch, columns)](
-        attended, logsumexp, parameters.out_weight.contiguous(), parameters.out_bias.contiguous(), value_bias,
+        attended, logsumexp, parameters.out_weight.contiguous(), parameters.out_bias.contiguous(),
+        value_bias,
         of_context, of_penalty, context, penalty, grad_projected, num_latents, num_heads,
         LATENT_WIDTH=width, BACKWARD=gradients is not None,
         HAS_GRAD_CONTEXT=of_context is not None, HAS_GRAD_PENALTY=of_penalty is not None,
-        BLOCK_N=_latent_block(num_latents), BLOCK_C=block_columns, BLOCK_K=64, num_warps=4, num_stages=2,
+        BLOCK_N=_latent_block(num_latents), BLOCK_C=block_columns, BLOCK_K=64, num_warps=4,
+        num_stages=2,
     )  # fmt: skip
     return grad_projected if gradients is not None else (context, penalty.sum())
 
@@ -725,6 +790,7 @@ def step(
         if counts is None:
             counts = choice.num_masked
         scale = query.shape[-1] ** -0.5
+        everywhere = Positions.of(valid, None)
 
         def decide(query: Tensor, latents: Tensor, of: Attended) -> tuple[Tensor, Tensor]:
             importance = attention.importance(query, of.keys, of.logsumexp, latents, valid, scale)
@@ -735,16 +801,20 @@ def step(
 
         if visible:
             drawn, every = query[chosen], torch.arange(chosen.shape[0], device=chosen.device)
-            before = _attend(tokens, drawn, folded, valid, None, values=False, keys=True, both=keep)
+            before = _attend(
+                tokens, drawn, folded, everywhere, None, values=False, keys=True, both=keep
+            )
             mask, importance = decide(drawn, every, before)
-            left = ~mask if valid is None else valid & ~mask
+            left = Positions.of(valid, mask)
             of = _attend(
                 tokens, query, folded, left, before.keys_values if keep else None,
                 values=True, keys=False, both=keep,
             )  # fmt: skip
         else:
             left = None
-            of = _attend(tokens, query, folded, valid, None, values=True, keys=True, both=keep)
+            of = _attend(
+                tokens, query, folded, everywhere, None, values=True, keys=True, both=keep
+            )
             mask, importance = decide(query, chosen, of)
         context, penalty = _run_context(of.output, of.logsumexp, parameters, value_bias, None)
     nothing = tokens.new_empty(0)
@@ -752,7 +822,7 @@ def step(
         of.output,
         of.logsumexp,
         of.keys_values if keep else nothing,
-        nothing.bool() if left is None else left,
+        nothing.bool() if left is None else left.flags,
     )
     return mask, importance, context, penalty, state
 
@@ -772,7 +842,8 @@ def step_backward(
     state: TokenState,
     needs_tokens: bool = True,
 ) -> tuple[Tensor | None, Parameters]:
-    """Gradients of the tokens (None unless ``needs_tokens``) and of the parameters, in their types."""
+    """Gradients of the tokens (None unless ``needs_tokens``) and of the parameters,
+    in their types."""
     given, exact = tokens.dtype, torch.float32
     tokens = _dense(attention.held(tokens))
     attended, logsumexp = attention.held(state.attended), state.logsumexp
@@ -797,8 +868,10 @@ def step_backward(
         )
         block = min(padded, 64 if tile.width > 128 else 128)
         output_gradient_kernel[(batch * num_heads, padded // block)](
-            grad_projected, attended, logsumexp, parameters.out_weight.contiguous(), grad_attended, statistics,
-            num_latents, padded, NUM_HEADS=num_heads, WIDTH=head_width, BLOCK_N=block, BLOCK_D=tile.width,
+            grad_projected, attended, logsumexp, parameters.out_weight.contiguous(), grad_attended,
+            statistics,
+            num_latents, padded, NUM_HEADS=num_heads, WIDTH=head_width, BLOCK_N=block,
+            BLOCK_D=tile.width,
             BLOCK_K=64 if tile.width <= 64 else 32, num_warps=4, num_stages=2,
         )  # fmt: skip
         kept = attention.held(state.keys_values)

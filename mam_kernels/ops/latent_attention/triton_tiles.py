@@ -30,6 +30,15 @@ def wide(x):
 
 
 @triton.jit
+def row_mask(live, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The live rows' columns below WIDTH; where all are, the comparison would cost registers."""
+    if WIDTH == BLOCK_D:
+        return live[:, None]
+    else:
+        return live[:, None] & (tl.arange(0, BLOCK_D) < WIDTH)[None, :]
+
+
+@triton.jit
 def head_rows(matrix_ptr, row, live, stride, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows of a matrix with contiguous columns, 0 where not `live`, whatever stands there, and past
     WIDTH.
@@ -37,7 +46,7 @@ def head_rows(matrix_ptr, row, live, stride, WIDTH: tl.constexpr, BLOCK_D: tl.co
     column = tl.arange(0, BLOCK_D)
     return tl.load(
         matrix_ptr + row[:, None] * stride + column[None, :],
-        mask=live[:, None] & (column < WIDTH)[None, :],
+        mask=row_mask(live, WIDTH, BLOCK_D),
         other=0.0,
     )  # [rows, BLOCK_D]
 
@@ -49,7 +58,7 @@ def store_head_rows(matrix_ptr, row, live, x, stride, WIDTH: tl.constexpr, BLOCK
     tl.store(
         matrix_ptr + row[:, None] * stride + column[None, :],
         x.to(matrix_ptr.dtype.element_ty),
-        mask=live[:, None] & (column < WIDTH)[None, :],
+        mask=row_mask(live, WIDTH, BLOCK_D),
     )
 
 
@@ -74,13 +83,42 @@ def equal_parts(x, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 
 @triton.jit
-def valid_range(valid_ptr, first, last, BLOCK: tl.constexpr):
-    """The smallest range in [first, last) that holds every valid position; empty if none is."""
-    begin = last
-    end = first
-    for start in range(first, last, BLOCK):  # trips: L / 1024
-        position = start + tl.arange(0, BLOCK)
-        valid = tl.load(valid_ptr + position, mask=position < last, other=0) != 0
-        begin = tl.minimum(begin, tl.min(tl.where(valid, position, last), 0))
-        end = tl.maximum(end, tl.max(tl.where(valid, position + 1, first), 0))
-    return begin, end
+def attended_kernel(
+    valid_ptr,
+    hidden_ptr,
+    visible_ptr,
+    bias_ptr,
+    range_ptr,
+    num_positions,
+    padded,
+    valid_stride_batch,
+    HAS_VALID: tl.constexpr,
+    HAS_HIDDEN: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    """Which positions of a row are attended to: valid and not hidden.
+
+    As a bias of the scores, 0 or -inf, (batch, padded), which needs no mask and no comparison where
+    it is read; as the smallest range that holds them all, (batch, 2); and, where some are hidden,
+    as flags.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    begin = num_positions
+    end = 0
+    for start in range(0, padded, BLOCK_L):  # trips: L / BLOCK_L
+        position = start + tl.arange(0, BLOCK_L)
+        inside = position < num_positions
+        attended = inside
+        if HAS_VALID:
+            valid_row = valid_ptr + row * valid_stride_batch
+            attended &= tl.load(valid_row + position, mask=inside, other=0) != 0
+        if HAS_HIDDEN:
+            place = row * num_positions + position
+            attended &= tl.load(hidden_ptr + place, mask=inside, other=0) == 0
+            tl.store(visible_ptr + place, attended, mask=inside)
+        bias = tl.where(attended, 0.0, float("-inf"))
+        tl.store(bias_ptr + row * padded + position, bias, mask=position < padded)
+        begin = tl.minimum(begin, tl.min(tl.where(attended, position, num_positions), 0))
+        end = tl.maximum(end, tl.max(tl.where(attended, position + 1, 0), 0))
+    tl.store(range_ptr + 2 * row, begin)
+    tl.store(range_ptr + 2 * row + 1, end)
