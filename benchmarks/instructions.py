@@ -58,7 +58,8 @@ def build(folder: Path) -> Path:
     sets = script.instruction_sets()
     if set(SETS) - set(sets):
         raise Uncountable(
-            f"the kernels are compiled for {', '.join(sets)} on this machine, and were counted for {', '.join(SETS)}"
+            f"the kernels are compiled for {', '.join(sets)} on this machine, and were counted for "
+            f"{', '.join(SETS)}"
         )
     flags = [
         *script.CXX_FLAGS,
@@ -127,7 +128,7 @@ def count_all() -> dict:
 
 
 def changes(kept: dict, now: dict) -> list[str]:
-    """What differs by more than the tolerance, a line each; calls that only one of them knows too."""
+    """What differs by more than the tolerance, a line each; calls of only one of them too."""
     lines = []
     for name in SETS:
         before, after = kept["instructions"][name], now["instructions"][name]
@@ -137,9 +138,8 @@ def changes(kept: dict, now: dict) -> list[str]:
                     f"{name}, {call}: {'no longer counted' if call in before else 'not kept yet'}"
                 )
             elif abs(after[call] / before[call] - 1) > TOLERANCE:
-                lines.append(
-                    f"{name}, {call}: {after[call]:,} instructions, {after[call] / before[call] - 1:+.1%}"
-                )
+                change = after[call] / before[call] - 1
+                lines.append(f"{name}, {call}: {after[call]:,} instructions, {change:+.1%}")
     return lines
 
 

@@ -270,17 +270,20 @@ def _flags(sizes: Sizes) -> Iterator[str]:
 def table(files: Sequence[Mapping[str, Any]]) -> str:
     """The measurements in short."""
     lines = [
-        f"{'file':<6}{'GiB':>6}{'block':>7}{'workers':>9}{'cells/s':>10}{'step, ms':>10}{'waiting':>9}{'peak, MiB':>11}"
+        f"{'file':<6}{'GiB':>6}{'block':>7}{'workers':>9}{'cells/s':>10}"
+        f"{'step, ms':>10}{'waiting':>9}{'peak, MiB':>11}"
     ]
     for file in files:
+        name = f"{file['compression']:<6}{file['gibibytes']:>6.2f}"
         for way in file["reading"]["ways"]:
             peak = file["reading"]["peak_mebibytes"]
-            sizes = f"{file['compression']:<6}{file['gibibytes']:>6.2f}{way['shuffle_block']:>7}{way['workers']:>9}"
+            sizes = f"{name}{way['shuffle_block']:>7}{way['workers']:>9}"
             lines.append(f"{sizes}{way['cells_per_second']:>10,.0f}{'':>19}{peak:>11,.0f}")
         run = file["training"]
-        sizes = f"{file['compression']:<6}{file['gibibytes']:>6.2f}{16:>7}{0:>9}{run['cells_per_second']:>10,.0f}"
+        sizes = f"{name}{16:>7}{0:>9}{run['cells_per_second']:>10,.0f}"
         lines.append(
-            f"{sizes}{run['step_ms']:>10,.0f}{run['waiting_share']:>9.1%}{run['peak_mebibytes']:>11,.0f}  training"
+            f"{sizes}{run['step_ms']:>10,.0f}{run['waiting_share']:>9.1%}"
+            f"{run['peak_mebibytes']:>11,.0f}  training"
         )
     return "\n".join(lines)
 

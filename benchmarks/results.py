@@ -34,7 +34,8 @@ def table(sections: dict[str, Sequence[Row]]) -> str:
     head = f"{'':46}{'a call':>12}{'a cell':>12}{'spread':>8}{'ratio':>10}{'first':>8}{'memory':>9}"
     lines = [
         head
-        + "  (first: ratio of a call right after other work; memory beyond inputs and outputs, in units of the inputs)"
+        + "  (first: ratio of a call right after other work; memory beyond inputs and outputs, in "
+        "units of the inputs)"
     ]
     for title, rows in sections.items():
         lines += ["", title]
@@ -47,7 +48,8 @@ def _line(row: Row) -> str:
     memory = "?" if row.memory_ratio is None else f"{row.memory_ratio:,.1f}"
     name = f"  {row.what}: {row.contender}"
     call = _time(row.timing.median * 1e6)
-    return f"{name:<46}{call:>12}{_time(row.us_a_cell):>12}{row.timing.spread:>8.0%}{ratio:>10}{first:>8}{memory:>9}"
+    times = f"{call:>12}{_time(row.us_a_cell):>12}{row.timing.spread:>8.0%}"
+    return f"{name:<46}{times}{ratio:>10}{first:>8}{memory:>9}"
 
 
 def _ratio(ratio: float | None) -> str:

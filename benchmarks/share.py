@@ -97,8 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
             record = measured(case, Path(folder))
         records.append(record)
         print(
-            f"{case.size:6} {case.genes:>6} genes, {case.cells:>3} cells a step: masking {record['masking_ms']:.2f} of"
-            f" {record['step_ms']:,.1f} ms, {record['masking_share']:.3%}",
+            f"{case.size:6} {case.genes:>6} genes, {case.cells:>3} cells a step: masking "
+            f"{record['masking_ms']:.2f} of {record['step_ms']:,.1f} ms, "
+            f"{record['masking_share']:.3%}",
             flush=True,
         )
     path = results.save(

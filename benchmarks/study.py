@@ -178,8 +178,8 @@ def by_batch(sizes: Sizes) -> list[dict]:
 def import_seconds() -> dict[str, float]:
     """What `import mam_kernels` adds to `import torch`, in a fresh process; the least of three."""
     program = (
-        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import mam_kernels;"
-        " c = time.perf_counter(); print(b - a, c - b)"
+        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
+        "import mam_kernels; c = time.perf_counter(); print(b - a, c - b)"
     )
     runs = [
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -214,10 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = vars(options().parse_args(arguments))
     target = results.folder(chosen.pop("out"))
     sizes = Sizes(**chosen)
+    ratio = workloads.SELECTION_RATIO
     titles = {
         f"Value path: L = {sizes.positions}, {sizes.density:.0%} non-zero": value_path,
         f"Token path: L = {sizes.token_positions}, D = {sizes.width}": token_path,
-        f"Selection: L = {sizes.selection_positions}, k = {workloads.SELECTION_RATIO:.0%}": selection,
+        f"Selection: L = {sizes.selection_positions}, k = {ratio:.0%}": selection,
     }
     busy = (measure.load_average() or 0.0) > 1.0
     sections = {}
@@ -243,13 +244,15 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nwritten to {path}\n\n{results.table(sections)}\n")
     for record in more["batches"]:
         print(
-            f"{record['cells_per_call']:>3} cells a call, {record['what']}: {record['median_us']:.0f} us a cell"
+            f"{record['cells_per_call']:>3} cells a call, {record['what']}: "
+            f"{record['median_us']:.0f} us a cell"
         )
     for name, record in more["host"].items():
         print(f"host cost of a call, {name}: {record['median_us']:.0f} us")
     imports = more["imports"]
     print(
-        f"import mam_kernels adds {imports['mam_kernels_adds']:.2f} s to import torch ({imports['torch']:.2f} s)"
+        f"import mam_kernels adds {imports['mam_kernels_adds']:.2f} s to import torch "
+        f"({imports['torch']:.2f} s)"
     )
     return 0
 

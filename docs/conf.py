@@ -11,16 +11,19 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]  # of this checkout, whatever is installed
 
-from scmam.cli.settings_text import commented_yaml
-from scmam.config import Config
+from scmam.cli.settings_text import commented_yaml  # noqa: E402
+from scmam.config import Config  # noqa: E402
 
-import mam_kernels
+import mam_kernels  # noqa: E402
 
 project = "mam-kernels"
 author = "the mam-kernels developers"
 version = release = mam_kernels.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
 html_theme = "furo"
 html_title = f"mam-kernels {version}"
 html_show_copyright = html_show_sourcelink = html_copy_source = False

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a worker, so that parallel workers do not fight for the cores."""
+"""What all tests share: one thread a worker, so that parallel workers share the cores."""
 
 import os
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, readme, results, study, sweeps, workloads
+from benchmarks import results, study, sweeps, tables, workloads
 from mam_kernels.testing import agreement, side_by_side
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.paper import PaperMasking
@@ -105,64 +105,21 @@ def test_results_go_where_they_are_asked_to(tmp_path, monkeypatch):
     assert results.folder(tmp_path / "named") == tmp_path / "named"
 
 
-def test_the_gpu_measurements_run(monkeypatch):
-    def replay(contender):
-        return Contender(
-            lambda: [contender.function(*inputs) for inputs in contender.inputs],
-            calls=len(contender.inputs),
-        )
-
-    monkeypatch.setattr(gpu.measure, "as_cuda_graph", replay)
-    sizes = gpu.Sizes(
-        cells=4,
-        positions=64,
-        paper_cells=2,
-        token_cells=2,
-        token_positions=32,
-        width=16,
-        latents=6,
-        heads=2,
-        samples=3,
-    )
-    sections, failures = gpu._sections(sizes, "cpu", seconds=0.0)
-    assert not failures
-    assert [{row.what for row in rows} for rows in sections.values()] == [
-        {
-            "forward, as called",
-            "forward, graph replay",
-            "forward + backward, as called",
-            "forward + backward, graph replay",
-        },
-        {
-            "forward, as called",
-            "forward, graph replay",
-            "forward + backward, as called",
-            "forward + backward, graph replay",
-        },
-        {"draw, as called", "draw, graph replay"},
-    ]
+def test_the_documentation_shows_the_committed_measurements():
+    assert tables.main(["--check"]) == 0
 
 
-def test_floors_are_the_larger_of_bytes_and_products():
-    reached = gpu.Ceilings(copy_bytes_a_second=4e12, matmul_flops_a_second=8e14)
-    assert reached.floor_us(4e6, 0.0) == pytest.approx(1.0)
-    assert reached.floor_us(4e6, 8e9) == pytest.approx(10.0)
-    assert gpu.floors(gpu.Sizes(), reached)["value path, dense"] == pytest.approx(
-        9 * 512 * 20000 / 4e6
-    )
-
-
-def test_the_readme_shows_the_committed_measurements():
-    assert readme.main(["--check"]) == 0
-
-
-def test_a_readme_with_other_figures_is_noticed(tmp_path, monkeypatch):
-    edited = tmp_path / "README.md"
-    edited.write_text(readme.README.read_text().replace("**1", "**9", 1))
-    monkeypatch.setattr(readme, "README", edited)
-    assert readme.main(["--check"]) == 1
-    assert readme.main([]) == 0
-    assert readme.main(["--check"]) == 0
+def test_a_page_with_other_figures_is_noticed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    for page in tables.TABLES:
+        (tmp_path / page).write_text((tables.ROOT / page).read_text())
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text().replace("**3", "**9", 1))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.main(["--check"]) == 1
+    assert "README.md does not show" in capsys.readouterr().err
+    assert tables.main([]) == 0
+    assert tables.main(["--check"]) == 0
 
 
 def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch):
@@ -188,17 +145,18 @@ def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch
         "uniform,linear-probe,macro_f1,0.6,0.55,0.65,3,,,,\n"
         "pca,pca,macro_f1,0.625,,,0,,,,\n"
     )
-    monkeypatch.setattr(readme, "MASKING", tmp_path)
-    lines = readme.comparisons().splitlines()
+    monkeypatch.setattr(tables, "MASKINGS", tmp_path)
+    lines = tables.comparisons().splitlines()
     assert lines[0] == (
-        "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; 3 folds of the 70% that no setting was chosen on, "
+        "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; "
+        "3 folds of the 70% that no setting was chosen on, "
         "at most 400 labelled cells to train on; on the data itself: pca 62.5."
     )
     assert lines[2] == "| arm | linear probe | minus uniform | fine-tuning | minus uniform |"
+    assert lines[4] == "| `uniform` | 60.0 ± 5.0 | – | – | – |"
     assert (
-        lines[4] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
+        lines[5] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
     )
-    assert lines[5] == "| `uniform` | 60.0 ± 5.0 | – | – | – |"
 
 
 def test_sweeps_run_along_every_axis(tmp_path, capsys, monkeypatch):
@@ -274,8 +232,7 @@ def test_a_rival_that_is_wrong_is_refused_and_one_that_does_not_run_left_out(mon
     assert "left out, for it does not run here" in said[-1]
 
 
-def test_curves_and_shares_join_the_table_of_the_readme():
-    content = json.loads((results.COMMITTED / "study.json").read_text())
+def test_curves_and_shares_are_shown():
     line = {"dense, forward": {"fixed_us": 400.0, "us_each": 0.02}}
     found = {
         "lines": {
@@ -285,22 +242,12 @@ def test_curves_and_shares_join_the_table_of_the_readme():
         "ceilings": {"copied_bytes": 1e10, "multiply_adds": 8e10},
         "rows": [{"axis": "positions", "cells": 8}],
     }
-    share = {
-        "shares": [
-            {"size": "tiny", "genes": 300, "cells": 32, "step_ms": 80.0, "masking_share": 0.0123}
-        ]
-    }
-    text = readme.table(content, found, share)
-    assert (
-        "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call) and in the cells (45 µs each)"
-        in text
-    )
-    assert (
-        "copies 10.0 GB/s and multiplies and adds 80 G/s: moving a dense cell's 173 KB in and out takes it 17 µs"
-        in text
-    )
-    assert "1.2 % of 80.0 ms (tiny, 300 genes × 32)" in text
-    assert "sweeps.svg" not in readme.table(content)
+    text = " ".join(tables._curves(found))
+    assert "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call)" in text
+    assert "the number of cells (45 µs each)" in text
+    assert "copies 10.0 GB/s and does 80 G multiply-adds/s" in text
+    record = {"size": "tiny", "genes": 300, "cells": 32, "step_ms": 80.0, "masking_share": 0.0123}
+    assert tables._shares({"shares": [record]})[-1] == "| tiny | 300 × 32 | 80.0 ms | 1.2 % |"
 
 
 def test_masking_takes_a_part_of_a_step(tmp_path):

@@ -1,4 +1,4 @@
-"""Installing with and without compilers, loading lazily, and the instruction sets giving the same answers."""
+"""Installing with and without compilers, loading lazily, and instruction sets that agree."""
 
 import json
 import os
@@ -18,8 +18,12 @@ NOWHERE = "/nonexistent/compiler"
 
 def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Python in a process of its own, where the environment variables are as given."""
-    full = {key: value for key, value in os.environ.items() if not key.startswith("MAM_")} | environment
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=full, capture_output=True, text=True)
+    full = {
+        key: value for key, value in os.environ.items() if not key.startswith("MAM_")
+    } | environment
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=full, capture_output=True, text=True
+    )
 
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -49,11 +53,17 @@ def test_unknown_wish_is_refused(tmp_path: Path):
 
 
 def test_what_was_not_built_is_reported(tmp_path: Path):
-    shutil.copytree(ROOT / "mam_kernels", tmp_path / "mam_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        ROOT / "mam_kernels",
+        tmp_path / "mam_kernels",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
     script = """
 import json, sys
 # An editable installation finds the modules of its own folder, whatever package asks for them.
-sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+sys.meta_path = [
+    finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")
+]
 import mam_kernels as mam
 print(json.dumps({name: str(state) for name, state in mam.backends().items()}))
 """
@@ -66,13 +76,18 @@ print(json.dumps({name: str(state) for name, state in mam.backends().items()}))
 
 
 def test_import_loads_no_extension():
-    script = "import sys, mam_kernels; print([n for n in sys.modules if n in ('mam_kernels._cpu', 'mam_kernels._cuda', 'triton')])"
+    heavy = ("mam_kernels._cpu", "mam_kernels._cuda", "triton")
+    script = f"import sys, mam_kernels; print([n for n in sys.modules if n in {heavy}])"
     run = python("-c", script)
     assert run.stdout.strip() == "[]", run.stderr
 
 
 def test_file_named_by_the_environment_must_exist():
-    run = python("-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_EXTENSION="/nonexistent/_cpu.so")
+    run = python(
+        "-c",
+        "from mam_kernels._core import extension; extension.cpu()",
+        MAM_CPU_EXTENSION="/nonexistent/_cpu.so",
+    )
     assert "ImportError: /nonexistent/_cpu.so is not an extension module" in run.stderr
 
 
@@ -84,7 +99,10 @@ torch.manual_seed(0)
 values = torch.rand(6, 3000).mul_(6) * (torch.rand(6, 3000) < 0.1)
 valid = torch.rand(6, 3000) < 0.9
 moments = mam.value_attention(values, torch.randn(16, 4), valid=valid, backend="cpu")
-drawn = [mam.sample_without_replacement(torch.rand(5, n) ** 3, n // 3, seed=1, backend="cpu") for n in (1, 17, 2500)]
+drawn = [
+    mam.sample_without_replacement(torch.rand(5, n) ** 3, n // 3, seed=1, backend="cpu")
+    for n in (1, 17, 2500)
+]
 torch.save((extension.cpu().build_info["active"], tuple(moments), drawn), sys.argv[1])
 """
 
@@ -110,12 +128,15 @@ def test_instruction_sets_agree(built, tmp_path: Path):
         if active != name:
             continue  # this machine lacks it
         torch.testing.assert_close(other_moments, moments, rtol=3e-7, atol=3e-7)
-        # their logarithms round alike to a few 1e-7, and no two of these keys are that close at the threshold
+        # Their logarithms round alike to a few 1e-7. No two of these keys are that close at the
+        # threshold.
         assert all(torch.equal(a, b) for a, b in zip(other_drawn, drawn, strict=True))
 
 
 def test_unknown_instruction_set_is_an_import_error(built):
-    run = python("-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_ISA="sse9")
+    run = python(
+        "-c", "from mam_kernels._core import extension; extension.cpu()", MAM_CPU_ISA="sse9"
+    )
     assert "MAM_CPU_ISA: expected baseline, avx2 or avx512; got sse9" in run.stderr
     assert "ImportError" in run.stderr
 

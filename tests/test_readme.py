@@ -1,6 +1,4 @@
-"""The examples of README.md run, one after the other, and what they claim in comments is asserted
-by the examples themselves.
-"""
+"""The examples of the README and of the guides run, and the README prints what it shows."""
 
 import re
 from pathlib import Path
@@ -13,20 +11,32 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
-def of_the_study(block: str) -> bool:
-    """Whether a block needs the study layer, whose packages are optional."""
-    return "scmam" in block
+def test_the_loop_of_the_readme_prints_what_is_shown(capsys):
+    names = run_examples(README)
+    printed = capsys.readouterr().out.splitlines()
+    shown = re.search(r"```text\n(.*?)```", README.read_text(), re.DOTALL)[1].splitlines()
+    assert len(printed) == len(shown) == 3
+    for ours, theirs in zip(printed, shown, strict=True):
+        numbers = [[float(x) for x in re.findall(r"\d+\.?\d*", line)] for line in (ours, theirs)]
+        # a loss of two decimals, whose sums another processor adds in another order
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.05, abs=0.02)
+    assert names["masker"].latents.grad.abs().sum() > 0
 
 
-def test_the_examples_of_the_engine_run():
-    names = run_examples(README, only=lambda block: not of_the_study(block))
-    assert names["out"].mask.any()
+def test_the_readme_is_a_door():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 130
+    assert next(n for n, line in enumerate(lines, 1) if line.startswith("```sh")) < 25
+
+
+def test_the_examples_about_backends_run():
+    assert run_examples(ROOT / "docs" / "backends.md")["table"]
 
 
 def test_the_examples_of_the_study_run(capsys):
     for package in ("anndata", "lightning", "pydantic", "scanpy", "sklearn"):
         pytest.importorskip(package, reason="the single-cell layer is not installed")
-    names = run_examples(README, only=of_the_study)
+    names = run_examples(ROOT / "docs" / "study.md")
     assert names["run"].done
     assert "macro-F1 0." in capsys.readouterr().out
 

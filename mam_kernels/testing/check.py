@@ -244,8 +244,7 @@ def check(backend: str | None = None, device: str | torch.device | None = None) 
 
     Returns:
         A table, a line for each backend, operation and type: cases, comparisons, and the error that
-            came closest to its tolerance. It
-        is printed too.
+        came closest to its tolerance. It is printed too.
 
     Raises:
         ValidationError: an error was above its tolerance; the message names each.

@@ -97,7 +97,8 @@ def time_interleaved(
     them.
 
     Takes `samples` rounds, or fewer (but at least three) when `seconds` have passed. On a GPU each
-    sample is one call between two events, after the L2 cache was overwritten; on the CPU a sample
+    sample is one call between two events, after another array was read through the L2 cache; on
+    the CPU a sample
     repeats a short call, input sets take turns, and the first call of each sample, which comes
     right after another contender's work, is also reported by itself.
     """
@@ -122,7 +123,7 @@ def time_interleaved(
             taken[name].append(seconds_a_call / contender.calls)
             first[name].append(seconds_of_first / contender.calls)
     method = (
-        "CUDA events, L2 overwritten before each call"
+        "CUDA events, another array read before each call"
         if device.type == "cuda"
         else "wall clock, rotating inputs"
     )
@@ -176,14 +177,15 @@ def _cpu_sampler(function: Callable, inputs: Iterator[tuple], repeats: int) -> t
 def _cuda_sampler(
     device: torch.device,
 ) -> Callable[[Callable, Iterator[tuple], int], tuple[float, float]]:
-    flush = torch.empty(
-        4 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device
-    )
+    # Read, not written: dirty lines would be written back while the call is timed.
+    size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+    flush = torch.ones(size // 4, dtype=torch.float32, device=device)
+    total = torch.empty((), device=device)
 
     def sample(function: Callable, inputs: Iterator[tuple], repeats: int) -> tuple[float, float]:
         arguments = next(inputs)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()
+        torch.sum(flush, dim=0, out=total)
         start.record()
         function(*arguments)
         end.record()

@@ -11,7 +11,7 @@ report out::
 Names are looked up when they are used: `import scmam` loads neither torch nor Lightning.
 """
 
-from mam_kernels._core.lazy import lazy_names
+from .lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -29,12 +29,12 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".errors": ("CellsError", "ConfigError", "ReportError", "RunError", "ScmamError"),
         ".evaluation": ("Evaluation", "baseline", "evaluate"),
         ".interpretation": ("Interpretation", "interpret"),
-        ".masking": ("Masking", "MaskingStrategy", "build_strategy"),
+        ".masking": ("build_strategy",),
         ".model": ("CellModel", "build_model"),
         ".objective": ("Losses", "Pretraining", "build_pretraining"),
         ".report": ("write_report",),
         ".runs": ("Run", "open_run"),
-        ".sequences": ("CellBatch", "Sequences", "expression", "gather"),
+        ".sequences": ("CellBatch", "expression"),
         ".study": ("ARMS", "Study", "arm_config", "compare", "open_study", "summarize"),
         ".training": ("pretrain",),
         ".weights": ("ExportedModel", "export_model", "load_model"),

@@ -10,6 +10,7 @@ arguments or its results (``WRAPPERS``).
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -212,8 +213,8 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "shift = torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()",
-                "shift = torch.zeros_like(slope)",
+                "torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()",
+                "torch.zeros_like(slope)",
             )
         ],
     ),
@@ -238,27 +239,27 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "(weight_of_zeros * mean**2 + (weight * (cell.values - mean[..., None]) ** 2).sum(dim=-1))",
+                "weight_of_zeros * mean**2 + (weight * (cell.values - mean[..., None]) ** 2).sum(dim=-1)",
                 "(weight * cell.values**2).sum(dim=-1)",
             )
         ],
     ),
     "variance without the zeros": (
         "value",
-        [("(weight_of_zeros * mean**2 + (weight", "(0 * weight_of_zeros + (weight")],
+        [("weight_of_zeros * mean**2 + (weight", "0 * weight_of_zeros + (weight")],
     ),
     "importance of all latents": (
         "value",
         [
             ("slope[latents].to(", "slope.to("),
-            ("partition[latents]) for cell", "partition) for cell"),
+            ("chosen, partition[latents])", "chosen, partition)"),
         ],
     ),
     "importance of the first latents": (
         "value",
         [
             ("slope[latents].to(", "slope[: latents.numel()].to("),
-            ("partition[latents]) for cell", "partition[: latents.numel()]) for cell"),
+            ("chosen, partition[latents])", "chosen, partition[: latents.numel()])"),
         ],
     ),
     "importance of one head": (
@@ -453,15 +454,28 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
 }
 
 
+def _whatever_the_line_breaks(code: str) -> str:
+    """A pattern for ``code`` however a formatter breaks its lines inside of brackets."""
+    if code.startswith((" ", "\n")) or code.endswith("\n"):  # a whole line: indentation counts
+        return re.escape(code)
+    tokens = re.findall(r"\w+|[^\w\s]", code)
+    parts = [re.escape(tokens[0])]
+    for token in tokens[1:]:
+        parts.append((r"\s*,?\s*" if token in ")]" else r"\s*") + re.escape(token))
+    return "".join(parts)
+
+
 def mutated(name: str, replacements: list[tuple[str, str]]) -> ModuleType:
     """A copy of a source file, with replacements; the module that ``import`` gives stays as it is."""
     original = SOURCES[name]
     source = inspect.getsource(original)
     for old, new in replacements:
-        assert source.count(old) == 1, (
-            f"the line to mutate occurs {source.count(old)} times in {original.__name__}: {old!r}"
+        pattern = _whatever_the_line_breaks(old)
+        found = len(re.findall(pattern, source))
+        assert found == 1, (
+            f"the line to mutate occurs {found} times in {original.__name__}: {old!r}"
         )
-        source = source.replace(old, new)
+        source = re.sub(pattern, lambda _, new=new: new, source)
     copy = importlib.util.module_from_spec(original.__spec__)
     exec(compile(source, f"<{name}, mutated>", "exec"), copy.__dict__)
     return copy

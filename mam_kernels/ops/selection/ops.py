@@ -73,11 +73,10 @@ def sample_without_replacement(
     weights that are left.
 
     This is what ``torch.multinomial(weights, k, replacement=False)`` draws, as a mask rather than
-    as indices, with ``k`` for each row, and
-    never a position of weight zero. It runs as an exponential race: position ``l`` gets the key
-        ``E_l / w_l`` with ``E_l`` standard
-    exponential, and the ``k`` smallest keys are taken (Efraimidis and Spirakis, 2006). Only ratios
-    of weights matter.
+    as indices, with ``k`` for each row, and never a position of weight zero. It runs as an
+    exponential race: position ``l`` gets the key ``E_l / w_l`` with ``E_l`` standard exponential,
+    and the ``k`` smallest keys are taken (Efraimidis and Spirakis, 2006). Only ratios of weights
+    matter.
 
     Args:
         weights: (B, L), float32, float16, bfloat16 or float64; zero, negative, NaN and infinite

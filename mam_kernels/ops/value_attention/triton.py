@@ -369,8 +369,7 @@ def write_moments(
     e^{a x}.
 
     Two passes over the values: M''/M - m^2 in one would lose the digits by which the mean exceeds
-        the deviation. The second also says
-    how far the first one's mean is off by rounding.
+    the deviation. The second also says how far the first one's mean is off by rounding.
     """
     empty = count + num_zeros == 0
     low = tl.where(empty, 0.0, low)
@@ -600,10 +599,9 @@ def value_kernel(
     """One row: log M(a), M'/M and M''/M - (M'/M)^2 with M(a) = sum_l e^{a x_l} for every slope a.
 
     MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a), and the num_masked positions
-        with the smallest E_l / w_l,
-    w = (s + eps) ** inverse_temperature. Scratch: the nonzeros in a row's span of `compact_ptr`, as
-    long as the row's data. Keys go there too when the row is dense; where it is sparse they stand
-    in for the importance, which is written again in the end.
+    with the smallest E_l / w_l, w = (s + eps) ** inverse_temperature. Scratch: the nonzeros in a
+    row's span of `compact_ptr`, as long as the row's data. Keys go there too when the row is dense;
+    where it is sparse they stand in for the importance, which is written again in the end.
     """
     row = tl.program_id(0).to(tl.int64)
     if HAS_VALID:

@@ -295,7 +295,7 @@ def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
     former first. This favours pretrained encoders: at a learning rate of 1e-3, macro-F1 on
     pbmc68k_reduced (300 genes, one seed) rose from .58 and .60 to .67 and .66, of an untrained one
     it fell from .59 to .58; on standardised features at 3e-3 the untrained one reached .67. All
-    that was tried is in benchmarks/MASKING.md.
+    that was tried is in benchmarks/results/masking/development.csv.
     """
     features = features.astype(np.float64)
     mean = features.mean(axis=0)

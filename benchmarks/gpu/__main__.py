@@ -1,0 +1,151 @@
+"""Check and measure every GPU kernel: python -m benchmarks.gpu [--out FOLDER] [--seconds 420].
+
+Triton comes first, since it needs no build; the CUDA kernels are built meanwhile. With --rehearse
+all of it runs on a CPU at tiny sizes: Triton by its interpreter, CUDA on the host shim.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from . import PATHS, driver
+from .driver import Background, Stage
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def plan(rehearse: bool) -> tuple[list[Stage], Background]:
+    """The stages in their order, and the build beside them."""
+    where = ["--device=cpu", "--tiny"] if rehearse else ["--device=cuda"]
+    slower = 20 if rehearse else 1  # interpreters take their time
+    environment = {
+        "triton": {"TRITON_INTERPRET": "1"} if rehearse else {},
+        "cuda": {},
+    }
+
+    def stage(
+        title: str, name: str, seconds: float, backend: str = "triton", **options: str
+    ) -> Stage:
+        command = [sys.executable, "-m", "benchmarks.gpu.stages", name, f"--backend={backend}"]
+        command += [*where, *(f"--{key}={value}" for key, value in options.items())]
+        tests = {"MAM_TEST_BACKENDS": backend, "MAM_TEST_DEVICE": "cpu" if rehearse else "cuda"}
+        return Stage(
+            title,
+            command,
+            slower * seconds,
+            environment[backend] | tests,
+            needs_background=backend == "cuda",
+        )
+
+    stages = [stage("machine", "machine", 30)]
+    for backend in ("triton", "cuda"):
+        stages += [
+            stage(
+                f"{path}, {backend}",
+                "kernel",
+                40 if path.startswith("token") else 25,
+                backend,
+                path=path,
+            )
+            for path in PATHS
+        ]
+    stages.append(stage("rivals", "rivals", 40))
+    stages += [
+        stage(f"profile, {path}, {backend}", "profile", 20, backend, path=path)
+        for backend in ("triton", "cuda")
+        for path in ("value_path_forward_backward", "token_path_forward_backward")
+    ]
+    stages += [
+        stage(f"launch shapes, {path}", "shapes", 40, path=path)
+        for path in ("selection", "value_path", "token_path_forward")
+    ]
+    stages += [
+        stage(f"ncu, {path}", "under_tool", 25, "cuda", path=path, tool="ncu")
+        for path in ("selection", "value_path", "token_path_forward")
+    ]
+    for backend in ("triton", "cuda"):
+        stages += [
+            stage(f"{tool}, {backend}", "under_tool", 40, backend, tool=tool)
+            for tool in ("memcheck", "racecheck")
+        ]
+        stages.append(stage(f"two runs, {backend}", "twice", 30, backend))
+    stages += [
+        stage(f"conformance, {backend}", "conformance", 120, backend)
+        for backend in ("triton", "cuda")
+    ]
+    return stages, _build(rehearse)
+
+
+def _build(rehearse: bool) -> Background:
+    if rehearse:
+        command = [sys.executable, str(ROOT / "tests" / "cuda_shim" / "build.py")]
+        return Background(command, 600, output_variable="MAM_CUDA_EXTENSION")
+    archs = os.environ.get("MAM_CUDA_ARCHS") or _capability()
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    return Background(command, 240, {"MAM_WITH_CUDA": "1", "MAM_CUDA_ARCHS": archs})
+
+
+def _capability() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "90"
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return found[0].replace(".", "") if found else "90"
+
+
+def table(records: list[dict]) -> str:
+    """What was measured, a line each."""
+    lines = [f"{'path':32}{'backend':10}{'replayed':>10}{'called':>10}{'bound':>9}{'over':>7}"]
+    for record in records:
+        if "as_called_us" in record and "path" in record and "shape" not in record:
+            cells = [
+                _number(record.get(key), unit)
+                for key, unit in (
+                    ("replayed_us", 10), ("as_called_us", 10), ("bound_us", 9), ("over_bound", 7)
+                )
+            ]  # fmt: skip
+            lines.append(f"{record['path']:32}{record['backend']:10}{''.join(cells)}")
+        elif "rival" in record:
+            lines.append(f"{record['rival']:42}{'':10}{_number(record['as_called_us'], 10)}")
+    bad = [record for record in records if record.get("ended", "ok") != "ok"]
+    lines += [f"{record['stage']}: {record['ended']}" for record in bad]
+    return "\n".join(lines)
+
+
+def _number(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.1f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every stage; 1 if one of them did not end well."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: $OUT, or benchmarks/results)")
+    parser.add_argument("--seconds", type=float, default=420.0, help="for all (default: 420)")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--only", default="", help="stages whose name has this in it")
+    chosen = parser.parse_args(arguments)
+    out = chosen.out or Path(os.environ.get("OUT") or RESULTS)
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    stages, background = plan(chosen.rehearse)
+    stages = [stage for stage in stages if chosen.only in stage.name]
+    needed = any(stage.needs_background for stage in stages)
+    (out / "gpu.jsonl").unlink(missing_ok=True)
+    endings = driver.run(stages, out, chosen.seconds, background if needed else None)
+    records = driver.read(out / "gpu.jsonl")
+    (out / "gpu.json").write_text(json.dumps(records, indent=1) + "\n")
+    print("\n" + table(records))
+    return int(any(ending["ended"] != "ok" for ending in endings))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""The pictures of the documentation, drawn from real cells: python -m benchmarks.pictures."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.colors import ListedColormap
+
+import mam_kernels as mam
+
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+CELLS, GENES = 16, 90
+
+
+def real_cells() -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of all genes of some cells of scanpy's pbmc68k_reduced, and the genes to show."""
+    import scanpy
+
+    adata = scanpy.datasets.pbmc68k_reduced()
+    order = adata.obs["bulk_labels"].argsort().to_numpy()[:: len(adata) // CELLS][:CELLS]
+    values = torch.from_numpy(adata.raw.X[order].toarray()).float()
+    shown = (values > 0).sum(dim=0).argsort(descending=True)[::3][:GENES].sort().values
+    return values, shown
+
+
+def masking() -> plt.Figure:
+    """From values to importance to mask, for a few cells."""
+    values, shown = real_cells()
+    torch.manual_seed(0)
+    masker = mam.MultinomialAttentionMasking(mask_ratio=0.3)
+    out = masker(values, seed=0)
+    share = out.importance / out.importance.mean(dim=1, keepdim=True)
+    hidden = torch.where(out.mask, 2.0, (values > 0).float())
+
+    figure, axes = plt.subplots(3, 1, figsize=(7.2, 4.6), layout="constrained")
+    colours = ListedColormap(["#f4f4f4", "#9a9a9a", "#d1495b"])  # zero, non-zero, hidden
+    parts = (
+        ("values: log counts of 16 cells", values, "Greys", None),
+        ("importance: attention over its mean in the cell", share, "viridis", None),
+        ("mask: 30 % of the genes of each cell", hidden, colours, (0, 2)),
+    )
+    for axis, (title, matrix, colours, limits) in zip(axes, parts, strict=True):
+        low, high = limits or (matrix[:, shown].min(), matrix[:, shown].max())
+        image = axis.imshow(
+            matrix[:, shown].detach(), cmap=colours, aspect="auto", vmin=low, vmax=high,
+            interpolation="nearest",
+        )  # fmt: skip
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_ylabel("cells", fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
+        bar.ax.tick_params(labelsize=7)
+        if limits:
+            bar.set_ticks([1 / 3, 1, 5 / 3], labels=["zero", "non-zero", "hidden"])
+    axes[-1].set_xlabel(f"{GENES} of {values.shape[1]} genes", fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Write every picture."""
+    FOLDER.mkdir(exist_ok=True)
+    masking().savefig(FOLDER / "masking.png", dpi=150)
+    print(f"Written: {FOLDER / 'masking.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""The tables of the documentation, made from the committed measurements.
+
+``python -m benchmarks.tables`` writes them; ``--check`` only compares.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from . import results
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- {}:begin -->\n", "<!-- {}:end -->\n"
+MASKINGS = results.COMMITTED / "masking"  # a folder for each set of cells, files of a study folder
+
+SHOWN_ARMS = (  # of a comparison; the rest is in its summary.csv
+    "uniform",
+    "none",
+    "uniform-nonzero",
+    "uniform-split",
+    "uniform-matched",
+    "mam",
+    "mam-mixed",
+    "mam-embedding-mixed",
+)
+
+HEADLINES = (  # the rows of the README: section, what, contender
+    ("Value path", "forward", "cpu, dense"),
+    ("Value path", "forward + backward", "cpu, dense"),
+    ("Value path", "forward + backward", "cpu, sparse CSR"),
+    ("Token path", "forward", "cpu"),
+    ("Selection", "draw", "cpu"),
+)
+
+
+def headlines() -> str:
+    """Five rows of measurements."""
+    study = _committed("study")
+    lines = [
+        "| on two CPU cores, a cell | baseline | ours | ratio |",
+        "|---|---|---|---|",
+    ]
+    rows = list(_rows(study))
+    for section, what, contender in HEADLINES:
+        title, baseline, row = next(
+            found for found in rows
+            if found[0].startswith(section)
+            and (found[2]["what"], found[2]["contender"]) == (what, contender)
+        )  # fmt: skip
+        kind = contender.partition(", ")[2]
+        name = f"{title}: {what}" + (f", {kind}" if kind else "")
+        lines.append(
+            f"| {name} | {row['baseline']}, {_time(baseline)} | {_time(row['median_us'])} "
+            f"| **{_ratio(row['ratio'])} ×** |"
+        )
+    sizes = study["sizes"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"L: genes of a cell. {sizes['cells']} cells a call on the value path. Medians; "
+            f"{_machine(study)}. All rows: [docs/performance.md](docs/performance.md).",
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def measurements() -> str:
+    """All measurements of study.json, and those of sweeps.json and share.json."""
+    study, sweeps, share = _committed("study"), _committed("sweeps"), _committed("share")
+    sizes = study["sizes"]
+    lines = [
+        "## Measured on a CPU",
+        "",
+        "| a cell | baseline | ours | ratio | first call | memory |",
+        "|---|---|---|---|---|---|",
+        *(_full_row(*found) for found in _rows(study)),
+        "",
+        f"Medians of {sizes['samples']} interleaved measurements in one process;",
+        f"{_machine(study)}.",
+        f"A measurement is of calls in a row for 20 ms or more, of {sizes['cells']} cells on the",
+        f"value path ({sizes['paper_cells']} for the paper computation). *First call* is the ratio",
+        "of the first of them, which finds the caches full of other data. *Memory* is the peak",
+        "beyond inputs and outputs, in units of the inputs. Every row, with its spread:",
+        "[study.json](../benchmarks/results/study.json).",
+        *_batches(study["batches"], next(iter(study["sections"].values()))),
+        *_rivals(study["sections"]),
+        *_curves(sweeps),
+        *_shares(share),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(study: dict) -> str:
+    machine = study["environment"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}, "
+        f"torch {machine['versions']['torch']}, {machine['date'][:10]}"
+    )
+
+
+def _rows(study: dict) -> Iterator[tuple[str, float, dict]]:
+    """Title, time of the baseline in µs, and the row, of every row of ours."""
+    for title, rows in study["sections"].items():
+        baselines = {row["what"]: row["median_us"] for row in rows if row["ratio"] is None}
+        for row in rows:
+            if row["ratio"] is not None and row["contender"].startswith("cpu"):
+                yield title, baselines[row["what"]], row
+
+
+def _full_row(title: str, baseline: float, row: dict) -> str:
+    kind = row["contender"].partition(", ")[2]
+    name = f"{title}, {row['what']}" + (f", {kind}" if kind else "")
+    memory = row["peak_bytes_beyond_inputs_and_outputs"] / row["input_bytes"]
+    ratio, first = _ratio(row["ratio"]), _ratio(row["ratio_of_first_call"])
+    return (
+        f"| {name} | {row['baseline']}, {_time(baseline)} | {_time(row['median_us'])} "
+        f"| **{ratio} ×** | {first} × | {memory:.1f} × |"
+    )
+
+
+def _batches(records: list[dict], value_path: list[dict]) -> list[str]:
+    """How the ratio grows with the cells of a call."""
+    baseline = {row["what"]: row["median_us"] for row in value_path if row["ratio"] is None}
+    counts = sorted({record["cells_per_call"] for record in records})
+    lines = [
+        "",
+        "A call has a fixed cost, so the ratio grows with its cells (dense, inputs in cache):",
+        "",
+        "| cells a call | " + " | ".join(map(str, counts)) + " |",
+        "|---" * (len(counts) + 1) + "|",
+    ]
+    for what in baseline:
+        ratios = {
+            record["cells_per_call"]: baseline[what] / record["median_us"]
+            for record in records
+            if record["what"] == what
+        }
+        lines.append(f"| {what} | " + " | ".join(f"{_ratio(ratios[n])} ×" for n in counts) + " |")
+    return lines
+
+
+def _rivals(sections: dict[str, list[dict]]) -> list[str]:
+    """What else was measured on the same cells, for scale."""
+    lines = [
+        "",
+        "Other ways to compute on the same cells:",
+        "",
+        "| a cell | | time |",
+        "|---|---|---|",
+    ]
+    for title, rows in sections.items():
+        for row in rows:
+            if row["ratio"] is not None and not row["contender"].startswith(("cpu", "reference")):
+                lines.append(
+                    f"| {title}, {row['what']} | {row['contender']} | {_time(row['median_us'])} |"
+                )
+    return lines
+
+
+def _curves(sweeps: dict) -> list[str]:
+    """How the cost grows, and what the machine reaches on the simplest programs."""
+    by_positions, by_cells = (
+        sweeps["lines"][axis]["dense, forward"] for axis in ("positions", "cells")
+    )
+    copied, products = sweeps["ceilings"]["copied_bytes"], sweeps["ceilings"]["multiply_adds"]
+    point = next(row for row in sweeps["rows"] if row["axis"] == "positions")
+    each, fixed = 1e3 * by_positions["us_each"] / point["cells"], by_positions["fixed_us"]
+    return [
+        "",
+        "![Cost by positions, cells, density, latents, ratio](../benchmarks/results/sweeps.svg)",
+        "",
+        f"Cost is linear in the number of genes ({each:.2f} ns each, forward, dense, "
+        f"{point['cells']} cells a call, beside {fixed:,.0f} µs a call)",
+        f"and in the number of cells ({by_cells['us_each']:,.0f} µs each). This machine copies "
+        f"{copied / 1e9:.1f} GB/s and does {products / 1e9:,.0f} G multiply-adds/s.",
+    ]
+
+
+def _shares(share: dict) -> list[str]:
+    """Masking's share of a pretraining step, by size of the model."""
+    lines = [
+        "",
+        "Masking's share of a pretraining step of `scmam`, forward and backward:",
+        "",
+        "| model | genes × cells | step | masking |",
+        "|---|---|---|---|",
+    ]
+    for record in share["shares"]:
+        lines.append(
+            f"| {record['size']} | {record['genes']} × {record['cells']} "
+            f"| {_time(1e3 * record['step_ms'])} | {100 * record['masking_share']:.2g} % |"
+        )
+    return lines
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds / 1e3:,.1f} ms" if microseconds >= 1000 else f"{microseconds:,.0f} µs"
+
+
+def comparison(folder: Path) -> str:
+    """A comparison of maskings in Markdown: macro-F1 of each arm, and its difference to the
+    reference arm.
+    """
+    study = json.loads((folder / "study.json").read_text())
+    with open(folder / "summary.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "macro_f1"]
+    cells, reference = study["cells"], study["reference"]
+    seeds = len(study["seeds"])
+    title = (
+        f"**{folder.name}**: {cells['num_cells']:,} cells, {cells['num_genes']:,} genes, "
+        f"{len(cells['classes'])} cell types, {seeds} seeds"
+    )
+    baselines = [f"{row['arm']} {_points(row['mean'])}" for row in rows if not int(row["seeds"])]
+    lines = [
+        f"{title}; {_scored(folder)}on the data itself: {', '.join(baselines)}.",
+        "",
+        f"| arm | linear probe | minus {reference} | fine-tuning | minus {reference} |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in (arm for arm in SHOWN_ARMS if arm in study["arms"]):
+        methods = {row["method"]: row for row in rows if row["arm"] == arm}
+        scores = [
+            text
+            for method in ("linear-probe", "fine-tuning")
+            for text in _score(methods.get(method))
+        ]
+        lines.append(f"| `{arm}` | {' | '.join(scores)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _scored(folder: Path) -> str:
+    """Which of the cells the scores are of."""
+    import yaml  # comes with the study layer
+
+    evaluation = yaml.safe_load((folder / "config.yaml").read_text())["evaluation"]
+    parts = [f"{evaluation['folds']} folds"]
+    if evaluation.get("development"):
+        parts[0] += f" of the {1 - evaluation['development']:.0%} that no setting was chosen on"
+    if evaluation.get("train_cells"):
+        parts.append(f"at most {evaluation['train_cells']} labelled cells to train on")
+    return f"{', '.join(parts)}; "
+
+
+def comparisons() -> str:
+    """All committed comparisons, one after the other."""
+    folders = sorted(path.parent for path in MASKINGS.glob("*/study.json"))
+    return "\n".join(comparison(folder) for folder in folders)
+
+
+def _score(row: dict[str, str] | None) -> tuple[str, str]:
+    """Mean with the half width of its interval, and the difference with its interval; in points of
+    100.
+    """
+    if row is None:
+        return "–", "–"
+    half = f" ± {_points(float(row['high']) - float(row['mean']))}" if row["low"] else ""
+    if not row["difference"]:
+        return _points(row["mean"]) + half, "–"
+    interval = (
+        f" [{_points(row['difference_low'], '+')}, {_points(row['difference_high'], '+')}]"
+        if row["difference_low"]
+        else ""
+    )
+    return _points(row["mean"]) + half, _points(row["difference"], "+") + interval
+
+
+def _points(share: str | float, sign: str = "") -> str:
+    text = f"{100 * float(share):{sign}.1f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"measured": headlines},
+    "docs/performance.md": {"measured": measurements},
+    "docs/study.md": {"comparisons": comparisons},
+}
+"""File -> name of a pair of marks in it -> what stands between them."""
+
+
+def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A page with its tables between their marks."""
+    for name, table in tables.items():
+        before, _, rest = text.partition(BEGIN.format(name))
+        _, _, after = rest.partition(END.format(name))
+        text = before + BEGIN.format(name) + table() + END.format(name) + after
+    return text
+
+
+def _committed(name: str) -> dict:
+    return json.loads((results.COMMITTED / f"{name}.json").read_text())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the tables, or with --check compare; returns the exit status."""
+    check = "--check" in (sys.argv[1:] if arguments is None else arguments)
+    status = 0
+    for page, tables in TABLES.items():
+        path = ROOT / page
+        current = path.read_text()
+        wanted = with_tables(current, tables)
+        if not check:
+            path.write_text(wanted)
+        elif wanted != current:
+            print(
+                f"{page} does not show the committed measurements: python -m benchmarks.tables",
+                file=sys.stderr,
+            )
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
