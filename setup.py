@@ -189,19 +189,10 @@ class NativeBuild(build_ext):
             )
             for name, extra in sets.items()
         ]
-        for name in (
-            "collapse",
-            "dispatch",
-            "latent_attention",
-            "panels",
-            "selection",
-            "step",
-            "value",
-            "workers",
-        ):
-            steps.append(
-                self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads)
-            )
+        for source in sorted(sources.glob("*.cpp")):
+            if source.stem == "kernels":
+                continue
+            steps.append(self.compile(cxx, source, folder / f"{source.stem}.o", [*flags, *threads]))
         binding = [*flags, "-DMAM_CPU_DISPATCH", *self.described("_cpu", "cpu", ",".join(sets))]
         steps.append(
             self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding)

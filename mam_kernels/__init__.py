@@ -19,6 +19,7 @@ from ._core.dispatch import (
 )
 from .injection import ContextInjection
 from .masking import MaskingOutput, MultinomialAttentionMasking
+from .ops.inclusion.ops import inclusion_probabilities
 from .ops.latent_attention.ops import attention_importance, latent_attention
 from .ops.selection.ops import sample_without_replacement
 from .ops.value_attention.ops import ValueMoments, value_attention
@@ -35,6 +36,7 @@ __all__ = [
     "backends",
     "check_values",
     "explain",
+    "inclusion_probabilities",
     "integrations",
     "latent_attention",
     "reference",

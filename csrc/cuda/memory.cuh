@@ -46,6 +46,12 @@ __device__ inline FlagRow flag_row(const Flags& flags, int64_t row) {
           flags.stride_position};
 }
 
+// An index that a caller gave: one out of range stands for the nearest in [0, count), so that
+// nothing out of bounds is followed where nobody could look at it.
+__device__ inline int64_t bounded(int64_t index, int64_t count) {
+  return index < 0 ? 0 : index < count ? index : count - 1;
+}
+
 __device__ inline int64_t load_index(const void* data, bool index64, int64_t i) {
   return index64 ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
 }

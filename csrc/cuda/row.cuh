@@ -13,11 +13,12 @@ constexpr int kLoads = 4;                     // entries a thread reads before i
 constexpr int kRound = kRowThreads * kLoads;  // entries a block takes in at a time
 constexpr int kGathered = 2 * kRound;         // capacity of the shared memory for nonzeros
 
-// The entries of one row: every position where the values are dense, the stored ones in CSR.
+// The entries of one row: every position where the values are dense, the stored ones in CSR. Of
+// unsound indices only what is in bounds is followed.
 struct Row {
   const void* data;
   DType dtype;
-  int64_t first, stride, entries;
+  int64_t first, stride, entries, positions;
   const void* col;
   bool index64;
   FlagRow valid;
@@ -26,6 +27,9 @@ struct Row {
     return col == nullptr ? entry : load_index(col, index64, first + entry);
   }
   __device__ float value(int64_t entry) const { return load(data, dtype, first + entry * stride); }
+  __device__ bool has(int64_t position) const {
+    return position >= 0 && position < positions && valid[position];
+  }
 };
 
 __device__ inline Row row_of(const Values& values, const Flags& valid, int64_t row) {
@@ -36,13 +40,16 @@ __device__ inline Row row_of(const Values& values, const Flags& valid, int64_t r
             row * values.stride_row,
             values.stride_position,
             values.positions,
+            values.positions,
             nullptr,
             false,
             flags};
   }
-  const int64_t first = load_index(values.crow, values.index64, row);
-  const int64_t last = load_index(values.crow, values.index64, row + 1);
-  return {values.data, values.dtype, first, 1, last - first, values.col, values.index64, flags};
+  const int64_t first = bounded(load_index(values.crow, values.index64, row), values.stored + 1);
+  const int64_t last = bounded(load_index(values.crow, values.index64, row + 1), values.stored + 1);
+  const int64_t entries = last < first ? 0 : min(last - first, values.positions);
+  return {values.data,      values.dtype, first,          1,    entries,
+          values.positions, values.col,   values.index64, flags};
 }
 
 // Gathers valid nonzeros of the entries from `next` on, `end` excluded, until they or the room in
@@ -60,7 +67,7 @@ __device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end
       const int64_t entry = next + i * kRowThreads + threadIdx.x;
       x[i] = entry < end ? row.value(entry) : 0.0f;
       const int64_t position = entry < end ? row.position(entry) : 0;
-      if (x[i] != 0.0f && !row.valid[position]) x[i] = 0.0f;
+      if (x[i] != 0.0f && !row.has(position)) x[i] = 0.0f;
       where[i] = static_cast<uint32_t>(position);
     }
     int in_warp = 0, in_round;

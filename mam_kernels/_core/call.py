@@ -1,7 +1,12 @@
-"""The parts of a masking call. They travel under these names from ``forward`` to a kernel."""
+"""The parts of a masking call. They travel under these names from ``forward`` to a kernel.
+
+An operation of torch takes a flat list of arguments; ``registration.Operation`` flattens these
+structures by the names of their fields, and puts them together again on the other side.
+"""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,7 +22,12 @@ class Cells(NamedTuple):
     @property
     def rows(self) -> int:
         """``B``."""
-        return len(self.values) if self.crow is None else len(self.crow) - 1
+        return self.values.shape[0] if self.crow is None else self.crow.shape[0] - 1
+
+    @property
+    def accumulated(self) -> torch.dtype:
+        """The type of sums over a cell: float32, or float64 for float64 values."""
+        return torch.promote_types(self.values.dtype, torch.float32)
 
 
 class Choice(NamedTuple):
@@ -33,8 +43,8 @@ class Choice(NamedTuple):
 class Draw(NamedTuple):
     """The source of the random bits: a mask is a function of these three."""
 
-    seed: Tensor  # int64, 0 dims
-    step: Tensor  # int64, 0 dims
+    seed: Tensor  # int64, 0 dims, on the CPU or on the device of the data
+    step: Tensor  # int64, 0 dims, likewise
     sample_ids: Tensor | None  # (B,) int64; None: the index of the row
 
 
@@ -43,6 +53,10 @@ class Weighting(NamedTuple):
 
     eps: float
     inverse_temperature: float
+
+
+AS_GIVEN = Weighting(0.0, 1.0)
+"""Weights as they are."""
 
 
 class Parameters(NamedTuple):

@@ -51,7 +51,6 @@ def tokens_and_padding(rows: int, positions: int, inputs: int, padded: bool):
 def compare_step(module, tokens, valid, device, tolerance=1e-5, dtype=torch.float32, maskable=None):
     from mam_kernels.ops.latent_attention import triton
 
-    seed, step = torch.tensor(11), torch.tensor(2)
     parameters = Parameters(*(x.detach().to(device) for x in parameters_of(module)))
     tokens = tokens.to(device, dtype)
     choice = Choice(maskable, None, module.mask_ratio, None, module.num_drawn_latents)
@@ -60,11 +59,13 @@ def compare_step(module, tokens, valid, device, tolerance=1e-5, dtype=torch.floa
         module.num_heads,
         choice,
         Weighting(module.eps, 1.0),
-        Draw(seed, step, None),
+        Draw(torch.tensor(11), torch.tensor(2), None),
         visible,
     )
-    mask, importance, context, penalty, state = triton.step(tokens, valid, parameters, *arguments)
-    without = triton.step(tokens, valid, parameters, *arguments, keep=False)
+    step = triton.step
+    mask, importance, context, penalty, state = step(tokens, valid, parameters, *arguments, True)
+    without = step(tokens, valid, parameters, *arguments, False)
+    assert without[-1].keys_values.numel() == 0
     for one, other in zip((mask, importance, context, penalty), without, strict=False):
         assert torch.equal(one, other)
 
@@ -87,7 +88,7 @@ def compare_step(module, tokens, valid, device, tolerance=1e-5, dtype=torch.floa
     ((right.context * scale).sum() + 1e-2 * right.penalty).backward()
     grad_context, grad_penalty = scale.expand(context.shape), torch.tensor(1e-2)
     grad_tokens, gradients = triton.step_backward(
-        grad_context, grad_penalty, tokens, valid, parameters, module.num_heads, state
+        grad_context, grad_penalty, tokens, valid, parameters, module.num_heads, state, True
     )
     truths = [leaf.grad, *(x.grad for x in parameters_of(exact))]
     for x, truth in zip((grad_tokens, *gradients), truths, strict=True):

@@ -1,10 +1,11 @@
-"""The masking step of scalar values as one operation: both versions against attention in float64,
+"""The masking step on scalar values as one operation: both versions against attention in float64,
 and their hand-written gradients.
 """
 
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mam_kernels as mam
-from mam_kernels._core import dispatch
-from mam_kernels.ops.value_attention import collapse, cpu
-from mam_kernels.ops.value_attention.step import scalar_masking
+from mam_kernels._core import dispatch, extension
+from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
+from mam_kernels.ops.value_attention import collapse, composed, native, step
+from mam_kernels.ops.value_attention.composed import State
 
 N, H, D = 5, 2, 3  # latents, heads, head width
 WIDTH = H * D
 
-ops = torch.ops.mam_kernels
 needs_cpp = pytest.mark.skipif(
     not dispatch.backends()["cpu"], reason="the C++ kernels were not built"
 )
@@ -34,22 +35,32 @@ def randoms(
 
 def parameters_of(
     count: int = N, heads: int = H, head: int = D, dtype: torch.dtype = torch.float64
-) -> list[torch.Tensor]:
-    """latents, in_weight, in_bias, token_weight, token_bias, out_weight, out_bias."""
+) -> Parameters:
     width = heads * head
-    shapes = (
-        (count, width),
-        (3 * width, width),
-        (3 * width,),
-        (width, 1),
-        (width,),
-        (width, width),
-        (width,),
+    shapes = Parameters(
+        latents=(count, width),
+        in_weight=(3 * width, width),
+        in_bias=(3 * width,),
+        token_weight=(width, 1),
+        token_bias=(width,),
+        out_weight=(width, width),
+        out_bias=(width,),
     )
-    parameters = randoms(*shapes, dtype=dtype)
-    for weight in (parameters[1], parameters[5]):
+    parameters = Parameters(*randoms(*shapes, dtype=dtype))
+    for weight in (parameters.in_weight, parameters.out_weight):
         weight *= width**-0.5
     return parameters
+
+
+class Others(NamedTuple):
+    """The other parts of a step but for the backend."""
+
+    cells: Cells
+    choice: Choice
+    weighting: Weighting
+    draw: Draw
+    heads: int
+    visible: bool
 
 
 def others_of(
@@ -59,70 +70,49 @@ def others_of(
     visible: bool = False,
     dtype: torch.dtype = torch.float64,
     shift: float = 0.0,
-) -> list:
-    """The other arguments of the step but for the backend; the second cell has no tokens."""
+) -> Others:
+    """The second cell has no tokens."""
     positions = 7
     (values,) = randoms((rows, positions), seed=2, dtype=dtype)
     values = values.abs() * (values > -0.3) + shift
     valid = torch.ones(rows, positions, dtype=torch.bool)
     if rows > 1:
         valid[1] = False
-    chosen, seed, step = torch.arange(0, count, 2), torch.tensor(5), torch.tensor(0)
-    return [
-        values,
-        None,
-        None,
-        valid,
-        None,
-        None,
-        chosen,
-        None,
-        seed,
-        step,
+    return Others(
+        Cells(values, None, None, valid, positions),
+        Choice(None, None, 0.5, torch.arange(0, count, 2), 1),
+        Weighting(1e-8, 1.0),
+        Draw(torch.tensor(5), torch.tensor(0), None),
         heads,
-        1,
-        0.5,
-        1e-8,
-        1.0,
         visible,
-        positions,
-    ]
-
-
-def parts_of(
-    state: torch.Tensor, rows: int, count: int, heads: int, width: int
-) -> list[torch.Tensor]:
-    """mean, variance, occupied, average, directions, constant, folded, unit, second, gram."""
-    moments = (rows, count, heads)
-    shapes = (
-        moments,
-        moments,
-        (rows,),
-        (rows, heads),
-        (heads, width),
-        (width,),
-        (heads, width),
-        (3, width),
-        (heads, heads),
-        (heads, heads),
     )
-    parts = state.split([torch.Size(shape).numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def step_in_cpp(parameters: Parameters, others: Others) -> tuple[torch.Tensor, ...]:
+    """The outputs and the state of the C++ step."""
+    cells, choice, weighting, draw, heads, visible = others
+    run = dispatch.optional("value_mask", "step", "cpu", cells.values)
+    return run(cells, parameters, heads, choice, weighting, draw, visible)
+
+
+def state_of(state: torch.Tensor, rows: int, count: int, heads: int, width: int) -> State:
+    return composed.parts_of(state, rows, count, heads, width)
 
 
 @pytest.mark.parametrize("visible", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 0])
 def test_gradients_from_parameters_to_context(rows, visible):
     parameters = [x.requires_grad_() for x in parameters_of()]
-    arguments = others_of(rows, visible=visible)
-    assert torch.autograd.gradcheck(lambda *x: scalar_masking(*x, *arguments, "")[2:], parameters)
+    others = others_of(rows, visible=visible)
+    assert torch.autograd.gradcheck(
+        lambda *x: step.masking(Parameters(*x), *others, "")[2:4], parameters
+    )
 
 
 def test_slopes_are_scaled_products_of_queries_and_keys():
-    latents, in_weight, in_bias, token_weight, token_bias, out_weight, _ = parameters = (
-        parameters_of()
-    )
-    slope, directions, offset = ops.scalar_projections(*parameters[:6], H, "")
+    parameters = parameters_of()
+    latents, in_weight, in_bias, token_weight, token_bias, out_weight, _ = parameters
+    slope, directions, offset, *_ = collapse.project(parameters, H)
     query = (latents @ in_weight[:WIDTH].T + in_bias[:WIDTH]).view(N, H, D)
     key = (in_weight[WIDTH : 2 * WIDTH] @ token_weight[:, 0]).view(H, D)
     torch.testing.assert_close(slope, torch.einsum("nhd,hd->nh", query, key) / D**0.5)
@@ -146,10 +136,10 @@ def test_the_penalty_is_the_mean_squared_norm_of_the_attended_output():
 
 
 def test_a_second_derivative_is_refused():
-    parameters = [x.requires_grad_() for x in parameters_of()]
-    _, _, context, _ = scalar_masking(*parameters, *others_of(3), "")
+    parameters = Parameters(*(x.requires_grad_() for x in parameters_of()))
+    _, _, context, *_ = step.masking(parameters, *others_of(3), "")
     (gradient,) = torch.autograd.grad(context.square().sum(), parameters[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="there is no second derivative"):
         gradient.sum().backward()
 
 
@@ -178,40 +168,36 @@ def assert_as_good(found, plain, exact):
 
 
 def doubled(tensors):
-    return [x.double() for x in tensors]
+    """The same in float64, in the same structure."""
+    wide = [x.double() for x in tensors]
+    return Parameters(*wide) if isinstance(tensors, Parameters) else wide
 
 
 @needs_cpp
 @pytest.mark.parametrize(("count", "heads", "head", "rows"), SIZES)
 def test_products_in_cpp(count, heads, head, rows):
     single, width = parameters_of(count, heads, head, torch.float32), heads * head
-    plain, exact = (
-        collapse.project(*single[:6], heads),
-        collapse.project(*doubled(single[:6]), heads),
-    )
-    assert_as_good(ops.scalar_projections(*single[:6], heads, "cpu"), plain[:3], exact[:3])
+    plain, exact = collapse.project(single, heads), collapse.project(doubled(single), heads)
+    assert_as_good(native.project(extension.cpu(), single, heads), plain, exact)
 
-    outputs = cpu.step(*single, *others_of(rows, heads, count, dtype=torch.float32))
+    outputs = step_in_cpp(single, others_of(rows, heads, count, dtype=torch.float32))
     _, _, context, penalty, state = outputs
-    mean, _, occupied, average, directions, constant, folded, unit, second, gram = parts_of(
-        state, rows, count, heads, width
-    )
-    assert_as_good((directions, constant, folded, unit), plain[1:], exact[1:])
-    assert occupied.tolist() == [float(row != 1) for row in range(rows)]
+    kept = state_of(state, rows, count, heads, width)
+    assert_as_good((kept.directions, kept.constant, kept.folded, kept.unit), plain[1:], exact[1:])
+    assert kept.occupied.tolist() == [float(row != 1) for row in range(rows)]
 
-    inputs = (mean, occupied, directions, constant, single[6])
+    inputs = (kept.mean, kept.occupied, kept.directions, kept.constant, single.out_bias)
     assert_as_good(
-        (context, penalty, average, second, gram),
+        (context, penalty, kept.average, kept.second, kept.gram),
         collapse.context(*inputs),
         collapse.context(*doubled(inputs)),
     )
 
     incoming = randoms((rows, width), (), dtype=torch.float32, seed=3)
-    arguments = (*incoming, *single, state)
     assert_as_good(
-        cpu.step_backward(*arguments, rows, heads),
-        ops.scalar_masking_backward(*arguments, rows, heads, "reference"),
-        ops.scalar_masking_backward(*doubled(arguments), rows, heads, "reference"),
+        native.step_backward(extension.cpu(), *incoming, single, heads, state, rows),
+        composed.step_backward(*incoming, single, heads, state, rows),
+        composed.step_backward(*doubled(incoming), doubled(single), heads, state.double(), rows),
     )
 
 
@@ -219,24 +205,25 @@ def test_products_in_cpp(count, heads, head, rows):
 def test_many_cells_lose_nothing():
     rows, count, heads, head = 3000, 4, 2, 4
     single = parameters_of(count, heads, head, torch.float32)
-    outputs = cpu.step(
-        *single, *others_of(rows, heads, count, dtype=torch.float32, shift=3.0)
+    outputs = step_in_cpp(
+        single, others_of(rows, heads, count, dtype=torch.float32, shift=3.0)
     )  # means of one sign, whose sums grow
     _, _, context, penalty, state = outputs
-    mean, _, occupied, average, directions, constant, _, _, second, gram = parts_of(
-        state, rows, count, heads, heads * head
-    )
-    exact = collapse.context(*doubled((mean, occupied, directions, constant, single[6])))
-    for ours, truth in zip((context, penalty, average, second, gram), exact, strict=True):
+    kept = state_of(state, rows, count, heads, heads * head)
+    inputs = (kept.mean, kept.occupied, kept.directions, kept.constant, single.out_bias)
+    found = (context, penalty, kept.average, kept.second, kept.gram)
+    for ours, truth in zip(found, collapse.context(*doubled(inputs)), strict=True):
         assert ((ours.double() - truth).abs().max() / truth.abs().max()).item() < 1e-6
 
 
 @needs_cpp
 def test_parameters_of_any_strides_are_taken():
     parameters, others = parameters_of(dtype=torch.float32), others_of(3, dtype=torch.float32)
-    apart = [torch.stack([x, x], dim=-1)[..., 0] for x in parameters]
+    apart = Parameters(*(torch.stack([x, x], dim=-1)[..., 0] for x in parameters))
     assert not any(x.is_contiguous() for x in apart if x.numel() > 1)
-    for ours, theirs in zip(cpu.step(*apart, *others), cpu.step(*parameters, *others), strict=True):
+    for ours, theirs in zip(
+        step_in_cpp(apart, others), step_in_cpp(parameters, others), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -244,7 +231,7 @@ def test_parameters_of_any_strides_are_taken():
 @pytest.mark.parametrize("visible", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("maskable", [False, True])
-def test_a_step_is_the_same_in_one_call_and_composed(visible, sparse, maskable):
+def test_a_step_is_the_same_in_one_call_and_composed(visible, sparse, maskable, monkeypatch):
     """The mask to the bit, where C++ makes the pass over the cells in both; the rest as near as
     float32.
     """
@@ -268,17 +255,19 @@ def test_a_step_is_the_same_in_one_call_and_composed(visible, sparse, maskable):
         "step": 3,
         "sample_ids": torch.tensor([4, 2, 9, 2**31]),
     }
-    whole = module(tokens, **options)
-    module._composed = True
-    composed = module(tokens, **options)
-    assert torch.equal(whole.mask, composed.mask)
+
+
+    def run() -> tuple[mam.MaskingOutput, tuple[torch.Tensor, ...]]:
+        out = module(tokens, **options)
+        return out, torch.autograd.grad(out.context.sum() + out.penalty, list(module.parameters()))
+
+    whole, gradients = run()
+    monkeypatch.setattr(step, "optional", lambda *_: None)
+    in_parts, expected = run()
+    assert torch.equal(whole.mask, in_parts.mask)
     assert whole.mask.sum(dim=1).tolist() == [int(0.3 * n) for n in may.sum(dim=1).tolist()]
-    for one, other in zip(whole[1:], composed[1:], strict=True):
+    for one, other in zip(whole[1:], in_parts[1:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    (gradients, expected) = (
-        torch.autograd.grad(x.context.sum() + x.penalty, list(module.parameters()))
-        for x in (whole, composed)
-    )
     for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -286,19 +275,12 @@ def test_a_step_is_the_same_in_one_call_and_composed(visible, sparse, maskable):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("visible", [False, True])
 def test_operations_are_registered_as_torch_asks(dtype, visible):
-    checks = ("test_schema", "test_faketensor")
-    parameters = parameters_of(dtype=dtype)
-    torch.library.opcheck(
-        ops.scalar_projections.default, (*parameters[:6], H, ""), test_utils=checks
-    )
-    arguments = (*parameters, *others_of(3, visible=visible, dtype=dtype), "")
-    torch.library.opcheck(ops.scalar_masking.default, arguments, test_utils=checks)
-    _, _, context, penalty, state = ops.scalar_masking(*arguments)
-    torch.library.opcheck(
-        ops.scalar_masking_backward.default,
-        (context, penalty, *parameters, state, 3, H, ""),
-        test_utils=checks,
-    )
+    parameters, others = parameters_of(dtype=dtype), others_of(3, visible=visible, dtype=dtype)
+    arguments = step.masking.flat(parameters, *others, "")
+    torch.library.opcheck(step.masking.overload, arguments)
+    _, _, context, penalty, state = step.masking(parameters, *others, "")
+    arguments = step.masking_backward.flat(context, penalty, parameters, state, 3, H, "")
+    torch.library.opcheck(step.masking_backward.overload, arguments)
 
 
 class Observed(TorchDispatchMode):

@@ -12,8 +12,8 @@ import mam_kernels as mam
 
 PACKAGE = Path(mam.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-BACKEND_MODULES = {"reference", "cpu", "cuda", "triton"}
-OPERATIONS = ("value_attention", "latent_attention", "selection")
+BACKEND_MODULES = {"reference", "native", "triton"}
+OPERATIONS = ("value_attention", "latent_attention", "selection", "inclusion")
 
 
 def run_python(script: str, **environment: str) -> str:
@@ -158,7 +158,7 @@ print(before == after)
 
 PUBLIC = (
     "MultinomialAttentionMasking", "ContextInjection", "sample_without_replacement", "value_attention", "latent_attention",
-    "attention_importance", "backends", "use_backend", "explain", "testing", "reference", "Available", "Unavailable", "ValueMoments",
+    "attention_importance", "inclusion_probabilities", "integrations", "backends", "use_backend", "explain", "testing", "reference", "Available", "Unavailable", "ValueMoments",
 )  # fmt: skip
 
 
@@ -184,6 +184,7 @@ def test_reference_offers_the_functions_by_the_same_names():
         "latent_attention",
         "attention_importance",
         "sample_without_replacement",
+        "inclusion_probabilities",
     ):
         assert callable(getattr(mam.reference, name))
     assert callable(mam.testing.check)
@@ -281,6 +282,7 @@ def test_backends_and_their_foundations_never_import_what_is_above_them():
     above = {
         "mam_kernels.masking",
         "mam_kernels._core.dispatch",
+        *(f"mam_kernels.ops.{op}.{part}" for op in OPERATIONS for part in ("composed", "step")),
         "mam_kernels.testing",
         *(f"mam_kernels.ops.{op}.ops" for op in OPERATIONS),
     }

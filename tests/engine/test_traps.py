@@ -366,8 +366,24 @@ def test_custom_op_which_costs_twice_as_much_is_not_used_anywhere():
 
 
 def test_every_operation_is_registered_once_with_its_schema():
-    operations = ("value_attention", "value_mask", "latent_attention", "latent_attention_backward", "attention_logsumexp",
-                  "attention_importance", "token_mask", "sample_without_replacement", "draw_latents")  # fmt: skip
+    operations = {
+        name.removeprefix("mam_kernels::").removesuffix(".default")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("mam_kernels::")
+    }
+    assert operations == {
+        "attention_importance",
+        "inclusion_probabilities",
+        "inclusion_probabilities_backward",
+        "latent_attention",
+        "latent_attention_backward",
+        "sample_without_replacement",
+        "scalar_masking",
+        "scalar_masking_backward",
+        "token_masking",
+        "token_masking_backward",
+        "value_attention",
+    }
     for name in operations:
         schema = getattr(torch.ops.mam_kernels, name).default._schema
         assert schema.arguments[-1].name == "backend"

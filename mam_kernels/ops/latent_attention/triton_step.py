@@ -661,15 +661,17 @@ def _attend(
     positions: Positions,
     kept: Tensor | None,
     *,
+    fused: bool,
     values: bool,
     keys: bool,
     both: bool,
 ) -> Attended:
-    """Projection and attention. ``values``: the output is wanted, not the log-sum-exp alone;
+    """Projection and attention, ``fused`` or one after the other. ``values``: the output is wanted,
+    not the log-sum-exp alone;
     ``keys``: they will be read again; ``both``: as will the values. ``kept``: the keys and values
     of an earlier pass, whose keys are there.
     """
-    chosen = plan(query, tokens)
+    chosen = plan(query, tokens) if fused else None
     (num_latents, num_heads, width), scale = query.shape, query.shape[-1] ** -0.5
     batch, num_positions, inputs = tokens.shape
     if chosen is None:
@@ -677,7 +679,9 @@ def _attend(
             kept = F.linear(tokens, folded).unflatten(-1, (2, num_heads, width))
         key, value = kept[:, :, 0], kept[:, :, 1]
         if values:
-            return Attended(*attention.forward(query, key, value, positions.flags, scale), key, kept)
+            return Attended(
+                *attention.forward(query, key, value, positions.flags, scale), key, kept
+            )
         return Attended(None, attention.logsumexp(query, key, positions.flags, scale), key, kept)
     parts = 2 if both else 1
     fresh = kept is None
@@ -760,7 +764,7 @@ def step(
     weighting: Weighting,
     draw: Draw,
     visible: bool,
-    keep: bool = True,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, TokenState]:
     """Mask (B, L), importance (B, L), context (B, Dz), penalty, and what the gradient needs.
 
@@ -773,7 +777,7 @@ def step(
         visible: whether the context is of what the mask leaves.
         keep: whether a gradient will be asked for, for which keys and values are kept.
     """
-    tokens = _dense(attention.held(tokens))
+    given, tokens = tokens.dtype, attention.held(tokens)
     batch, num_positions, _ = tokens.shape
     valid = None if valid is None else valid.contiguous()
     maskable = valid if choice.maskable is None else choice.maskable.contiguous()
@@ -784,52 +788,46 @@ def step(
         query, folded, value_bias, counts = _prepare(parameters, heads, tokens.dtype, counted)
         chosen = choice.latents
         if chosen is None:
-            chosen = draw_latents(
-                query.shape[0], choice.num_drawn, draw.seed, draw.step, tokens.device
-            )
+            chosen = draw_latents(query.shape[0], choice.num_drawn, draw, tokens.device)
         if counts is None:
             counts = choice.num_masked
         scale = query.shape[-1] ** -0.5
         everywhere = Positions.of(valid, None)
+        fused = plan(query, tokens) is not None
 
         def decide(query: Tensor, latents: Tensor, of: Attended) -> tuple[Tensor, Tensor]:
             importance = attention.importance(query, of.keys, of.logsumexp, latents, valid, scale)
-            mask = select(
-                importance, counts, maskable, draw.sample_ids, draw.seed, draw.step, *weighting
-            )
+            mask = select(importance, counts, maskable, draw, weighting)
             return mask, importance
 
         if visible:
             drawn, every = query[chosen], torch.arange(chosen.shape[0], device=chosen.device)
             before = _attend(
-                tokens, drawn, folded, everywhere, None, values=False, keys=True, both=keep
-            )
+                tokens, drawn, folded, everywhere, None,
+                fused=fused, values=False, keys=True, both=keep,
+            )  # fmt: skip
             mask, importance = decide(drawn, every, before)
             left = Positions.of(valid, mask)
             of = _attend(
-                tokens, query, folded, left, before.keys_values if keep else None,
-                values=True, keys=False, both=keep,
+                tokens, query, folded, left, before.keys_values,
+                fused=fused, values=True, keys=False, both=keep,
             )  # fmt: skip
         else:
             left = None
             of = _attend(
-                tokens, query, folded, everywhere, None, values=True, keys=True, both=keep
-            )
+                tokens, query, folded, everywhere, None,
+                fused=fused, values=True, keys=True, both=keep,
+            )  # fmt: skip
             mask, importance = decide(query, chosen, of)
         context, penalty = _run_context(of.output, of.logsumexp, parameters, value_bias, None)
-    nothing = tokens.new_empty(0)
+    nothing = tokens.new_empty(0, dtype=given)
     state = TokenState(
-        of.output,
+        of.output.to(given),
         of.logsumexp,
-        of.keys_values if keep else nothing,
+        of.keys_values.to(given) if keep else nothing,
         nothing.bool() if left is None else left.flags,
     )
     return mask, importance, context, penalty, state
-
-
-def _dense(tokens: Tensor) -> Tensor:
-    """Tokens whose features are neighbours."""
-    return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
 
 
 def step_backward(
@@ -840,16 +838,16 @@ def step_backward(
     parameters: Parameters,
     heads: int,
     state: TokenState,
-    needs_tokens: bool = True,
+    wants_tokens: bool,
 ) -> tuple[Tensor | None, Parameters]:
-    """Gradients of the tokens (None unless ``needs_tokens``) and of the parameters,
+    """Gradients of the tokens (None unless ``wants_tokens``) and of the parameters,
     in their types."""
     given, exact = tokens.dtype, torch.float32
-    tokens = _dense(attention.held(tokens))
+    tokens = attention.held(tokens)
     attended, logsumexp = attention.held(state.attended), state.logsumexp
     batch, num_latents, num_heads, head_width = attended.shape
     num_positions, width = tokens.shape[1], num_heads * head_width
-    live = state.visible if state.visible.numel() else valid
+    live = state.visible if state.visible.dim() == 2 else valid
     live = None if live is None else live.contiguous()
     with launch.on(tokens.device):
         query, folded, value_bias, _ = _prepare(parameters, heads, tokens.dtype, None)
@@ -875,7 +873,7 @@ def step_backward(
             BLOCK_K=64 if tile.width <= 64 else 32, num_warps=4, num_stages=2,
         )  # fmt: skip
         kept = attention.held(state.keys_values)
-        if not kept.numel():
+        if kept.dim() == 1:
             kept = F.linear(tokens, folded).unflatten(-1, (2, num_heads, head_width))
         grad_kept = torch.empty_like(kept)
         run = attention.run_gradient if one_pass else attention.run_two_passes
@@ -886,7 +884,7 @@ def step_backward(
     grad_query = partial.sum(dim=0).flatten(1)  # (N, Dz)
     grad_kept = grad_kept.view(batch * num_positions, 2 * width)
     grad_tokens = None
-    if needs_tokens:
+    if wants_tokens:
         grad_tokens = (grad_kept @ folded).view(tokens.shape).to(given)
     there = tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0)
     grad_folded = (grad_kept.T @ there.reshape(-1, tokens.shape[-1])).to(exact)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._core import triton_launch as launch
+from ..._core.call import Cells, Choice, Draw, Weighting
 from ..._core.triton_language import draw_row, read_word
 
 BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
@@ -786,17 +787,11 @@ class _Rows:
         self.strides = (*((0, 0) if self.is_csr else values.stride()), *launch.strides(valid, 2))
 
 
-def moments(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    num_positions: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
+    values, crow, col, valid, num_positions = cells
     rows = _Rows(values, crow, slope, valid, num_positions)
-    blocks, options = launch.row_options("value", values.device, num_positions)
+    blocks, options = launch.row_options(num_positions)
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, None, slope, None, None, None, None, None, rows.compact, rows.series, None, None, *rows.moments,
@@ -810,31 +805,22 @@ def moments(
 
 
 def mask(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    latents: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    num_positions: int,
+    cells: Cells, slope: Tensor, choice: Choice, weighting: Weighting, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The masking step in one launch: (mask, importance), each (B, L), then the moments, each (B,
     N, H).
     """
+    values, crow, col, valid, num_positions = cells
+    maskable, num_masked, _, latents, _ = choice
+    seed, step, sample_ids = draw
+    eps, inverse_temperature = weighting
     rows = _Rows(values, crow, slope, valid, num_positions)
     maskable = valid if maskable is None else maskable
     hidden = torch.empty(rows.shape, dtype=torch.bool, device=values.device)
     importance = torch.empty(rows.shape, **rows.new)
     seed_value, seed_ptr = launch.word(seed)
     step_value, step_ptr = launch.word(step)
-    blocks, options = launch.row_options("value", values.device, num_positions)
+    blocks, options = launch.row_options(num_positions)
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, maskable, slope, latents, num_masked, sample_ids, seed_ptr, step_ptr,
