@@ -1,4 +1,4 @@
-"""Attention of latents over tokens by Triton kernels: the operations, and the masking step whole."""
+"""Attention of latents over tokens by Triton kernels: the operations, and the whole step."""
 
 from .triton_attention import backward, forward, importance, logsumexp, mask
 from .triton_step import step, step_backward

@@ -639,6 +639,8 @@ FULL_BACKWARD = {
 FULL_FORWARD = FULL_BACKWARD | {64: (16, 32, 4), 256: (32, 16, 8)}
 # (positions, warps) of the backward pass over all latents at once, for two-byte types.
 ONE_PASS = {16: (64, 4), 32: (64, 4), 64: (128, 8), 128: (64, 8)}
+# the same by mma.sync, whose factors lie in registers
+ONE_PASS_AMPERE = {16: (64, 4), 32: (32, 4), 64: (32, 4)}
 ONE_PASS_LATENTS = 128
 # (latents in a block, positions, warps) of the importance
 HALF_IMPORTANCE = {
@@ -649,8 +651,8 @@ HALF_IMPORTANCE = {
     256: (64, 64, 4),
 }
 FULL_IMPORTANCE = {
-    16: (16, 64, 4),
-    32: (16, 64, 4),
+    16: (16, 32, 4),
+    32: (16, 32, 4),
     64: (16, 32, 4),
     128: (16, 32, 4),
     256: (16, 16, 4),
@@ -691,7 +693,7 @@ def held(x: Tensor | None) -> Tensor | None:
 
 
 def num_splits(programs: int, num_positions: int, device: torch.device) -> int:
-    """Into how many parts a row is split so that a small batch still fills the device twice over."""
+    """Into how many parts a row is split so that a small batch still fills the device twice."""
     wanted = 2 * launch.num_multiprocessors(device) // programs
     return max(1, min(wanted, num_positions // POSITIONS_PER_SPLIT))
 
@@ -792,13 +794,14 @@ def one_pass(query: Tensor) -> Tile | None:
     num_latents, _, width = query.shape
     width = max(triton.next_power_of_2(width), SMALLEST_DOT)
     latents = max(triton.next_power_of_2(num_latents), SMALLEST_DOT)
-    if latents > ONE_PASS_LATENTS or width not in ONE_PASS or launch.is_amd():
+    tiles = ONE_PASS if launch.architecture(query.device) >= 90 else ONE_PASS_AMPERE
+    if latents > ONE_PASS_LATENTS or width not in tiles or launch.is_amd():
         return None
     if launch.INTERPRETED:
         return Tile(latents, INTERPRETER_POSITIONS, width, 1, None)
     if query.dtype == torch.float32:
         return None
-    positions, warps = ONE_PASS[width]
+    positions, warps = tiles[width]
     # fewer rows than 64 would not go through wgmma
     return Tile(max(latents, 64), positions, width, warps, HALF_REGISTERS)
 
@@ -947,6 +950,7 @@ def importance(
             WIDTH=width, KEY_STRIDE=key.stride(1), HAS_VALID=valid is not None,
             HAS_WHOLE=latents.numel() >= block, REST=rest, BLOCK_N=block, BLOCK_L=positions,
             BLOCK_D=block_width, STAGES=3, num_warps=warps,
+            **launch.register_limit(None if launch.INTERPRETED else HALF_REGISTERS),
         )  # fmt: skip
     return summed
 

@@ -535,6 +535,7 @@ FUSED_COLUMNS = (
 )
 FUSED_POSITIONS = 64
 FUSED_LATENTS = 128
+FUSED_INPUTS = 256  # wider tokens leave no room for a second program, and their tiles are spilled
 LARGEST_TILE = 128  # positions of a tile, on a GPU or in the interpreter
 SPARE_SHARED = 16 * 1024  # beside the factors: tiles of keys, values and what is stored
 
@@ -544,7 +545,7 @@ def plan(query: Tensor, tokens: Tensor) -> Plan | None:
     (num_latents, num_heads, width), inputs = query.shape, tokens.shape[-1]
     width = max(triton.next_power_of_2(width), attention.SMALLEST_DOT)
     latents = max(triton.next_power_of_2(num_latents), attention.SMALLEST_DOT)
-    if latents > FUSED_LATENTS or width > 128 or launch.is_amd():
+    if latents > FUSED_LATENTS or width > 128 or inputs > FUSED_INPUTS or launch.is_amd():
         return None
     columns = 32 if width == 16 else FUSED_COLUMNS  # the sums of four heads would be spilled
     heads = max(1, min(columns // width, triton.next_power_of_2(num_heads)))
@@ -558,7 +559,9 @@ def plan(query: Tensor, tokens: Tensor) -> Plan | None:
     elements = columns * chunk * chunks + FUSED_POSITIONS * chunk + heads * width * latents
     if elements * tokens.element_size() + SPARE_SHARED > launch.shared_memory(tokens.device):
         return None
-    warps = 4 if columns <= 128 else 8
+    # The sums of Blackwell's products lie in a memory of their own, from where a program of four
+    # warps would load more than its registers hold.
+    warps = 4 if columns <= 128 and launch.architecture(tokens.device) < 100 else 8
     return Plan(heads, latents, FUSED_POSITIONS, width, chunk, chunks, warps)
 
 
@@ -727,7 +730,13 @@ def _run_context(
     """
     batch, num_latents, num_heads, head_width = attended.shape
     width, device = num_heads * head_width, attended.device
-    block_columns = 128 if launch.INTERPRETED else 64
+    half = attended.element_size() == 2
+    warps = 4 if launch.architecture(device) == 90 else 8
+    block, block_columns = _latent_block(num_latents), 64
+    if launch.INTERPRETED:
+        block_columns = 128
+    elif not half:  # whose products take their factors from registers
+        block, block_columns = min(block, 32), 32
     columns = triton.cdiv(width, block_columns)
     context = penalty = grad_projected = None
     if gradients is None:
@@ -740,11 +749,10 @@ def _run_context(
     of_context, of_penalty = gradients or (None, None)
     context_kernel[(batch, columns)](
         attended, logsumexp, parameters.out_weight.contiguous(), parameters.out_bias.contiguous(),
-        value_bias,
-        of_context, of_penalty, context, penalty, grad_projected, num_latents, num_heads,
+        value_bias, of_context, of_penalty, context, penalty, grad_projected, num_latents, num_heads,
         LATENT_WIDTH=width, BACKWARD=gradients is not None,
         HAS_GRAD_CONTEXT=of_context is not None, HAS_GRAD_PENALTY=of_penalty is not None,
-        BLOCK_N=_latent_block(num_latents), BLOCK_C=block_columns, BLOCK_K=64, num_warps=4,
+        BLOCK_N=block, BLOCK_C=block_columns, BLOCK_K=64 if half else 32, num_warps=warps,
         num_stages=2,
     )  # fmt: skip
     return grad_projected if gradients is not None else (context, penalty.sum())
