@@ -8,6 +8,7 @@ TRITON ?= 3.7.1
 OLDEST_TORCH = 2.11.0
 OLDEST_TRITON = 3.6.0
 REPORT ?= report
+SECONDS ?= 600
 
 # The first of these that runs, is new enough and can make an environment. A shim may exist without
 # running.
@@ -26,7 +27,7 @@ CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '
 LINTED = mam_kernels python tests benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-oldest wheel gpu bench docs lint format clean
+.PHONY: help demo test quick test-oldest wheel gpu fuzz bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -53,6 +54,9 @@ wheel: $(VENV)/engine.stamp ## a manylinux wheel in dist/, with the CUDA kernels
 
 gpu: ## on a machine with an NVIDIA GPU and its own torch: check and measure every kernel (7 min)
 	$(or $(PYTHON_GPU),python3) -m benchmarks.gpu
+
+fuzz: $(VENV)/dev.stamp ## random and malformed input against oracles of its own, for SECONDS=600; the last fifth with ASan
+	$(IN)python -m tests.fuzz --seconds $(SECONDS)
 
 bench: $(VENV)/dev.stamp ## measure this machine's CPU: side-by-side study, sweeps, share of a step, micro-benchmarks
 	$(IN)python -m benchmarks.study

@@ -8,6 +8,14 @@ SCHEMES = ("encoder", "decoder", "both", "separate")
 STARTS = ("random", "zero")
 
 
+def _require_name(argument: str, name: object, names: tuple[str, ...]) -> None:
+    """One of the names; anything else, an array too, is an error."""
+    if not isinstance(name, str) or name not in names:
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(names)}; got {checks.shortened(name)}"
+        )
+
+
 class ContextInjection(nn.Module):
     """Inject the context into a model: a linear adapter ``Dz -> De`` makes a vector that is added
     to every token embedding.
@@ -26,8 +34,7 @@ class ContextInjection(nn.Module):
         super().__init__()
         self.latent_dim = checks.require_count("latent_dim", latent_dim)
         self.embed_dim = checks.require_count("embed_dim", embed_dim)
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}; got {scheme!r}")
+        _require_name("scheme", scheme, SCHEMES)
         self.scheme = scheme
         if scheme == "separate":
             self.encoder_adapter = nn.Linear(latent_dim, embed_dim)
@@ -50,6 +57,7 @@ class ContextInjection(nn.Module):
         """
         checks.require_floating("context", context, f"(B, {self.latent_dim})", 2)
         checks.require_shape("context", context, (None, self.latent_dim), "(B, latent_dim)")
+        checks.require_device("context", context, next(self.parameters()).device, "the module")
         if self.scheme == "separate":
             return _shift(self.encoder_adapter, context), _shift(self.decoder_adapter, context)
         shift = _shift(self.adapter, context)
@@ -87,8 +95,7 @@ class Injection(nn.Module):
         start: str = "random",
     ) -> None:
         super().__init__()
-        if start not in STARTS:
-            raise ValueError(f"start: expected one of {', '.join(STARTS)}; got {start!r}")
+        _require_name("start", start, STARTS)
         if scheme == "both" and encoder_width != decoder_width:
             raise ValueError(
                 f"injection: both shares one adapter, so widths must be equal; got {encoder_width} and {decoder_width}"

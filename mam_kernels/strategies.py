@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .entropy import drawing_entropy
 from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.selection.ops import sample_without_replacement
 from .sequences import Sequences, gather
@@ -172,7 +173,8 @@ class MatchedFractions(MaskingStrategy):
             )
         if not bool(((schedule >= 0) & (schedule <= 1)).all()):
             raise ValueError(
-                f"schedule: expected shares in [0, 1]; got values from {schedule.min():g} to {schedule.max():g}"
+                "schedule: expected shares in [0, 1];"
+                f" got values from {schedule.min():g} to {schedule.max():g}"
             )
         self.shares = schedule.tolist()
 
@@ -361,16 +363,10 @@ def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
     """
     if masking.importance is None:
         return torch.ones((), device=masking.mask.device)
-    weight = masking.importance.double()
-    drawable = weight > 0
-    logits = (torch.log(weight + eps) / temperature).masked_fill(~drawable, -torch.inf)
-    log_probability = torch.log_softmax(logits, dim=1)
-    entropy = -(log_probability.exp() * log_probability.masked_fill(~drawable, 0.0)).sum(dim=1)
-    count = drawable.sum(dim=1)
-    some = count > 1
-    return (
-        torch.where(some, entropy / torch.log(count.double()), 0.0).sum() / some.sum()
-    )  # an index would wait for a GPU
+    entropy, drawable = drawing_entropy(masking.importance, eps, temperature)
+    known = drawable > 1
+    shares = torch.where(known, entropy / drawable.log(), 0.0)
+    return shares.sum() / known.sum()  # an index would wait for a GPU
 
 
 def _context(

@@ -52,6 +52,7 @@ ELSEWHERE = (
     "tests/conformance",
     "tests/scmam",
     "tests/integrations",
+    "tests/fuzz",
     "tests/engine/test_triton_aot.py",
     "tests/engine/test_cuda_compile.py",
 )
@@ -66,6 +67,7 @@ GROUPS = (  # the longest first, so that both cores end at about the same time
     Group("triton, compiled", ("tests/engine/test_triton_aot.py",)),
     Group("cuda, compiled", ("tests/engine/test_cuda_compile.py",)),
     Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
+    Group("fuzz", ("tests/fuzz",), {"OMP_NUM_THREADS": "1"}),
     Group("the rest", ("tests", *(f"--ignore={path}" for path in ELSEWHERE))),
 )
 

@@ -38,7 +38,6 @@ def site(tmp_path_factory) -> Path:
         "myst_nb",
         "furo",
         "anndata",
-        "filelock",
         "pydantic",
         "sklearn",
         "typer",
@@ -123,7 +122,7 @@ def test_the_examples_of_the_first_page_run():
 
 
 def test_the_examples_about_weights_run(tmp_path, monkeypatch, capsys):
-    for package in ("anndata", "filelock", "pydantic", "safetensors", "scanpy"):
+    for package in ("anndata", "pydantic", "safetensors", "scanpy"):
         pytest.importorskip(package, reason="the single-cell layer is not installed")
     import scmam
 

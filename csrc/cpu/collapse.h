@@ -1,4 +1,4 @@
-// What scalar tokens leave of multi-head attention, before and after the pass over the cells: see
+// Closed form of attention over scalar tokens, before and after the pass over the cells: see
 // mam_kernels/ops/value_attention/collapse.py for the equations. Everything is float32, contiguous
 // and row-major; nothing may overlap. The results do not depend on the number of threads.
 #pragma once

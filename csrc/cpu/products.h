@@ -1,4 +1,4 @@
-// Small dense products of contiguous float32 matrices: what scalar tokens leave of multi-head
+// Small dense products of contiguous float32 matrices: those of the closed form of
 // attention, before and after the pass over the cells (collapse.cpp). They read each parameter
 // once, at sizes where calling a matrix library costs more than the arithmetic.
 #pragma once

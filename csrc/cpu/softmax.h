@@ -173,10 +173,11 @@ MAM_INLINE void importance_block(const AttentionTile& tile, const float* query,
   Float shift[Vectors];
   Int exists[Vectors];
   for (int v = 0; v < Vectors; ++v) {
-    const Float sum = load<Float>(logsumexp + v * kFloats);
-    shift[v] = sum == -__builtin_inff() ? Float{} : sum;
-    exists[v] =
-        lane_numbers() < static_cast<int32_t>(latents < kLatents ? latents - v * kFloats : kFloats);
+    shift[v] = load<Float>(logsumexp + v * kFloats);
+    // a latent whose log-sum-exp is -inf attends to nothing
+    exists[v] = (shift[v] != -__builtin_inff()) &
+                (lane_numbers() <
+                 static_cast<int32_t>(latents < kLatents ? latents - v * kFloats : kFloats));
   }
   const float* scores = tile.scores;
   for (int64_t row = 0; row < tile.tokens; ++row, scores += kLatents) {

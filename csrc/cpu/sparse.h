@@ -1,4 +1,4 @@
-// One row of a CSR matrix, whose indices nobody has looked at yet.
+// One row of a CSR matrix, and the check of its indices.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,6 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   for (int64_t head = 0; head < query.heads; ++head) {
     Rows chosen = latent_rows(query, head);
     chosen.index = latents;
-    chosen.indexed = query.positions;
     chosen.count = num_chosen;
     const Rows keys = rows_of(key, batch, head, exists);
     for (int64_t first = 0; first < num_chosen; first += kTile) {
@@ -29,8 +28,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       for (int i = 0; i < kPerThread; ++i) {
         const int64_t r = first + tile_row() + i;
         if (r >= num_chosen) continue;
-        const int64_t latent = bounded(latents[r], query.positions);
-        const float shift = logsumexp[(batch * query.positions + latent) * query.heads + head];
+        const float shift = logsumexp[(batch * query.positions + latents[r]) * query.heads + head];
 #pragma unroll
         for (int j = 0; j < kPerThread; ++j) sums[j] += __expf(fmaf(scores[i][j], scale, -shift));
       }

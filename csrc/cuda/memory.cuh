@@ -46,8 +46,8 @@ __device__ inline FlagRow flag_row(const Flags& flags, int64_t row) {
           flags.stride_position};
 }
 
-// An index that a caller gave: one out of range stands for the nearest in [0, count), so that
-// nothing out of bounds is followed where nobody could look at it.
+// The nearest index in [0, count): indices given by a caller are not checked on a GPU, and must not
+// be followed out of bounds.
 __device__ inline int64_t bounded(int64_t index, int64_t count) {
   return index < 0 ? 0 : index < count ? index : count - 1;
 }

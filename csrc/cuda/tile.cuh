@@ -34,11 +34,10 @@ struct Rows {
   int64_t first, stride, count, width;
   const int64_t* index;
   FlagRow valid;
-  int64_t indexed = 0;  // rows that an index may name
 
   __device__ bool exists(int64_t row) const { return row < count && valid[row]; }
   __device__ int64_t place(int64_t row) const {
-    return first + (index == nullptr ? row : bounded(index[row], indexed)) * stride;
+    return first + (index == nullptr ? row : index[row]) * stride;
   }
 };
 

@@ -198,13 +198,11 @@ __device__ void moments_directly(const Row& row, const Summary& summary, const f
 // The chosen slopes, and what becomes of them.
 struct Deciding {
   const int64_t* latents;
-  int64_t count, heads, num_latents;
+  int64_t count, heads;
   float2* normalizer;  // (B, N H): shift and 1 / sum, where a row goes directly
   RowSeries* series;   // (B,)
 
-  __device__ int64_t slope(int64_t i) const {
-    return bounded(latents[i / heads], num_latents) * heads + i % heads;
-  }
+  __device__ int64_t slope(int64_t i) const { return latents[i / heads] * heads + i % heads; }
 };
 
 __device__ double wide_slope(float slope) {
@@ -285,10 +283,10 @@ struct Chosen {
   const float* slope;
   const float2* normalizer;  // of this row: shift and 1 / sum
   const int64_t* latents;
-  int64_t heads, count, num_latents;
+  int64_t heads, count;
 
   __device__ float4 operator[](int64_t i) const {
-    const int64_t n = bounded(latents[i / heads], num_latents) * heads + i % heads;
+    const int64_t n = latents[i / heads] * heads + i % heads;
     return make_float4(slope[n], normalizer[n].x, normalizer[n].y, 0.0f);
   }
 };
@@ -342,8 +340,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const int64_t index = blockIdx.x / chunks;
   const Row row = row_of(values, valid, index);
   const Series series = kept[index].series;
-  const Chosen chosen{slope, normalizer + index * num_slopes, latents,
-                      heads, num_chosen * heads,              num_slopes / heads};
+  const Chosen chosen{slope, normalizer + index * num_slopes, latents, heads, num_chosen * heads};
   float* out = importance + index * values.positions;
 
   for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads)
@@ -411,7 +408,7 @@ void value_mask(const Values& values, const Flags& valid, const Flags& maskable,
   RowSeries* const series = static_cast<RowSeries*>(workspace);
   float2* const normalizer = reinterpret_cast<float2*>(series + values.rows);
   launch_moments(values, valid, slope, slopes, out,
-                 {latents, num_chosen, heads, num_latents, normalizer, series}, where);
+                 {latents, num_chosen, heads, normalizer, series}, where);
 
   const int64_t chunk = values.crow == nullptr ? kDenseChunk : values.positions;
   const int64_t chunks = ceil_div(values.positions, chunk);

@@ -1,1 +1,3 @@
-"""What the operations share: checks, dispatch, registration, random bits, loading of the extension."""
+"""What the operations share: the parts of a call, checks, dispatch, registration, random bits, and
+loading of the extension.
+"""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .call import Cells, Choice, Draw, Parameters, Weighting
-from .checks import FLOATING, describe, values_are_checked
+from .checks import FLOATING, LARGEST_COUNT, describe, values_are_checked
 from .csr import require_sound
 
 SMALLEST_EPS = 2.0**-100
@@ -44,6 +44,7 @@ def one(
         return x
     wanted = " or ".join(str(dtype) for dtype in dtypes)
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    sizes += "," if len(shape) == 1 else ""
     where = "" if device is None else f" on {device}"
     message = f"{name}: expected a dense tensor, {wanted} of shape ({sizes}){where}; got "
     kind = TypeError if x.dtype not in dtypes or x.layout is not torch.strided else ValueError
@@ -94,7 +95,7 @@ def checked_cells(cells: Cells) -> Cells:
     inside ``check_values``.
     """
     values, crow, col, valid, positions = cells
-    integer("num_positions", positions, 0)
+    integer("num_positions", positions, 0, LARGEST_COUNT)
     device = values.device
     if crow is None and col is None:
         one("values", values, FLOATING, (None, positions), None)
@@ -132,17 +133,14 @@ def checked_choice(
     return Choice(maskable, num_masked, mask_ratio, latents, num_drawn)
 
 
-def within(choice: Choice, num_latents: int) -> Choice:
-    """A choice whose latents exist, for torch to index with: on the CPU others are an error, on a
-    GPU the nearest stand for them.
+def existing(latents: Tensor, num_latents: int) -> Tensor:
+    """Indices of latents that exist. On the CPU others are an error; on a GPU they become the
+    nearest that exist, which needs no synchronisation.
     """
-    latents = choice.latents
-    if latents is None:
-        return choice
     if latents.device.type == "cpu":
         require_indices("latents", latents, num_latents)
-        return choice
-    return choice._replace(latents=latents.clamp(0, max(num_latents - 1, 0)))
+        return latents
+    return latents.clamp(0, max(num_latents - 1, 0))
 
 
 def require_given(choice: Choice) -> None:

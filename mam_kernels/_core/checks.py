@@ -38,7 +38,7 @@ _values_are_checked = os.environ.get("MAM_CHECK_VALUES", "") not in ("", "0")
 @contextlib.contextmanager
 def check_values(enabled: bool = True) -> Iterator[None]:
     """While active, arguments are also searched for NaN, infinite, negative or out-of-range values
-    where these are errors.
+    where these are errors, and the indices of CSR matrices on every device.
 
     Costs a pass over the arguments and, on a GPU, a synchronisation. It holds for the whole
     process, as ``MAM_CHECK_VALUES=1`` does.
@@ -65,7 +65,8 @@ def describe(x: object) -> str:
             return f"a nested tensor of {x.dtype} on {x.device}"
         if isinstance(x, MaskedTensor):
             return f"a MaskedTensor of {x.dtype} on {x.device}"
-        return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+        layout = "" if x.layout is torch.strided else f"{x.layout} of "
+        return f"{layout}{x.dtype} of shape {tuple(x.shape)} on {x.device}"
     if _is_array(x):
         return f"{type(x).__name__} of {x.dtype} and shape {tuple(x.shape)}"
     return f"{type(x).__name__} {shortened(x)}"
@@ -73,6 +74,16 @@ def describe(x: object) -> str:
 
 def _is_array(x: object) -> bool:
     return hasattr(x, "dtype") and bool(getattr(x, "shape", ()))
+
+
+def _is_dense(x: object) -> bool:
+    """A tensor whose elements are in memory one by one: not nested, sparse or masked."""
+    return (
+        isinstance(x, Tensor)
+        and not x.is_nested
+        and x.layout is torch.strided
+        and not isinstance(x, MaskedTensor)
+    )
 
 
 def shortened(x: object, width: int = 200) -> str:
@@ -103,15 +114,15 @@ def no_forward_mode(*_: object) -> None:
 
 
 def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool = True) -> Tensor:
-    """A floating-point tensor of the given rank; ``shape`` is how it is spelled in the message."""
+    """A floating-point tensor of the given rank; ``shape`` is how it is spelled in messages."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name}: expected a floating-point tensor of shape {shape}; got {describe(x)}"
         )
     if x.is_nested or isinstance(x, MaskedTensor):
         raise TypeError(
-            f"{name}: expected a plain tensor of shape {shape}, padded where rows are shorter, with "
-            f"valid to say where; got {describe(x)}"
+            f"{name}: expected a plain tensor of shape {shape}, padded where rows are shorter, "
+            f"with valid to say where; got {describe(x)}"
         )
     if x.dtype not in FLOATING:
         raise TypeError(
@@ -150,9 +161,18 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
         )
     valid = require_flags("valid", valid, rows, positions, values.device)
     if values.layout == torch.sparse_csr:
-        entries = values.values()
+        entries, crow = values.values(), values.crow_indices()
+        if len(crow) != rows + 1:
+            raise ValueError(
+                f"{name}: expected {rows + 1} offsets in crow, for {rows} rows; got {len(crow)}"
+            )
+        if len(entries) > rows * positions:
+            raise ValueError(
+                f"{name}: expected at most {rows * positions} stored entries, one a place; got "
+                f"{len(entries)}"
+            )
         require_finite(name, entries)
-        return Cells(entries, values.crow_indices(), values.col_indices(), valid, positions)
+        return Cells(entries, crow, values.col_indices(), valid, positions)
     if values.layout != torch.strided:
         raise TypeError(
             f"{name}: expected a dense tensor or sparse CSR; got layout {values.layout}"
@@ -185,9 +205,10 @@ def require_flags(
     """None, or booleans (B, L) on ``device``."""
     if x is None:
         return None
-    if not isinstance(x, Tensor) or x.dtype != torch.bool or x.is_nested:
+    if not _is_dense(x) or x.dtype != torch.bool:
         raise TypeError(
-            f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; got {describe(x)}"
+            f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; "
+            f"got {describe(x)}"
         )
     require_shape(name, x, (rows, positions), "(B, L)")
     require_device(name, x, device, "the data")
@@ -204,7 +225,8 @@ def require_finite(name: str, x: Tensor, valid: Tensor | None = None) -> None:
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"{name}: expected finite values; got {x[where].item()} at index {where} ({int(bad.sum())} in all)"
+            f"{name}: expected finite values; got {x[where].item()} at index {where} "
+            f"({int(bad.sum())} in all)"
         )
 
 
@@ -256,7 +278,7 @@ def row_counts(name: str, x: object, rows: int, positions: int, device: torch.de
     """
     required = f"an int or an integer tensor of shape ({rows},), each in [0, {positions}]"
     if isinstance(x, Tensor):
-        if x.dtype not in INTEGERS:
+        if not _is_dense(x) or x.dtype not in INTEGERS:
             raise TypeError(f"{name}: expected {required}; got {describe(x)}")
         require_shape(name, x, (rows,), "(B,)")
         require_device(name, x, device, "the data")
@@ -286,7 +308,7 @@ def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
     only inside ``check_values``.
     """
     required = f"an int64 tensor of shape (R,) with R >= 1 distinct values in [0, {size})"
-    if not isinstance(x, Tensor) or x.dtype != torch.int64:
+    if not _is_dense(x) or x.dtype != torch.int64:
         raise TypeError(f"{name}: expected {required}; got {describe(x)}")
     if x.dim() != 1 or x.shape[0] < 1:
         raise ValueError(f"{name}: expected {required}; got {describe(x)}")
@@ -306,7 +328,7 @@ def draw_source(
     """
     step_word = _word("step", step, 0, 2**32, device)
     if sample_ids is not None:
-        if not isinstance(sample_ids, Tensor) or sample_ids.dtype not in INTEGERS:
+        if not _is_dense(sample_ids) or sample_ids.dtype not in INTEGERS:
             raise TypeError(
                 f"sample_ids: expected an integer tensor of shape ({rows},); "
                 f"got {describe(sample_ids)}"
@@ -337,7 +359,7 @@ def as_tensor(word: Tensor | int) -> Tensor:
 
 def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor:
     if isinstance(x, Tensor):
-        if x.dtype not in INTEGERS or x.numel() != 1:
+        if not _is_dense(x) or x.dtype not in INTEGERS or x.numel() != 1:
             raise TypeError(
                 f"{name}: expected an int or an integer tensor of one element; got {describe(x)}"
             )

@@ -143,7 +143,10 @@ def _missing(backend: str) -> str | None:
         except Exception as error:  # whatever a broken installation raises is the reason
             return f"the package triton does not import: {error}"
         if not interpreting() and not torch.cuda.is_available():
-            return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
+            return (
+                "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, "
+                "slowly, for tests)"
+            )
     if backend in ("cpu", "cuda"):
         try:
             module = getattr(extension, backend)()
@@ -209,6 +212,7 @@ def resolve(backend: str, op: str, device: str, dtype: torch.dtype) -> str:
         BackendUnavailableError: the one named cannot.
     """
     if backend != AUTOMATIC:
+        _checked_name(backend, "backend")  # an operation may be called past the public functions
         why_not = obstacle(backend, op, device, dtype)
         if why_not:
             raise BackendUnavailableError(f"backend: {backend!r} cannot run {op}: {why_not}")
@@ -357,7 +361,8 @@ def explain(op: Callable | str, *args: object, **kwargs: object) -> Explanation:
         name = "value_mask" if getattr(op, "input_dim", None) is None else "token_mask"
     if name not in IMPLEMENTATIONS:
         raise ValueError(
-            f"op: expected one of {', '.join(IMPLEMENTATIONS)}, their function or a masking module; got {op!r}"
+            f"op: expected one of {', '.join(IMPLEMENTATIONS)}, their function or a masking "
+            f"module; got {checks.shortened(op)}"
         )
     backend = requested(named(kwargs.get("backend", getattr(op, "backend", None))))
     device, dtype = data.device.type, data.dtype

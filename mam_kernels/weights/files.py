@@ -29,8 +29,11 @@ ENTRY = "mam_kernels"  # of the header
 
 class WeightsError(ValueError):
     """A file or a state dict does not hold the weights that were asked for; the message says what
-    was found.
+    was found, in one line of printable characters whatever names the file holds.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Contents(NamedTuple):
@@ -85,18 +88,21 @@ def read(path: str | os.PathLike, *kinds: str) -> Contents:
     metadata, tensors = read_safetensors(Path(path))
     if ENTRY not in metadata:
         raise WeightsError(
-            f"{path}: expected weights that mam_kernels saved; got a safetensors file of others ({listed(tensors)})"
+            f"{path}: expected weights that mam_kernels saved; got a safetensors file of others"
+            f" ({listed(tensors)})"
         )
     try:
         description = json.loads(metadata[ENTRY])
         layout, kind, arguments = (description[name] for name in ("format", "kind", "arguments"))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: expected format, kind and arguments in its header; got {metadata[ENTRY][:80]!r}"
+            f"{path}: expected format, kind and arguments in its header; got"
+            f" {metadata[ENTRY][:80]!r}"
         ) from error
     if layout != FORMAT:
         raise WeightsError(
-            f"{path}: expected format {FORMAT}, which mam_kernels {__version__} reads; got {layout!r}, of {description.get('version')}"
+            f"{path}: expected format {FORMAT}, which mam_kernels {__version__} reads; got"
+            f" {layout!r}, of {description.get('version')}"
         )
     if kind not in kinds:
         raise WeightsError(f"{path}: expected a {' or '.join(kinds)}; got a {kind}")
@@ -127,9 +133,11 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
                 )
             if objects := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
                 raise WeightsError(
-                    f"{path}: expected tensors and plain values; got objects, which could run code ({listed(objects)}); save a state dict"
+                    f"{path}: expected tensors and plain values; got objects, which could run code"
+                    f" ({listed(objects)}); save a state dict"
                 )
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with path.open("rb") as file:  # of a path torch.load would go by the suffix
+            return torch.load(file, map_location=map_location, weights_only=True)
     except WeightsError:
         raise
     except Exception as error:  # bytes that are no checkpoint fail in any way
@@ -147,6 +155,14 @@ def fill(
     Raises:
         WeightsError: names or shapes are not the module's; nothing was changed.
     """
+    require_tensors(module, tensors, where)
+    module.load_state_dict(tensors, assign=assign)
+
+
+def require_tensors(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Or a `WeightsError`: the names and shapes of a module's tensors."""
+    if not isinstance(tensors, Mapping):
+        raise WeightsError(f"{where}: expected tensors by name; got {type(tensors).__name__}")
     wanted = module.state_dict()
     problems = []
     if missing := [name for name in wanted if name not in tensors]:
@@ -155,13 +171,15 @@ def fill(
         problems.append(f"{listed(extra)}, which it has not")
     for name, own in wanted.items():
         found = tensors.get(name, own)
-        if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
+        if not isinstance(found, Tensor):
+            problems.append(f"{name}, a {type(found).__name__}, instead of a tensor")
+        elif found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
             problems.append(f"{name}, {describe(found)}, instead of shape {tuple(own.shape)}")
     if problems:
         raise WeightsError(
-            f"{where}: expected the tensors of {type(module).__name__}; got {'; '.join(problems[:3])}"
+            f"{where}: expected the tensors of {type(module).__name__};"
+            f" got {'; '.join(problems[:3])}"
         )
-    module.load_state_dict(tensors, assign=assign)
 
 
 def _safetensors() -> ModuleType:
@@ -169,7 +187,8 @@ def _safetensors() -> ModuleType:
         import safetensors.torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "mam_kernels.weights: needs the package safetensors; install it: pip install safetensors"
+            "mam_kernels.weights: needs the package safetensors; install it: pip install"
+            " safetensors"
         ) from error
     return safetensors
 
@@ -190,9 +209,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with files.safe_open(path, framework="pt") as file:
             # a copy: what is read may be a map of the file, and would change or vanish with it
             return dict(file.metadata() or {}), {
-                name: file.get_tensor(name).clone() for name in file.keys()
+                name: file.get_tensor(name).clone()
+                for name in file.keys()  # noqa: SIM118
             }
-    except (files.SafetensorError, OSError) as error:
+    except (files.SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
         found = _found(path)
         reason = f" ({one_line(error)})" if found == DAMAGED else ""
         raise WeightsError(f"{path}: expected a safetensors file; got {found}{reason}") from error
@@ -239,9 +259,10 @@ def _safetensors_found(path: Path, size: int) -> str:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > size:
-            return f"a safetensors file cut short in its header: {size:,} bytes of {8 + length:,} or more"
+            least = f"{8 + length:,} or more"
+            return f"a safetensors file cut short in its header: {size:,} bytes of {least}"
         header = file.read(length)
-    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
         ends = [
             entry["data_offsets"][1]
             for name, entry in json.loads(header).items()

@@ -44,7 +44,8 @@ def save(module: MultinomialAttentionMasking | ContextInjection, path: str | os.
     """
     if type(module) not in SIZES:
         raise TypeError(
-            f"module: expected {' or '.join(kind.__name__ for kind in SIZES)}; got {type(module).__name__}"
+            f"module: expected {' or '.join(kind.__name__ for kind in SIZES)};"
+            f" got {type(module).__name__}"
         )
     names = SIZES[type(module)] + SETTINGS[type(module)]
     write(
@@ -86,7 +87,8 @@ def load(
     for name in SIZES[kind]:
         if contents.arguments.get(name) != getattr(into, name):
             raise WeightsError(
-                f"{path}: expected {name} = {getattr(into, name)!r}, as the module has; got {name} = {contents.arguments.get(name)!r}"
+                f"{path}: expected {name} = {getattr(into, name)!r}, as the module has;"
+                f" got {name} = {contents.arguments.get(name)!r}"
             )
     fill(into, contents.tensors, str(path))
     return into
@@ -102,9 +104,10 @@ def empty(
     try:
         with torch.device("meta"):
             return kind(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if where is None:
             raise
         raise WeightsError(
-            f"{where}: expected the arguments of {kind.__name__} in its header; got {one_line(error)}"
+            f"{where}: expected the arguments of {kind.__name__} in its header;"
+            f" got {one_line(error)}"
         ) from error

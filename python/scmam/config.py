@@ -7,8 +7,6 @@ results is saved with each run.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +18,8 @@ from .errors import ConfigError
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=2**10)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -35,11 +35,12 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """The cells, and what is made of them."""
+    """The cells, and how they are prepared."""
 
     path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = Field(
         None,
-        description="an .h5ad file, a folder of them, or a list of them with the same genes; null: scanpy's pbmc68k_reduced",
+        description="an .h5ad file, a folder of them, or a list of them with the same genes; null:"
+        " scanpy's pbmc68k_reduced",
     )
     counts: str = Field(
         "auto", description="where the raw counts are: auto, X, raw, or the name of a layer"
@@ -71,12 +72,14 @@ class Data(Section):
     min_class: Natural = Field(0, description="drop cells of classes with fewer cells; 0 keeps all")
     backed: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB",
+        description="read rows from the file when they are needed; auto: when its matrix takes"
+        " more than 2 GiB",
     )
     shuffle_block: Count | None = Field(
         None,
-        description="cells next to each other in the file that are drawn together: more of them are read faster from a compressed file;"
-        " null: 16 when its matrix takes more than 2 GiB, else 1",
+        description="cells next to each other in the file that are drawn together: more of them"
+        " are read faster from a compressed file; null: 16 when its matrix takes more than 2 GiB,"
+        " else 1",
     )
 
     @model_validator(mode="after")
@@ -94,11 +97,11 @@ class Model(Section):
     size: Literal["tiny", "small", "base", "paper"] = Field(
         "tiny", description="preset of the values below"
     )
-    width: Count | None = Field(None, description="of the embeddings")
-    heads: Count | None = Field(None, description="of the self-attention; divides the width")
-    encoder_layers: Count | None = Field(None, description="blocks of the encoder")
-    decoder_layers: Count | None = Field(None, description="blocks of the decoder")
-    bins: Count | None = Field(None, description="soft bins of the value embedding")
+    width: Width | None = Field(None, description="of the embeddings")
+    heads: Width | None = Field(None, description="of the self-attention; divides the width")
+    encoder_layers: Layers | None = Field(None, description="blocks of the encoder")
+    decoder_layers: Layers | None = Field(None, description="blocks of the decoder")
+    bins: Width | None = Field(None, description="soft bins of the value embedding")
     max_encoder_tokens: Count | None = Field(
         None, description="genes of a cell that the encoder sees at most; the excess is hidden"
     )
@@ -107,7 +110,8 @@ class Model(Section):
     )
     recompute: bool | None = Field(
         None,
-        description="compute activations again in the backward pass: less memory, a third more time",
+        description="compute activations again in the backward pass: less memory, a third more"
+        " time",
     )
     depth: Literal["token", "none"] = Field(
         "token", description="whether the log of a cell's total count enters as a token of its own"
@@ -116,24 +120,28 @@ class Model(Section):
 
 
 class Masking(Section):
-    """Which genes are hidden, what stands in their place, and what the latents add."""
+    """Which genes are hidden, what replaces them, and how the latents' context is used."""
 
     strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
         "mam",
-        description="none: no pretraining; uniform; expression: in proportion to the value; mam: by the latents' attention to values;"
-        " mam-embedding: to gene and value embeddings of the non-zero genes; matched: uniform, at the hidden fractions of another run",
+        description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
+        " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
+        " non-zero genes; matched: uniform, at the hidden fractions of another run",
     )
     ratio: Ratio = Field(
         0.3,
-        description="share of the positions that is hidden; of the non-zeros where zero_ratio is given",
+        description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
+        " given",
     )
     zero_ratio: Ratio | None = Field(
         None,
-        description="share of the zeros that is hidden; null: zeros and non-zeros are drawn together",
+        description="share of the zeros that is hidden; null: zeros and non-zeros are drawn"
+        " together",
     )
     matched_to: str | None = Field(
         None,
-        description="with strategy matched: the arm, or the run folder, whose hidden fractions are taken",
+        description="with strategy matched: the arm, or the run folder, whose hidden fractions are"
+        " taken",
     )
     corruption: Literal["all", "80/10/10", "90/10"] = Field(
         "all", description="what stands at a hidden position; see mam_kernels.strategies"
@@ -143,7 +151,8 @@ class Masking(Section):
     )
     injection_start: Literal["random", "zero"] = Field(
         "random",
-        description="first weights of the injection's adapters; zero: the context comes in as far as training wants it",
+        description="first weights of the injection's adapters; zero: the context comes in as far"
+        " as training wants it",
     )
     context_from: Literal["all", "visible"] = Field(
         "all", description="all: as published, hidden values included; visible: without them"
@@ -155,9 +164,9 @@ class Masking(Section):
     latent_fraction: Ratio | None = Field(
         None, description="share of the latents that decide a mask; null: ratio, as published"
     )
-    latent_dim: Count = Field(256, description="width of the latents")
-    num_latents: Count = Field(128, description="number of latents")
-    latent_heads: Count = Field(8, description="heads of their attention; divides latent_dim")
+    latent_dim: Width = Field(256, description="width of the latents")
+    num_latents: Width = Field(128, description="number of latents")
+    latent_heads: Width = Field(8, description="heads of their attention; divides latent_dim")
     penalty: NotNegative = Field(
         1e-5, description="weight of the mean squared norm of the attended output in the loss"
     )
@@ -168,7 +177,8 @@ class Masking(Section):
             raise ValueError("strategy: matched and matched_to go together; give both or neither")
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
             raise ValueError(
-                "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides no zero)"
+                "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"
+                " no zero)"
             )
         return self
 
@@ -185,14 +195,16 @@ class Training(Section):
     )
     warmup: Ratio = Field(
         0.1,
-        description="share of the steps in which the learning rate rises from 0; it falls to 0 along a cosine",
+        description="share of the steps in which the learning rate rises from 0; it falls to 0"
+        " along a cosine",
     )
     weight_decay: NotNegative = Field(
         5e-4, description="of Adam, whose step it enters as a gradient"
     )
     masking_weight_decay: NotNegative | None = Field(
         None,
-        description="of latents, cross-attention and adapters; null: weight_decay, which can flatten their masks; 0: none",
+        description="of latents, cross-attention and adapters; null: weight_decay, which can"
+        " flatten their masks; 0: none",
     )
     clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
     loss: Literal["mse", "nb"] = Field(
@@ -210,7 +222,8 @@ class Training(Section):
     validate_every: Count = Field(100, description="steps")
     patience: Count | None = Field(
         None,
-        description="stop after this many validations without improvement, and keep the best weights; null: never",
+        description="stop after this many validations without improvement, and keep the best"
+        " weights; null: never",
     )
     checkpoint_every: Count = Field(200, description="steps")
     seed: Natural = Field(
@@ -237,33 +250,38 @@ class Evaluation(Section):
 
     methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = Field(
         ("linear-probe", "fine-tuning"),
-        description="a linear classifier of the frozen features; embeddings, last block and a head trained",
+        description="a linear classifier of the frozen features; embeddings, last block and a head"
+        " trained",
     )
     folds: int = Field(5, ge=2, description="of the cross-validation")
     fold_seed: Natural = Field(
         0,
-        description="of the split into folds; the same for all runs, so that differences are paired",
+        description="of the split into folds; the same for all runs, so that differences are"
+        " paired",
     )
     development: Ratio = Field(
         0.0,
         lt=1,
-        description="share of the labelled cells, of each class alike, that is set aside to choose settings on; 0: none",
+        description="share of the labelled cells, of each class alike, that is set aside to choose"
+        " settings on; 0: none",
     )
     part: Literal["rest", "development"] = Field(
         "rest",
-        description="which cells are scored: those not set aside, or, while settings are chosen, those set aside",
+        description="which cells are scored: those not set aside, or, while settings are chosen,"
+        " those set aside",
     )
     train_cells: Count | None = Field(
         None,
         description="labelled cells that a fold trains on at most, of each class alike; null: all",
     )
-    hidden: Count = Field(256, description="hidden units of the fine-tuned head")
+    hidden: Width = Field(256, description="hidden units of the fine-tuned head")
     epochs: Count = Field(10, description="of fine-tuning")
     batch_size: Count = Field(32, description="cells a step of fine-tuning")
     lr: Positive = Field(1e-3, description="of fine-tuning")
     head_input: Literal["whitened", "standardised"] = Field(
         "whitened",
-        description="what the fine-tuned head reads: features along their principal axes, or each for itself, at variance 1",
+        description="what the fine-tuned head reads: features along their principal axes, or each"
+        " for itself, at variance 1",
     )
     max_tokens: Count | None = Field(
         None, description="non-zero genes of a cell that are read at most; null: as the model"
@@ -273,7 +291,8 @@ class Evaluation(Section):
     def _complete(self) -> "Evaluation":
         if self.part == "development" and not self.development:
             raise ValueError(
-                "part: development needs a share of the cells; give evaluation.development, 0.3 for example"
+                "part: development needs a share of the cells; give evaluation.development, 0.3"
+                " for example"
             )
         return self
 
@@ -286,7 +305,8 @@ class Study(Section):
     )
     custom: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="own arms: a name, and settings of `masking` (and `training.NAME`, `model.NAME`, `evaluation.NAME`) for it",
+        description="own arms: a name, and settings of `masking` (and `training.NAME`,"
+        " `model.NAME`, `evaluation.NAME`) for it",
     )
     seeds: tuple[Natural, ...] = Field(
         (0, 1, 2), description="every arm is run with each, so differences are paired"
@@ -294,13 +314,22 @@ class Study(Section):
     reference: str = Field("uniform", description="the arm that differences are taken against")
     baselines: tuple[Literal["logistic-regression", "pca"], ...] = Field(
         ("logistic-regression", "pca"),
-        description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal components",
+        description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal"
+        " components",
     )
     jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
+    scheduler: str | None = Field(
+        None,
+        description="address of a dask scheduler whose workers do the runs, such as"
+        " tcp://host:8786; null: this machine",
+    )
+    retries: Natural = Field(
+        1, description="how often a run whose process died is started again, from its checkpoint"
+    )
 
 
 class Config(Section):
-    """Everything."""
+    """All settings."""
 
     data: Data = Data()
     model: Model = Model()
@@ -345,6 +374,8 @@ def validated(settings: Mapping[str, Any], source: str = "configuration") -> Con
     except ValidationError as error:
         problems = "; ".join(_problem(detail) for detail in error.errors())
         raise ConfigError(f"{source}: {problems}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: its settings are nested too deep") from None
 
 
 def with_settings(config: Config, **sections: Mapping[str, Any]) -> Config:
@@ -370,20 +401,6 @@ def fingerprint(config: Config, *sections: str) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file whole or not at all: beside its place first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(
@@ -391,13 +408,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         )
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(
-            f"{path}: expected sections ({', '.join(Config.model_fields)}), got {type(settings).__name__}"
+            f"{path}: expected sections ({', '.join(Config.model_fields)}), got"
+            f" {type(settings).__name__}"
         )
     return settings
 
@@ -410,6 +428,8 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
         return name.strip(), value
+    except RecursionError:
+        raise ConfigError(f"{name.strip()}: its value is nested too deep") from None
 
 
 def _problem(detail: Mapping[str, Any]) -> str:
@@ -419,5 +439,7 @@ def _problem(detail: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown setting"
     message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(detail["input"], dict) else f"; got {detail['input']!r}"
+    value = repr(detail["input"])
+    value = value if len(value) <= 80 else f"{value[:80]} ..."
+    shown = "" if isinstance(detail["input"], dict) else f"; got {value}"
     return f"{where}: {message[0].lower() + message[1:]}{shown}"

@@ -1,4 +1,4 @@
-"""The whole way on 700 real blood cells: a study small enough for some minutes on two cores."""
+"""The demo: a small study of 700 real blood cells, some minutes on two cores."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

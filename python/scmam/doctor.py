@@ -21,30 +21,12 @@ if TYPE_CHECKING:
     from .runs import Run
 
 PACKAGES = (
-    "mam-kernels",
-    "torch",
-    "triton",
-    "lightning",
-    "numpy",
-    "scipy",
-    "anndata",
-    "scanpy",
-    "scikit-learn",
-    "pandas",
-    "matplotlib",
-    "umap-learn",
-    "gseapy",
-    "pydantic",
-    "typer",
-    "tensorboard",
+    *("mam-kernels", "torch", "triton", "lightning", "numpy", "scipy", "anndata", "scanpy"),
+    *("scikit-learn", "pandas", "matplotlib", "jinja2", "distributed", "umap-learn", "pydantic"),
+    *("typer", "tensorboard"),
 )
-OPTIONAL = (
-    "mam-kernels",
-    "triton",
-    "umap-learn",
-    "gseapy",
-    "tensorboard",
-)  # it works without, or without being installed
+# It works without these, or without their being installed.
+OPTIONAL = ("mam-kernels", "triton", "umap-learn", "tensorboard")
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB
 
 VALIDATION = Config(
@@ -55,7 +37,7 @@ VALIDATION = Config(
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
@@ -63,13 +45,13 @@ class Check(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """All of them."""
+    """The results of all checks."""
 
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if no check failed."""
         return all(check.ok for check in self.checks)
 
     def as_text(self) -> str:
@@ -86,7 +68,7 @@ class Examination(NamedTuple):
 
 
 def examine(*, validation: bool = True, progress: bool = True) -> Examination:
-    """Look at everything.
+    """Run all checks.
 
     Args:
         validation: also compare the backends with the reference, and pretrain; a minute or less.
@@ -170,7 +152,8 @@ def _backends() -> Iterator[Check]:
         yield Check(
             "backends",
             False,
-            "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a GPU",
+            "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a"
+            " GPU",
         )
 
 
@@ -269,5 +252,6 @@ def _masks_hold(run: "Run", cells: "Cells") -> Check:
     return Check(
         "masks hold",
         holds,
-        f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell, {expected} asked",
+        f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell,"
+        f" {expected} asked",
     )

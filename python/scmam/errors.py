@@ -5,9 +5,16 @@ The command line prints them after ``error:`` and ends with status 2; anything e
 keeps its traceback.
 """
 
+WRONG_INPUT = 2  # exit status
+
 
 class ScmamError(ValueError):
-    """Base of all of them."""
+    """Base of all of them. What a user or a file named may hold anything; the message is one line
+    of printable characters all the same.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class CellsError(ScmamError):
@@ -24,3 +31,10 @@ class RunError(ScmamError):
 
 class ReportError(ScmamError):
     """A report cannot be written where it was asked for, or there is nothing to report."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to install; None where a module of this project is missing, which is a defect."""
+    if error.name is None or error.name.partition(".")[0] in ("scmam", "mam_kernels"):
+        return None
+    return f'scmam needs the package {error.name}; pip install "mam-kernels[scmam]"'

@@ -43,6 +43,15 @@ class Losses(NamedTuple):
     entropy: Tensor  #: of the masking distribution; 1 = uniform
 
 
+class HiddenCells(NamedTuple):
+    """A batch of which a part is hidden; each (B, G)."""
+
+    mask: Tensor  #: bool: hidden, to be reconstructed
+    corrupted: Tensor  #: float32: the values, random ones in place of some hidden ones
+    token: Tensor  #: bool: behind a mask token
+    visible: Tensor  #: bool: read by the encoder
+
+
 class Pretraining(nn.Module):
     """A model, a masking strategy and the injection of its context, as one objective.
 
@@ -79,21 +88,13 @@ class Pretraining(nn.Module):
         self.loss = loss
         self.cell_loss = cell_loss
         self.penalty = penalty
-        if injection != "none" and strategy.latents is None:
-            raise ValueError(
-                f"injection: a strategy without latents has no context to inject; got {injection!r}"
-            )
-        self.injection = (
-            None
-            if injection == "none"
-            else Injection(
-                strategy.latents.latent_dim,
-                model.width,
-                model.decoder_width,
-                injection,
-                start=injection_start,
-            )
-        )
+        self.injection: Injection | None = None
+        if injection != "none":
+            if strategy.latents is None:
+                wanted = "a strategy without latents has no context to inject"
+                raise ValueError(f"injection: {wanted}; got {injection!r}")
+            widths = (strategy.latents.latent_dim, model.width, model.decoder_width)
+            self.injection = Injection(*widths, injection, start=injection_start)
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no
@@ -105,14 +106,9 @@ class Pretraining(nn.Module):
         masking = self.strategy(
             values, batch.cell_ids, seed=seed, step=step, embed=self._embed, stored=stored
         )
-        mask = _keep_something(values, masking.mask)
-        corrupted, token = corrupt(
-            values, mask, self.corruption, batch.cell_ids, seed=seed, step=step
+        mask, corrupted, token, visible = self.hide(
+            values, masking.mask, batch.cell_ids, seed=seed, step=step
         )
-        visible = (corrupted != 0) & ~token
-        excess = self._excess(visible, batch.cell_ids, seed, step)
-        if excess is not None:
-            mask, token, visible = mask | excess, token | excess, visible & ~excess
         encoder_shift, decoder_shift = (
             (None, None) if self.injection is None else self.injection(masking.context)
         )
@@ -144,6 +140,25 @@ class Pretraining(nn.Module):
                 for x in (reconstruction, cell, penalty, *self._shares(values, mask), entropy)
             ),
         )
+
+    def hide(
+        self, values: Tensor, mask: Tensor, cell_ids: Tensor, *, seed: int, step: int
+    ) -> HiddenCells:
+        """What a mask leaves for the encoder to read.
+
+        Args:
+            values: (B, G) float32.
+            mask: (B, G) bool, as the strategy draws it.
+            cell_ids: (B,) int64.
+            seed, step: of the draw.
+        """
+        mask = _keep_something(values, mask)
+        corrupted, token = corrupt(values, mask, self.corruption, cell_ids, seed=seed, step=step)
+        visible = (corrupted != 0) & ~token
+        excess = self._excess(visible, cell_ids, seed, step)
+        if excess is not None:
+            mask, token, visible = mask | excess, token | excess, visible & ~excess
+        return HiddenCells(mask, corrupted, token, visible)
 
     def features(self, batch: CellBatch) -> Tensor:
         """Pooled encoder output (B, feature_dim), nothing hidden and no context."""

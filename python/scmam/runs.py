@@ -1,18 +1,20 @@
 """Run folders: one pretraining run on disk, and how to open one.
 
-    config.yaml   every setting, resolved             metrics.csv   losses and hidden shares, a row
-    a step and a row a validation run.json      status, versions, sizes, times      checkpoints/
-    last.ckpt and best.ckpt, to go on from genes.txt     the genes, one a line
-    model.pt      the final weights; there once the status is "done" schedule.csv  hidden shares
-    that a run of strategy "matched" was given
+| file           | holds                                                              |
+|----------------|--------------------------------------------------------------------|
+| `config.yaml`  | every setting, resolved                                            |
+| `run.json`     | status, versions, sizes, times                                     |
+| `genes.txt`    | the genes, one a line                                              |
+| `metrics.csv`  | losses and hidden shares, a row for each step and each validation  |
+| `checkpoints/` | `last.ckpt` and `best.ckpt`, to go on from                         |
+| `model.pt`     | the final weights; there once the status is "done"                 |
+| `schedule.csv` | hidden shares that a run of strategy "matched" was given           |
 
 Each file is written whole or not at all; metrics.csv grows by whole rows.
 """
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,42 +23,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mam_kernels.weights.files import WeightsError, read_checkpoint
+from mam_kernels.weights.files import WeightsError, fill, one_line, read_checkpoint
 
-from .config import Config, as_yaml, load_config, write_atomically
-from .errors import ConfigError, RunError
+from .config import Config, as_yaml, load_config
+from .errors import CellsError, ConfigError, RunError
 from .objective import Pretraining, build_pretraining
+from .storage import new_file, new_folder, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONFIG, RECORD, GENES, METRICS, WEIGHTS, SCHEDULE, CHECKPOINTS = (
-    "config.yaml",
-    "run.json",
-    "genes.txt",
-    "metrics.csv",
-    "model.pt",
-    "schedule.csv",
-    "checkpoints",
-)
+CONFIG, RECORD, GENES, METRICS = "config.yaml", "run.json", "genes.txt", "metrics.csv"
+WEIGHTS, SCHEDULE, CHECKPOINTS = "model.pt", "schedule.csv", "checkpoints"
+AGAIN = "restore it, or delete the folder and pretrain again"
+GIVE_A_RUN = "give the folder of a run, as `scmam pretrain` writes it"
 SECTIONS = ("data", "model", "masking", "training")
 # where and how comfortably it runs, not what comes out: a run may go on with other values
 INCIDENTAL = {
     "training": {"device", "workers", "tensorboard", "checkpoint_every"},
 }
 METRIC_COLUMNS = (
-    "step",
-    "epoch",
-    "phase",
-    "loss",
-    "reconstruction",
-    "cell",
-    "penalty",
-    "hidden",
-    "hidden_nonzero",
-    "hidden_zero",
-    "entropy",
-    "lr",
+    *("step", "epoch", "phase", "loss", "reconstruction", "cell", "penalty"),
+    *("hidden", "hidden_nonzero", "hidden_zero", "entropy", "lr"),
 )
 
 
@@ -78,7 +66,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether the final weights are there."""
+        """True if the final weights are there."""
         return self.status == "done"
 
     def metrics(self) -> "pd.DataFrame":
@@ -94,7 +82,10 @@ class Run:
         path = self.folder / METRICS
         if not path.is_file():
             return pd.DataFrame(columns=list(METRIC_COLUMNS))
-        table = pd.read_csv(path)
+        try:
+            table = pd.read_csv(path)
+        except ValueError as error:  # pandas raises what derives from it
+            raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
         missing = [column for column in METRIC_COLUMNS if column not in table.columns]
         if missing:
             raise RunError(
@@ -114,7 +105,8 @@ class Run:
         steps = table[table["phase"] == "train"]
         if steps.empty:
             raise RunError(
-                f"{self.folder}: made no step, so there are no hidden shares to match; name a run that was trained"
+                f"{self.folder}: made no step, so there are no hidden shares to match; name a run"
+                " that was trained"
             )
         return torch.tensor(
             steps[["hidden_zero", "hidden_nonzero"]].to_numpy(), dtype=torch.float32
@@ -138,18 +130,20 @@ class Run:
             self.config, len(self.genes), schedule=by_batch(read_schedule(self.folder), self.config)
         )
         try:
-            pretraining.load_state_dict(contents["state_dict"])
-        except RuntimeError as error:
+            fill(pretraining, contents["state_dict"], str(path))
+        except WeightsError as error:
             raise RunError(
-                f"{path}: its weights do not fit {CONFIG} and {GENES} beside it ({_one_line(error)}); pretrain again"
+                f"{path}: its weights do not fit {CONFIG} and {GENES} beside it"
+                f" ({str(error).removeprefix(f'{path}: ')}); pretrain again"
             ) from error
         return pretraining.to(device).eval()
 
     def _require_done(self) -> None:
         if not self.done:
+            steps = f"step {self.record.get('steps', 0)} of {self.config.training.steps}"
             raise RunError(
-                f"{self.folder}: pretraining is not done ({self.status} after step {self.record.get('steps', 0)} of"
-                f" {self.config.training.steps}); pretrain again with the same configuration and folder, which goes on from there"
+                f"{self.folder}: pretraining is not done ({self.status} after {steps}); pretrain"
+                " again with the same configuration and folder, which goes on from there"
             )
 
 
@@ -162,26 +156,28 @@ def open_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(
-            f"{folder}: no such folder; give the folder of a run, as `scmam pretrain` writes it"
-        )
+        raise RunError(f"{folder}: no such folder; {GIVE_A_RUN}")
     if not (folder / RECORD).is_file():
-        raise RunError(
-            f"{folder}: not a run, for it has no {RECORD}; give the folder of a run, as `scmam pretrain` writes it"
-        )
+        raise RunError(f"{folder}: not a run, for it has no {RECORD}; {GIVE_A_RUN}")
     record = _read_record(folder / RECORD)
     try:
         config = load_config(folder / CONFIG)
     except ConfigError as error:
-        raise RunError(
-            f"{error}; {CONFIG} of a run is not to be changed: restore it, or delete the folder and pretrain again"
-        ) from error
-    genes = folder / GENES
-    if not genes.is_file():
-        raise RunError(
-            f"{genes}: no such file; restore it, or delete the folder and pretrain again"
-        )
-    return Run(folder, config, record, tuple(genes.read_text(encoding="utf-8").splitlines()))
+        raise RunError(f"{error}; {CONFIG} of a run is not to be changed: {AGAIN}") from error
+    if not (folder / GENES).is_file():
+        raise RunError(f"{folder / GENES}: no such file; {AGAIN}")
+    try:
+        return Run(folder, config, record, read_genes(folder / GENES))
+    except UnicodeDecodeError as error:
+        raise RunError(f"{folder / GENES}: damaged ({one_line(error)}); {AGAIN}") from error
+
+
+def read_genes(path: Path) -> tuple[str, ...]:
+    """Gene names, one a line. Only a line feed ends a line: names may hold whatever else Python
+    takes for a line's end.
+    """
+    with open(path, encoding="utf-8", newline="\n") as file:
+        return tuple(line.removesuffix("\n") for line in file)
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -219,26 +215,25 @@ def create_folder(
 ) -> None:
     """Make a run folder with all that is known before the first step; it appears whole or not at
     all.
+
+    Raises:
+        CellsError: a gene name holds a line feed.
+        OSError: the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        write_atomically(beside / CONFIG, as_yaml(config))
-        write_atomically(beside / GENES, "".join(f"{gene}\n" for gene in genes))
+    if broken := [gene for gene in genes if "\n" in gene]:
+        raise CellsError(f"genes: expected names without line feeds; got {broken[0]!r}")
+    with new_folder(folder) as beside:
+        write_file(beside / CONFIG, as_yaml(config))
+        write_file(beside / GENES, "".join(f"{gene}\n" for gene in genes))
         if schedule is not None:
             rows = "".join(f"{zeros!r},{nonzeros!r}\n" for zeros, nonzeros in schedule.tolist())
-            write_atomically(beside / SCHEDULE, "hidden_zero,hidden_nonzero\n" + rows)
+            write_file(beside / SCHEDULE, "hidden_zero,hidden_nonzero\n" + rows)
         write_record(beside, record)
-        beside.chmod(0o755)
-        beside.replace(folder)  # replaces an empty folder too
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write run.json."""
-    write_atomically(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_file(folder / RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def update_record(folder: Path, **changes: Any) -> None:
@@ -278,40 +273,34 @@ def read_schedule(folder: Path) -> Tensor | None:
         return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 2)
     except (ValueError, RuntimeError) as error:
         raise RunError(
-            f"{path}: damaged ({_one_line(error)}); delete {folder} and pretrain again"
+            f"{path}: damaged ({one_line(error)}); delete {folder} and pretrain again"
         ) from error
 
 
 def by_batch(schedule: Tensor | None, config: Config) -> Tensor | None:
-    """A row a batch, which is what masks count, from a row a step."""
+    """Repeat the row of each step for its accumulated batches, which masks are counted by."""
     return (
         None if schedule is None else schedule.repeat_interleave(config.training.accumulate, dim=0)
     )
 
 
 def save_file(path: Path, contents: Mapping[str, Any]) -> None:
-    """``torch.save`` to a file that appears whole or not at all: written beside its place, and
-    renamed.
+    """``torch.save`` to a file that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
+    with new_file(path) as beside, open(beside, "wb") as file:
         try:
             torch.save(dict(contents), file)
-            file.close()
-            beside = Path(file.name)
-            beside.chmod(0o644)
-            beside.replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        except RuntimeError as error:  # torch's own, in which the system's is hidden
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_file(
     path: Path, remedy: str, required: tuple[str, ...] = (), map_location: Any = "cpu"
 ) -> dict[str, Any]:
-    """What `save_file` wrote: tensors and plain values only, nothing that could run code.
+    """Read what `save_file` wrote: tensors and plain values only, nothing that could run code.
 
     Args:
         path: the file.
@@ -323,14 +312,12 @@ def load_file(
         RunError: it is missing, or cut short or changed anywhere (its checksums are looked at), or
             holds something else.
     """
-    if not path.is_file():
-        raise RunError(f"{path}: no such file; {remedy}")
     try:
         contents = read_checkpoint(path, map_location)
     except WeightsError as error:
-        raise RunError(
-            f"{path}: damaged ({str(error).removeprefix(f'{path}: ')}); {remedy}"
-        ) from error
+        reason = str(error).removeprefix(f"{path}: ")
+        found = f"damaged ({reason})" if path.is_file() else reason
+        raise RunError(f"{path}: {found}; {remedy}") from error
     missing = [name for name in required if not isinstance(contents, dict) or name not in contents]
     if missing:
         raise RunError(
@@ -342,21 +329,9 @@ def load_file(
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path}: damaged ({_one_line(error)}); restore it, or delete the folder and pretrain again"
-        ) from error
-    if not isinstance(record, dict) or record.get("status") not in (
-        "running",
-        "interrupted",
-        "done",
-    ):
-        raise RunError(
-            f"{path}: not the record of a run, for it has no status; give the folder of a run, as `scmam pretrain` writes it"
-        )
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
+    known = ("running", "interrupted", "done")
+    if not isinstance(record, dict) or record.get("status") not in known:
+        raise RunError(f"{path}: not the record of a run, for it has no status; {GIVE_A_RUN}")
     return record
-
-
-def _one_line(error: BaseException, longest: int = 200) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else text[:longest] + " ..."

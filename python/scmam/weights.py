@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mam_kernels.weights import WeightsError
-from mam_kernels.weights.files import fill, read, write
+from mam_kernels.weights.files import fill, one_line, read, require_tensors, write
 
 from .config import Config, validated
 from .errors import RunError
@@ -28,13 +28,8 @@ if TYPE_CHECKING:
 KIND = "scmam.Pretraining"
 SUFFIX = ".safetensors"
 SCHEDULE = "schedule"  # beside the weights, where the strategy is "matched"
-KEPT = (
-    "steps",
-    "cells",
-    "unit",
-    "date",
-    "versions",
-)  # of run.json: what the weights come from, and nothing of the machine
+# Of run.json: what the weights come from, and nothing of the machine.
+KEPT = ("steps", "cells", "unit", "date", "versions")
 
 
 @dataclass(frozen=True)
@@ -131,17 +126,30 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
         missing = [name for name in ("config", "genes", "record") if name not in contents.arguments]
         if missing:
             raise WeightsError(
-                f"{path}: expected config, genes and record in its header; got no {', '.join(missing)}"
+                f"{path}: expected config, genes and record in its header;"
+                f" got no {', '.join(missing)}"
             )
         config = validated(contents.arguments["config"], str(path))
-        genes = tuple(contents.arguments["genes"])
-        schedule = contents.tensors.pop(SCHEDULE, None)
-        pretraining = build_pretraining(config, len(genes), schedule=by_batch(schedule, config))
+        genes = contents.arguments["genes"]
+        if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+            raise WeightsError(f"{path}: expected a list of gene names in its header")
+        schedule = by_batch(contents.tensors.pop(SCHEDULE, None), config)
+        # The sizes are compared before memory is taken for them: they may be anything.
+        with torch.device("meta"):
+            shapes = build_pretraining(config, len(genes), schedule=schedule)
+        require_tensors(shapes, contents.tensors, str(path))
+        pretraining = build_pretraining(config, len(genes), schedule=schedule)
         fill(pretraining, contents.tensors, str(path))
     except WeightsError as error:
         raise RunError(str(error)) from error
+    except RuntimeError as error:  # torch's, of sizes that no memory has
+        raise RunError(f"{path}: its model cannot be built ({one_line(error)})") from error
     return ExportedModel(
-        Path(path), config, genes, contents.arguments["record"], pretraining.to(device).eval()
+        Path(path),
+        config,
+        tuple(genes),
+        contents.arguments["record"],
+        pretraining.to(device).eval(),
     )
 
 

@@ -11,6 +11,7 @@ from mam_kernels._core.call import Choice, Weighting
 from mam_kernels.ops.value_attention.ops import ValueMoments, moments
 from mam_kernels.testing import cases
 from mam_kernels.testing.check import EPS, check_value_path
+from tests.conformance.comparing import misses
 
 CASES = {case.name: case for case in cases.value_cases()}
 
@@ -29,30 +30,23 @@ def cell_mask(
 
 @pytest.mark.parametrize("name", CASES)
 def test_matches_the_reference(name, backend, device, dtype):
-    misses = [
-        str(c) for c in check_value_path(CASES[name].to(device, dtype), backend) if not c.holds
-    ]
-    assert not misses
+    assert misses(check_value_path(CASES[name].to(device, dtype), backend)) == []
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
 @pytest.mark.parametrize("name", ["cells", "CSR, padded", "some may not be hidden", "large slopes"])
 def test_draws_in_proportion_to_the_power_of_the_importance(name, temperature, backend, device):
     case = CASES[name].to(device, torch.float32)
-    misses = [str(c) for c in check_value_path(case, backend, temperature) if not c.holds]
-    assert not misses
+    assert misses(check_value_path(case, backend, temperature)) == []
 
 
 def test_matches_the_reference_at_the_published_size(backend, device):
     interpreted = backend == "triton" and device.type == "cpu"
     if interpreted or (backend == "cuda" and device.type == "cpu"):
         pytest.skip("one GPU thread after another takes minutes at this size on the host")
-    misses = [
-        str(c)
-        for c in check_value_path(cases.large_value_case().to(device, torch.float32), backend)
-        if not c.holds
-    ]
-    assert not misses
+    assert (
+        misses(check_value_path(cases.large_value_case().to(device, torch.float32), backend)) == []
+    )
 
 
 @pytest.mark.parametrize(

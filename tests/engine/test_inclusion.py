@@ -95,7 +95,10 @@ def test_the_gradient_is_that_of_differences_and_of_the_equations(k):
     counts = torch.tensor([k, 2])
     valid = torch.ones(2, 7, dtype=torch.bool)
     valid[1, 5:] = False
-    run = lambda w: mam.inclusion_probabilities(w, counts, valid=valid)
+
+    def run(w: Tensor) -> Tensor:
+        return mam.inclusion_probabilities(w, counts, valid=valid)
+
     assert torch.autograd.gradcheck(run, (weights,))
     incoming = rand(2, 7, seed=4)
     (ours,) = torch.autograd.grad(run(weights), weights, incoming)
@@ -121,7 +124,10 @@ def test_the_gradient_is_the_one_of_the_derivation():
 
 def test_the_gradient_is_also_there_in_float32_and_in_torch_func():
     weights = (0.1 + rand(3, 60, seed=7)).float()
-    loss = lambda w: (mam.inclusion_probabilities(w, 20) * rand(3, 60).float()).sum()
+
+    def loss(w: Tensor) -> Tensor:
+        return (mam.inclusion_probabilities(w, 20) * rand(3, 60).float()).sum()
+
     exact = torch.autograd.grad(loss(double := weights.double().requires_grad_()), double)[0]
     for found in (
         torch.autograd.grad(loss(single := weights.clone().requires_grad_()), single)[0],

@@ -146,7 +146,9 @@ def test_entries_that_are_expanded_have_the_right_mean():
         torch.tensor([0, 3]), torch.tensor([0, 2, 4]), torch.ones(1).expand(3), size=(1, 6)
     )
     expected = torch.tensor(1.0).exp() / (1 + torch.tensor(1.0).exp())
-    torch.testing.assert_close(mam.value_attention(sparse, torch.ones(1, 1)).mean[0, 0, 0], expected)
+    torch.testing.assert_close(
+        mam.value_attention(sparse, torch.ones(1, 1)).mean[0, 0, 0], expected
+    )
 
 
 # Integers of any type
@@ -249,7 +251,9 @@ class Named(torch.Tensor):
 
 def test_a_subclass_that_changes_nothing_is_computed_with():
     for call, tensors in CALLS.values():
-        assert equal(call(**{name: x.as_subclass(Named) for name, x in tensors.items()}), call(**tensors))
+        assert equal(
+            call(**{name: x.as_subclass(Named) for name, x in tensors.items()}), call(**tensors)
+        )
 
 
 @pytest.mark.parametrize("name", list(CALLS))
@@ -272,8 +276,11 @@ def test_meta_tensors_have_meta_results_of_the_right_shapes(name):
 @pytest.mark.parametrize("kind", ["values", "embeddings"])
 def test_a_module_on_meta_takes_no_tokens_of_another_device(kind):
     module = module_of(kind)
-    for one, other in ((module_of(kind).to("meta"), tokens_of(kind)), (module, tokens_of(kind).to("meta"))):
-        with pytest.raises(ValueError, match="tokens: expected on .*, as the module is; got"):
+    for one, other in (
+        (module_of(kind).to("meta"), tokens_of(kind)),
+        (module, tokens_of(kind).to("meta")),
+    ):
+        with pytest.raises(ValueError, match=r"tokens: expected on .*, as the module is; got"):
             one(other)
 
 
@@ -314,7 +321,9 @@ def test_a_size_beyond_what_can_be_counted_is_refused_in_one_line(argument):
     ids=str,
 )
 def test_sizes_that_cannot_be_allocated_are_refused_in_one_line(sizes):
-    with pytest.raises(ValueError, match="latent_dim: expected sizes that can be allocated") as caught:
+    with pytest.raises(
+        ValueError, match="latent_dim: expected sizes that can be allocated"
+    ) as caught:
         mam.MultinomialAttentionMasking(**sizes)
     assert "\n" not in str(caught.value)
 
@@ -328,7 +337,7 @@ def test_forward_mode_is_refused_whatever_carries_the_tangent(name, argument, gr
     call, tensors = CALLS[name]
     with torch.set_grad_enabled(gradients), forward_ad.dual_level():
         dual = forward_ad.make_dual(tensors[argument], torch.ones_like(tensors[argument]))
-        with pytest.raises(NotImplementedError, match="forward-mode derivatives .* use reverse"):
+        with pytest.raises(NotImplementedError, match=r"forward-mode derivatives .* use reverse"):
             call(**{**tensors, argument: dual})
     call(**tensors)
 
@@ -346,7 +355,10 @@ def test_forward_mode_is_refused_where_a_parameter_alone_carries_the_tangent(kin
 
 
 def test_transforms_that_mix_modes_are_refused_too():
-    total = lambda slope: mam.value_attention(values, slope).mean.sum()
+
+    def total(slope: Tensor) -> Tensor:
+        return mam.value_attention(values, slope).mean.sum()
+
     for transform in (torch.func.jacfwd, torch.func.hessian):
         with pytest.raises(NotImplementedError, match="forward-mode"):
             transform(total)(slope)

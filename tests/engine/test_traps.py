@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import inspect
 import itertools
 import math
 import os
@@ -16,6 +15,7 @@ from torch import Tensor
 
 import mam_kernels as mam
 from mam_kernels._core import checks, philox
+from mam_kernels.ops.selection import reference as selection_reference
 from mam_kernels.testing import measure
 
 PACKAGE = Path(mam.__file__).parent
@@ -365,7 +365,7 @@ def test_custom_op_which_costs_twice_as_much_is_not_used_anywhere():
     assert not names & {"custom_op", "triton_op", "CustomOpDef"}
 
 
-def test_every_operation_is_registered_once_with_its_schema():
+def test_every_operation_is_registered_once_writes_nothing_in_place_and_ends_with_its_backend():
     operations = {
         name.removeprefix("mam_kernels::").removesuffix(".default")
         for name in torch._C._dispatch_get_all_op_names()
@@ -385,11 +385,12 @@ def test_every_operation_is_registered_once_with_its_schema():
         "value_attention",
     }
     for name in operations:
+        (overload,) = getattr(torch.ops.mam_kernels, name).overloads()
+        assert overload == "default"
         schema = getattr(torch.ops.mam_kernels, name).default._schema
-        assert schema.arguments[-1].name == "backend"
-        assert not any(argument.alias_info for argument in schema.arguments), (
-            "nothing is written in place"
-        )
+        assert schema.arguments[-1].name == "backend", name
+        aliased = [x.name for x in (*schema.arguments, *schema.returns) if x.alias_info]
+        assert aliased == [], name
 
 
 # A warm cache flatters small benchmarks
@@ -536,13 +537,80 @@ def test_ddp_every_parameter_gets_a_gradient_from_the_context_alone_and_from_the
     assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
 
 
-def test_traps_of_the_design_all_have_a_test_here():
-    names = " ".join(
-        name
-        for name, _ in inspect.getmembers(sys.modules[__name__], inspect.isfunction)
-        if name.startswith("test_")
-    )
-    for trap in ("multinomial_zero_probability", "float16_zero_over_zero", "beyond_two_to_the_24", "24_bit_uniform_tail", "u_equal_to_1",
-                 "ties_go_to_the_lower_index", "32_bit_counter_words", "histogram", "decides_at_import", "floor_not_round",
-                 "int64_addresses", "custom_op", "ddp_does_not_hang", "warm_cache"):  # fmt: skip
-        assert trap in names
+# The tests above can fail: each is run with the mistake that it is named after
+
+
+def drawn_although_zero(weights, valid, eps, inverse_temperature):
+    return torch.ones_like(weights)
+
+
+def divided_by_the_sum_in_half_precision(weights, valid, eps, inverse_temperature):
+    half = weights.half()
+    ratio = half / half.sum(dim=-1, keepdim=True)
+    return torch.where(weights > 0, ratio.to(weights.dtype), 0.0)
+
+
+def of_24_bits(bits):
+    return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+def without_a_clamp(bits):
+    return (bits.to(torch.float32) + 0.5) * 2.0**-32
+
+
+def ties_to_the_higher_index(keys, count):
+    return SMALLEST(keys.flip(-1), count).flip(-1)
+
+
+def rounded_half_up(mask_ratio, maskable, rows, positions, device):
+    if maskable is None:
+        return torch.full((rows,), math.floor(mask_ratio * positions + 0.5), dtype=torch.int32)
+    return torch.floor(maskable.sum(dim=-1) * mask_ratio + 0.5).to(torch.int32)
+
+
+def rounded_half_even(mask_ratio, maskable, rows, positions, device):
+    if maskable is None:
+        return torch.full((rows,), round(mask_ratio * positions), dtype=torch.int32)
+    return torch.round(maskable.sum(dim=-1) * mask_ratio).to(torch.int32)
+
+
+def floored_in_float32(mask_ratio, maskable, rows, positions, device):
+    count = positions if maskable is None else maskable.sum(dim=-1)
+    product = torch.tensor(mask_ratio, dtype=torch.float32) * count
+    return torch.floor(product).to(torch.int32).expand(rows)
+
+
+SMALLEST = selection_reference.smallest
+SELECTION = "mam_kernels.ops.selection.reference"
+UNIFORMS = "mam_kernels._core.philox.uniforms"
+COUNT = "mam_kernels._core.checks.count_masked"
+MISTAKES = [
+    (test_multinomial_zero_probability_indices_are_never_drawn_when_k_exceeds_them,
+     (torch.float32, "reference"), f"{SELECTION}.relative_weights", drawn_although_zero),
+    (test_multinomial_float16_zero_over_zero_gives_no_draw_and_no_nan,
+     ("reference",), f"{SELECTION}.relative_weights", divided_by_the_sum_in_half_precision),
+    (test_24_bit_uniform_tail_is_reached_so_that_a_tiny_weight_can_win_its_race,
+     ("reference",), UNIFORMS, of_24_bits),
+    (test_u_equal_to_1_does_not_make_an_infinite_key_that_is_never_drawn,
+     ("reference",), UNIFORMS, without_a_clamp),
+    (test_ties_go_to_the_lower_index_in_a_row_of_20k_which_has_some,
+     ("selection", "reference"), f"{SELECTION}.smallest", ties_to_the_higher_index),
+    (test_ties_go_to_the_lower_index_in_a_row_of_20k_which_has_some,
+     ("values", "reference"), f"{SELECTION}.smallest", ties_to_the_higher_index),
+    (test_floor_not_round_of_k_at_every_length_up_to_20000, (), COUNT, rounded_half_up),
+    (test_floor_not_round_of_k_at_every_length_up_to_20000, (), COUNT, rounded_half_even),
+    (test_floor_in_float64_is_the_same_with_and_without_padding, (0.29,), COUNT, rounded_half_up),
+    (test_floor_in_float32_would_differ_at_some_length, (), COUNT, floored_in_float32),
+    (test_floor_not_round_of_k_in_a_masking_step, (15, "reference"), COUNT, rounded_half_up),
+    (test_expanded_rows_share_their_memory_and_not_their_masks,
+     ("reference",), f"{SELECTION}.race_keys", lambda weights, bits: RACE_KEYS(weights, bits[:1])),
+]  # fmt: skip
+RACE_KEYS = selection_reference.race_keys
+
+
+@pytest.mark.parametrize(("test", "arguments", "where", "mistake"), MISTAKES)
+def test_each_of_these_tests_fails_with_its_mistake(test, arguments, where, mistake, monkeypatch):
+    test(*arguments)
+    monkeypatch.setattr(where, mistake)
+    with pytest.raises(AssertionError):
+        test(*arguments)

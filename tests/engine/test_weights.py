@@ -3,6 +3,7 @@ file is refused in one line.
 """
 
 import json
+import math
 import os
 import pickle
 import struct
@@ -652,6 +653,82 @@ def test_a_header_that_does_not_fit_is_refused(file, changes, message):
         load(file)
     assert str(caught.value).startswith(f"{file}: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, 2**power) for name in ("latent_dim", "num_latents") for power in (40, 62, 70)],
+        ("num_heads", 2**70),
+        ("num_latents", 10**400),
+        ("input_dim", 2**62),
+        ("latent_dim", -4),
+        ("latent_dim", 1e308),
+        ("latent_dim", [1]),
+        ("mask_ratio", math.inf),
+        ("latent_fraction", math.nan),
+    ],
+)
+def test_absurd_sizes_in_a_header_are_refused_in_one_line(file, name, value):
+    content = file.read_bytes()
+    arguments = json.loads(header_of(content)["__metadata__"]["mam_kernels"])["arguments"]
+    file.write_bytes(with_description(content, arguments={**arguments, name: value}))
+    with pytest.raises(WeightsError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: expected the ")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_with_line_feeds_do_not_break_the_line(file):
+    from safetensors.torch import save_file
+
+    save_file({"a\nb\u2028c": torch.ones(2)}, file)
+    with pytest.raises(WeightsError, match=r"of others \(a\\nb\\u2028c\)$"):
+        load(file)
+
+
+def test_a_checkpoint_is_read_whatever_its_name_ends_in(published, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    torch.save({"state_dict": published.state_dict()}, path)
+    masker = from_published(path, num_heads=H)
+    assert torch.equal(masker.latents, from_published(published.state_dict(), num_heads=H).latents)
+
+
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+@pytest.mark.parametrize("where", ["the header", "the description", "an argument"])
+def test_a_header_that_is_too_deep_is_refused_in_one_line(file, where):
+    header = header_of(file.read_bytes())
+    description = header["__metadata__"]["mam_kernels"]
+    if where == "the description":
+        header["__metadata__"]["mam_kernels"] = DEEP
+    if where == "an argument":
+        header["__metadata__"]["mam_kernels"] = f'{{"deep": {DEEP}, {description[1:]}'
+    text = json.dumps(header)
+    if where == "the header":
+        text = f'{{"deep": {DEEP}, {text[1:]}'
+    content = file.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    encoded = text.encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + length :])
+    with pytest.raises(WeightsError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: expected ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("shape", [[2**62, 0], [2**62, 2**62, 0], [2**64, 0], [-1], [1] * 100])
+def test_absurd_shapes_are_refused_in_one_line(file, shape):
+    header = {"__metadata__": header_of(file.read_bytes())["__metadata__"]}
+    size = 0 if 0 in shape else 4
+    header["latents"] = {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}
+    encoded = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes(size))
+    with pytest.raises(WeightsError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: expected ")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_safetensors_of_something_else_and_tensors_that_lack_or_are_too_many(masker, file):

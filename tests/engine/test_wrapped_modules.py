@@ -196,10 +196,14 @@ def plain_of(module: nn.Module) -> Callable[..., mam.MaskingOutput]:
 @each_linear
 @each_kind
 def test_hooks_are_refused_by_name(kind, name):
-    for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+    for register in (
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+    ):
         module = module_of(kind)
         handle = getattr(module.get_submodule(name), register)(lambda *_: None)
-        with pytest.raises(ValueError, match=f"^{name}: expected a module without hooks"):
+        with pytest.raises(ValueError, match=rf"^{name}: expected a module without hooks"):
             module(tokens_of(kind))
         handle.remove()
         module(tokens_of(kind))
@@ -207,10 +211,14 @@ def test_hooks_are_refused_by_name(kind, name):
 
 @each_kind
 def test_hooks_on_the_attention_are_refused_by_name(kind):
-    for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+    for register in (
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+    ):
         module = module_of(kind)
         handle = getattr(module.cross_attention, register)(lambda *_: None)
-        with pytest.raises(ValueError, match="^cross_attention: expected a module without hooks"):
+        with pytest.raises(ValueError, match=r"^cross_attention: expected a module without hooks"):
             module(tokens_of(kind))
         handle.remove()
         module(tokens_of(kind))
@@ -244,7 +252,7 @@ class OwnAttention(nn.MultiheadAttention):
 def test_another_attention_is_refused_by_name(other):
     module = module_of()
     module.cross_attention = other()
-    with pytest.raises(ValueError, match="^cross_attention: expected") as caught:
+    with pytest.raises(ValueError, match=r"^cross_attention: expected") as caught:
         module(tokens_of("values"))
     assert "\n" not in str(caught.value)
 
@@ -282,10 +290,11 @@ def test_slopes_of_a_fixed_norm_are_those_of_a_rescaled_module(context_from, bac
     if not mam.backends()[backend]:
         pytest.skip(f"the backend {backend} does not run here")
     plain = module_of(mask_ratio=0.5, context_from=context_from, backend=backend)
-    fixed = module_of(
-        mask_ratio=0.5, context_from=context_from, backend=backend, slope_norm=0.7
-    )
-    norm = lambda module: float(module.slopes().square().mean().sqrt())
+    fixed = module_of(mask_ratio=0.5, context_from=context_from, backend=backend, slope_norm=0.7)
+
+    def norm(module: nn.Module) -> float:
+        return float(module.slopes().square().mean().sqrt())
+
     assert norm(fixed) == pytest.approx(0.7, rel=1e-6)
     assert norm(plain) != pytest.approx(0.7, rel=1e-2)
     torch.testing.assert_close(fixed.slopes(), plain.slopes() * (0.7 / norm(plain)))
@@ -333,7 +342,11 @@ def test_a_fixed_norm_is_saved_copied_compiled_and_shown():
         ({"slope_norm": 0.0}, ValueError, r"slope_norm: expected a number in \(0.0, 1000000.0\]"),
         ({"slope_norm": -1}, ValueError, r"slope_norm: expected a number in \(0.0, 1000000.0\]"),
         ({"slope_norm": "1"}, TypeError, "slope_norm: expected a number"),
-        ({"slope_norm": 1.0, "input_dim": 4}, ValueError, "slope_norm: expected None with input_dim"),
+        (
+            {"slope_norm": 1.0, "input_dim": 4},
+            ValueError,
+            "slope_norm: expected None with input_dim",
+        ),
     ],
 )
 def test_a_bad_norm_is_an_error_that_says_what_is_wrong(options, error, said):

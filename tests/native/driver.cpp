@@ -10,6 +10,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -130,8 +131,16 @@ void fill_sparse(const Problem& problem, Data* data) {
     data->col64[i] = col[i], data->col32[i] = static_cast<int32_t>(col[i]);
   const void* offsets = index64 ? static_cast<const void*>(data->crow64.get()) : data->crow32.get();
   const void* columns = index64 ? static_cast<const void*>(data->col64.get()) : data->col32.get();
-  data->view = {
-      data->values.get(), mam::DType::float32, rows, positions, 0, 0, offsets, columns, index64};
+  data->view = {data->values.get(),
+                mam::DType::float32,
+                rows,
+                positions,
+                0,
+                0,
+                offsets,
+                columns,
+                index64,
+                size};
 }
 
 void fill_flags(const Problem& problem, Data* data) {
@@ -143,9 +152,11 @@ void fill_flags(const Problem& problem, Data* data) {
   data->maskable_exact = exactly<uint8_t>(rows * positions);
   for (int64_t b = 0; b < rows; ++b)
     for (int64_t l = 0; l < positions; ++l) {
-      data->valid_exact[b * stride_row + l * stride_position] = data->valid[b * positions + l];
-      data->maskable_exact[b * stride_row + l * stride_position] =
-          data->maskable[b * positions + l];
+      // true is every byte but 0
+      const uint8_t odd = static_cast<uint8_t>(1 + (b + 7 * l) % 255);
+      const int64_t at = b * positions + l, to = b * stride_row + l * stride_position;
+      data->valid_exact[to] = data->valid[at] ? odd : 0;
+      data->maskable_exact[to] = data->maskable[at] ? odd : 0;
     }
   data->valid_view = {data->valid_exact.get(), stride_row, stride_position};
   data->maskable_view = {data->maskable_exact.get(), stride_row, stride_position};
@@ -398,8 +409,8 @@ void check_fused() {
   expect(drawn == 0, "short rows take the general way");
 }
 
-// What scalar tokens leave of attention: each function against one line of double arithmetic for
-// each output, and its gradients against differences of that along a random direction.
+// Closed form of attention over scalar tokens: each function against one line of double arithmetic
+// for each output, and its gradients against differences of that along a random direction.
 using Doubles = std::vector<double>;
 
 struct Sizes {
@@ -732,6 +743,128 @@ void check_steps() {
              2);
 }
 
+// Indices of a CSR matrix that are not sound: an error that says what is wrong, and no step outside
+// of the arrays.
+struct Unsound {
+  std::vector<int64_t> crow, col;
+  int64_t positions;
+  std::string wrong;
+};
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
+
+template <typename Index>
+Exact<Index> copied(const std::vector<int64_t>& from) {
+  auto to = exactly<Index>(static_cast<int64_t>(from.size()));
+  for (size_t i = 0; i < from.size(); ++i) to[i] = static_cast<Index>(from[i]);
+  return to;
+}
+
+template <typename Index>
+void check_unsound(const Unsound& matrix, int threads) {
+  const int64_t rows = static_cast<int64_t>(matrix.crow.size()) - 1, positions = matrix.positions,
+                stored = static_cast<int64_t>(matrix.col.size()), latents = 2, heads = 2, head = 3,
+                width = heads * head, slopes = latents * heads;
+  const auto values = some(stored, 1.0), slope = some(slopes, 1.0);
+  const auto crow = copied<Index>(matrix.crow), col = copied<Index>(matrix.col);
+  const mam::Values view{values.get(), mam::DType::float32, rows,  positions, 0, 0, crow.get(),
+                         col.get(),    sizeof(Index) == 8,  stored};
+  auto valid = exactly<uint8_t>(rows * positions), mask = exactly<uint8_t>(rows * positions);
+  std::fill_n(valid.get(), rows * positions, uint8_t{1});
+  auto importance = exactly<float>(rows * positions), context = exactly<float>(rows * width),
+       penalty = exactly<float>(1),
+       state = exactly<float>(mam::cpu::State::size(rows, latents, heads, width));
+  auto mean = exactly<float>(rows * slopes), variance = exactly<float>(rows * slopes),
+       log_partition = exactly<float>(rows * slopes);
+  const mam::Moments moments{log_partition.get(), mean.get(), variance.get()};
+  std::vector<Exact<float>> p;
+  for (const int64_t count :
+       {latents * width, 3 * width * width, 3 * width, width, width, width * width, width})
+    p.push_back(some(count, 0.5));
+  const mam::cpu::Projection parameters{p[0].get(), p[1].get(), p[2].get(), p[3].get(), p[4].get(),
+                                        p[5].get(), latents,    heads,      width};
+  const mam::Draw draw{99, 3, nullptr, nullptr, nullptr, mam::kStreamPositions};
+  const std::string name =
+      "unsound CSR, " + matrix.wrong + ", index of " + std::to_string(sizeof(Index)) + " bytes";
+  for (const mam::Flags& flags : {mam::Flags{nullptr, 0, 0}, mam::Flags{valid.get(), positions, 1}})
+    for (const bool visible : {false, true}) {
+      const mam::cpu::Step step{parameters, p[6].get(), view, flags, flags,         nullptr,
+                                1,          nullptr,    0.4,  draw,  {1e-8f, 1.0f}, visible};
+      const std::string by_moments = error_of([&] {
+        mam::cpu::value_attention(view, flags, slope.get(), slopes, moments, nullptr, {0, threads});
+      });
+      const std::string by_step = error_of([&] {
+        mam::cpu::masking_step(
+            step, {mask.get(), importance.get(), context.get(), penalty.get(), state.get()},
+            threads);
+      });
+      expect(by_moments.find(matrix.wrong) != std::string::npos, name + ": moments " + by_moments);
+      expect(by_step.find(matrix.wrong) != std::string::npos, name + ": step " + by_step);
+    }
+}
+
+void check_unsound_matrices() {
+  const int64_t far = int64_t{1} << 40;
+  std::vector<int64_t> rising(3000);
+  for (size_t i = 0; i < rising.size(); ++i) rising[i] = static_cast<int64_t>(i);
+  std::vector<int64_t> twice = rising;
+  twice[2999] = 7;
+  const std::vector<Unsound> matrices = {
+      {{0, 2, 4}, {0, 5, 1, 6}, 6, "row 1: expected columns in [0, 6); got 6"},
+      {{0, 2, 4}, {-1, 5, 1, 2}, 6, "row 0: expected columns in [0, 6); got -1"},
+      {{0, 3, 4}, {1, 3, 3, 0}, 6, "row 0: expected each column once; got column 3"},
+      {{0, 1, 4}, {0, 4, 1, 4}, 6, "row 1: expected each column once; got column 4"},
+      {{0, 3, 2, 4}, {0, 1, 2, 3}, 6, "row 1: expected crow to grow"},
+      {{0, 2, 5}, {0, 1, 2, 3}, 6, "row 1: expected crow to grow"},
+      {{0, -1, 4}, {0, 1, 2, 3}, 6, "row 0: expected crow to grow"},
+      {{1, 2, 4}, {0, 1, 2, 3}, 6, "row 0: expected crow to begin at 0; got 1"},
+      {{0, 2, 3}, {0, 1, 2, 3}, 6, "row 1: expected crow to end at the 4"},
+      {{0, 4}, {0, 1, 0, 1}, 2, "row 0: expected at most 2 entries"},
+      {{0, 3000}, twice, 3000, "row 0: expected each column once; got column 7"},
+      {{0, 3000}, rising, 2999, "row 0: expected at most 2999 entries"},
+      {{0, 0, 1}, {0}, 0, "row 1: expected at most 0 entries"},
+  };
+  for (const Unsound& matrix : matrices)
+    for (const int threads : {1, 4}) {
+      check_unsound<int64_t>(matrix, threads);
+      check_unsound<int32_t>(matrix, threads);
+    }
+  const std::vector<Unsound> far_away = {
+      {{0, 2, 4}, {0, 5, 1, far}, 6, "row 1: expected columns"},
+      {{0, 2, 4}, {0, 5, -far, 1}, 6, "row 1: expected columns"},
+      {{0, far, 4}, {0, 1, 2, 3}, 6, "row 0: expected crow to grow"},
+      {{0, 4}, {0, int64_t{1} << 62, -(int64_t{1} << 62), 5}, 6, "row 0: expected columns"},
+  };
+  for (const Unsound& matrix : far_away) check_unsound<int64_t>(matrix, 2);
+}
+
+void check_latents_out_of_range() {
+  const int64_t positions = 9, latents = 2, heads = 2;
+  const auto values = some(positions, 1.0), slope = some(latents * heads, 1.0);
+  const mam::Values view{
+      values.get(), mam::DType::float32, 1, positions, positions, 1, nullptr, nullptr, false};
+  auto num_masked = exactly<int32_t>(1);
+  num_masked[0] = 3;
+  auto mask = exactly<uint8_t>(positions);
+  auto importance = exactly<float>(positions), moments = exactly<float>(latents * heads);
+  for (const int64_t latent : {int64_t{2}, int64_t{-1}, int64_t{1} << 40}) {
+    const std::string error = error_of([&] {
+      mam::cpu::value_mask(view, {}, {}, slope.get(), latents, heads, &latent, 1, num_masked.get(),
+                           {1, 0, nullptr, nullptr, nullptr, 0}, {1e-8f, 1.0f}, mask.get(),
+                           importance.get(), {moments.get(), moments.get(), moments.get()}, nullptr,
+                           {0, 1});
+    });
+    expect(error.find("latents: expected indices in [0, 2); got") == 0, "latents: " + error);
+  }
+}
+
 void check_collapses() {
   for (const Sizes& size : {Sizes{1, 1, 1, 1}, Sizes{5, 2, 3, 3}, Sizes{9, 3, 11, 2},
                             Sizes{33, 8, 8, 4}, Sizes{70, 5, 16, 0}}) {
@@ -999,6 +1132,8 @@ int main() {
   check_fused();
   check_collapses();
   check_steps();
+  check_unsound_matrices();
+  check_latents_out_of_range();
   check_halves();
   check_token_paths();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

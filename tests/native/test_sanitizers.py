@@ -49,7 +49,9 @@ def cxx() -> str:
 
 
 def compile_all(cxx: str, build: ModuleType, folder: Path, extra: list[str]) -> list[Path]:
-    """Every source of csrc/cpu, the kernels once for each instruction set; compiled side by side."""
+    """Every source of csrc/cpu, the kernels once for each instruction set;
+    compiled side by side.
+    """
     sets = build.instruction_sets()
     flags = [
         *FLAGS,

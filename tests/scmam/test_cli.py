@@ -3,9 +3,12 @@
 What the commands compute has tests of its own.
 """
 
+import errno
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -348,3 +351,79 @@ def test_doctor_says_what_is_wrong(scmam, monkeypatch):
     ended = scmam("doctor", "--fast")
     assert ended.status == 1
     assert ended.out == "ok    disk  much\nWRONG gpu   broken\nwrong: gpu\n"
+
+
+# Packages that are not installed
+
+
+@pytest.mark.parametrize("package", ["typer", "pydantic", "yaml"])
+def test_without_the_extra_it_says_what_to_install(package):
+    script = f"""
+import sys
+sys.modules[{package!r}] = None
+from scmam.__main__ import main
+main()
+"""
+    done = _python(script)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f'error: scmam needs the package {package}; pip install "mam-kernels[scmam]"\n'
+    )
+
+
+def test_the_installed_command_looks_before_it_imports():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["scmam"] == "scmam.__main__:main"
+    assert {"distributed", "bokeh", "typer"} <= set(project["optional-dependencies"]["scmam"])
+
+
+def test_a_command_without_its_package_says_what_to_install():
+    script = """
+import sys
+sys.modules["anndata"] = None
+from scmam.__main__ import main
+sys.argv = ["scmam", "inspect"]
+main()
+"""
+    done = _python(script)
+    assert done.returncode == 2
+    assert done.stderr == (
+        'error: scmam needs the package anndata; pip install "mam-kernels[scmam]"\n'
+    )
+
+
+def test_a_module_of_ours_that_is_missing_is_a_defect():
+    done = _python(
+        "import sys; sys.modules['scmam.cli'] = None\nfrom scmam.__main__ import main\nmain()"
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_place_that_cannot_be_written_to_is_said_in_one_line(scmam, monkeypatch, number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number), "place")
+
+    monkeypatch.setattr("scmam.study.compare", refuse)
+    done = scmam("compare", "--out", "study")
+    assert done.status == 2
+    assert done.err == f"error: place: {os.strerror(number)}\n"
+
+
+def test_a_scheduler_goes_into_the_configuration(scmam, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "scmam.study.compare", lambda config, *rest, **options: asked.append(config)
+    )
+    monkeypatch.setattr("scmam.cli.studies._conclude", lambda study: None)
+    scmam("compare", "--out", "study", "--scheduler", "tcp://host:8786")
+    assert asked[0].study.scheduler == "tcp://host:8786"
+
+
+def _python(script):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )

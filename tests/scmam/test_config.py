@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Config, as_yaml, fingerprint, load_config, with_settings, write_atomically
+from scmam.config import Config, as_yaml, fingerprint, load_config, with_settings
 from scmam.errors import ConfigError
 from scmam.study.arms import ARMS, arm_config
 
@@ -14,7 +14,7 @@ from scmam.study.arms import ARMS, arm_config
 def test_yaml_goes_out_and_comes_back(tmp_path):
     config = load_config(None, ["training.steps=7", "study.seeds=[3, 4]", "data.path=cells.h5ad"])
     path = tmp_path / "config.yaml"
-    write_atomically(path, as_yaml(config))
+    path.write_text(as_yaml(config))
     assert load_config(path) == config
     assert (config.training.steps, config.study.seeds, str(config.data.path)) == (
         7,
@@ -109,13 +109,23 @@ def test_fingerprint_is_of_the_named_sections():
     assert fingerprint(config, "data", "training") == fingerprint(other, "data", "training")
 
 
-def test_nothing_is_left_of_a_write_that_fails(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("before")
-    with pytest.raises(TypeError):
-        write_atomically(path, 5)
-    assert path.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+@pytest.mark.parametrize("depth", [300, 5_000])
+def test_settings_that_are_nested_too_deep_are_refused_in_one_line(tmp_path, depth):
+    deep = "[" * depth + "]" * depth
+    (tmp_path / "config.yaml").write_text(f"study:\n  arms: {deep}\n")
+    with pytest.raises(ConfigError) as in_a_file:
+        load_config(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError) as in_a_flag:
+        load_config(None, [f"study.arms={deep}"])
+    for refused in (in_a_file, in_a_flag):
+        assert len(str(refused.value)) < 400
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_names_with_line_feeds_do_not_break_the_line(tmp_path):
+    (tmp_path / "config.yaml").write_text('training:\n  "a\\nb\\u2028c": 1\n')
+    with pytest.raises(ConfigError, match=r"training\.a\\nb\\u2028c: unknown setting$"):
+        load_config(tmp_path / "config.yaml")
 
 
 # Arms

@@ -13,7 +13,6 @@ scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data
 from scmam.data import from_anndata, open_cells
-from scmam.data.sparse import sparse_expression
 from scmam.errors import CellsError
 from scmam.sequences import expression
 
@@ -501,14 +500,6 @@ def test_a_subset_keeps_ids_and_the_meaning_of_codes():
     assert part.donors.tolist() == LABELS[[8, 1]].tolist()
     np.testing.assert_array_equal(dense(part), COUNTS[[8, 1]])
     np.testing.assert_array_equal(part.depth, TOTALS[[8, 1]])
-
-
-def test_as_one_sparse_tensor_for_the_engine():
-    values = sparse_expression(from_anndata(annotated()))
-    assert values.values.layout is torch.sparse_csr
-    np.testing.assert_allclose(values.values.to_dense(), log_normalised(), rtol=1e-5)
-    np.testing.assert_allclose(values.mean_expression(), log_normalised().mean(axis=0), rtol=1e-5)
-    assert values.density == pytest.approx(np.count_nonzero(COUNTS) / COUNTS.size)
 
 
 # Files

@@ -1,4 +1,4 @@
-"""Intervals and paired differences, against numbers worked out by hand with a table of Student's t."""
+"""Intervals and paired differences, against numbers worked out by hand with a table of t."""
 
 import math
 

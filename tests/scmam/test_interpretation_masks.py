@@ -14,22 +14,32 @@ pytest.importorskip("pandas", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 
-from scipy.stats import binom, spearmanr
+from scipy.stats import binom, chi2, spearmanr
 from scmam.config import Data
 from scmam.data import open_cells
 from scmam.interpretation.attention import attention_of, overlap_of, slopes_of
-from scmam.interpretation.collapse import ENTROPY_UNIFORM, OVERLAP_ALIKE, collapse_warnings
-from scmam.interpretation.entropy import entropy_of, selecting_latents
 from scmam.interpretation.examples import example_masks, typical_cells
 from scmam.interpretation.folder import draws_apart
-from scmam.interpretation.summary import summarise
+from scmam.interpretation.summary import (
+    ENTROPY_UNIFORM,
+    OVERLAP_ALIKE,
+    collapse_warnings,
+    summarise,
+)
 from scmam.interpretation.tables import (
+    dispersion,
     expected_from_expression,
     frequencies,
     frequencies_by_type,
     ranking,
 )
-from scmam.interpretation.tally import Draws, batch_cells, count_masks, uniform_chance
+from scmam.interpretation.tally import (
+    Draws,
+    batch_cells,
+    count_masks,
+    draw_masks,
+    uniform_chance,
+)
 from scmam.objective import build_pretraining
 from scmam.sequences import CellBatch, expression
 
@@ -154,8 +164,8 @@ def test_zero_slopes_are_uniform_and_warned_of(cells):
     uniform, alike = found.warnings
     assert uniform.startswith("masks are indistinguishable from uniform ones")
     assert (
-        "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or masking.strategy=mam-embedding"
-        in uniform
+        "masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or"
+        " masking.strategy=mam-embedding" in uniform
     )
     assert "training.masking_weight_decay=0" in uniform
     assert "training.masking_weight_decay=0" in alike
@@ -208,12 +218,10 @@ def test_means_are_those_of_the_cells(cells):
     part = by_type[by_type["cell_type"] == name]
     assert part["mean_expression"].to_numpy() == pytest.approx(of_type.mean(dim=0).numpy())
     assert (part["cells"] == len(of_type)).all()
-    assert list(by_type.columns) == [
-        "cell_type", "gene", "cells", "mean_expression", "detected", "hidden", "hidden_when_nonzero", "uniform"
-    ]  # fmt: skip
-    assert list(table.columns) == [
-        "gene", "mean_expression", "detected", "hidden", "hidden_error", "hidden_when_nonzero", "uniform", "expected", "beyond_expression"
-    ]  # fmt: skip
+    rates = ["mean_expression", "detected", "hidden", "hidden_when_nonzero", "uniform"]
+    assert list(by_type.columns) == ["cell_type", "gene", "cells", *rates]
+    rates.insert(3, "hidden_error")
+    assert list(table.columns) == ["gene", *rates, "expected", "beyond_expression"]
     rate = table["hidden"]
     assert table["hidden_error"].to_numpy() == pytest.approx(
         np.sqrt(rate * (1 - rate) / cells.num_cells).to_numpy()
@@ -408,16 +416,64 @@ def test_slopes(cells):
     ],
 )
 def test_entropy_is_that_of_training(cells, masking):
-    _, pretraining = built(cells, **masking)
-    batch = cells.batch(np.arange(40))
+    config, pretraining = built(cells, **masking)
+    few = cells.subset(np.arange(40))
+    batch = few.batch(np.arange(40))
     values = expression(batch.counts, batch.depth, pretraining.transform)
     with torch.no_grad():
-        drawn = next(Draws(1, 0, 0).of(pretraining, values, batch.cell_ids))
-    latents = selecting_latents(pretraining.strategy)
-    weighting = (0.0, 1.0) if latents is None else (latents.eps, latents.temperature)
-    share, effective, drawable = entropy_of(drawn, latents).means()
-    assert share == pytest.approx(float(masking_entropy(drawn, *weighting)), abs=1e-6)
-    assert 1 < effective <= drawable * (1 + 1e-5)
+        drawn = draw_masks(pretraining, values, batch.cell_ids, Draws(1, 0, 3).steps()[0])
+    found = counted(few, config, pretraining, draws=1).entropy
+    share = float(masking_entropy(drawn, *pretraining.strategy.weighting()))
+    assert found.share == pytest.approx(share, abs=1e-6)
+    assert 1 < found.effective_positions <= found.drawable_positions * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("masking", [{}, {"zero_ratio": 0.03}])
+def test_uniform_masks_scatter_as_uniform_draws_do(cells, masking):
+    config, pretraining = built(cells, strategy="uniform", **masking)
+    found = dispersion(counted(cells, config, pretraining, draws=4))
+    low, high = chi2.ppf((FALSE_ALARM, 1 - FALSE_ALARM), found.genes - 1) / (found.genes - 1)
+    assert low < found.chi_square < high
+    assert (found.low, found.high) == pytest.approx((0.902, 1.103), abs=0.01)
+    assert found.genes == cells.num_genes
+
+
+def test_dispersion_by_hand(cells):
+    config, pretraining = built(cells, 2.0)
+    tally = counted(cells, config, pretraining, draws=3)
+    found, count = dispersion(tally), tally.hidden.sum(dim=0).numpy()
+    rate = math.floor(0.3 * cells.num_genes) / cells.num_genes
+    variance = tally.masks * rate * (1 - rate)
+    square = (count - tally.masks * rate) ** 2
+    assert found.chi_square == pytest.approx((square / variance).mean(), rel=1e-4)
+    assert found.chi_square > 100
+    spread = math.sqrt((square - variance).mean()) / tally.masks
+    assert found.spread == pytest.approx(spread, rel=1e-4)
+    assert (count / tally.masks).std() == pytest.approx(found.spread, rel=0.05)
+
+
+def test_nothing_hidden_has_no_dispersion(cells):
+    _, _, found = interpreted(cells, draws=1, strategy="none")
+    assert found.dispersion is None
+    assert found.encoder.genes == pytest.approx(cells.density * cells.num_genes)
+    assert (found.encoder.nonzero_read, found.encoder.invented) == (1.0, 0.0)
+
+
+def test_what_the_encoder_reads(cells):
+    """Of hidden positions, 10 % become a random value, whether zero or not, and 10 % stay."""
+    ratio, density = 0.3, cells.density
+    shares = {}
+    for corruption in ("all", "80/10/10"):
+        _, _, found = interpreted(cells, draws=2, strategy="uniform", corruption=corruption)
+        shares[corruption] = found.encoder
+    behind, mixed = shares["all"], shares["80/10/10"]
+    assert behind.invented == 0.0
+    assert behind.nonzero_read == pytest.approx(1 - ratio, abs=0.01)
+    assert behind.genes == pytest.approx(behind.nonzero_read * density * cells.num_genes, rel=1e-6)
+    kept = 1 - ratio + 0.1 * ratio
+    wrong = 0.1 * ratio / density  # for each non-zero gene, were every random value another one
+    assert kept < mixed.nonzero_read < kept + 0.1 * ratio + 0.01
+    assert mixed.invented == pytest.approx(wrong / (kept + wrong), abs=0.03)
 
 
 def test_thresholds_mean_what_they_say():

@@ -3,39 +3,43 @@ is missing or odd breaks it.
 """
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import types
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-pd = pytest.importorskip("pandas", reason="the single-cell layer is not installed")
+pytest.importorskip("pandas", reason="the single-cell layer is not installed")
 pytest.importorskip("matplotlib", reason="the single-cell layer is not installed")
 pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
-yaml = pytest.importorskip("yaml")
-stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("yaml", reason="the single-cell layer is not installed")
+pytest.importorskip("jinja2", reason="the single-cell layer is not installed")
+pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 
+import jinja2
+import pandas as pd
+from scipy import stats
 from scmam.config import Config, as_yaml, with_settings
 from scmam.errors import ReportError
 from scmam.evaluation import Evaluation, FoldScores
 from scmam.report import (
-    gene_figures,
     maps,
-    markup,
-    overview,
+    page,
     score_figures,
     sections,
-    tables,
     training_figures,
     write_report,
 )
-from scmam.report.drawing import Palette
-from scmam.report.findings import compared, findings, headline
+from scmam.report.findings import compared, findings, headline, hidden_headline
+from scmam.report.folder import open_study_files
 from scmam.report.formatting import duration, listed, milliseconds, percent, points, signed_points
-from scmam.report.material import open_material
+from scmam.report.palette import arm_styles
 from scmam.report.scores import Difference
 from scmam.study.statistics import METRICS, RESULT_COLUMNS, summary_of
 
@@ -195,10 +199,13 @@ def write_genes(folder, arm, rng):
             "mean_expression": expression,
             "detected": 0.5,
             "hidden": hidden,
+            "hidden_error": 0.005,
             "hidden_when_nonzero": hidden,
+            "uniform": 0.3,
+            "expected": 0.3,
+            "beyond_expression": hidden - 0.3,
         }
     )
-    table["uniform"] = 0.3
     table.to_csv(folder / "frequencies.csv", index=False)
     parts = [
         table.assign(cell_type=name, cells=size) for name, size in zip(CLASSES, SIZES, strict=True)
@@ -223,6 +230,10 @@ def write_genes(folder, arm, rng):
         "drawable_positions": 120.0,
         "spearman": 0.71,
         "hidden": 0.31,
+        "masks": 4000,
+        "draws": 20,
+        "dispersion": {"chi_square": 38.66, "low": 0.85, "high": 1.17, "spread": 0.0238},
+        "encoder": {"genes": 83.1, "nonzero_read": 0.736, "invented": 0.0992},
     }
     latents |= {
         "hidden_nonzero": 0.34,
@@ -347,6 +358,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.rows, self.attributes, self.tags, self.words = [], [], [], [], []
+        self.pictures = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -354,6 +366,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if ("role", "img") in attrs:
+            self.pictures.append(dict(attrs)["aria-label"])
         if tag not in self.VOID:
             self.open.append(tag)
         if tag == "tr":
@@ -391,6 +405,12 @@ class Page(HTMLParser):
         )
 
 
+def section(study, name, part):
+    """One section of the page."""
+    template = page.environment().get_template(f"sections/{name}.html")
+    return Page(template.render(study=study, styles=arm_styles(study), part=part))
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return write_study(tmp_path_factory.mktemp("study") / "blood")
@@ -402,7 +422,7 @@ def source(study):
 
 
 @pytest.fixture(scope="module")
-def page(source):
+def shown(source):
     return Page(source)
 
 
@@ -419,40 +439,54 @@ def set_summary(folder, arm, method, mean, low, high):
     table.to_csv(folder / "summary.csv", index=False)
 
 
-def test_the_page_is_one_file_without_scripts_or_references(source, page):
-    assert "script" not in page.tags
-    assert not re.search(
-        r"https?:|//\w|@import|javascript:", re.sub(r"base64,[\w+/=\s]*", "", source)
-    )
-    for tag, name, value in page.attributes:
+def test_the_page_is_one_file_without_scripts_or_references(source, shown):
+    assert "script" not in shown.tags
+    assert not re.search(r"@import|javascript:|url\((?!#)", source)
+    for tag, name, value in shown.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "xlink:href"):
             assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value[:80])
-        if "url(" in value:
-            assert set(re.findall(r"url\((.)", value)) == {"#"}
-    assert not {"link", "iframe", "object", "embed", "form"} & set(page.tags)
+        elif not name.startswith("xmlns"):
+            assert "//" not in value, (tag, name, value[:80])
+    assert not {"link", "iframe", "object", "embed", "form"} & set(shown.tags)
+
+
+def test_identifiers_are_there_once_and_lead_somewhere(shown):
+    named = [value for _, name, value in shown.attributes if name == "id"]
+    assert len(named) == len(set(named))
+    used = [value for _, name, value in shown.attributes if name.endswith("href")]
+    assert {value[1:] for value in used if value.startswith("#")} <= set(named)
+    assert any(tag == "use" for tag, name, _ in shown.attributes if name == "xlink:href")
 
 
 def test_the_page_is_small_and_the_same_each_time(study, source):
     assert len(source.encode()) < 1_000_000
-    material = open_material(study)
-    for part in (
-        sections.genes_section(material, Palette(material)),
-        sections.maps_section(material, "pca"),
-    ):
-        assert part in source
+    assert page.render(open_study_files(study), "pca") == source
 
 
-def test_links_lead_to_sections(page):
-    anchors = {value for _, name, value in page.attributes if name == "id"}
-    links = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+def test_dark_pages_replace_every_colour_of_the_figures(source):
+    for colour, variable in page.VARIABLES.items():
+        for kind in ("fill", "stroke"):
+            rule = f'svg [style*="{kind}: {colour}"] {{ {kind}: var({variable}) !important; }}'
+            assert rule in source
+    dark = source[source.index("prefers-color-scheme: dark") :]
+    for variable in page.VARIABLES.values():
+        assert f"{variable}: #" in source
+    assert {"--ink", "--quiet", "--rule", "--ground"} <= set(re.findall(r"--\w+(?=: #)", dark))
+    for kind in ("fill", "stroke"):  # as matplotlib writes them
+        assert re.search(rf'style="[^"]*{kind}: #1c2127', source)
+
+
+def test_links_lead_to_sections(shown):
+    anchors = {value for _, name, value in shown.attributes if name == "id"}
+    links = [value[1:] for tag, name, value in shown.attributes if (tag, name) == ("a", "href")]
     assert links == [
+        "hidden",
         "findings",
         "comparison",
         "what",
         "types",
         "training",
-        "masks",
         "genes",
         "maps",
         "times",
@@ -461,17 +495,58 @@ def test_links_lead_to_sections(page):
     assert set(links) <= anchors
 
 
-def test_every_picture_says_what_it_shows(page):
-    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
-    assert len(labels) == 22
-    assert all(len(label) > 40 for label in labels)
-    assert "Confusion matrix of mam, fine-tuning" in " ".join(labels)
+def test_every_picture_says_what_it_shows(shown):
+    assert len(shown.pictures) == 22 + 1  # the genes that are specific to a type
+    assert all(len(label) > 40 for label in shown.pictures)
+    assert "Confusion matrix of mam, fine-tuning" in " ".join(shown.pictures)
+
+
+def test_what_was_hidden_comes_first(study, shown):
+    files = open_study_files(study)
+    assert shown.text.index("What the encoder read of a cell") < shown.text.index(
+        "Fine-tuning: mean"
+    )
+    chance = "38.66 by chance 0.85 to 1.17"
+    numbers = ("31.0 %", "34.0 %", "30.0 %", "0.9995", "115 of 120", chance, "2.38")
+    assert ("mam", *numbers, "0.71", "0.900") in shown.cells
+    assert ("mam", "83", "73.6 %", "9.9 %") in shown.cells
+    last = training_figures.hidden_shares(files, "mam")
+    assert hidden_headline(files) == (
+        f"mam hid {100 * last['hidden_nonzero']:.0f} % of the non-zeros and 30 % of the zeros"
+        f" (entropy {last['entropy']:.3f} of the largest; the variance over genes is 38.7 times"
+        " that of uniform draws); uniform hid 30 % of the non-zeros and 30 % of the zeros"
+        " (entropy 1.000 of the largest; the variance over genes is 38.7 times that of uniform"
+        " draws)."
+    )
+    assert hidden_headline(files) in shown.text
+
+
+def test_masks_that_scatter_as_uniform_ones_are_said_to(small):
+    path = small / "runs/mam/seed-0/genes/latents.json"
+    found = json.loads(path.read_text())
+    write_json(path, found | {"dispersion": {"chi_square": 1.1, "low": 0.9, "high": 1.2}})
+    assert "genes vary as under uniform draws" in hidden_headline(open_study_files(small))
+
+
+def test_folders_of_an_earlier_version_show_what_they_hold(small):
+    for path in small.glob("runs/*/*/genes/latents.json"):
+        found = json.loads(path.read_text())
+        write_json(path, {x: found[x] for x in found if x not in ("dispersion", "encoder")})
+    files = open_study_files(small)
+    shown = section(files, "hidden", sections.hidden(files, arm_styles(files)))
+    dashes = ("0.9995", "115 of 120", "–", "–", "0.71", "0.900")
+    assert ("mam", "31.0 %", "34.0 %", "30.0 %", *dashes) in shown.cells
+    assert "What the encoder read" not in shown.text
+    shutil.rmtree(small / "runs/mam/seed-0/genes")
+    files = open_study_files(small)
+    measured = sections.hidden(files, arm_styles(files))["measured"]["mam"]
+    assert measured["entropy"] == training_figures.hidden_shares(files, "mam")["entropy"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_table_holds_the_numbers_of_the_summary(study, page, method):
+def test_the_table_holds_the_numbers_of_the_summary(study, shown, method):
     summary = pd.read_csv(study / "summary.csv").set_index(["method", "metric", "arm"])
-    place = page.text.index(
+    place = shown.text.index(
         {"fine-tuning": "Fine-tuning: mean", "linear-probe": "Linear probe: mean"}[method]
     )
     assert place > 0
@@ -479,7 +554,7 @@ def test_the_table_holds_the_numbers_of_the_summary(study, page, method):
         macro, accuracy = (
             summary.loc[(method, metric, arm)] for metric in ("macro_f1", "accuracy")
         )
-        rows = [cells for cells in page.cells if cells[:1] == (f"{arm} 3 seeds",)]
+        rows = [cells for cells in shown.cells if cells[:1] == (f"{arm} 3 seeds",)]
         wanted = f"{100 * macro['mean']:.1f} {100 * macro.low:.1f} to {100 * macro.high:.1f}"
         row = next(cells for cells in rows if cells[1] == wanted)
         assert (
@@ -489,7 +564,8 @@ def test_the_table_holds_the_numbers_of_the_summary(study, page, method):
         if arm == "uniform":
             assert row[2] == "reference"
         else:
-            gap = f"{100 * macro.difference:+.2f} {100 * macro.difference_low:+.2f} to {100 * macro.difference_high:+.2f}"
+            ends = (macro.difference, macro.difference_low, macro.difference_high)
+            gap = "{:+.2f} {:+.2f} to {:+.2f}".format(*(100 * value for value in ends))
             assert row[2].startswith(gap.replace("-", "−"))
             verdict = (
                 "ahead"
@@ -502,28 +578,30 @@ def test_the_table_holds_the_numbers_of_the_summary(study, page, method):
             assert row[5] == ("< 0.001" if macro.p_value < 0.001 else f"{macro.p_value:.3f}")
 
 
-def test_the_title_says_what_was_run_on_what(page):
-    assert "Masked pretraining compared on blood <cells>.h5ad" in page.text
+def test_the_title_says_what_was_run_on_what(shown):
+    assert "Masked pretraining compared on blood <cells>.h5ad" in shown.text
     assert (
-        "200 cells × 120 genes · 6 cell types · 4 arms, 3 seeds · 3 folds · 2026-01-02" in page.text
+        "200 cells × 120 genes · 6 cell types · 4 arms, 3 seeds · 3 folds · 2026-01-02"
+        in shown.text
     )
-    facts = dict(cells[:2] for cells in page.cells if len(cells) == 2)
+    facts = dict(cells[:2] for cells in shown.cells if len(cells) == 2)
     assert facts["non-zero"] == "12.3 %"
     assert facts["unit"] == "counts recovered from log1p of counts per 10k"
     assert facts["notes"] == "2 genes & 1 cell were dropped"
     assert facts["cell types"].startswith("CD4+ <b>T</b> 70, B & plasma 50")
     assert facts["torch"] == "2.13.0"
-    assert "scmam compare --config config.yaml --out blood" in page.text
+    assert "scmam compare --config config.yaml --out blood" in shown.text
 
 
-def test_cards_show_masking_and_time(page):
-    assert "Masking's share of a step 1.2 % mam: 0.90 of 74.0 ms." in page.text
+def test_cards_show_masking_and_time(shown):
+    assert "Masking's share of a step 1.2 % mam: 0.90 of 74.0 ms." in shown.text
     assert (
-        "Time 7 min 40 s 12 runs, evaluation and baselines. 14 s of pretraining a run." in page.text
+        "Time 7 min 40 s 12 runs, evaluation and baselines. 14 s of pretraining a run."
+        in shown.text
     )
 
 
-def test_names_from_files_stand_as_they_are(source, page):
+def test_names_from_files_stand_as_they_are(source, shown):
     assert "<b>T" not in source
     assert "<i>LYZ" not in source
     assert "IMMUNE <set>" not in source
@@ -537,27 +615,27 @@ def test_names_from_files_stand_as_they_are(source, page):
         "IMMUNE <set>",
         "blood <cells>.h5ad",
     ):
-        assert name in page.text, name
+        assert name in shown.text, name
     assert (
-        "NA" in [cells[0] for cells in page.cells if cells] or "NA" in page.text.split()
+        "NA" in [cells[0] for cells in shown.cells if cells] or "NA" in shown.text.split()
     )  # a gene's name, not a missing value
 
 
-def test_warnings_of_the_interpretation_are_visible(page):
+def test_warnings_of_the_interpretation_are_visible(shown):
     assert (
-        "Warnings on the masks mam : masks are indistinguishable from <uniform> ones" in page.text
+        "Warnings on the masks mam : masks are indistinguishable from <uniform> ones" in shown.text
     )
 
 
-def test_class_table_and_times(study, page):
+def test_class_table_and_times(study, shown):
     runs = [
         json.loads((study / f"runs/mam/seed-{seed}/evaluation/fine-tuning.json").read_text())
         for seed in range(3)
     ]
     mean = np.mean([fold["per_class_f1"] for run in runs for fold in run["folds"]], axis=0)
-    row = next(cells for cells in page.cells if cells[0] == CLASSES[0] and cells[1] == "70")
+    row = next(cells for cells in shown.cells if cells[:2] == (CLASSES[0], "70"))
     assert row[5] == f"{100 * mean[0]:.1f}"
-    assert ("mam", "60", "74.0", "0.90", "1.2 %", "0.80", "432", "14 s") in page.cells
+    assert ("mam", "60", "74.0", "0.90", "1.2 %", "0.80", "432", "14 s") in shown.cells
 
 
 def difference_of(mean, low, high, number=5):
@@ -570,29 +648,34 @@ def difference_of(mean, low, high, number=5):
         (
             difference_of(0.0142, 0.003, 0.0254),
             "ahead",
-            "mam is ahead of uniform under fine-tuning by 1.42 points of macro-F1 (95 % interval +0.30 to +2.54; 5 paired seeds).",
+            "mam is ahead of uniform under fine-tuning by 1.42 points of macro-F1 (95 % interval"
+            " +0.30 to +2.54; 5 paired seeds).",
         ),
         (
             difference_of(-0.0142, -0.0254, -0.003),
             "behind",
-            "uniform is ahead of mam under fine-tuning by 1.42 points of macro-F1 (95 % interval +0.30 to +2.54; 5 paired seeds).",
+            "uniform is ahead of mam under fine-tuning by 1.42 points of macro-F1 (95 % interval"
+            " +0.30 to +2.54; 5 paired seeds).",
         ),
         (
             difference_of(0.0042, -0.0031, 0.0115),
             "not shown",
-            "no difference is shown between mam and uniform under fine-tuning: +0.42 points of macro-F1"
+            "no difference is shown between mam and uniform under fine-tuning: +0.42 points of"
+            " macro-F1"
             " (95 % interval −0.31 to +1.15, which covers 0; 5 paired seeds).",
         ),
         (
             difference_of(-0.0042, np.nan, np.nan, 1),
             "one seed",
-            "mam came out 0.42 points of macro-F1 below uniform under fine-tuning, from one seed: there is no interval, so nothing"
+            "mam came out 0.42 points of macro-F1 below uniform under fine-tuning, from one seed:"
+            " there is no interval, so nothing"
             " is shown.",
         ),
         (
             difference_of(0.01, 0.0, 0.02),
             "not shown",
-            "no difference is shown between mam and uniform under fine-tuning: +1.00 points of macro-F1"
+            "no difference is shown between mam and uniform under fine-tuning: +1.00 points of"
+            " macro-F1"
             " (95 % interval +0.00 to +2.00, which covers 0; 5 paired seeds).",
         ),
     ],
@@ -621,34 +704,37 @@ AHEAD, BEHIND, COVERS = (0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.01, -0.01,
         (
             COVERS,
             COVERS,
-            "No difference is shown between mam and uniform, under fine-tuning and with the linear probe alike.",
+            "No difference is shown between mam and uniform, under fine-tuning and with the linear"
+            " probe alike.",
         ),
         (
             AHEAD,
             BEHIND,
-            "Under fine-tuning, mam is ahead of uniform; with the linear probe, uniform is ahead of mam.",
+            "Under fine-tuning, mam is ahead of uniform; with the linear probe, uniform is ahead"
+            " of mam.",
         ),
         (
             COVERS,
             AHEAD,
-            "Under fine-tuning, no difference is shown between mam and uniform; with the linear probe, mam is ahead of uniform.",
+            "Under fine-tuning, no difference is shown between mam and uniform; with the linear"
+            " probe, mam is ahead of uniform.",
         ),
     ],
 )
 def test_headline_for_each_outcome(small, tuned, probed, sentence):
     set_summary(small, "mam", "fine-tuning", *tuned)
     set_summary(small, "mam", "linear-probe", *probed)
-    material = open_material(small)
-    assert headline(material) == sentence
-    cards = Page(overview.cards(material)).text
+    files = open_study_files(small)
+    assert headline(files) == sentence
+    cards = section(files, "findings", sections.found(files)).text
     named = {AHEAD: "Mam ahead", BEHIND: "Uniform ahead", COVERS: "No difference shown"}
-    assert f"Fine-tuning {signed_points(tuned[0])} {named[tuned]} . mam less uniform" in re.sub(
+    assert f"Fine-tuning {signed_points(tuned[0])} {named[tuned]} . mam minus uniform" in re.sub(
         "mam ahead", "Mam ahead", cards
     ).replace("uniform ahead", "Uniform ahead")
 
 
 def test_findings_tell_controls_pretraining_and_baselines(study):
-    sentences = findings(open_material(study))
+    sentences = findings(open_study_files(study))
     text = " ".join(sentences)
     results = pd.read_csv(study / "results.csv")
     means = results[results["method"] == "fine-tuning"].groupby(["arm", "seed"])["macro_f1"].mean()
@@ -669,8 +755,8 @@ def test_findings_tell_controls_pretraining_and_baselines(study):
     }
     told = " and ".join(f"{100 * value:.1f} ({name})" for name, value in scores.items())
     assert (
-        f"On the same folds, plain classifiers of the data reach a macro-F1 of {told}, and the highest arm"
-        in text
+        f"On the same folds, plain classifiers of the data reach a macro-F1 of {told}, and the"
+        " highest arm" in text
     )
     assert all(sentence.endswith(".") for sentence in sentences)
 
@@ -686,12 +772,12 @@ def test_the_best_of_several_is_said_to_be_picked(tmp_path):
         folder = write_study(tmp_path / "picked", ("uniform", "mam", "mam-sharp"), (0, 1))
     finally:
         del ARMS["mam-sharp"]
-    material = open_material(folder)
+    files = open_study_files(folder)
     assert (
-        "mam is shown here because it scored highest of 2 arms with learned masks; being picked this way flatters its interval."
-        in findings(material)
+        "mam is shown here because it scored highest of 2 arms with learned masks; being picked"
+        " this way flatters its interval." in findings(files)
     )
-    assert "(best of 2) less uniform" in Page(overview.cards(material)).text
+    assert "(best of 2) minus uniform" in section(files, "findings", sections.found(files)).text
 
 
 def test_missing_parts_are_left_out_or_named(small):
@@ -704,14 +790,14 @@ def test_missing_parts_are_left_out_or_named(small):
     (small / "runs/mam/seed-1/metrics.csv").unlink()
     (small / "runs/mam/seed-0/evaluation/embedding.npz").unlink()
     write_tables(small)
-    page = Page(write_report(small, projection="pca").read_text())
-    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    shown = Page(write_report(small, projection="pca").read_text())
+    links = [value for tag, name, value in shown.attributes if (tag, name) == ("a", "href")]
     assert "#genes" not in links
     assert "#maps" in links
-    assert "There is no evaluation under fine-tuning." in page.text
-    assert "Fine-tuning" not in page.told()
-    assert "plain classifiers" not in page.text
-    assert "Loss of mam over the steps of 1 seed;" in page.told()
+    assert "There is no evaluation under fine-tuning." in shown.text
+    assert "Fine-tuning" not in shown.told()
+    assert "plain classifiers" not in shown.text
+    assert "Loss of mam over the steps of 1 seed;" in shown.told()
 
 
 def test_failed_and_unfinished_runs_are_named(small):
@@ -723,7 +809,7 @@ def test_failed_and_unfinished_runs_are_named(small):
     write_json(
         small / "runs/uniform/seed-1/run.json", run | {"status": "interrupted", "step_ms": None}
     )
-    notes = Page(overview.notes(open_material(small))).text
+    notes = " ".join(sections.notes(open_study_files(small)))
     assert "Some of the runs failed" in notes
     assert "mam, seed 1 failed: the loss is <nan>" in notes
     assert "uniform: not finished for seed 1." in notes
@@ -743,37 +829,37 @@ def test_files_that_cannot_be_read_are_named_and_do_no_harm(small):
     embedding = small / "runs/uniform/seed-0/evaluation/embedding.npz"
     arrays = dict(np.load(embedding))
     np.savez(embedding, **arrays | {"features": np.full_like(arrays["features"], np.inf)})
-    page = Page(write_report(small, projection="pca").read_text())
+    shown = Page(write_report(small, projection="pca").read_text())
     for name in (
         "evaluation/fine-tuning.json",
         "evaluation/embedding.npz",
         "genes/frequencies.csv",
     ):
-        assert f"runs/mam/seed-0/{name} could not be read and is left out" in page.text, name
-    assert "runs/mam/seed-1/metrics.csv could not be read" in page.text
-    assert "it has no column mean_expression" in page.text
+        assert f"runs/mam/seed-0/{name} could not be read and is left out" in shown.text, name
+    assert "runs/mam/seed-1/metrics.csv could not be read" in shown.text
+    assert "it has no column mean_expression" in shown.text
     assert (
-        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an evaluation"
-        in page.text
+        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an"
+        " evaluation" in shown.text
     )
     assert (
         "its arrays do not fit together: values (5, 120), mask (5, 120), hidden (2, 120)"
-        in page.text
+        in shown.text
     )
-    assert "not every number in features is finite" in page.text
-    assert "runs/uniform/seed-0/run.json could not be read" in page.text
+    assert "not every number in features is finite" in shown.text
+    assert "runs/uniform/seed-0/run.json could not be read" in shown.text
 
 
 def test_one_seed_shows_nothing(tmp_path):
     folder = write_study(tmp_path / "one", ("uniform", "mam"), (0,))
-    material = open_material(folder)
-    assert headline(material).startswith("One seed cannot tell mam from uniform")
+    files = open_study_files(folder)
+    assert headline(files).startswith("One seed cannot tell mam from uniform")
     assert (
-        "One seed: no interval . mam less uniform, points of macro-F1."
-        in Page(overview.cards(material)).text
+        "One seed: no interval . mam minus uniform, points of macro-F1."
+        in section(files, "findings", sections.found(files)).text
     )
-    page = Page(sections.comparison_section(material, Palette(material)))
-    row = next(cells for cells in page.cells if cells[0] == "mam 1 seed")
+    shown = section(files, "comparison", sections.comparison(files, arm_styles(files)))
+    row = next(cells for cells in shown.cells if cells[0] == "mam 1 seed")
     assert row[1].endswith("no interval")
     assert row[2].endswith("one seed: no interval")
     assert row[5] == "–"
@@ -781,15 +867,15 @@ def test_one_seed_shows_nothing(tmp_path):
 
 def test_one_arm_is_shown_without_differences(tmp_path):
     folder = write_study(tmp_path / "alone", ("mam",), (0, 1), reference="mam")
-    page = Page(write_report(folder, projection="pca").read_text())
-    assert "mam: macro-F1, points; 95 % interval" in page.text
-    assert "ahead" not in page.text.replace("“Ahead” is said only", "")
+    shown = Page(write_report(folder, projection="pca").read_text())
+    assert "mam: macro-F1, points; 95 % interval" in shown.text
+    assert "ahead" not in shown.text.replace("“Ahead” is said only", "")
 
 
 def test_a_single_run(study):
     folder = study / "runs/mam/seed-0"
     path = write_report(folder, study / "run.html", projection="pca")
-    page = Page(path.read_text())
+    shown = Page(path.read_text())
     path.unlink()
     folds = [
         fold["macro_f1"]
@@ -798,13 +884,13 @@ def test_a_single_run(study):
     mean, low, high = (100 * value for value in t_interval(folds))
     assert (
         f"Fine-tuning: macro-F1 {mean:.1f} (95 % interval {low:.1f} to {high:.1f}, over 3 folds)."
-        in page.text
+        in shown.text
     )
-    assert "Pretraining with mam masks on blood" in page.text
-    assert "200 cells × 120 genes · 6 cell types · seed 0 · 3 folds" in page.text
-    assert "scmam pretrain --config config.yaml --out seed-0" in page.text
-    assert "it speaks of the split into folds, not of another seed" in page.text
-    assert "reference" not in page.text.replace("reference: uniform", "").split()
+    assert "Pretraining with mam masks on blood" in shown.text
+    assert "200 cells × 120 genes · 6 cell types · seed 0 · 3 folds" in shown.text
+    assert "scmam pretrain --config config.yaml --out seed-0" in shown.text
+    assert "it speaks of the split into folds, not of another seed" in shown.text
+    assert "reference" not in shown.text.replace("reference: uniform", "").split()
 
 
 @pytest.mark.parametrize(
@@ -834,11 +920,11 @@ def test_a_study_without_runs_is_an_error(tmp_path):
 
 def test_places_that_cannot_be_written_to(study, tmp_path):
     with pytest.raises(
-        ReportError, match="is a folder; give the name of a file, such as .*report.html"
+        ReportError, match=r"is a folder; give the name of a file, such as .*report\.html"
     ):
         write_report(study, tmp_path)
     (tmp_path / "file").write_text("there")
-    with pytest.raises(ReportError, match="cannot be written .*; give another file"):
+    with pytest.raises(ReportError, match=r"cannot be written .*; give another file"):
         write_report(study / "runs/mam/seed-0", tmp_path / "file" / "report.html", projection="pca")
     assert (tmp_path / "file").read_text() == "there"
 
@@ -890,28 +976,28 @@ def test_every_preset_has_a_look_of_its_own(tmp_path):
         config = arms_of.arm_config(Config(), arm, 0)
         (tmp_path / "runs" / arm / "seed-0").mkdir(parents=True)
         (tmp_path / "runs" / arm / "seed-0" / "config.yaml").write_text(as_yaml(config))
-    material = open_material(tmp_path)
-    styles = Palette(material).styles
+    files = open_study_files(tmp_path)
+    styles = arm_styles(files)
     assert set(styles) == set(arms_of.ARMS)
     assert len({(style.colour, style.dash) for style in styles.values()}) == len(styles)
-    learned = {styles[arm].colour for arm in styles if material.is_learned(arm)}
-    assert learned.isdisjoint(styles[arm].colour for arm in styles if not material.is_learned(arm))
-    assert "at the hidden shares of zeros and non-zeros of mam" in tables.described(
-        material, "uniform-matched"
+    learned = {styles[arm].colour for arm in styles if files.is_learned(arm)}
+    assert learned.isdisjoint(styles[arm].colour for arm in styles if not files.is_learned(arm))
+    assert "at the hidden shares of zeros and non-zeros of mam" in sections.described(
+        files, "uniform-matched"
     )
-    assert tables.described(material, "mam-visible").endswith(
+    assert sections.described(files, "mam-visible").endswith(
         "context injected into the decoder, without the hidden values"
     )
-    assert "temperature 0.1" in tables.described(material, "mam-sharp")
+    assert "temperature 0.1" in sections.described(files, "mam-sharp")
 
 
 def test_an_arm_keeps_its_colour_everywhere(study, source):
-    palette = Palette(open_material(study))
-    colours = {arm: palette[arm].css for arm in ARMS}
-    assert len(set(colours.values())) == len(ARMS)
-    for arm, css in colours.items():
-        assert f'style="background:{css}"></i>{arm}' in source
-        assert f"stroke: {css}" in source
+    styles = arm_styles(open_study_files(study))
+    assert len({styles[arm].colour for arm in ARMS}) == len(ARMS)
+    for arm in ARMS:
+        variable = page.VARIABLES[styles[arm].colour]
+        assert f'style="background:var({variable})"></i>{arm}' in source
+        assert f"stroke: {styles[arm].colour}" in source
 
 
 def test_a_matched_arm_may_name_a_run_folder(small):
@@ -919,7 +1005,7 @@ def test_a_matched_arm_may_name_a_run_folder(small):
     for target in ("mam", str(small / "runs/mam/seed-0")):
         config = with_settings(Config(), masking={"strategy": "matched", "matched_to": target})
         path.write_text(as_yaml(config))
-        assert open_material(small).matched_to("uniform") == "mam"
+        assert open_study_files(small).matched_to("uniform") == "mam"
 
 
 def scored(*folds):
@@ -940,7 +1026,7 @@ def test_confusions_are_shares_of_the_true_type_largest_first():
     classes, shares = score_figures.confusion_of([run, run])
     assert classes == ("b", "a")
     np.testing.assert_allclose(shares, [[1 / 3, 2 / 3], [0.5, 0.5]])
-    assert tables.class_scores([run, run]) == pytest.approx({"a": 0.6, "b": 0.3})
+    assert sections.class_scores([run, run]) == pytest.approx({"a": 0.6, "b": 0.3})
 
 
 def test_smoothing_keeps_ends_and_bounds_the_points():
@@ -950,15 +1036,6 @@ def test_smoothing_keeps_ends_and_bounds_the_points():
     assert thin["step"].iloc[[0, -1]].tolist() == [0, 4999]
     assert thin["loss"].is_monotonic_decreasing
     assert training_figures.smoothed(table.assign(loss=np.nan), "loss").empty
-
-
-def test_running_median_is_that_of_bins():
-    table = pd.DataFrame(
-        {"mean_expression": np.arange(1.0, 101.0), "hidden": np.repeat([0.2, 0.4], 50)}
-    )
-    middle = gene_figures.running_median(table, bins=2)
-    assert middle["hidden"].tolist() == [0.2, 0.4]
-    assert middle["mean_expression"].tolist() == [25.5, 75.5]
 
 
 def test_numbers_as_they_are_written():
@@ -989,9 +1066,45 @@ def test_numbers_as_they_are_written():
     ]
 
 
-def test_markup_escapes_all_but_markup():
-    row = markup.table(["<h>"], [["<td>x", markup.element("b", "&")]], caption='say "so"')
-    assert "&lt;h&gt;" in row
-    assert "&lt;td&gt;x" in row
-    assert "<b>&amp;</b>" in row
-    assert 'aria-label="say &quot;so&quot;"' in row
+def test_templates_escape_what_stands_in_a_table():
+    environment = page.environment()
+    source = """{% from "macros.html" import plain_table with context %}
+        {{ plain_table('say "so"', ["<h>"], [["<b>", "&"]]) }}"""
+    text = environment.from_string(source).render()
+    for escaped in ("&lt;h&gt;", "&lt;b&gt;", "&amp;", 'aria-label="say &#34;so&#34;"'):
+        assert escaped in text
+    for name in environment.list_templates():
+        text = environment.loader.get_source(environment, name)[0]
+        assert text.count("| safe") == (name == "macros.html"), name
+
+
+def test_a_missing_value_is_an_error_and_not_a_blank():
+    with pytest.raises(jinja2.UndefinedError):
+        page.environment().from_string("{{ nothing_of_that_name }}").render()
+
+
+def test_templates_are_installed_with_the_package(tmp_path):
+    """The files of a wheel, without compiling: the page is rendered from these alone."""
+    pytest.importorskip("setuptools")
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(build, check=True, cwd=root, capture_output=True)
+    there = {path.name for path in (tmp_path / "scmam/report/templates").rglob("*.*")}
+    assert there == {path.name for path in (root / "python/scmam/report/templates").rglob("*.*")}
+    code = (
+        "from importlib.resources import files; from scmam.report.page import environment;"
+        "import scmam; print(scmam.__file__); assert files('scmam.report').is_dir();"
+        "found = environment(); [found.get_template(x) for x in found.list_templates()];"
+        "print(len(found.list_templates()))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    place, number = run.stdout.split()
+    assert place == str(tmp_path / "scmam" / "__init__.py")
+    assert int(number) == len(there)

@@ -3,6 +3,7 @@
 Training is replaced but in one test.
 """
 
+import errno
 import json
 import os
 import signal
@@ -42,23 +43,28 @@ rest = rest[2:] if cells else rest
 assert cells is None or Path(cells).stat().st_size > 0
 
 
+def report(**said):
+    os.write(int(os.environ["SCMAM_REPORTS"]), (json.dumps(said) + "\\n").encode())
+
+
 def write(path, method, score):
     path.parent.mkdir(parents=True, exist_ok=True)
-    folds = [
-        dict(fold=fold, accuracy=score, macro_f1=score / 2, micro_f1=score, per_class_f1=[score], confusion=[[1]],
-             train_cells=2, test_cells=1, seconds=0.0)
-        for fold in (0, 1)
-    ]
-    path.write_text(json.dumps(dict(method=method, classes=["a"], folds=folds, settings={})))
+    scores = dict(accuracy=score, macro_f1=score / 2, micro_f1=score, per_class_f1=[score])
+    sizes = dict(confusion=[[1]], train_cells=2, test_cells=1, seconds=0.0)
+    folds = [dict(fold=fold, **scores, **sizes) for fold in (0, 1)]
+    beside = path.with_name("." + path.name)
+    beside.write_text(json.dumps(dict(method=method, classes=["a"], folds=folds, settings={})))
+    beside.replace(path)
 
 
 if rest[0] == "baseline":
     write(Path(study, "baselines", rest[1] + ".json"), rest[1], 0.9)
 else:
     arm, seed = rest[1], int(rest[2])
-    print("stage: pretraining", flush=True)
+    report(stage="pretraining")
     if arm == "broken" and not Path(study, "mended").exists():
         print("error: it is broken")
+        report(error="it is broken")
         sys.exit(2)
     time.sleep(float(os.environ.get("SLOW", 0)))
     run = Path(study, "runs", arm, f"seed-{seed}")
@@ -99,12 +105,7 @@ def worker(tmp_path, monkeypatch):
     script.write_text(WORKER)
 
     def command(folder, pickled):
-        return [
-            sys.executable,
-            str(script),
-            str(folder),
-            *(["--cells", str(pickled)] if pickled else []),
-        ]
+        return [str(script), str(folder), *(["--cells", str(pickled)] if pickled else [])]
 
     monkeypatch.setattr("scmam.study.comparison.worker_command", command)
 
@@ -170,7 +171,7 @@ def test_the_record_says_what_was_compared(worker, cells, tmp_path):
     assert record["versions"]["anndata"] == version("anndata")
     assert record["seconds"] > 0
     assert load_config(study.folder / "config.yaml") == study.config
-    assert not list(study.folder.glob(".cells-*"))
+    assert not list(study.folder.glob(".*"))  # neither a lock, nor cells, nor half of a file
 
 
 def test_only_the_first_seed_of_what_hides_something_is_interpreted(tmp_path):
@@ -259,8 +260,9 @@ def test_other_settings_are_refused_and_named(worker, cells, tmp_path):
     with pytest.raises(RunError) as refused:
         compare(validated(other), folder, cells=cells, progress=False)
     assert str(refused.value) == (
-        f"{folder}: belongs to another configuration (model.width is None there, 32 is asked; training.steps is 400 there, 7 is asked;"
-        " study.custom.mine is {'like': 'mam'} there, {'like': 'uniform'} is asked); give another folder, or those settings"
+        f"{folder}: belongs to another configuration (model.width is None there, 32 is asked;"
+        " training.steps is 400 there, 7 is asked; study.custom.mine is {'like': 'mam'} there,"
+        " {'like': 'uniform'} is asked); give another folder, or those settings"
     )
     assert (folder / "config.yaml").read_text() == before
 
@@ -282,7 +284,7 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
     grown = settings(arms=["uniform"], seeds=[0, 1])
     with pytest.raises(
         RunError,
-        match=r"was begun with other cells \(120 cells, 60 genes .*; now 120, 55 .*\); give another folder",
+        match=r"was begun with other cells \(120 cells, 60 genes .*; now 120, 55 .*\); give another",
     ):
         compare(grown, tmp_path / "study", cells=fewer, progress=False)
 
@@ -300,7 +302,7 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
         (
             {"arms": ["uniform", "pca"], "custom": {"pca": {}}},
             ConfigError,
-            "expected names without / and other than those of baselines",
+            "study.arms: expected names other than baselines', got 'pca'",
         ),
         (
             {"arms": ["uniform", "uniform-matched"]},
@@ -327,6 +329,46 @@ def test_studies_that_make_no_sense(cells, tmp_path, study, error, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "a\nb", "a\x85b", "-a", "--cells", ".a", "a/b", "a,b", " a", "x" * 300, "\udc80"],
+)
+def test_arms_that_cannot_name_a_folder(cells, tmp_path, name):
+    study = settings(arms=["uniform", name], custom={name: {"like": "mam"}})
+    with pytest.raises(ConfigError, match=r"study\.arms: expected names of 1 to 100") as refused:
+        compare(study, tmp_path / "study", cells=cells)
+    said = str(refused.value)
+    assert len(said.splitlines()) == 1
+    assert len(said) < 250
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to(cells, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("scmam.storage.os.open", full)
+    with pytest.raises(RunError, match=r"study: cannot be written \(Read-only file system\); make"):
+        compare(settings(), tmp_path / "study", cells=cells, progress=False)
+
+
+def test_a_disk_that_fills_up_leaves_what_was_done(worker, cells, tmp_path, monkeypatch):
+    config = settings(jobs=1, arms=["uniform"])
+    compare(config, tmp_path / "study", cells=cells, progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("study/*.*")}
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scmam.storage.tempfile.mkstemp", full)
+        more = settings(jobs=1, arms=["uniform", "mam"])
+        with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
+            compare(more, tmp_path / "study", cells=cells, progress=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("study/*.*")} == before
+    assert compare(more, tmp_path / "study", cells=cells, progress=False).record["status"] == "done"
+
+
 def test_classes_too_small_for_the_folds_are_said_before_anything_is_trained(cells, tmp_path):
     with pytest.raises(CellsError, match=r"fewer cells than the 100 folds"):
         compare(validated({"evaluation": {"folds": 100}}), tmp_path / "study", cells=cells)
@@ -349,9 +391,15 @@ def test_opening_what_is_no_study(tmp_path):
         open_study(tmp_path / "none")
     with pytest.raises(RunError, match=r"no study, study.json is missing"):
         open_study(tmp_path)
-    (tmp_path / "study.json").write_text('{"status": ')
-    with pytest.raises(RunError, match="cannot be read"):
-        open_study(tmp_path)
+    for content, message in [
+        ('{"status": ', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[1]", "not the record of a study"),
+        ('{"status": "done"}', "not the record of a study"),
+    ]:
+        (tmp_path / "study.json").write_text(content)
+        with pytest.raises(RunError, match=message):
+            open_study(tmp_path)
 
 
 def test_a_study_that_is_killed_goes_on(worker, adata, tmp_path, monkeypatch):
@@ -361,9 +409,9 @@ def test_a_study_that_is_killed_goes_on(worker, adata, tmp_path, monkeypatch):
         import sys
         import scmam.study.comparison as module
         from scmam.config import validated
-        module.worker_command = lambda folder, cells: [sys.executable, {str(tmp_path / "worker.py")!r}, str(folder)]
-        if __name__ == "__main__":
-            module.compare(validated({_with_file(file).model_dump(mode="json")!r}), {str(folder)!r})
+        module.worker_command = lambda folder, cells: [{str(tmp_path / "worker.py")!r}, str(folder)]
+        # as in a notebook or a short script: nothing guards against a second import
+        module.compare(validated({_with_file(file).model_dump(mode="json")!r}), {str(folder)!r})
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SLOW": "0.3"}
     process = subprocess.Popen(
@@ -394,6 +442,7 @@ def test_ctrl_c_leaves_a_true_record_and_tables(worker, cells, tmp_path, monkeyp
     def interrupted(lines, outcome):
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("SLOW", "1")  # the second is at it when the first has ended
     monkeypatch.setattr("scmam.study.progress.Lines.ended", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(settings(jobs=1, arms=["uniform"]), tmp_path / "study", cells=cells)
@@ -401,7 +450,7 @@ def test_ctrl_c_leaves_a_true_record_and_tables(worker, cells, tmp_path, monkeyp
     assert study.record["status"] == "interrupted"
     assert study.finished() == [("uniform", 0)]
     assert set(study.results().seed) == {0}
-    assert not list(study.folder.glob(".cells-*"))
+    assert not list(study.folder.glob(".*"))
 
 
 def test_tables_come_from_the_runs_that_are_there(worker, cells, tmp_path):

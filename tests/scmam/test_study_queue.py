@@ -1,6 +1,6 @@
-"""Processes of a study: order, shares, failures, interruptions.
+"""The queue of a study: order, shares, failures, processes and workers that die, interruptions.
 
-The workers here are a few lines of Python.
+The processes here are a few lines of Python; dask is what it is.
 """
 
 import contextlib
@@ -18,10 +18,13 @@ import pytest
 
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.errors import RunError
-from scmam.study.lock import locked
+pytest.importorskip("distributed", reason="the single-cell layer is not installed")
+
+from distributed import Client, LocalCluster
+from scmam.errors import ConfigError, RunError
+from scmam.storage import alone
 from scmam.study.progress import Lines, Silent, shown
-from scmam.study.queue import run_tasks, stage, thread_share
+from scmam.study.queue import run_tasks, thread_share
 from scmam.study.tasks import Task
 
 
@@ -29,16 +32,20 @@ class Recorder(Silent):
     """Remembers what happened."""
 
     def __init__(self):
-        self.events, self.most = [], 0
+        self.events, self.most, self.stages, self.dashboard = [], 0, set(), None
 
-    def started(self, task):
-        self.events.append(("started", task.name))
+    def opened(self, dashboard):
+        self.dashboard = dashboard
+
+    def started(self, task, again):
+        self.events.append(("started again" if again else "started", task.name))
 
     def ended(self, outcome):
         self.events.append(("ended", outcome.task.name))
 
     def tick(self, running):
         self.most = max(self.most, len(running))
+        self.stages |= {(task.name, stage) for task, (stage, seconds) in running.items()}
 
 
 def task(folder, name, script, needs=None):
@@ -56,19 +63,32 @@ def task(folder, name, script, needs=None):
 
 
 WRITE = "open(OUT, 'w').close()"
+REPORT = """
+import json, os
+def report(**said):
+    os.write(int(os.environ['SCMAM_REPORTS']), (json.dumps(said) + '\\n').encode())
+"""
+KILLED_ONCE = """
+import os, signal, time
+if not os.path.exists(OUT + '.tried'):
+    open(OUT + '.tried', 'w').close()
+    os.kill(os.getpid(), signal.SIGKILL)
+open(OUT, 'w').close()
+"""
 
 
 @pytest.fixture
 def run(tmp_path):
-    def go(tasks, jobs=2, watcher=None, after=lambda: None):
-        with locked(tmp_path) as lock:
+    def go(tasks, jobs=2, watcher=None, after=lambda: None, **options):
+        with alone(tmp_path / ".lock", "held by {owner}") as lock:
             return run_tasks(
                 tasks,
-                [sys.executable],
+                [],
                 jobs=jobs,
-                inherited=lock,
+                lock=lock,
                 watcher=watcher or Silent(),
                 after=after,
+                **options,
             )
 
     return go
@@ -125,11 +145,13 @@ def test_an_error_of_the_user_is_one_line(tmp_path, run):
             task(
                 tmp_path,
                 "mam",
-                "print('much'); print('error: label: no such column'); raise SystemExit(2)",
+                REPORT + "report(error='label: no such column'); raise SystemExit(2)",
             )
-        ]
+        ],
+        retries=3,
     )
     assert outcome.error == "label: no such column"
+    assert (tmp_path / "logs" / "mam.txt").read_text().count(": mam\n") == 1  # no second try
 
 
 def test_a_task_that_leaves_nothing_has_failed(tmp_path, run):
@@ -139,7 +161,7 @@ def test_a_task_that_leaves_nothing_has_failed(tmp_path, run):
 
 
 def test_the_log_is_of_all_tries_and_the_error_of_the_last(tmp_path, run):
-    run([task(tmp_path, "mam", "print('error: first'); raise SystemExit(2)")])
+    run([task(tmp_path, "mam", "print('error: first'); raise SystemExit(4)")])
     (outcome,) = run([task(tmp_path, "mam", "raise SystemExit(3)")])
     assert outcome.error.startswith("ended with status 3")
     log = (tmp_path / "logs" / "mam.txt").read_text()
@@ -200,31 +222,27 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
             open(OUT + '.saved', 'w').close()
     """
     study = f"""
-        import sys
         from pathlib import Path
-        from scmam.study.lock import locked
+        from scmam.storage import alone
         from scmam.study.progress import Silent
         from scmam.study.queue import run_tasks
         from scmam.study.tasks import Task
         folder = Path({str(tmp_path)!r})
         script = {f"OUT = {str(tmp_path / 'mam')!r}" + textwrap.dedent(worker)!r}
-        with locked(folder) as lock:
+        with alone(folder / ".lock", "held") as lock:
             task = Task("mam", ("-c", script), folder / "log.txt", (folder / "mam",))
-            run_tasks([task], [sys.executable], jobs=1, inherited=lock, watcher=Silent(), after=lambda: None)
+            run_tasks([task], [], jobs=1, lock=lock, watcher=Silent(), after=lambda: None)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(study)], env=_with_path())
     _wait_for(tmp_path / "mam.running")
     with (
-        pytest.raises(
-            RunError,
-            match=rf"another process \(started by {process.pid}\) computes this study; wait for it",
-        ),
-        locked(tmp_path, 0.3),
+        pytest.raises(RunError, match=rf"^held by {process.pid}$"),
+        alone(tmp_path / ".lock", "held by {owner}", 0.3),
     ):
         pass
     process.kill()
     process.wait()
-    with locked(tmp_path, patience=20):
+    with alone(tmp_path / ".lock", "held by {owner}", patience=20):
         assert (tmp_path / "mam.saved").exists()
 
 
@@ -239,46 +257,103 @@ def _wait_for(path: Path, seconds: float = 30.0):
         time.sleep(0.05)
 
 
-def test_the_stage_of_a_task_is_its_last_word_and_step(tmp_path):
-    task = Task("mam", (), tmp_path / "log.txt", (), None, tmp_path / "metrics.csv", 300)
-    assert stage(task) == ("starting", None)
-    task.log.write_text(
-        "--- 2026: mam\nstage: reading cells\nwarning: stage: no\nstage: pretraining\nmore\n"
+def test_what_a_process_says_it_is_at_is_shown(tmp_path, run):
+    recorder = Recorder()
+    script = (
+        "import time; time.sleep(0.5)\n"
+        + REPORT
+        + f"report(stage='pretraining'); time.sleep(0.5); {WRITE}"
     )
-    assert stage(task) == ("pretraining", None)
-    task.metrics.write_text("step,epoch,phase\n1,0,train\n27,1,train\n")
-    assert stage(task) == ("pretraining", 27)
-    with open(task.log, "a") as log:
-        log.write("stage: evaluating\n")
-    assert stage(task) == ("evaluating", None)
-    with open(task.log, "a") as log:
-        log.write("--- 2026: mam\n")
-    assert stage(task) == ("starting", None)
+    run([task(tmp_path, "mam", script)], watcher=recorder)
+    assert recorder.stages == {("mam", "starting"), ("mam", "pretraining")}
+    assert recorder.dashboard.startswith("http://127.0.0.1:")
+
+
+def test_a_process_that_is_killed_is_started_again(tmp_path, run):
+    recorder = Recorder()
+    (outcome,) = run([task(tmp_path, "mam", KILLED_ONCE)], watcher=recorder, retries=1)
+    assert outcome.error is None
+    assert recorder.events == [("started", "mam"), ("started again", "mam"), ("ended", "mam")]
+
+
+def test_a_process_that_is_killed_too_often_has_failed(tmp_path, run):
+    (outcome,) = run([task(tmp_path, "mam", KILLED_ONCE)])
+    assert outcome.error.startswith("was ended by SIGKILL: its log ends with")
+
+
+def test_on_a_cluster_a_task_survives_the_worker_that_ran_it(tmp_path):
+    script = f"""
+        import os, signal, time
+        first = not os.path.exists(OUT + '.tried')
+        open(OUT + '.tried', 'w').write(str(os.getppid()))
+        if first:
+            time.sleep(60)
+        {WRITE}
+    """
+
+    def kill_its_worker():
+        _wait_for(tmp_path / "mam.tried")
+        time.sleep(0.2)  # until the number is in it
+        os.kill(int((tmp_path / "mam.tried").read_text()), signal.SIGKILL)
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        thread = threading.Thread(target=kill_its_worker)
+        thread.start()
+        outcomes = run_tasks(
+            [task(tmp_path, "mam", script), task(tmp_path, "matched", WRITE, needs="mam")],
+            [],
+            jobs=1,
+            watcher=Silent(),
+            after=lambda: None,
+            scheduler=cluster.scheduler_address,
+        )
+        thread.join()
+        with Client(cluster) as client:
+            assert client.run(os.getpid)  # it is there for others still
+    assert {outcome.task.name: outcome.error for outcome in outcomes} == {
+        "mam": None,
+        "matched": None,
+    }
+    assert (tmp_path / "logs" / "mam.txt").read_text().count(": mam\n") == 2
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_where_no_scheduler_answers(tmp_path, run, monkeypatch, address):
+    monkeypatch.setattr("scmam.study.queue.CONNECT", 1.0)
+    message = rf"^study.scheduler: no dask scheduler answers at {address} \([^\n]*\); start one"
+    with pytest.raises(ConfigError, match=message):
+        run([task(tmp_path, "mam", WRITE)], scheduler=address)
 
 
 def test_plain_progress_says_what_ends_and_what_is_left(tmp_path, run, capsys):
     tasks = [
         task(tmp_path, "uniform", WRITE),
-        task(tmp_path, "mam", "raise SystemExit('error: no')"),
+        task(tmp_path, "mam", REPORT + "report(error='no'); raise SystemExit(2)"),
     ]
     with shown(2, progress=True) as watcher:
         run(tasks, jobs=1, watcher=watcher)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "[0/2] uniform: started"
-    assert lines[1].startswith("[1/2] uniform: done in 0 s (about ")
-    assert lines[3] == "[2/2] mam: FAILED: no"
+    assert lines[0].startswith("Dashboard: http://127.0.0.1:")
+    assert lines[1] == "[0/2] uniform: started"
+    assert lines[2].startswith("[1/2] uniform: done in 0 s (about ")
+    assert lines[4] == "[2/2] mam: FAILED: no"
 
 
 def test_plain_progress_shows_what_is_running_now_and_then(tmp_path, capsys, monkeypatch):
     lines = Lines(3)
     task = Task("mam", (), tmp_path / "log.txt", (), None, tmp_path / "metrics.csv", 300)
-    task.log.write_text("stage: pretraining\n")
-    task.metrics.write_text("step,epoch\n27,1\n")
-    lines.tick({task: 61.0})
+    lines.tick({task: ("pretraining", 61.0)})
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("scmam.study.progress.HEARTBEAT", 0.0)
-    lines.tick({task: 61.0})
+    lines.tick({task: ("pretraining", 61.0)})
+    assert capsys.readouterr().out == "[0/3] mam: pretraining, 61 s\n"  # no step is written yet
+    task.metrics.write_text("step,epoch\n1,0\n27,1\n")
+    lines.tick({task: ("pretraining", 61.0)})
     assert capsys.readouterr().out == "[0/3] mam: pretraining, step 27 of 300, 61 s\n"
+    lines.tick({task: ("evaluating", 75.0)})
+    assert capsys.readouterr().out == "[0/3] mam: evaluating, 75 s\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals to make here")
@@ -290,12 +365,11 @@ def test_bars_on_a_terminal(tmp_path):
         from scmam.study.tasks import Task
         folder = Path({str(tmp_path)!r})
         task = Task("mam", (), folder / "log.txt", (), None, folder / "metrics.csv", 300)
-        task.log.write_text("stage: pretraining\\n")
         task.metrics.write_text("step,epoch\\n27,1\\n")
         with shown(2, progress=True) as watcher:
-            watcher.started(task)
+            watcher.started(task, False)
             watcher.last -= 1
-            watcher.tick({{task: 1.0}})
+            watcher.tick({{task: ("pretraining", 1.0)}})
             watcher.display.refresh()
             watcher.ended(Outcome(task, "it is [broken]", 2.0))
     """

@@ -2,15 +2,20 @@
 refuse.
 """
 
+import dataclasses
+import errno
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +25,7 @@ pytest.importorskip("scanpy", reason="the cells are scanpy's")
 
 from scmam.config import Config, load_config
 from scmam.data import CellLoader, Cells, open_cells
-from scmam.errors import ConfigError, RunError
+from scmam.errors import CellsError, ConfigError, RunError
 from scmam.objective import Pretraining, build_pretraining
 from scmam.runs import METRIC_COLUMNS, Run, open_run
 from scmam.training import pretrain
@@ -562,7 +567,7 @@ class TestRefusals:
             train(tmp_path, cells)
         with pytest.raises(RunError, match="a file; name a folder for the run"):
             train(tmp_path / "notes.txt", cells)
-        with pytest.raises(RunError, match=r"cannot be written there .*; name another folder"):
+        with pytest.raises(RunError, match=r"cannot be written \(.*name another folder"):
             train(tmp_path / "notes.txt" / "run", cells)
         assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -804,3 +809,184 @@ def test_two_processes(cells: Cells, tmp_path: Path) -> None:
         torch.allclose(value, weights[name], atol=1e-5)
         for name, value in together.load().state_dict().items()
     )
+
+
+def smaller(checkpoint: dict[str, Any]) -> None:
+    name = next(iter(checkpoint["state_dict"]))
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name][:1]
+
+
+def no_loops(checkpoint: dict[str, Any]) -> None:
+    checkpoint["loops"] = {}
+
+
+def no_fit_loop(checkpoint: dict[str, Any]) -> None:
+    del checkpoint["loops"]["fit_loop"]
+
+
+def old_lightning(checkpoint: dict[str, Any]) -> None:
+    checkpoint["pytorch-lightning_version"] = "1.2.0"
+
+
+def no_version(checkpoint: dict[str, Any]) -> None:
+    del checkpoint["pytorch-lightning_version"]
+    checkpoint["callbacks"] = {}
+
+
+def other_moments(checkpoint: dict[str, Any]) -> None:
+    state = checkpoint["optimizer_states"][0]["state"]
+    state[0]["exp_avg"] = state[0]["exp_avg"][:1]
+
+
+def fewer_groups(checkpoint: dict[str, Any]) -> None:
+    del checkpoint["optimizer_states"][0]["param_groups"][0]
+
+
+def text_for_weights(checkpoint: dict[str, Any]) -> None:
+    checkpoint["state_dict"] = dict.fromkeys(checkpoint["state_dict"], "weights")
+
+
+def a_list(checkpoint: dict[str, Any]) -> None:
+    checkpoint["state_dict"] = list(checkpoint["state_dict"].values())
+
+
+@pytest.fixture(scope="module")
+def stopped(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its checkpoint of step 5, not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, 6, folder, cells)
+    return folder
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            *(smaller, no_loops, no_fit_loop, old_lightning, no_version),
+            *(other_moments, fewer_groups, text_for_weights, a_list),
+        ],
+    )
+    def test_a_checkpoint_that_does_not_fit_is_named(
+        self, stopped: Path, cells: Cells, tmp_path: Path, damage: Callable
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(stopped, folder)
+        path = folder / "checkpoints" / "last.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        damage(checkpoint)
+        torch.save(checkpoint, path)
+        with pytest.raises(RunError, match=r"last\.ckpt: .*; delete it, and the run goes") as error:
+            train(folder, cells)
+        assert len(str(error.value).splitlines()) == 1
+        path.unlink()
+        assert train(folder, cells).done
+
+    @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+    def test_a_folder_in_the_place_of_a_checkpoint(
+        self, stopped: Path, cells: Cells, tmp_path: Path, name: str
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(stopped, folder)
+        (folder / "checkpoints" / name).unlink()
+        (folder / "checkpoints" / name).mkdir()
+        with pytest.raises(RunError, match=rf"{name}: expected a checkpoint; got a folder"):
+            train(folder, cells)
+
+    def test_a_record_that_is_too_deep(self, stopped: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(stopped, folder)
+        (folder / "run.json").write_text("[" * 100_000)
+        with pytest.raises(RunError, match=r"run\.json: damaged \(.*recursion.*\); restore it"):
+            open_run(folder)
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe", b"step,epoch\n", b"", b"x" * 12 + b"\n"])
+    def test_metrics_that_are_damaged(self, run: Run, tmp_path: Path, content: bytes) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(run.folder, folder)
+        (folder / "metrics.csv").write_bytes(content)
+        with pytest.raises(RunError, match=r"metrics\.csv: (damaged|has no column)") as refused:
+            open_run(folder).metrics()
+        assert len(str(refused.value).splitlines()) == 1
+
+    def test_a_run_does_not_go_on_with_damaged_metrics(
+        self, stopped: Path, cells: Cells, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(stopped, folder)
+        (folder / "metrics.csv").write_bytes(b"\xff" + b"," * 11 + b"\n")
+        with pytest.raises(RunError, match=r"metrics\.csv: damaged \(.*\); restore it"):
+            train(folder, cells)
+
+    def test_genes_of_any_name_come_back(self, cells: Cells, tmp_path: Path) -> None:
+        odd = ["a\rb", "\x0b", "\x1c\x1d\x1e", "\x85", "\u2028\u2029", "\t ", "\ufeff"]
+        named = dataclasses.replace(cells, genes=(*odd, *cells.genes[len(odd) :]))
+        run = train(tmp_path / "run", named, masking__strategy="none")
+        assert run.genes == named.genes
+        assert open_run(tmp_path / "run").genes == named.genes
+        broken = dataclasses.replace(cells, genes=("a\nb", *cells.genes[1:]))
+        with pytest.raises(CellsError, match=r"genes: expected names without line feeds"):
+            train(tmp_path / "other", broken, masking__strategy="none")
+        assert not (tmp_path / "other").exists()
+
+    def test_what_a_kill_left_is_removed(self, stopped: Path, cells: Cells, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(stopped, folder)
+        script = f"""
+            import os, signal
+            from pathlib import Path
+            from scmam.storage import new_file
+            with new_file(Path({str(folder / "checkpoints" / "last.ckpt")!r})) as beside:
+                beside.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment)
+        assert list((folder / "checkpoints").glob(".last.ckpt.*"))
+        train(folder, cells)
+        assert not list((folder / "checkpoints").glob(".*"))
+
+    @pytest.mark.parametrize("place", ["checkpoint", "metrics", "weights", "record"])
+    def test_a_full_disk(
+        self, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        def full(*arguments: object, **options: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        target = {
+            "checkpoint": "scmam.training.checkpoints.save_file",
+            "metrics": "scmam.training.losses.MetricsFile.append",
+            "weights": "scmam.runs.save_file",
+            "record": "scmam.runs.write_record",
+        }[place]
+        with monkeypatch.context() as patch:
+            patch.setattr(target, full)
+            message = r"run: cannot be written \(No space left on device\); make room, or name"
+            with pytest.raises(RunError, match=message):
+                train(tmp_path / "run", cells)
+        assert not list(tmp_path.rglob(".*"))
+        if place != "record":
+            assert open_run(tmp_path / "run").status == "interrupted"
+        assert train(tmp_path / "run", cells).done  # when there is room again
+
+    def test_files_that_may_not_grow(self, tmp_path: Path) -> None:
+        """The system itself refuses to write, in the middle of a file."""
+        script = f"""
+            import resource, sys
+            from scmam.cli import main
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+            settings = {[f"--set={name}={value}" for name, value in SMALL.items()]!r}
+            main(["pretrain", "--out", {str(tmp_path / "run")!r}, "--quiet", *settings])
+        """
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: {tmp_path / 'run'}: cannot be written (File too large)")
+        assert not list(tmp_path.rglob(".*"))

@@ -295,6 +295,23 @@ def test_headers_that_do_not_fit_the_weights_are_refused(file, content):
         RunError, match=r"expected config, genes and record in its header; got no genes$"
     ):
         load_model(file)
+    for sizes, message in [
+        ({"model": {"width": 2**40}}, r"model\.width: .*65536; got 1099511627776"),
+        ({"model": {"encoder_layers": 10**9}}, r"model\.encoder_layers: .*1024; got 1000000000"),
+        ({"masking": {"num_latents": 10**400}}, r"masking\.num_latents: .*\.\.\."),
+        ("tiny", r"; got 'tiny'"),
+    ]:
+        rewrite(config=sizes)
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_model(file)
+        assert len(str(caught.value)) < 300
+    layers = {"width": 2**16, "encoder_layers": 2**10, "decoder_layers": 2**10}  # 200 TB
+    rewrite(config={"model": layers})
+    with pytest.raises(RunError, match=r"mam\.safetensors: expected the tensors of Pretraining"):
+        load_model(file)
+    rewrite(genes=[["a"]] * 60)
+    with pytest.raises(RunError, match="expected a list of gene names in its header"):
+        load_model(file)
     rewrite(config={"masking": {"colour": 3}})
     with pytest.raises(ConfigError, match=r"mam\.safetensors: masking\.colour: unknown setting"):
         load_model(file)

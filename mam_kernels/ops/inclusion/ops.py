@@ -9,14 +9,16 @@ from torch import Tensor
 from ..._core import checks
 from ..._core.dispatch import chosen, implementation, named
 from ..._core.registration import Operation, no_second_derivative
+from . import arguments
 
 
 def _run(
     weights: Tensor, num_samples: Tensor, valid: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     run = implementation("inclusion_probabilities", backend, weights)
-    probability, time = _fake(weights)
     if weights.numel() == 0:
+        arguments.probabilities(weights, num_samples, valid)
+        probability, time = _fake(weights)
         return probability, time.zero_()
     return run(weights, num_samples, valid)
 
@@ -31,6 +33,7 @@ def _run_backward(
     grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor, backend: str
 ) -> Tensor:
     if weights.numel() == 0:
+        arguments.backward(grad, weights, probability, time)
         return weights.new_zeros(weights.shape)
     run = implementation("inclusion_probabilities_backward", backend, weights)
     return run(grad, weights, probability, time)

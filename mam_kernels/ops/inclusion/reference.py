@@ -8,31 +8,32 @@ from torch import Tensor
 
 from ..selection.reference import relative_weights
 
-HALVINGS = 64
-"""Of the interval in which the logarithm of the time lies."""
+MAX_STEPS = 100
+"""Of Newton's method. Weights within a factor of 1000 need 6 to 8, those over 34 decades 40."""
 
-
-def expected_arrivals(weights: Tensor, log_time: Tensor) -> Tensor:
-    """``sum_l 1 - exp(-w_l t)``; (B,)."""
-    return -torch.expm1(-weights * log_time.exp()[:, None]).sum(dim=-1)
+ROUNDING = 2e-15
+"""Of a sum in float64, relative."""
 
 
 def arrival_time(weights: Tensor, count: Tensor) -> Tensor:
-    """``t`` with ``expected_arrivals(w, t) = k``, for ``k`` below the number of positive weights;
+    """``t`` with ``sum_l 1 - exp(-w_l t) = k``, for ``k`` below the number of positive weights;
     elsewhere infinite. Weights (B, L) in float64, the largest of a row 1; (B,).
+
+    The sum is concave in ``t`` and at most ``t sum w``, so Newton's method from ``k / sum w``
+    rises to the solution and never beyond it.
     """
-    positive = weights > 0
-    available = positive.sum(dim=-1)
-    total = weights.sum(dim=-1).clamp(min=1.0)
-    smallest = torch.where(positive, weights, 1.0).amin(dim=-1)
-    low = torch.log(count.clamp(min=1e-300) / total)  # 1 - exp(-x) <= x
-    high = torch.log(torch.log(available.clamp(min=3).to(weights.dtype)) / smallest)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        later = expected_arrivals(weights, middle) < count
-        low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-    time = torch.where(count > 0, ((low + high) / 2).exp(), 0.0)
-    return torch.where(count < available, time, torch.inf)
+    available = (weights > 0).sum(dim=-1)
+    time = count / weights.sum(dim=-1).clamp(min=1.0)
+    finite = count < available
+    for _ in range(MAX_STEPS):
+        arrived = -torch.expm1(-weights * time[:, None])
+        rate = (weights * (1 - arrived)).sum(dim=-1)
+        missing = torch.where(finite, count - arrived.sum(dim=-1), 0.0)
+        time = time + missing / rate.clamp(min=1e-300)
+        # On a GPU, asking would wait for it.
+        if time.device.type == "cpu" and bool((missing.abs() <= ROUNDING * count).all()):
+            break
+    return torch.where(finite, time, torch.inf)
 
 
 def probabilities(

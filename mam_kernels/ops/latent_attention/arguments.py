@@ -98,6 +98,7 @@ def importance(
     query, key, valid, scale = _scores(query, key, valid, scale)
     logsumexp = _sums("logsumexp", logsumexp, query, key)
     latents = flat("latents", latents, arguments.INT64, (None,), key.device)
+    latents = arguments.existing(latents, len(query))
     return query, key, logsumexp, latents, valid, scale
 
 
@@ -144,7 +145,8 @@ def step(
     parameters = arguments.checked_parameters(parameters, heads, device, token_width)
     num_latents = len(parameters.latents)
     choice = arguments.checked_choice(choice, rows, positions, num_latents, device)
-    choice = arguments.within(choice, num_latents)
+    if choice.latents is not None:
+        choice = choice._replace(latents=arguments.existing(choice.latents, num_latents))
     draw = arguments.checked_draw(draw, rows, device)
     weighting = arguments.checked_weighting(weighting)
     return tokens, valid, parameters, heads, choice, weighting, draw, visible, keep

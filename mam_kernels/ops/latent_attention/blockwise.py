@@ -60,7 +60,7 @@ def _attention(scores: Tensor, logsumexp: Tensor) -> Tensor:
 
     logsumexp: (b, H, N).
     """
-    return scores.sub_(logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)[..., None]).exp_()
+    return scores.sub_(logsumexp.masked_fill(logsumexp == -torch.inf, torch.inf)[..., None]).exp_()
 
 
 def _heads_first(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..._core import checks
 from ..._core.dispatch import chosen, implementation, named
 from ..._core.registration import Operation, no_second_derivative
+from . import arguments
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -28,6 +29,7 @@ def attend(
     """Attended values (B, N, H, d) and log-sum-exp (B, N, H) by a backend, without gradient."""
     run = implementation("latent_attention", backend, key)
     if _is_empty(query, key):
+        arguments.forward(query, key, value, valid, scale)
         output, logsumexp = _fake_attention(query, key)
         return output.zero_(), logsumexp.fill_(-torch.inf)
     return run(query, key, value, valid, scale)
@@ -52,9 +54,11 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the query, the key and the value by a backend."""
     run = implementation("latent_attention_backward", backend, key)
+    given = (grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale)
     if _is_empty(query, key):
+        arguments.backward(*given)
         return tuple(x.new_zeros(x.shape) for x in (query, key, value))
-    return run(grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale)
+    return run(*given)
 
 
 def _fake_backward(
@@ -136,6 +140,7 @@ def _run_importance(
 ) -> Tensor:
     run = implementation("attention_importance", backend, key)
     if _is_empty(query, key):
+        arguments.importance(query, key, logsumexp, latents, valid, scale)
         return _fake_importance(query, key).zero_()
     return run(query, key, logsumexp, latents, valid, scale)
 

@@ -39,11 +39,10 @@ def cell_logsumexp(scores: Tensor) -> Tensor:
 
 
 def cell_attention(scores: Tensor, logsumexp: Tensor) -> Tensor:
-    """``A = exp(S - logsumexp)``; 0 for a cell without tokens; (N, H, L)."""
+    """``A = exp(S - logsumexp)``; 0 at padding and for a cell without tokens; (N, H, L)."""
     empty = torch.isneginf(logsumexp)
-    return torch.where(
-        empty[..., None], 0.0, torch.exp(scores - torch.where(empty, 0.0, logsumexp)[..., None])
-    )
+    attention = torch.exp(scores - torch.where(empty, 0.0, logsumexp)[..., None])
+    return torch.where(empty[..., None] | torch.isneginf(scores), 0.0, attention)
 
 
 def forward(

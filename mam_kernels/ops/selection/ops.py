@@ -10,6 +10,7 @@ from ..._core import checks
 from ..._core.call import Choice, Draw
 from ..._core.dispatch import implementation, named
 from ..._core.registration import Operation
+from . import arguments
 
 
 def _run(
@@ -17,6 +18,7 @@ def _run(
 ) -> Tensor:
     run = implementation("sample_without_replacement", backend, weights)
     if weights.numel() == 0:
+        arguments.select(weights, num_samples, valid, draw)
         return torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
     return run(weights, num_samples, valid, draw)
 

@@ -50,7 +50,8 @@ def step(
     parameters = arguments.checked_parameters(parameters, heads, device)
     num_latents = len(parameters.latents)
     choice = arguments.checked_choice(choice, cells.rows, cells.num_positions, num_latents, device)
-    choice = arguments.within(choice, num_latents)
+    if choice.latents is not None:
+        choice = choice._replace(latents=arguments.existing(choice.latents, num_latents))
     draw = arguments.checked_draw(draw, cells.rows, device)
     return cells, parameters, heads, choice, arguments.checked_weighting(weighting), draw, visible
 

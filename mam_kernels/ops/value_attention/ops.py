@@ -12,6 +12,7 @@ from ..._core import checks
 from ..._core.call import Cells
 from ..._core.dispatch import implementation, named
 from ..._core.registration import Operation
+from . import arguments
 
 
 class ValueMoments(NamedTuple):
@@ -36,9 +37,16 @@ def empty_moments(cells: Cells, slope: Tensor) -> ValueMoments:
 
 def _run(cells: Cells, slope: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     run = implementation("value_attention", backend, cells.values)
-    if cells.rows * cells.num_positions * slope.numel() == 0:
+    if _is_empty(cells, slope):
+        arguments.moments(cells, slope)
         return tuple(empty_moments(cells, slope))
     return run(cells, slope)
+
+
+def _is_empty(cells: Cells, slope: Tensor) -> bool:
+    """Whether there is nothing to compute; parts without rows to count are left to the checks."""
+    counted = cells.values if cells.crow is None else cells.crow
+    return counted.dim() > 0 and cells.rows * cells.num_positions * slope.numel() == 0
 
 
 def _fake(cells: Cells, slope: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +100,10 @@ def value_attention(
 
     Args:
         values: (B, L) dense, or sparse CSR (B, G), whose missing entries are zeros that take part;
-            float32, float16, bfloat16, or float64 (reference). Without gradient.
+            float32, float16, bfloat16, or float64 (reference). Without gradient. The columns of a
+            row need not be sorted; indices that are not sound (out of range, offsets that fall, a
+            column twice) are a ``ValueError`` on the CPU. On a GPU they are looked at only inside
+            ``check_values``, and never followed out of bounds.
         slope: (N, H), floating point; computed in float32 (float64 for float64 values).
             Differentiable.
         valid: (B, L) bool, True where there is a value; None: everywhere. What stands elsewhere,

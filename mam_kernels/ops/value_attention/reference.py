@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._core.arguments import require_indices
 from ..._core.call import Cells, Choice, Draw, Weighting
 from ..._core.csr import require_sound
 from ..selection.reference import select
@@ -112,7 +111,6 @@ def mask(
     """The masking step: moments, importance of the chosen latents, and the draw."""
     log_partition, mean, variance = moments(cells, slope)
     latents = choice.latents
-    require_indices("latents", latents, len(slope))
     chosen = slope[latents].to(log_partition.dtype)
     importance = torch.stack(
         [

@@ -76,11 +76,15 @@ def stored_entries(
     valid_stride,
     entry,
     last,
+    length,
     HAS_VALID: tl.constexpr,
 ):
-    """Value and column of a CSR row's entries, and which of them are valid and not zero."""
+    """Value and column of a CSR row's entries, and which of them are in range, valid and not
+    zero.
+    """
     exists = entry < last
     column = tl.load(col_ptr + entry, mask=exists, other=0).to(tl.int64)
+    exists &= (column >= 0) & (column < length)
     if HAS_VALID:
         exists &= tl.load(valid_ptr + column * valid_stride, mask=exists, other=0) != 0
     x = tl.load(values_ptr + entry, mask=exists, other=0.0).to(tl.float32)
@@ -110,7 +114,7 @@ def compact_csr(
     for start in range(first, last, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         x, _, nonzero = stored_entries(
-            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, HAS_VALID
+            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, length, HAS_VALID
         )
         place = count + tl.cumsum(nonzero.to(tl.int32), 0) - 1
         tl.store(compact_ptr + place, x, mask=nonzero)
@@ -379,6 +383,7 @@ def write_moments(
         slope = first + tl.arange(0, BLOCK_S)
         live = slope < num_slopes
         alpha = tl.load(slope_ptr + slope, mask=live, other=0.0)  # [BLOCK_S]
+        alpha = tl.where(empty, 0.0, alpha)  # an infinite slope would be NaN
         shift = tl.maximum(alpha * low, alpha * high)
         # Where there are zeros the shift is not negative; where there are none, e^{-shift} could
         # overflow.
@@ -540,7 +545,7 @@ def expand_csr(
     for start in range(first, last, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         _, column, nonzero = stored_entries(
-            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, HAS_VALID
+            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, length, HAS_VALID
         )
         place = count + tl.cumsum(nonzero.to(tl.int32), 0) - 1
         importance = tl.load(compact_ptr + place, mask=nonzero, other=0.0)
@@ -549,7 +554,15 @@ def expand_csr(
 
 
 @triton.jit(
-    do_not_specialize=["seed", "step", "num_positions", "num_slopes", "num_chosen", "num_heads"]
+    do_not_specialize=[
+        "seed",
+        "step",
+        "num_positions",
+        "num_slopes",
+        "num_chosen",
+        "num_heads",
+        "num_stored",
+    ]
 )
 def value_kernel(
     values_ptr,
@@ -578,6 +591,7 @@ def value_kernel(
     num_slopes,
     num_chosen,
     num_heads,
+    num_stored,
     values_stride_row,
     values_stride_position,
     valid_stride_row,
@@ -608,8 +622,10 @@ def value_kernel(
     if HAS_VALID:
         valid_ptr += row * valid_stride_row
     if IS_CSR:
-        first = tl.load(crow_ptr + row).to(tl.int64)
-        last = tl.load(crow_ptr + row + 1).to(tl.int64)
+        # of unsound offsets only what is in bounds is followed
+        first = tl.minimum(tl.maximum(tl.load(crow_ptr + row).to(tl.int64), 0), num_stored)
+        last = tl.minimum(tl.load(crow_ptr + row + 1).to(tl.int64), num_stored)
+        last = tl.minimum(tl.maximum(last, first), first + num_positions)
         compact_ptr += first
         count, num_zeros, low, high, finite = compact_csr(
             values_ptr,
@@ -795,7 +811,7 @@ def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, None, slope, None, None, None, None, None, rows.compact, rows.series, None, None, *rows.moments,
-            0, 0, 0.0, 1.0, num_positions, slope.numel(), 0, 1, *rows.strides, 0, 0,
+            0, 0, 0.0, 1.0, num_positions, slope.numel(), 0, 1, values.numel(), *rows.strides, 0, 0,
             IS_CSR=rows.is_csr, MASKING=False, HAS_VALID=valid is not None, HAS_MASKABLE=False, HAS_SAMPLE_IDS=False,
             SEED_ON_DEVICE=False, STEP_ON_DEVICE=False, SHARPEN=False,
             BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
@@ -826,7 +842,7 @@ def mask(
             values, crow, col, valid, maskable, slope, latents, num_masked, sample_ids, seed_ptr, step_ptr,
             rows.compact, rows.series, hidden, importance, *rows.moments,
             seed_value, step_value, eps, inverse_temperature,
-            num_positions, slope.numel(), latents.numel(), slope.shape[1], *rows.strides, *launch.strides(maskable, 2),
+            num_positions, slope.numel(), latents.numel(), slope.shape[1], values.numel(), *rows.strides, *launch.strides(maskable, 2),
             IS_CSR=rows.is_csr, MASKING=True, HAS_VALID=valid is not None, HAS_MASKABLE=maskable is not None,
             HAS_SAMPLE_IDS=sample_ids is not None, SEED_ON_DEVICE=seed_ptr is not None, STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,

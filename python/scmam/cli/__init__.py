@@ -37,10 +37,11 @@ One model by itself:
   scmam report run                             a page to look at
   scmam export run model.safetensors           one file to keep or pass on
 
-Without --data each takes scanpy's 700 labelled blood cells. Every setting can come from a YAML file (`scmam config > study.yaml` writes
-one with all of them explained); flags go before the file.
+Without --data each takes scanpy's 700 labelled blood cells. Every setting can come from a YAML file
+(`scmam config > study.yaml` writes one with all of them explained); flags go before the file.
 
-Exit status: 0 done; 1 something failed, and is listed; 2 wrong input, said in one line; 130 interrupted.
+Exit status: 0 done; 1 something failed, and is listed; 2 wrong input, or no place to write to, said
+in one line; 130 interrupted.
 """
 
 

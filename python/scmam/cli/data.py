@@ -8,7 +8,7 @@ import typer
 
 from .endings import ends_tidily
 from .manual import add_command
-from .options import Assignments, ConfigFile, Counts, Donor, Label, configuration
+from .options import Assignments, ConfigFile, Counts, Donor, Label, configuration, given
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def inspect_file(
       scmam inspect cells.h5ad --json | jq .warnings
       scmam inspect                  the example cells that come with scanpy
     """
-    flags = {"data.path": file, "data.label": label, "data.donor": donor, "data.counts": counts}
+    flags = given(locals()) | {"data.path": file}
     settings = configuration(config, assignments, flags).data
     from ..data import inspect
 

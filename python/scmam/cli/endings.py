@@ -1,5 +1,5 @@
-"""How a command ends when it does not end well: a user's error in one line, an interruption with
-the way to go on.
+"""The end of a command that fails or is interrupted: one line that says what was wrong, or how to
+continue.
 """
 
 import functools
@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import typer
 
-from ..errors import ScmamError
+from ..errors import WRONG_INPUT, ScmamError, missing_package
+from ..storage import CANNOT_WRITE
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-WRONG_INPUT = 2
 INTERRUPTED = 130
 
 
@@ -29,8 +29,15 @@ def ends_tidily(resume: str) -> Callable[[Command], Command]:
             try:
                 command(*arguments, **options)
             except ScmamError as error:
-                print(f"error: {error}", file=sys.stderr)
-                raise typer.Exit(WRONG_INPUT) from None
+                raise _said(str(error)) from None
+            except ModuleNotFoundError as error:
+                if (missing := missing_package(error)) is None:
+                    raise
+                raise _said(missing) from None
+            except OSError as error:
+                if error.errno not in CANNOT_WRITE or error.filename is None:
+                    raise
+                raise _said(f"{error.filename}: {error.strerror}") from None
             except KeyboardInterrupt:
                 print(f"\ninterrupted: {resume}", file=sys.stderr)
                 raise typer.Exit(INTERRUPTED) from None
@@ -38,3 +45,8 @@ def ends_tidily(resume: str) -> Callable[[Command], Command]:
         return wrapped
 
     return decorate
+
+
+def _said(error: str) -> typer.Exit:
+    print(f"error: {error}", file=sys.stderr)
+    return typer.Exit(WRONG_INPUT)

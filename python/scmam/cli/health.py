@@ -1,4 +1,4 @@
-"""``scmam doctor``: whether this installation works, and what is in it."""
+"""``scmam doctor``: check and describe this installation."""
 
 from typing import Annotated
 

@@ -16,10 +16,14 @@ from ..errors import ConfigError
 SETTINGS = "Settings"
 
 
+SETTING_OF: dict[str, str] = {}  # "section.name" of the flags that set one
+
+
 def setting(name: str, flag: str, *, metavar: str | None = None, help: str | None = None) -> Any:
     """An option that sets ``section.name``; its help is the setting's description, its default is
-    said and not set.
+    said and not set. The parameter that has it is named as the flag.
     """
+    SETTING_OF[flag.removeprefix("--").replace("-", "_")] = name
     section, _, field = name.partition(".")
     info = type(getattr(Config(), section)).model_fields[field]
     default = json.loads(Config().model_dump_json())[section][field]
@@ -81,6 +85,19 @@ Methods = Annotated[
 Folds = Annotated[
     int | None, setting("evaluation.folds", "--folds", help="folds of the cross-validation")
 ]
+
+
+def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings among the parameters of a command, ``{"section.name": value}``; lists are taken
+    apart.
+    """
+    flags = {SETTING_OF[name]: value for name, value in parameters.items() if name in SETTING_OF}
+    for name, value in flags.items():
+        if name == "study.seeds":
+            flags[name] = numbers(value, "--seeds")
+        elif name in ("study.arms", "study.baselines", "evaluation.methods"):
+            flags[name] = names(value)
+    return flags
 
 
 def configuration(

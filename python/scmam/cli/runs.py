@@ -1,6 +1,4 @@
-"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: one model, what it knows, what its
-masks hide, and its file.
-"""
+"""``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: commands on one model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +24,7 @@ from .options import (
     Size,
     Steps,
     configuration,
-    names,
+    given,
     setting,
 )
 
@@ -111,28 +109,15 @@ def pretrain(
       scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
       scmam pretrain --out runs/example             the 700 example cells
     """
-    flags = {
-        "data.path": data,
-        "data.label": label,
-        "data.donor": donor,
-        "data.counts": counts,
-        "masking.strategy": strategy,
-        "masking.injection": injection,
-        "model.size": size,
-        "training.steps": steps,
-        "training.batch_size": batch_size,
-        "training.lr": lr,
-        "training.seed": seed,
-        "training.device": device,
-    }
-    settings = configuration(config, assignments, flags)
+    settings = configuration(config, assignments, given(locals()))
     if arm is not None:
         settings = _as_arm(settings, arm, strategy)
     from ..training import pretrain as train
 
     run = train(settings, out, progress=not quiet)
     print(
-        f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in {run.record['seconds']:.0f} s)"
+        f"Run: {run.folder} ({run.record['steps']} steps on {run.record['cells']} cells in"
+        f" {run.record['seconds']:.0f} s)"
     )
     print(f"Next: scmam evaluate {run.folder}; scmam genes {run.folder}; scmam report {run.folder}")
 
@@ -147,7 +132,8 @@ def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
     target = settings.masking.matched_to
     if target is not None and not Path(target).is_dir():
         raise ConfigError(
-            f"--arm {arm} takes the hidden fractions of another run; give --set masking.strategy=matched --set masking.matched_to=RUN"
+            f"--arm {arm} takes the hidden fractions of another run; give --set"
+            " masking.strategy=matched --set masking.matched_to=RUN"
         )
     return settings
 
@@ -178,19 +164,13 @@ def evaluate(
       scmam evaluate runs/mam --methods linear-probe --folds 10
       scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
     """
+    flags = given(locals())
     from ..data import open_cells
     from ..evaluation import evaluate as score
     from ..runs import open_run
     from .tables import evaluations_text
 
     opened = open_run(run)
-    flags = {
-        "data.path": data,
-        "data.label": label,
-        "data.donor": donor,
-        "evaluation.methods": names(methods),
-        "evaluation.folds": folds,
-    }
     settings = _changed(opened.config, assignments, flags)
     evaluations = score(
         opened, open_cells(settings.data, need_label=True), settings.evaluation, progress=not quiet
@@ -286,7 +266,8 @@ def export(
     opened = open_run(run)
     path = export_model(opened, out)
     print(
-        f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,} genes, {path.stat().st_size / 1e6:.1f} MB)"
+        f"Written: {path} ({opened.record['parameters']:,} parameters, {len(opened.genes):,}"
+        f" genes, {path.stat().st_size / 1e6:.1f} MB)"
     )
     print(f'Next: scmam.load_model("{path}") in Python')
 

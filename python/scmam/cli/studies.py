@@ -1,4 +1,4 @@
-"""``scmam compare``, ``report`` and ``demo``: the whole study, and what is shown of it."""
+"""``scmam compare``, ``report`` and ``demo``: whole studies and their reports."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +23,7 @@ from .options import (
     Size,
     Steps,
     configuration,
-    names,
-    numbers,
+    given,
     setting,
 )
 
@@ -83,6 +82,9 @@ def compare(
         ),
     ] = None,
     jobs: Annotated[int | None, setting("study.jobs", "--jobs", metavar="N")] = None,
+    scheduler: Annotated[
+        str | None, setting("study.scheduler", "--scheduler", metavar="ADDRESS")
+    ] = None,
     size: Size = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
@@ -104,9 +106,11 @@ def compare(
 
     Reads an .h5ad file with a column of cell types. Each run is pretrained and evaluated in a
     process of its own, --jobs at a time on equal shares of the cores, and is kept as it finishes:
-    stop at any moment, start the same command again, and only what is missing is done. More arms
-    and seeds can be added to a study by naming them; other settings need another folder. One run
-    that fails does not end the others; it is listed last, and the exit status is 1.
+    stop at any moment, start the same command again, and only what is missing is done. With
+    --scheduler the workers of a dask cluster do the runs; they need scmam and the folder STUDY
+    under the same path. A run whose process dies is started again from its last checkpoint. More
+    arms and seeds can be added to a study by naming them; other settings need another folder. One
+    run that fails does not end the others; it is listed last, and the exit status is 1.
 
     Writes STUDY/: config.yaml, study.json, runs/ARM/seed-N/ (as `scmam pretrain` and `scmam
     evaluate` write them), baselines/, logs/, results.csv (a line per arm, seed, fold and method),
@@ -118,27 +122,12 @@ def compare(
       scmam compare --data cells.h5ad --out study
       scmam compare --data cells.h5ad --arms uniform,mam --seeds 0-9 --out study
       scmam compare --config study.yaml --out study --jobs 8
+      scmam compare --out study --scheduler tcp://host:8786   on a dask cluster
       scmam compare --out try --steps 50 --seeds 0,1    the 700 example cells
     """
+    flags = given(locals())
     from ..study import compare as run
 
-    flags = {
-        "data.path": data,
-        "data.label": label,
-        "data.donor": donor,
-        "data.counts": counts,
-        "study.arms": names(arms),
-        "study.seeds": numbers(seeds, "--seeds"),
-        "study.reference": reference,
-        "study.baselines": names(baselines),
-        "study.jobs": jobs,
-        "model.size": size,
-        "training.steps": steps,
-        "training.batch_size": batch_size,
-        "training.device": device,
-        "evaluation.methods": names(methods),
-        "evaluation.folds": folds,
-    }
     study = run(configuration(config, assignments, flags), out, interpret=genes, progress=not quiet)
     _conclude(study)
 

@@ -1,4 +1,4 @@
-"""What `evaluate` and `genes` print of their results."""
+"""Tables of results that `evaluate` and `genes` print."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ SHOWN_GENES = 10
 def evaluations_text(evaluations: Iterable["Evaluation"]) -> str:
     """A line per method: mean and standard deviation over its folds, in per cent."""
     lines = [
-        f"{'method':22}{'accuracy':>14}{'macro-F1':>14}{'micro-F1':>14}   (per cent, mean ± standard deviation over the folds)"
+        f"{'method':22}{'accuracy':>14}{'macro-F1':>14}{'micro-F1':>14}   (per cent, mean ±"
+        " standard deviation over the folds)"
     ]
     for evaluation in evaluations:
         line = f"{evaluation.method:22}"
@@ -39,7 +40,11 @@ def genes_text(found: "Interpretation") -> str:
         )
     if summary["entropy"] is not None:
         lines.append(
-            f"entropy of the masking distribution: {summary['entropy']:.4f} of its maximum, which is uniform"
+            f"entropy of the masking distribution: {summary['entropy']:.4f} of its maximum, which"
+            " is uniform"
         )
+    if (scatter := summary["dispersion"]) is not None:
+        chance = f"uniform draws: {scatter['low']:.2f} to {scatter['high']:.2f}"
+        lines.append(f"variance over genes, chi^2/df: {scatter['chi_square']:.2f} ({chance})")
     lines += [f"warning: {warning}" for warning in found.warnings]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from .matrix import as_tensor, canonical
 
 
 def cell_batch(counts: Any, cell_ids: Any, *, depth: Any = None, labels: Any = None) -> CellBatch:
-    """A batch for `scmam.objective.Pretraining`, from what a loader gives.
+    """A batch for `scmam.objective.Pretraining`, from the batch of another loader.
 
     Args:
         counts: (B, G) raw counts: scipy sparse, a torch tensor, sparse CSR or dense, or what numpy
@@ -49,7 +49,8 @@ def _matrix(counts: Any) -> Tensor:
     matrix = counts if isinstance(counts, Tensor) else torch.as_tensor(np.asarray(counts))
     if matrix.dim() != 2 or matrix.layout not in (torch.strided, torch.sparse_csr):
         raise ValueError(
-            f"counts: expected (B, G), dense or sparse CSR; got shape {tuple(matrix.shape)}, {matrix.layout}"
+            f"counts: expected (B, G), dense or sparse CSR; got shape {tuple(matrix.shape)},"
+            f" {matrix.layout}"
         )
     return matrix.float()
 

@@ -1,4 +1,4 @@
-"""Cells: raw counts of chosen cells and genes, with what is known of each cell."""
+"""Cells: raw counts of the chosen cells and genes, with the labels and donors of each cell."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from .matrix import Rows, as_tensor
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """What `open_cells` makes of a file.
+    """The cells that `open_cells` reads, with their counts and labels.
 
     Nothing here is as large as the file where the counts are read from it.
     """

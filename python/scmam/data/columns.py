@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 LABEL_NAMES = (
     ("celltype",),
     (
-        "celltypes",
-        "celltypelabel",
-        "celllabel",
-        "celllabels",
-        "cellontologyclass",
-        "bulklabels",
-        "authorcelltype",
-        "celltypeannotation",
+        *("celltypes", "celltypelabel", "celllabel", "celllabels", "cellontologyclass"),
+        *("bulklabels", "authorcelltype", "celltypeannotation"),
     ),
     (
         "annotation",
@@ -36,42 +30,17 @@ LABEL_NAMES = (
     ("louvain", "leiden", "cluster", "clusters", "seuratclusters"),
 )
 DONOR_NAMES = (
-    *(
-        "donor",
-        "donorid",
-        "patient",
-        "patientid",
-        "individual",
-        "subject",
-        "subjectid",
-        "mouse",
-        "mouseid",
-    ),
-    *("sample", "sampleid", "origident", "batch", "batchid", "library"),
+    *("donor", "donorid", "patient", "patientid", "individual", "subject", "subjectid"),
+    *("mouse", "mouseid", "sample", "sampleid", "origident", "batch", "batchid"),
+    *("library",),
 )
 OTHER_NAMES = (
-    "phase",
-    "sex",
-    "tissue",
-    "assay",
-    "disease",
-    "organism",
-    "treatment",
-    "condition",
-    "stage",
-    "developmentstage",
-    "ethnicity",
+    *("phase", "sex", "tissue", "assay", "disease", "organism", "treatment", "condition"),
+    *("stage", "developmentstage", "ethnicity"),
 )
 TOTAL_NAMES = (
-    "totalcounts",
-    "ncounts",
-    "ncountrna",
-    "numi",
-    "numis",
-    "totalumis",
-    "ncount",
-    "umicount",
-    "ncountsall",
+    *("totalcounts", "ncounts", "ncountrna", "numi", "numis", "totalumis", "ncount"),
+    *("umicount", "ncountsall"),
 )
 SHOWN = 30  # columns that an error lists at most
 
@@ -116,28 +85,31 @@ def label_column(
     )
     if required:
         raise CellsError(
-            f"{source}: data.label is not given, and cannot be told from the names of .obs; set it to a column: {listed}"
+            f"{source}: data.label is not given, and cannot be told from the names of .obs; set it"
+            f" to a column: {listed}"
         )
     return (
         None,
-        f"No labels are used: data.label is not given, and cannot be told from the names of .obs ({listed}).",
+        "No labels are used: data.label is not given, and cannot be told from the names of .obs"
+        f" ({listed}).",
     )
 
 
 def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> str:
-    """The name, if there is such a column; else an error that lists the ones there are, the most
-    similar first.
+    """Return the name if there is such a column, or raise an error that lists the columns, the
+    most similar first.
     """
     if name in obs.columns:
         return name
     columns = list(map(str, obs.columns))
     raise CellsError(
-        f"{source}: {setting} names {name!r}, which is no column of .obs; {suggestion(name, columns)}"
+        f"{source}: {setting} names {name!r}, which is no column of .obs;"
+        f" {suggestion(name, columns)}"
     )
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """Which of the known names may have been meant, and all of them."""
+    """The known names that resemble the given one, and the list of all."""
     if not known:
         return "there are none"
     by_plain = {_plain(other): other for other in known}
@@ -150,7 +122,7 @@ def suggestion(name: str, known: list[str]) -> str:
 
 
 def listing(names: list[str]) -> str:
-    """Names after one another, cut where they are many."""
+    """Names separated by commas; long lists are cut."""
     if not names:
         return "no columns"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

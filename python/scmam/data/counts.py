@@ -16,16 +16,8 @@ from .source import Source
 from .values import COUNTS_PER, Conversion, Look, Rounding, equal_total, look_at
 
 COUNT_LAYERS = (
-    "counts",
-    "count",
-    "rawcounts",
-    "rawcount",
-    "rawdata",
-    "raw",
-    "umi",
-    "umis",
-    "umicounts",
-    "matrix",
+    *("counts", "count", "rawcounts", "rawcount", "rawdata", "raw"),
+    *("umi", "umis", "umicounts", "matrix"),
 )
 PART_LAYERS = ("spliced", "unspliced", "ambiguous")  # counts, but not all of a cell's
 SAMPLED = 2000  # cells that a first look takes, spread over the file
@@ -86,7 +78,8 @@ def find_counts(
     order = places_in_order(source) if place == "auto" else (place,)
     if not any(source.matrix(name).shape[1] for name in order):
         raise CellsError(
-            f"{source.name}: has {len(source.obs)} cells but no genes; filter less, or give another file"
+            f"{source.name}: has {len(source.obs)} cells but no genes; filter less, or give"
+            " another file"
         )
     first_looks = {name: first_look(source.matrix(name)) for name in order}
     for wanted in ("counts", "log1p", "normalised", "fractional"):
@@ -123,14 +116,13 @@ def require_place(source: Source, place: str) -> None:
         raise CellsError(f"{source.name}: data.counts names {place!r}, and {source.refused[place]}")
     if place not in source.places:
         raise CellsError(
-            f"{source.name}: data.counts names {place!r}, which is not there; there are {listing(list(source.places))}, or auto"
+            f"{source.name}: data.counts names {place!r}, which is not there; there are"
+            f" {listing(list(source.places))}, or auto"
         )
 
 
 def first_look(matrix: Matrix) -> Look:
-    """What is seen of cells that are spread over the matrix: a bounded number of them, whatever its
-    size.
-    """
+    """Statistics of the values of a bounded number of cells, spread over the matrix."""
     return look_at(_sample(matrix))
 
 
@@ -180,7 +172,10 @@ def _converted(source: Source, place: str, matrix: Matrix, look: Look) -> Found:
     conversion = Conversion(logged, COUNTS_PER / target, rounded=False, log_of_base=log_of_base)
     sums = _sums(matrix, conversion)
     proof = "" if shared else ", which cannot be told from these values: not all genes are there"
-    words = f"There are no raw counts to be had{reasons}; the values are taken as counts per 10,000{proof}, and every cell's depth as 10,000."
+    words = (
+        f"There are no raw counts to be had{reasons}; the values are taken as counts per"
+        f" 10,000{proof}, and every cell's depth as 10,000."
+    )
     return Found(
         place,
         matrix,
@@ -212,7 +207,7 @@ def _known_totals(source: Source, sums: np.ndarray) -> tuple[np.ndarray | None, 
 def _recovered(
     source: Source, matrix: Matrix, logged: bool, log_of_base: float, target: float
 ) -> tuple[tuple[Conversion, np.ndarray, np.ndarray, str] | None, str]:
-    """Counts by the totals of .obs, if what comes out is whole numbers; else why not."""
+    """Counts recovered by the totals in .obs where they are whole numbers; otherwise the reason."""
     columns = total_columns(source.obs)
     if not columns:
         return None, ", since .obs has no column with the cells' totals"
@@ -229,8 +224,9 @@ def _recovered(
             sums.append(np.asarray(conversion(rows, cells).sum(axis=1, dtype=np.float64)).ravel())
         if rounding.tight:
             words = (
-                f"Counts are recovered with the totals in obs[{column!r}]: before rounding no value is further than"
-                f" {rounding.largest:.2g} from a whole number. The depth of a cell is obs[{column!r}]."
+                f"Counts are recovered with the totals in obs[{column!r}]: before rounding no"
+                f" value is further than {rounding.largest:.2g} from a whole number. The depth of"
+                f" a cell is obs[{column!r}]."
             )
             return (conversion, np.concatenate(sums), totals, words), ""
         reasons.append(
@@ -255,7 +251,10 @@ def _refusal(source: Source, place: str, looks: dict[str, Look]) -> str:
     elif all(look.kind == "empty" for look in looks.values()):
         advice = "take another file"
     else:
-        advice = "counts cannot be had back from scaled values: give a file with raw counts in X, in .raw or in a layer named counts"
+        advice = (
+            "counts cannot be had back from scaled values: give a file with raw counts in X, in"
+            " .raw or in a layer named counts"
+        )
     others = {
         name: first_look(source.matrix(name)).kind
         for name in places_in_order(source)

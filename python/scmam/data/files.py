@@ -38,7 +38,8 @@ def open_source(path: Path | Sequence[Path] | None) -> Source:
         files = sorted(path.glob("*.h5ad"))
         if not files:
             raise CellsError(
-                f"{path}: a folder without .h5ad files; give one that has some, or a file, as data.path"
+                f"{path}: a folder without .h5ad files; give one that has some, or a file, as"
+                " data.path"
             )
         name = path.name
     else:
@@ -47,7 +48,8 @@ def open_source(path: Path | Sequence[Path] | None) -> Source:
         repeated = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
         if repeated:
             raise CellsError(
-                f"data.path: names {', '.join(repeated[:SHOWN])} more than once; name each file once"
+                f"data.path: names {', '.join(repeated[:SHOWN])} more than once; name each file"
+                " once"
             )
     return (
         open_file(files[0])
@@ -75,7 +77,8 @@ class JoinedSource(Source):
         self.refused = {place: why for place in places if (why := self._refusal(place)) is not None}
         if places and len(self.refused) == len(places):
             raise CellsError(
-                f"{name}: its {len(sources)} files do not go together: {'; '.join(self.refused.values())}"
+                f"{name}: its {len(sources)} files do not go together:"
+                f" {'; '.join(self.refused.values())}"
             )
         self.has_x, self.has_raw = "X" in self._columns, "raw" in self._columns
         self.layers = tuple(layer for layer in self.sources[0].layers if layer in self._columns)
@@ -119,8 +122,9 @@ class JoinedSource(Source):
             missing, added = set(genes[0]) - set(names), set(names) - set(genes[0])
             if missing or added:
                 return (
-                    f"{where} of {source.name} has other genes than that of {self.sources[0].name} ({len(missing)} are missing"
-                    f"{_named(missing)}, {len(added)} are there beside them{_named(added)}); bring all files to the same genes"
+                    f"{where} of {source.name} has other genes than that of {self.sources[0].name}"
+                    f" ({len(missing)} are missing{_named(missing)}, {len(added)} are there beside"
+                    f" them{_named(added)}); bring all files to the same genes"
                 )
         first_cells = [_first_cells(source.matrix(place)) for source in self.sources]
         kinds: dict[str, str] = {}
@@ -131,9 +135,15 @@ class JoinedSource(Source):
             said = " and ".join(f"{kind} in {name}" for kind, name in kinds.items())
             return f"{where} holds values of different kinds ({said}); bring all files to the same"
         if "normalised" in kinds and look_at(first_cells).kind != "normalised":
-            return f"{where} holds cells normalised to a sum that is not the same in all files; bring all to the same"
+            return (
+                f"{where} holds cells normalised to a sum that is not the same in all files; bring"
+                " all to the same"
+            )
         if "counts" not in kinds and len({source.log_base for source in self.sources}) > 1:
-            return f"{where} holds logarithms of different bases (uns['log1p']['base']); bring all files to the same"
+            return (
+                f"{where} holds logarithms of different bases (uns['log1p']['base']); bring all"
+                " files to the same"
+            )
         order = {gene: column for column, gene in enumerate(genes[0])}
         self._columns[place] = [
             np.array([order[gene] for gene in names], dtype=np.int32) for names in genes

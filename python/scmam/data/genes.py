@@ -19,25 +19,40 @@ MISSING = ("", "nan", "none", "na", "<na>")
 
 
 def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
-    """The index of a table of genes.
+    """The gene names of a table.
 
     Raises:
-        CellsError: a name is missing, or occurs twice.
+        CellsError: a name is missing, is no line of text, or occurs twice.
     """
     names = tuple(str(name).strip() for name in var.index)
+    broken = [name for name in names if len(name.splitlines()) > 1 or not _encodes(name)]
+    if broken:
+        raise CellsError(
+            f"{where}: {len(broken)} of {len(names)} gene names are no line of text"
+            f" ({broken[0]!r}); give them names without line breaks in .var_names"
+        )
     missing = sum(name.lower() in MISSING for name in names)
     if missing:
         raise CellsError(
-            f"{where}: {missing} of {len(names)} genes have no name; give them names in .var_names, or drop them"
+            f"{where}: {missing} of {len(names)} genes have no name; give them names in"
+            " .var_names, or drop them"
         )
     repeated = [(name, count) for name, count in Counter(names).items() if count > 1]
     if repeated:
         shown = ", ".join(f"{name} {count} times" for name, count in repeated[:5])
         raise CellsError(
-            f"{where}: {len(repeated)} gene names occur more than once ({shown}); add them up or call adata.var_names_make_unique(), and"
-            " write the file again"
+            f"{where}: {len(repeated)} gene names occur more than once ({shown}); add them up or"
+            " call adata.var_names_make_unique(), and write the file again"
         )
     return names
+
+
+def _encodes(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a character, which no file takes
+        return False
+    return True
 
 
 def numbered(names: tuple[str, ...]) -> bool:
@@ -51,27 +66,21 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     Raises:
         CellsError: no such file, not text, empty, or a name that occurs twice.
     """
-    path = Path(path)
+    path, give = Path(path), "give data.vocabulary a text file with a gene name a line"
     if not path.is_file():
-        raise CellsError(
-            f"{path}: no such file; give data.vocabulary a text file with a gene name a line"
-        )
+        raise CellsError(f"{path}: no such file; {give}")
     try:
-        names = tuple(
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        )
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise CellsError(
-            f"{path}: not a text file ({error.reason}); give data.vocabulary a text file with a gene name a line"
-        ) from error
+        raise CellsError(f"{path}: not a text file ({error.reason}); {give}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise CellsError(
-            f"{path}: holds no gene names; give data.vocabulary a text file with a gene name a line"
-        )
+        raise CellsError(f"{path}: holds no gene names; {give}")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
+        shown = ", ".join(repeated[:5])
         raise CellsError(
-            f"{path}: {len(repeated)} gene names occur more than once ({', '.join(repeated[:5])}); keep each once"
+            f"{path}: {len(repeated)} gene names occur more than once ({shown}); keep each once"
         )
     return names
 
@@ -96,12 +105,14 @@ def vocabulary_columns(
     if shared < SMALLEST_SHARE * len(vocabulary) or shared < FEWEST:
         better = _better_column(vocabulary, var)
         advice = (
-            f"its names are in .var[{better!r}]: set adata.var_names to that column and write the file again"
+            f"its names are in .var[{better!r}]: set adata.var_names to that column and write the"
+            " file again"
             if better
             else "give a vocabulary of the same species and naming"
         )
         raise CellsError(
-            f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary {', '.join(vocabulary[:3])}); {advice}"
+            f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary"
+            f" {', '.join(vocabulary[:3])}); {advice}"
         )
     return (
         columns,

@@ -1,4 +1,4 @@
-"""What a file holds, before anything runs on it."""
+"""Inspection of a file before any run."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` sees.
+    """The result of `inspect`.
 
     Quantiles are (minimum, lower quartile, median, upper quartile, maximum) over the cells.
     """
@@ -66,7 +66,10 @@ class Inspection:
         lines = [f"{self.name}: {self.cells:,} cells, {self.genes:,} genes", "", "Values"]
         for place in self.places:
             mark = "*" if place.taken else " "
-            size = f"{place.shape[0]:,} x {place.shape[1]:,}, {place.storage}, {place.mebibytes:,.0f} MiB"
+            size = (
+                f"{place.shape[0]:,} x {place.shape[1]:,}, {place.storage}, {place.mebibytes:,.0f}"
+                " MiB"
+            )
             lines.append(f" {mark} {place.where} ({size}) {place.holds}")
         if self.usable:
             lines += [
@@ -173,7 +176,8 @@ def _found(source: Source, settings: Data, warnings: list[str]) -> Found | None:
         warnings.append(f"{empty} cells have no counts; they will be dropped.")
     if found.matrix.nbytes > IN_MEMORY and found.matrix.storage == "csc":
         warnings.append(
-            "The matrix is stored by genes (CSC) and is read whole; written by cells (tocsr) it can be read from the file."
+            "The matrix is stored by genes (CSC) and is read whole; written by cells (tocsr) it"
+            " can be read from the file."
         )
     return found
 
@@ -199,11 +203,13 @@ def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
     small = [f"{name} ({size})" for name, size in named.items() if size < FOLDS]
     if small:
         warnings.append(
-            f"Classes too small for {FOLDS} folds: {', '.join(small[:SHOWN])}; set data.min_class to {FOLDS} to drop them."
+            f"Classes too small for {FOLDS} folds: {', '.join(small[:SHOWN])}; set data.min_class"
+            f" to {FOLDS} to drop them."
         )
     if sizes.get(""):
         warnings.append(
-            f"{sizes['']} cells have no label in obs[{label!r}]; they are left out of the evaluation."
+            f"{sizes['']} cells have no label in obs[{label!r}]; they are left out of the"
+            " evaluation."
         )
     return warnings
 
@@ -236,7 +242,10 @@ def _five(values: np.ndarray) -> tuple[float, ...]:
 
 def _quantiles(what: str, values: tuple[float, ...]) -> str:
     low, lower, median, upper, high = values
-    return f"{what}: median {median:,.0f}, quartiles {lower:,.0f} to {upper:,.0f}, range {low:,.0f} to {high:,.0f}"
+    return (
+        f"{what}: median {median:,.0f}, quartiles {lower:,.0f} to {upper:,.0f}, range {low:,.0f}"
+        f" to {high:,.0f}"
+    )
 
 
 def _classes(column: str, sizes: dict[str, int], taken: bool) -> str:

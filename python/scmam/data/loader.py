@@ -74,8 +74,9 @@ class CellLoader:
             raise CellsError(f"{cells.source}: no cells to read; filter less")
         if drop_last and len(cells) < batch_size * world_size:
             raise CellsError(
-                f"training.batch_size: {batch_size} cells on each of {world_size} processes are more than the {len(cells)} there are;"
-                f" set at most {max(1, len(cells) // world_size)}"
+                f"training.batch_size: {batch_size} cells on each of {world_size} processes are"
+                f" more than the {len(cells)} there are; set at most"
+                f" {max(1, len(cells) // world_size)}"
             )
         self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = (
             cells,
@@ -129,7 +130,7 @@ class CellLoader:
         return [self._share(order[first : first + step]) for first in range(0, len(order), step)]
 
     def _share(self, step: np.ndarray) -> np.ndarray:
-        """What this process takes of the cells of a step.
+        """The cells of a step that this process reads.
 
         Where blocks are drawn, it takes neighbours: whatever cells of a block a process needs, it
             has to read the whole block.
@@ -155,7 +156,7 @@ class CellLoader:
         return order
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, unless this is the one that is under way."""
+        """Go to the beginning of an epoch, unless it is the current one."""
         if epoch != self.epoch:
             self.epoch, self.position, self._start = epoch, 0, 0
 
@@ -176,13 +177,14 @@ class CellLoader:
         ]
         if differs:
             raise CellsError(
-                f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a new run for these settings"
+                f"checkpoint: its cells were read in another order ({'; '.join(differs)}); start a"
+                " new run for these settings"
             )
         self.epoch, self.position = state["epoch"], state["position"]
         self._start = self.position
 
     def close(self) -> None:
-        """Let go of workers and of an open file; both come back when they are needed."""
+        """Stop the workers and close the file; both start again on use."""
         self._workers = None
         self.cells.counts.close()
 
@@ -270,7 +272,7 @@ def _as_it_is(rows: csr_matrix) -> csr_matrix:
 
 
 class _Plan:
-    """What the workers read next, as a sampler."""
+    """The next requests of the workers, as a sampler."""
 
     def __init__(self) -> None:
         self.requests: list[np.ndarray] = []

@@ -3,6 +3,7 @@
 """
 
 import contextlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,20 +13,16 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 from torch import Tensor
 
 from ..errors import CellsError
 from ..sequences import csr_tensor
 
-BLOCK_VALUES = (
-    2**20
-)  # stored values that a pass over a file holds at a time: 8 MiB with their indices
-GAP = (
-    2**12
-    # stored values that are read although nobody asked for them: a second request to HDF5 costs as much
-    # as thousands
-)
+# Stored values that a pass over a file holds at a time: 8 MiB with their indices.
+BLOCK_VALUES = 2**20
+# Stored values between two rows that are read along: a second request to HDF5 costs more.
+GAP = 2**12
 
 
 class Matrix(ABC):
@@ -61,7 +58,7 @@ class Matrix(ABC):
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory, roughly."""
+        """Approximate size in memory, in bytes."""
         return self.stored * (4 if self.storage == "dense" else 8) + 8 * (self.shape[0] + 1)
 
     def starts(self) -> range:
@@ -76,14 +73,16 @@ class Matrix(ABC):
             stop = min(start + starts.step, self.shape[0])
             yield np.arange(start, stop), self.span(start, stop)
 
-    def close(self) -> None:
-        """Let go of an open file; it is opened again when rows are asked for."""
+    def close(self) -> None:  # noqa: B027  nothing is open in memory
+        """Close an open file; reading rows opens it again."""
 
 
 class MemoryMatrix(Matrix):
-    """A matrix in memory: dense, or sparse of any layout."""
+    """A matrix in memory: dense, or sparse of any layout; `name` is for errors."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, name: str = "matrix") -> None:
+        _require_numbers(values.dtype, name)
+        self.name = name
         self.storage = values.format if scipy.sparse.issparse(values) else "dense"
         self.shape = tuple(map(int, values.shape))
         self.stored = int(values.nnz if scipy.sparse.issparse(values) else np.prod(self.shape))
@@ -97,7 +96,13 @@ class MemoryMatrix(Matrix):
 
     def whole(self) -> csr_matrix:
         if self._rows is None:
-            self._rows, self._given = canonical(csr_matrix(self._given)), None
+            try:
+                if scipy.sparse.issparse(self._given) and self.storage in ("csr", "csc"):
+                    self._given.check_format(full_check=True)
+                self._rows, self._given = canonical(csr_matrix(self._given)), None
+            except ValueError as error:
+                reason = " ".join(str(error).split())
+                raise CellsError(f"{self.name} is no sparse matrix ({reason})") from error
         return self._rows
 
 
@@ -117,12 +122,37 @@ class FileMatrix(Matrix):
         self._file, self._opened_by, self._starts, self._columns_read = None, None, None, None
         with h5py.File(path, "r") as file:
             node = file[key]
-            sparse = isinstance(node, h5py.Group)
-            self.storage = (
-                node.attrs["encoding-type"].removesuffix("_matrix") if sparse else "dense"
-            )
-            self.shape = tuple(map(int, node.attrs["shape"] if sparse else node.shape))
-            self.stored = int(node["data"].shape[0] if sparse else np.prod(self.shape))
+            if isinstance(node, h5py.Group):
+                self._open_sparse(node)
+            else:
+                self.storage, self.shape = "dense", tuple(map(int, node.shape))
+                self.stored = math.prod(self.shape)
+                _require_numbers(node.dtype, f"{path}: {key}")
+            if len(self.shape) != 2:
+                raise CellsError(f"{path}: {key} is no matrix; its shape is {self.shape}")
+
+    def _open_sparse(self, node: Any) -> None:
+        """Take the sizes of a sparse matrix, and refuse parts that cannot belong to one.
+
+        Raises:
+            CellsError: what is wrong with which part.
+        """
+        where = f"{self.path}: {self.key}"
+        self.storage = str(node.attrs["encoding-type"]).removesuffix("_matrix")
+        if self.storage not in ("csr", "csc"):
+            raise CellsError(f"{where} is a {self.storage}; expected a matrix, dense, CSR or CSC")
+        self.shape = tuple(map(int, node.attrs["shape"]))
+        data, indices, indptr = (node[name] for name in ("data", "indices", "indptr"))
+        for part in (data, indices, indptr):
+            if part.ndim != 1:
+                raise CellsError(f"{where}: {part.name} has shape {part.shape}; expected (n,)")
+        for part in (indices, indptr):
+            if part.dtype.kind not in "iu":
+                raise CellsError(f"{where}: {part.name} holds {part.dtype}; expected integers")
+        _require_numbers(data.dtype, where)
+        if len(data) != len(indices):
+            raise CellsError(f"{where}: has {len(data)} values and {len(indices)} indices")
+        self.stored = len(data)
 
     def take(self, rows: np.ndarray) -> csr_matrix:
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
@@ -160,35 +190,45 @@ class FileMatrix(Matrix):
 
                 self._file, self._opened_by = h5py.File(self.path, "r"), os.getpid()
             yield self._file[self.key]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, LookupError, ValueError, TypeError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise CellsError(
-                f"{self.path}: {self.key} cannot be read ({reason}); the file is damaged or has changed: copy it again"
+                f"{self.path}: {self.key} cannot be read ({reason}); the file is damaged or has"
+                " changed: copy it again"
             ) from error
 
     def _whole(self, node: Any) -> csr_matrix:
+        """All rows of a matrix that is stored by columns."""
         if self._columns_read is None:
-            from anndata.io import sparse_dataset
-
-            self._columns_read = csr_matrix(sparse_dataset(node).to_memory())
+            starts = self._row_starts(node)
+            columns = csc_matrix((node["data"][:], node["indices"][:], starts), shape=self.shape)
+            columns.check_format(full_check=True)
+            self._columns_read = csr_matrix(columns)
         return self._columns_read
 
     def _row_starts(self, node: Any) -> np.ndarray:
         """(cells + 1,) int64: where each row begins among the stored values, and where the last one
-        ends.
+        ends; of a matrix stored by columns (genes + 1,), of its columns.
         """
-        if self._starts is None:
-            dense = self.storage == "dense"
-            self._starts = (
-                np.arange(self.shape[0] + 1) * self.shape[1]
-                if dense
-                else node["indptr"][:].astype(np.int64)
+        if self._starts is not None:
+            return self._starts
+        if self.storage == "dense":
+            self._starts = np.arange(self.shape[0] + 1) * self.shape[1]
+            return self._starts
+        starts = node["indptr"][:].astype(np.int64)
+        number, what = (
+            (self.shape[0], "cells") if self.storage == "csr" else (self.shape[1], "genes")
+        )
+        if len(starts) != number + 1:
+            raise ValueError(f"indptr is of {len(starts) - 1} {what}, and there are {number}")
+        if starts[0] != 0 or starts[-1] != self.stored or (np.diff(starts) < 0).any():
+            raise ValueError(
+                f"indptr goes from {starts[0]} to {starts[-1]}"
+                f"{', and falls' if (np.diff(starts) < 0).any() else ''}; expected that it rises"
+                f" from 0 to the number of values, {self.stored}"
             )
-            if len(self._starts) != self.shape[0] + 1:
-                raise ValueError(
-                    f"{len(self._starts) - 1} rows begin somewhere, and there are {self.shape[0]} cells"
-                )
-        return self._starts
+        self._starts = starts
+        return starts
 
     def _rows(
         self, node: Any, starts: np.ndarray, first: np.ndarray, last: np.ndarray
@@ -200,9 +240,8 @@ class FileMatrix(Matrix):
             _read(node[name], starts[first], starts[last]) for name in ("data", "indices")
         )
         if len(columns) and not 0 <= columns.min() <= columns.max() < self.shape[1]:
-            raise ValueError(
-                f"a column of {self.shape[1]} is numbered {columns.max() if columns.min() >= 0 else columns.min()}"
-            )
+            wrong = columns.max() if columns.min() >= 0 else columns.min()
+            raise ValueError(f"a column of {self.shape[1]} is numbered {wrong}")
         lengths = [
             np.diff(starts[start : stop + 1]) for start, stop in zip(first, last, strict=True)
         ]
@@ -233,6 +272,12 @@ def _read(dataset: Any, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         if stop > start:
             dataset.read_direct(read, np.s_[start:stop], np.s_[place:end])
     return read
+
+
+def _require_numbers(dtype: np.dtype, where: str) -> None:
+    """Raise a `CellsError` unless values are real numbers."""
+    if dtype.kind not in "biuf":
+        raise CellsError(f"{where} holds {dtype}; expected real numbers")
 
 
 def canonical(rows: csr_matrix) -> csr_matrix:
@@ -326,11 +371,11 @@ class Rows:
         )
 
     def loaded(self) -> "Rows":
-        """The same in memory, converted and cut for good."""
+        """The same rows in memory, converted to counts and limited to the chosen genes."""
         return Rows(MemoryMatrix(self.whole()), np.arange(len(self.cells)))
 
     def close(self) -> None:
-        """Let go of an open file; it is opened again when rows are asked for."""
+        """Close an open file; reading rows opens it again."""
         self.matrix.close()
 
     def _counts(self, rows: csr_matrix, cells: np.ndarray) -> csr_matrix:

@@ -43,8 +43,9 @@ def open_cells(data: Data = DEFAULTS, *, need_label: bool = False) -> Cells:
     source = open_source(data.path)
     if data.backed == "always" and isinstance(source, MemorySource):
         raise CellsError(
-            f"{source.name}: data.backed is always, but the file has the layout of an old anndata, which can only be read whole; write it"
-            " again with anndata.read_h5ad(...).write_h5ad(...), or set data.backed to auto"
+            f"{source.name}: data.backed is always, but the file has the layout of an old anndata,"
+            " which can only be read whole; write it again with"
+            " anndata.read_h5ad(...).write_h5ad(...), or set data.backed to auto"
         )
     return _cells(source, data, need_label)
 
@@ -52,14 +53,14 @@ def open_cells(data: Data = DEFAULTS, *, need_label: bool = False) -> Cells:
 def from_anndata(
     adata: "AnnData", data: Data = DEFAULTS, *, need_label: bool = False, name: str = "AnnData"
 ) -> Cells:
-    """The same of an AnnData in memory, which is not changed; `data.path` and `data.backed` are not
-    looked at.
+    """Read the cells of an AnnData in memory, which is not changed; `data.path` and `data.backed`
+    are ignored.
     """
     return _cells(MemorySource(adata, name), data, need_label)
 
 
 def prepared(matrix: Matrix, backed: str, source: str) -> Matrix:
-    """A matrix as it is read from now on: in memory, or row by row from its file.
+    """A matrix in memory, or one that is read row by row from its file.
 
     Raises:
         CellsError: rows were asked for of a file that cannot give them.
@@ -69,8 +70,9 @@ def prepared(matrix: Matrix, backed: str, source: str) -> Matrix:
     by_columns = matrix.storage == "csc"
     if backed == "always" and by_columns:
         raise CellsError(
-            f"{source}: data.backed is always, but {matrix.key} is stored by genes (CSC), so that a cell cannot be read alone; write it"
-            " with adata.X = adata.X.tocsr(), or set data.backed to never"
+            f"{source}: data.backed is always, but {matrix.key} is stored by genes (CSC), so that"
+            " a cell cannot be read alone; write it with adata.X = adata.X.tocsr(), or set"
+            " data.backed to never"
         )
     if backed == "always" or (backed == "auto" and matrix.nbytes > IN_MEMORY and not by_columns):
         return matrix
@@ -169,12 +171,14 @@ def _kept_cells(
         if small:
             drop(
                 np.isin(labels, list(small)),
-                f"their classes have fewer than {data.min_class} cells (data.min_class): {_sizes(small)}",
+                f"their classes have fewer than {data.min_class} cells (data.min_class):"
+                f" {_sizes(small)}",
             )
     if not kept.any():
         reasons = " ".join(notes)
         raise CellsError(
-            f"{where}: no cell is left of {len(kept)}. {reasons} Set data.min_genes, max_mito and min_class lower"
+            f"{where}: no cell is left of {len(kept)}. {reasons} Set data.min_genes, max_mito and"
+            " min_class lower"
         )
     return np.flatnonzero(kept), notes
 
@@ -186,7 +190,8 @@ def _qualities(
     mito = np.array([name.upper().startswith(MITOCHONDRIAL) for name in names])
     if data.max_mito is not None and not mito.any():
         raise CellsError(
-            f"{where}: data.max_mito needs genes named MT-*, and there are none (names are {', '.join(names[:3])}); leave it unset"
+            f"{where}: data.max_mito needs genes named MT-*, and there are none (names are"
+            f" {', '.join(names[:3])}); leave it unset"
         )
     detected, counts = np.zeros(len(found.sums), dtype=np.int64), np.zeros(len(found.sums))
     for cells, rows in found.matrix.blocks():
@@ -217,11 +222,13 @@ def _kept_genes(
             detected += np.bincount(block.indices, minlength=len(names))
         columns = np.flatnonzero(detected >= data.min_cells)
         notes.append(
-            f"{len(names) - len(columns)} genes are dropped: not zero in fewer than {data.min_cells} cells (data.min_cells)."
+            f"{len(names) - len(columns)} genes are dropped: not zero in fewer than"
+            f" {data.min_cells} cells (data.min_cells)."
         )
         if not len(columns):
             raise CellsError(
-                f"{where}: no gene is left of {len(names)}: none is not zero in {data.min_cells} cells; set data.min_cells lower"
+                f"{where}: no gene is left of {len(names)}: none is not zero in {data.min_cells}"
+                " cells; set data.min_cells lower"
             )
     if data.genes == "variable":
         chosen, sentence = variable_genes(
@@ -238,13 +245,14 @@ def _require_classes(cells: Cells) -> None:
     if len(cells.classes) < 2:
         what = f"one class, {cells.classes[0]!r}" if cells.classes else "no labels"
         raise CellsError(
-            f"{cells.source}: obs[{cells.label!r}] has {what}; set data.label to a column with at least two classes"
+            f"{cells.source}: obs[{cells.label!r}] has {what}; set data.label to a column with at"
+            " least two classes"
         )
     labelled = int(np.count_nonzero(cells.codes >= 0))
     if len(cells.classes) > max(2, labelled // 2):
         raise CellsError(
-            f"{cells.source}: obs[{cells.label!r}] has {len(cells.classes)} different values in {labelled} cells, which are no classes; set"
-            " data.label to a column with cell types"
+            f"{cells.source}: obs[{cells.label!r}] has {len(cells.classes)} different values in"
+            f" {labelled} cells, which are no classes; set data.label to a column with cell types"
         )
 
 
@@ -252,7 +260,8 @@ def _require_donors(cells: Cells) -> None:
     missing = int(np.count_nonzero(cells.donors == ""))
     if missing:
         raise CellsError(
-            f"{cells.source}: obs[{cells.donor!r}] is missing for {missing} cells; fill it, or leave data.donor unset"
+            f"{cells.source}: obs[{cells.donor!r}] is missing for {missing} cells; fill it, or"
+            " leave data.donor unset"
         )
 
 

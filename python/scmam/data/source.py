@@ -68,7 +68,8 @@ class MemorySource(Source):
 
         if not isinstance(data, AnnData):
             raise CellsError(
-                f"{name}: expected an AnnData, got {type(data).__name__}; read one with anndata.read_h5ad"
+                f"{name}: expected an AnnData, got {type(data).__name__}; read one with"
+                " anndata.read_h5ad"
             )
         self.name, self.obs, self._data = name, data.obs, data
         self.layers = tuple(map(str, data.layers))
@@ -78,10 +79,11 @@ class MemorySource(Source):
 
     def matrix(self, place: str) -> Matrix:
         if place not in self._matrices:
-            values = {"X": lambda: self._data.X, "raw": lambda: self._data.raw.X}.get(
-                place, lambda: self._data.layers[place]
-            )()
-            self._matrices[place] = MemoryMatrix(values)
+            data = self._data
+            values = (
+                data.X if place == "X" else data.raw.X if place == "raw" else data.layers[place]
+            )
+            self._matrices[place] = MemoryMatrix(values, f"{self.name}: {self.where(place)}")
         return self._matrices[place]
 
     def var(self, place: str) -> "DataFrame":
@@ -104,9 +106,21 @@ class FileSource(Source):
             if self.has_raw:
                 self._var["raw"] = read_elem(file["raw/var"])
             self.log_base = _log_base(read_elem(file["uns/log1p"]) if "uns/log1p" in file else None)
+        for place in self.places:
+            self._check_sizes(place)
 
     def matrix(self, place: str) -> Matrix:
         return FileMatrix(self.path, {"X": "X", "raw": "raw/X"}.get(place, f"layers/{place}"))
+
+    def _check_sizes(self, place: str) -> None:
+        """Raise a `CellsError` unless the values belong to the tables."""
+        found, tables = self.matrix(place).shape, (len(self.obs), len(self.var(place)))
+        if found != tables:
+            raise CellsError(
+                f"{self.path}: {self.where(place)} has {found[0]} cells and {found[1]} genes, and"
+                f" its tables .obs and .var have {tables[0]} and {tables[1]}; the file is damaged:"
+                " write it again"
+            )
 
     def var(self, place: str) -> "DataFrame":
         return self._var["raw" if place == "raw" else "X"]
@@ -137,7 +151,7 @@ def _read(path: Path) -> Source:
                 "ignore"
             )  # of a layout that was current when the file was written
             return MemorySource(read_h5ad(path), path.name)
-    except CellsError:
+    except (CellsError, ImportError):
         raise
     # h5py and anndata raise anything from OSError to KeyError on a file that is something else
     except Exception as error:
@@ -156,7 +170,8 @@ def _is_current(path: Path) -> bool:
     with h5py.File(path, "r") as file:
         if "obs" not in file or "var" not in file:
             raise CellsError(
-                f"{path}: not an AnnData file (no tables obs and var in it); write one with anndata's write_h5ad"
+                f"{path}: not an AnnData file (no tables obs and var in it); write one with"
+                " anndata's write_h5ad"
             )
         values = [
             key
@@ -176,7 +191,8 @@ def _example() -> Source:
     package = importlib.util.find_spec("scanpy")  # importing it takes seconds
     if package is None:
         raise CellsError(
-            "data.path: not given, and the example cells come with the package scanpy; install it, or give an .h5ad file"
+            "data.path: not given, and the example cells come with the package scanpy; install it,"
+            " or give an .h5ad file"
         )
     file = Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
     if file.is_file():

@@ -29,14 +29,16 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
     labelled = np.flatnonzero(cells.codes >= 0)
     if len(cells.classes) < 2:
         raise CellsError(
-            f"{cells.source}: folds need labels of at least two classes; set data.label to a column with cell types"
+            f"{cells.source}: folds need labels of at least two classes; set data.label to a"
+            " column with cell types"
         )
     small = {name: size for name, size in cells.class_sizes.items() if 0 < size < num_folds}
     if small:
         shown = ", ".join(f"{name} ({size})" for name, size in list(small.items())[:SHOWN])
         raise CellsError(
-            f"{cells.source}: {len(small)} of the {len(cells.classes)} classes of obs[{cells.label!r}] have fewer cells than the"
-            f" {num_folds} folds: {shown}; set data.min_class to {num_folds} to drop them, or evaluation.folds to"
+            f"{cells.source}: {len(small)} of the {len(cells.classes)} classes of"
+            f" obs[{cells.label!r}] have fewer cells than the {num_folds} folds: {shown}; set"
+            f" data.min_class to {num_folds} to drop them, or evaluation.folds to"
             f" {max(2, min(small.values()))}"
         )
     codes = cells.codes[labelled]
@@ -46,8 +48,9 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
         donors = cells.donors[labelled]
         if len(set(donors.tolist())) < num_folds:
             raise CellsError(
-                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, fewer than the {num_folds} folds; set"
-                " evaluation.folds lower, or leave data.donor unset"
+                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors,"
+                f" fewer than the {num_folds} folds; set evaluation.folds lower, or leave"
+                " data.donor unset"
             )
         splits = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(
             codes, codes, donors
@@ -56,7 +59,7 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
 
 
 def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to score, and cells that settings are chosen on before.
+    """Split the labelled cells into those to score and those to choose settings on.
 
     Args:
         cells: with labels.
@@ -80,8 +83,9 @@ def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray
         donors, parts = cells.donors[labelled], max(2, round(1 / share))
         if len(set(donors.tolist())) < parts:
             raise CellsError(
-                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, too few to set {share:g} of the cells aside;"
-                " set evaluation.development higher or to 0, or leave data.donor unset"
+                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, too"
+                f" few to set {share:g} of the cells aside; set evaluation.development higher or"
+                " to 0, or leave data.donor unset"
             )
         aside[
             next(
@@ -96,8 +100,8 @@ def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray
 
 
 def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """So many of the cells, of every class in proportion, at random; a class has at least one where
-    there are that many.
+    """Draw cells at random, of every class in proportion and at least one of each class where the
+    count allows it.
 
     Args:
         codes: (n,) int64 classes.
@@ -116,7 +120,7 @@ def stratified(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to train on, and cells to watch the loss on.
+    """Split cells into training cells and validation cells.
 
     Whole donors are kept aside where there are enough of them for the share; else cells at random.
     At least one cell is kept aside, and at least one is left, unless the share is 0.

@@ -1,5 +1,5 @@
-"""What the values of a matrix are (raw counts, their logarithm, scaled values), and how to come
-back to counts.
+"""The kind of a matrix's values (raw counts, their logarithm, scaled values), and the conversion
+to counts.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ FEW = 0.01
 
 @dataclass
 class Look:
-    """What is seen of a matrix's values; fed by `add`, a block of rows at a time."""
+    """Statistics of a matrix's values, accumulated by `add` over blocks of rows."""
 
     smallest: float = np.inf  # of the stored values
     largest: float = -np.inf
@@ -82,7 +82,7 @@ class Look:
         )
 
     def in_words(self) -> str:
-        """Of a kind, for a sentence that begins with where it is."""
+        """The kind in words; it continues a sentence that begins with the place."""
         spread = f"{self.smallest:.4g} to {self.largest:.4g}" if self.stored else ""
         return {
             "unusable": f"holds {self.not_finite} values that are NaN or infinite",
@@ -96,7 +96,7 @@ class Look:
 
 
 def look_at(blocks: Iterable[csr_matrix]) -> Look:
-    """What is seen of some rows."""
+    """Statistics of the values of blocks of rows."""
     look = Look()
     for rows in blocks:
         look.add(rows)
@@ -178,7 +178,7 @@ class Rounding:
 
     @property
     def tight(self) -> bool:
-        """Whether these can only be counts."""
+        """Whether the values are whole numbers to rounding."""
         return (
             self.values > 0
             and not self.vanished

@@ -1,6 +1,4 @@
-"""What a reviewer asks for first: plain classifiers of the log-normalised counts, without any
-pretraining.
-"""
+"""Baselines: plain classifiers of the log-normalised counts, without any pretraining."""
 
 from typing import TYPE_CHECKING
 
@@ -99,5 +97,6 @@ def _by_components(values: csr_matrix, codes: np.ndarray) -> tuple[Predict, str]
 
     return (
         predict,
-        f"logistic regression (lbfgs, L2, C = {penalty:g}) on {COMPONENTS} principal components of log1p of counts per 10k",
+        f"logistic regression (lbfgs, L2, C = {penalty:g}) on {COMPONENTS} principal components of"
+        " log1p of counts per 10k",
     )

@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def silent(_: str) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
@@ -93,8 +93,8 @@ def cross_validate(
 
 
 def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
-    """What decides the scores of a method, for `Evaluation.settings`: the cells, the folds, and
-    what the method adds.
+    """Everything that decides the scores of a method, for `Evaluation.settings`: the cells, the
+    folds, and the method's own settings.
 
     Args:
         cells: from `scored`.
@@ -129,13 +129,14 @@ def _require_classes(cells: "Cells", fold: int, train: np.ndarray) -> None:
     present = np.unique(cells.codes[train])
     if len(present) < 2:
         raise CellsError(
-            f"{cells.source}: the training cells of fold {fold + 1} are all {cells.classes[int(present[0])]}, for donors are kept together;"
-            " set evaluation.folds lower, or leave data.donor unset"
+            f"{cells.source}: the training cells of fold {fold + 1} are all"
+            f" {cells.classes[int(present[0])]}, for donors are kept together; set"
+            " evaluation.folds lower, or leave data.donor unset"
         )
 
 
 def _line(method: str, scores: FoldScores, num_folds: int) -> str:
     return (
-        f"{method}: fold {scores.fold + 1} of {num_folds}: accuracy {scores.accuracy:.3f}, macro-F1 {scores.macro_f1:.3f}"
-        f" on {scores.test_cells} cells, {scores.seconds:.1f} s"
+        f"{method}: fold {scores.fold + 1} of {num_folds}: accuracy {scores.accuracy:.3f},"
+        f" macro-F1 {scores.macro_f1:.3f} on {scores.test_cells} cells, {scores.seconds:.1f} s"
     )

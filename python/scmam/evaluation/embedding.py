@@ -27,8 +27,9 @@ def sequence_reader(
     """
     if cells.num_genes != pretraining.model.num_genes:
         raise CellsError(
-            f"{cells.source}: expected the {pretraining.model.num_genes} genes of the model, in its order; got {cells.num_genes}; read the"
-            " cells with the genes.txt of its run as data.vocabulary"
+            f"{cells.source}: expected the {pretraining.model.num_genes} genes of the model, in"
+            f" its order; got {cells.num_genes}; read the cells with the genes.txt of its run as"
+            " data.vocabulary"
         )
     device = next(pretraining.model.parameters()).device
     return SequenceReader(
@@ -78,6 +79,7 @@ def embed(
         model.train(mode)
     if not np.isfinite(features).all():
         raise RunError(
-            "features: the model gives values that are not finite, so its training diverged; pretrain with a lower training.lr"
+            "features: the model gives values that are not finite, so its training diverged;"
+            " pretrain with a lower training.lr"
         )
     return features

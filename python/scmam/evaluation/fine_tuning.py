@@ -75,7 +75,7 @@ class Classifier(nn.Module):
             part.requires_grad_(True)
 
     def trained(self) -> tuple[nn.Module, ...]:
-        """What learns."""
+        """The modules that are trained."""
         return (
             self.model.embedding,
             self.model.encoder.blocks[-1],
@@ -179,7 +179,8 @@ def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[st
         clip=CLIP,
         loss="cross-entropy",
         optimizer="AdamW",
-        trained=f"embeddings, last encoder block, final norm, head on {settings.head_input} features",
+        trained="embeddings, last encoder block, final norm, head on"
+        f" {settings.head_input} features",
     )
 
 
@@ -270,7 +271,7 @@ class _Descent:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Gradients that are added inside are descended at the end."""
+        """Make an optimizer step at the end, from the gradients that were accumulated inside."""
         self.optimizer.zero_grad()
         yield
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
@@ -279,7 +280,9 @@ class _Descent:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Share of the full learning rate at a step in [0, steps): a linear rise, then a cosine to 0."""
+    """Share of the full learning rate at a step in [0, steps): it rises linearly, and falls along a
+    cosine to 0.
+    """
     rise = max(1, round(WARMUP * steps))
     if step < rise:
         return (step + 1) / rise

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..config import Evaluation as Settings
-from ..config import write_atomically
 from ..data import Cells, folds
 from ..data.matrix import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS
+from ..storage import require_writable, write_file, writing
 from . import fine_tuning, probing
 from .cross_validation import Say, scored, scored_positions, silent
 from .embedding import embed
@@ -83,7 +83,8 @@ def evaluate(
     Raises:
         ConfigError: a method that does not exist.
         CellsError: the cells lack genes of the run, or labels that allow the folds.
-        RunError: the run is not done, or damaged; or its fine-tuning diverges.
+        RunError: the run is not done, or damaged; its fine-tuning diverges; or its folder cannot be
+            written to.
     """
     methods = tuple(settings.methods if methods is None else methods)
     _require_methods(methods)
@@ -110,14 +111,16 @@ def evaluate(
     }
     key = _embedding_key(cells, settings, weights)
     if len(done) < len(methods) or _key_of(folder / EMBEDDING) != key:
-        features = _embedded(pretraining, cells, settings, folder, key, say)[
-            scored_positions(cells, settings)
-        ]
-        for method in methods:
-            if method not in done:
-                found = METHODS[method].run(features, pretraining, known, settings, seed, say)
-                done[method] = replace(found, settings=records[method])
-                done[method].save(folder / f"{method}.json")
+        with writing(folder, "make room, or copy the run to a place that can be written to"):
+            require_writable(folder)  # before the work
+            features = _embedded(pretraining, cells, settings, folder, key, say)[
+                scored_positions(cells, settings)
+            ]
+            for method in methods:
+                if method not in done:
+                    found = METHODS[method].run(features, pretraining, known, settings, seed, say)
+                    done[method] = replace(found, settings=records[method])
+                    done[method].save(folder / f"{method}.json")
     return {method: done[method] for method in methods}
 
 
@@ -140,8 +143,9 @@ def with_genes(cells: Cells, genes: tuple[str, ...], trained: Path, vocabulary: 
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CellsError(
-            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained on are not among the {len(cells.genes)}"
-            f" of these cells ({shown}); read the cells with data.genes=vocabulary and data.vocabulary={vocabulary}"
+            f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained"
+            f" on are not among the {len(cells.genes)} of these cells ({shown}); read the cells"
+            f" with data.genes=vocabulary and data.vocabulary={vocabulary}"
         )
     chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
     counts = cells.counts
@@ -167,7 +171,7 @@ def _embedded(
         cell_ids=cells.cell_ids,
         settings=np.array(key),
     )
-    write_atomically(folder / EMBEDDING, buffer.getvalue())
+    write_file(folder / EMBEDDING, buffer.getvalue())
     return features
 
 
@@ -201,7 +205,7 @@ def _key_of(path: Path) -> str | None:
 
 
 def _finished(path: Path, record: dict[str, Any], say: Say) -> Evaluation | None:
-    """What is in a file, if it is what would be computed."""
+    """The evaluation in a file, if its settings are the requested ones."""
     if not path.is_file():
         return None
     try:

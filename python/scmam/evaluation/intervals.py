@@ -1,15 +1,17 @@
-"""Confidence intervals of means over seeds or folds, and of paired differences (Student's t
-distribution).
-"""
+"""Confidence intervals of means over seeds or folds, and of paired differences, by Student's t."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence interval; both bounds are NaN for a single value, which says
-    nothing about its spread.
+    """A mean with its confidence interval.
+
+    Both bounds are NaN for a single value, which says nothing about its spread.
     """
 
     mean: float
@@ -31,8 +33,7 @@ class PairedDifference(NamedTuple):
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of values and its confidence interval: ``mean ± t s / sqrt(n)``, s the sample
-    deviation, t of n - 1 degrees of freedom.
+    """The mean of values and its Student t interval. Equal values have no spread: it is the point.
 
     Args:
         values: at least one finite number.
@@ -41,17 +42,19 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     Raises:
         ValueError: no values, one that is not finite, or a confidence out of range.
     """
-    from scipy.special import stdtrit
+    from scipy import stats
 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1; got {confidence}")
-    mean, error = _mean_and_error(values)
-    reach = (
-        math.nan
-        if math.isnan(error)
-        else float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
-    )
-    return Interval(mean, mean - reach, mean + reach, len(values))
+    array = _checked(values)
+    number, mean = len(array), float(array.mean())
+    if number == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if array.min() == array.max():
+        point = float(array[0])  # the mean may be rounded
+        return Interval(point, point, point, number)
+    low, high = stats.t.interval(confidence, number - 1, loc=mean, scale=stats.sem(array))
+    return Interval(mean, float(low), float(high), number)
 
 
 def paired_difference(
@@ -60,7 +63,7 @@ def paired_difference(
     """How much higher a is than b, pair by pair: ``a[i]`` and ``b[i]`` are scores of the same seed.
 
     Differences that are all the same have no spread: the interval is the point, and the p-value 0
-        (1 where they are all zero).
+    (1 where they are all zero).
 
     Args:
         a, b: as many values each, at least one; the p-value of a single pair is NaN.
@@ -69,33 +72,27 @@ def paired_difference(
     Raises:
         ValueError: different lengths, or as in `interval`.
     """
-    from scipy.special import stdtr
+    from scipy import stats
 
     if len(a) != len(b):
         raise ValueError(f"b: expected as many values as a, {len(a)}; got {len(b)}")
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    found = interval(differences, confidence)
-    mean, error = _mean_and_error(differences)
-    if math.isnan(error):
+    differences = _checked(a) - _checked(b)
+    mean, low, high, number = interval(differences, confidence)
+    if number == 1:
         p_value = math.nan
-    elif error == 0:
+    elif low == high:
         p_value = 1.0 if mean == 0 else 0.0
     else:
-        p_value = 2 * float(stdtr(len(differences) - 1, -abs(mean) / error))
-    return PairedDifference(found.mean, found.low, found.high, p_value, found.n)
+        p_value = 2 * float(stats.t.sf(abs(mean) / stats.sem(differences), number - 1))
+    return PairedDifference(mean, low, high, p_value, number)
 
 
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; the latter NaN for a single value."""
-    values = [float(value) for value in values]
-    if not values:
+def _checked(values: Sequence[float]) -> "np.ndarray":
+    import numpy as np
+
+    array = np.asarray(values, dtype=np.float64)
+    if not array.size:
         raise ValueError("values: expected at least one number; got none")
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"values: expected finite numbers; got {values}")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan
-    if len(set(values)) == 1:  # exactly, where a rounded mean would leave a spread of 1e-17
-        return values[0], 0.0
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+    if not np.isfinite(array).all():
+        raise ValueError(f"values: expected finite numbers; got {array.tolist()}")
+    return array

@@ -1,4 +1,4 @@
-"""Linear probe: what a linear classifier can read from the frozen features."""
+"""Linear probe: a linear classifier of the frozen features."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def linear_probe(
 def probe_features(
     features: np.ndarray, cells: "Cells", settings: Settings, seed: int, *, say: Say = silent
 ) -> Evaluation:
-    """`linear_probe` of features (cells, F) that are there already, of cells that all have a label."""
+    """`linear_probe` of features (cells, F) that were computed before; every cell has a label."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import write_atomically
 from ..errors import RunError
+from ..storage import write_file
 
 METRICS = ("accuracy", "macro_f1", "micro_f1")
 
@@ -86,14 +86,15 @@ class Evaluation:
             return cls(stored["method"], tuple(stored["classes"]), folds, dict(stored["settings"]))
         except KeyError as error:
             raise RunError(f"evaluation: no {error} in it; evaluate again") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise RunError(
-                f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())}); evaluate again"
+                f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())});"
+                " evaluate again"
             ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        write_atomically(Path(path), self.to_json())
+        write_file(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":

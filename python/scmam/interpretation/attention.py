@@ -1,9 +1,12 @@
-"""What the latents look at: how much their attention overlaps, and with scalar tokens their slopes."""
+"""What the latents look at: how much their attention overlaps, and the slopes of scalar tokens."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from scipy.spatial.distance import pdist
 from torch import Tensor
 
 import mam_kernels as mam
@@ -26,9 +29,6 @@ TOP_SHARE = 0.05
 strongest.
 """
 
-ATTENTION_VALUES = 2**23
-"""Attention weights held at a time, 32 MiB in float32."""
-
 DISTINCT = 0.01
 """Slopes that differ by less than this share of their root mean square count as the same: a mask
 cannot tell them apart.
@@ -40,9 +40,7 @@ class Overlap:
     """Means over cells and pairs of latents."""
 
     cosine: float  # of their attention, summed over heads; 1 = the same
-    correlation: (
-        float | None
-    )  # the same after each latent's mean is taken off; None where every latent attends uniformly
+    correlation: float | None  # None where every latent attends uniformly
     jaccard: float  # shared of the joint top positions of two latents; 1 = the same
     cells: int
 
@@ -69,7 +67,7 @@ def slopes_of(latents: mam.MultinomialAttentionMasking) -> Slopes | None:
     """None where the latents attend to embeddings, which have no single slope."""
     if latents.input_dim is not None:
         return None
-    alpha = _slopes(latents)
+    alpha = latents.slopes(torch.float64)
     scale = alpha.square().mean().sqrt()
     rounded = torch.round(alpha / (DISTINCT * scale)) if scale > 0 else torch.zeros_like(alpha)
     return Slopes(
@@ -87,39 +85,41 @@ def slopes_of(latents: mam.MultinomialAttentionMasking) -> Slopes | None:
 
 @torch.no_grad()
 def overlap_of(pretraining: Pretraining, cells: "Cells", device: torch.device) -> Overlap | None:
-    """How alike the latents attend to real cells, spread evenly over the file; None with a single
-    latent, or without genes.
-    """
-    import numpy as np
+    """How alike the latents attend to real cells, spread evenly over the file.
 
-    latents = pretraining.strategy.latents
-    if latents.num_latents < 2:
+    None with a single latent, or where no cell has two genes.
+    """
+    if _latents_of(pretraining).num_latents < 2:
         return None
-    chosen = np.unique(
-        np.linspace(0, cells.num_cells - 1, min(OVERLAP_CELLS, cells.num_cells)).astype(np.int64)
-    )
-    rows = max(1, ATTENTION_VALUES // (latents.num_latents * cells.num_genes))
-    cosines, correlations, jaccards = [], [], []
-    for part in np.array_split(chosen, -(-len(chosen) // rows)):
-        batch = cells.batch(part).to(device)
-        attention, valid = attention_of(
-            pretraining, expression(batch.counts, batch.depth, pretraining.transform)
-        )
-        some = valid.sum(dim=1) > 1  # a cell without genes has no attention to compare
-        attention, valid = attention[some], valid[some]
-        cosines.append(_mean_pair(torch.nn.functional.normalize(attention, dim=-1)))
-        correlations.append(_correlation(attention, valid))
-        jaccards.append(_jaccard(attention, valid))
-    cosine, correlation, jaccard = (torch.cat(parts) for parts in (cosines, correlations, jaccards))
-    if not len(cosine):
+    spread = np.linspace(0, cells.num_cells - 1, min(OVERLAP_CELLS, cells.num_cells))
+    found = []
+    for cell in np.unique(spread.astype(np.int64)):
+        batch = cells.batch(np.array([cell])).to(device)
+        values = expression(batch.counts, batch.depth, pretraining.transform)
+        attention, valid = attention_of(pretraining, values)
+        rows = attention[0, :, valid[0]].double().cpu().numpy()
+        if rows.shape[1] > 1:
+            found.append(_overlap(rows))
+    if not found:
         return None
-    known = correlation[~correlation.isnan()]
-    return Overlap(
-        float(cosine.mean()),
-        float(known.mean()) if len(known) else None,
-        float(jaccard.mean()),
-        len(cosine),
-    )
+    cosine, correlation, jaccard = np.array(found).T
+    known = correlation[~np.isnan(correlation)]
+    mean = float(known.mean()) if len(known) else None
+    return Overlap(float(cosine.mean()), mean, float(jaccard.mean()), len(found))
+
+
+def _overlap(rows: np.ndarray) -> tuple[float, float, float]:
+    """Cosine, correlation and Jaccard index, means over pairs of latents (N, L).
+
+    Latents that attend uniformly have no correlation; it is nan where fewer than two are left.
+    """
+    deviation = np.abs(rows - rows.mean(axis=1, keepdims=True)).max(axis=1)
+    uneven = rows[deviation > 1e-5 * rows.mean(axis=1)]  # below that there is only rounding
+    correlation = 1 - pdist(uneven, "correlation").mean() if len(uneven) > 1 else math.nan
+    top = np.zeros(rows.shape, dtype=bool)
+    order = np.argsort(-rows, axis=1, kind="stable")  # of equal ones, those that come first
+    np.put_along_axis(top, order[:, : math.ceil(TOP_SHARE * rows.shape[1])], True, axis=1)
+    return 1 - pdist(rows, "cosine").mean(), correlation, 1 - pdist(top, "jaccard").mean()
 
 
 def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
         (B, N, L) float32, rows that sum to H, and valid (B, L) bool; L = G, or the most non-zero
         genes of a cell.
     """
-    latents = pretraining.strategy.latents
+    latents = _latents_of(pretraining)
     if latents.input_dim is None:
         valid = torch.ones_like(values, dtype=torch.bool)
         query, key = (
@@ -159,56 +159,13 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
     return attention, valid
 
 
-def _mean_pair(unit: Tensor) -> Tensor:
-    """(B, N, L) vectors of length 1 to the mean product over pairs of different ones, (B,)."""
-    count = unit.shape[1]
-    return (unit.sum(dim=1).square().sum(dim=-1) - unit.square().sum(dim=(1, 2))) / (
-        count * (count - 1)
-    )
+def _latents_of(pretraining: Pretraining) -> mam.MultinomialAttentionMasking:
+    latents = pretraining.strategy.latents
+    if latents is None:
+        raise ValueError("pretraining: expected a strategy with latents; this one has none")
+    return latents
 
 
-def _correlation(attention: Tensor, valid: Tensor) -> Tensor:
-    """Mean correlation over pairs of latents, those that attend uniformly left out, (B,); nan where
-    fewer than two are left.
-    """
-    length = valid.sum(dim=1).clamp(min=1)[:, None, None]
-    mean = attention.sum(dim=-1, keepdim=True) / length
-    centred = (attention - mean) * valid[:, None]
-    uneven = (
-        centred.abs().amax(dim=-1, keepdim=True) > 1e-5 * mean
-    )  # below that there is only rounding
-    unit = torch.nn.functional.normalize(centred * uneven, dim=-1, eps=1e-30)
-    count = uneven.sum(dim=1)[:, 0].to(unit.dtype)
-    pairs = unit.sum(dim=1).square().sum(dim=-1) - count
-    return torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
-
-
-def _jaccard(attention: Tensor, valid: Tensor) -> Tensor:
-    """Mean over pairs of latents of how many of their joint top positions they share, (B,)."""
-    top = _top(attention, valid).to(attention.dtype)
-    shared = top @ top.mT  # (B, N, N)
-    size = top.sum(dim=-1, keepdim=True)
-    ratio = shared / (size + size.mT - shared).clamp(min=1)
-    count = attention.shape[1]
-    return (ratio.sum(dim=(1, 2)) - ratio.diagonal(dim1=1, dim2=2).sum(dim=1)) / (
-        count * (count - 1)
-    )
-
-
-def _top(attention: Tensor, valid: Tensor) -> Tensor:
-    """The top positions of each latent, (B, N, L) bool; of equal ones those that come first, as
-    everywhere in the engine.
-    """
-    if not len(attention):
-        return torch.zeros_like(attention, dtype=torch.bool)
-    wanted = (
-        torch.ceil(TOP_SHARE * valid.sum(dim=1))
-        .long()[:, None, None]
-        .expand(-1, attention.shape[1], -1)
-    )  # (B, N, 1)
-    ranked = attention.masked_fill(~valid[:, None], -1.0)
-    largest = ranked.topk(int(wanted.max().clamp(min=1)), dim=-1).values
-    threshold = largest.gather(-1, (wanted - 1).clamp(min=0))
-    above, equal = ranked > threshold, ranked == threshold
-    missing = wanted - above.sum(dim=-1, keepdim=True)
-    return (above | (equal & (equal.cumsum(dim=-1) <= missing))) & valid[:, None]
+def _slopes(latents: mam.MultinomialAttentionMasking) -> Tensor:
+    """(N, H) float64."""
+    return latents.slopes(torch.float64)

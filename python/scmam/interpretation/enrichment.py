@@ -2,24 +2,14 @@
 machine.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control, hypergeom
 
 from ..errors import ScmamError
-
-COLUMNS = (
-    "term",
-    "overlap",
-    "set_size",
-    "p_value",
-    "adjusted_p_value",
-    "odds_ratio",
-    "combined_score",
-    "genes",
-)
 
 
 class GeneSetError(ScmamError):
@@ -49,9 +39,8 @@ def read_gene_sets(path: str | Path) -> dict[str, tuple[str, ...]]:
         name, *fields = (field.strip() for field in line.split("\t"))
         genes = tuple(dict.fromkeys(filter(None, fields[1:])))
         if not name or not genes:
-            raise GeneSetError(
-                f"{path}: line {number}: expected name, description and genes, separated by tabs; got {line.strip()[:60]!r}"
-            )
+            wanted = "expected name, description and genes, separated by tabs"
+            raise GeneSetError(f"{path}: line {number}: {wanted}; got {line.strip()[:60]!r}")
         if name in sets:
             raise GeneSetError(
                 f"{path}: line {number}: the set {name!r} is there twice; rename one of them"
@@ -80,23 +69,24 @@ def sets_among(
     if kept:
         return kept
     named = {gene for members in sets.values() for gene in members}
+    there = f"{_some(named)} there, {_some(genes)} here"
     alike = {gene.upper() for gene in named} & {gene.upper() for gene in known}
     if alike:
         raise GeneSetError(
-            f"{source}: shares no gene with the {len(known)} of the run, but {len(alike)} when upper and lower case are not told apart"
-            f" ({_some(named)} there, {_some(genes)} here), as with symbols of human and mouse; give gene sets of the right species"
+            f"{source}: shares no gene with the {len(known)} of the run, but {len(alike)} when"
+            f" upper and lower case are not told apart ({there}), as with symbols of human and"
+            " mouse; give gene sets of the right species"
         )
     raise GeneSetError(
-        f"{source}: shares no gene with the {len(known)} of the run ({_some(named)} there, {_some(genes)} here); give gene sets with the"
-        " same kind of identifiers"
+        f"{source}: shares no gene with the {len(known)} of the run ({there}); give gene sets with"
+        " the same kind of identifiers"
     )
 
 
 def over_representation(
     tested: Sequence[str], sets: Mapping[str, Sequence[str]], genes: Sequence[str]
 ) -> pd.DataFrame:
-    """Hypergeometric test of every set against some genes, by gseapy, with the genes of the run as
-    background.
+    """Hypergeometric test of every set against some genes, with the genes of the run as background.
 
     Args:
         tested: the genes that are looked at, some of ``genes``.
@@ -104,68 +94,33 @@ def over_representation(
         genes: all genes of the run.
 
     Returns:
-        A row a set, by p value: term (name of the set), overlap (its genes among those tested),
-        set_size (its genes in the run), p_value (of at least that overlap), adjusted_p_value
-        (Benjamini-Hochberg over all sets, those without overlap included), odds_ratio and
-        combined_score (as gseapy has them; nan without overlap), genes (of the overlap, separated
-        by semicolons).
+        A row a set, by p value. ``term`` is the name of the set, ``overlap`` counts its genes among
+        those tested, ``set_size`` its genes in the run, ``genes`` names those of the overlap,
+        separated by semicolons. ``p_value`` is that of at least so large an overlap,
+        ``adjusted_p_value`` the same by Benjamini and Hochberg over all sets. ``odds_ratio`` has
+        half a gene added to each count, and ``combined_score`` is it times -log p; both are nan
+        without overlap.
     """
-    from scipy.stats import false_discovery_control
-
-    found = _gseapy(tested, sets, genes)
-    rows = [_row(name, len(members), found.get(name)) for name, members in sets.items()]
+    wanted, number, drawn = set(tested), len(genes), len(tested)
+    common = [sorted(wanted.intersection(members)) for members in sets.values()]
+    overlap, size = (np.array([len(x) for x in found]) for found in (common, sets.values()))
+    p_value = hypergeom.sf(overlap - 1, number, size, drawn)
+    neither, others, missed = number - size - drawn + overlap, size - overlap, drawn - overlap
+    odds = (overlap + 0.5) * (neither + 0.5) / ((others + 0.5) * (missed + 0.5))
+    odds = np.where(overlap > 0, odds, np.nan)
     table = pd.DataFrame(
-        rows, columns=[column for column in COLUMNS if column != "adjusted_p_value"]
-    )
-    table.insert(
-        COLUMNS.index("adjusted_p_value"),
-        "adjusted_p_value",
-        false_discovery_control(table["p_value"]),
+        {
+            "term": list(sets),
+            "overlap": overlap,
+            "set_size": size,
+            "p_value": p_value,
+            "adjusted_p_value": false_discovery_control(p_value),
+            "odds_ratio": odds,
+            "combined_score": -odds * np.log(p_value),
+            "genes": [";".join(names) for names in common],
+        }
     )
     return table.sort_values(["p_value", "term"], ignore_index=True)
-
-
-def _gseapy(
-    tested: Sequence[str], sets: Mapping[str, Sequence[str]], genes: Sequence[str]
-) -> dict[str, dict]:
-    """gseapy's row of each set that has an overlap; it leaves the others out."""
-    import gseapy
-
-    wanted = set(tested)
-    if not any(gene in wanted for members in sets.values() for gene in members):
-        return {}
-    # gseapy changes names on its way, to upper case or to integers, by what most of them look like;
-    # it leaves these alone.
-    alias = {gene: f"G{index}" for index, gene in enumerate(genes)}
-    gene_of = {short: gene for gene, short in alias.items()}
-    result = gseapy.enrich(
-        [alias[gene] for gene in tested],
-        {name: [alias[gene] for gene in members] for name, members in sets.items()},
-        background=list(gene_of),
-        outdir=None,
-        no_plot=True,
-    ).results
-    rows = {row["Term"]: row for row in result.to_dict("records")}
-    return {
-        name: {**row, "Genes": sorted(gene_of[short] for short in row["Genes"].split(";"))}
-        for name, row in rows.items()
-    }
-
-
-def _row(name: str, size: int, found: Mapping | None) -> tuple:
-    """A row without its adjusted p value; without overlap the p value is 1."""
-    if found is None:
-        return name, 0, size, 1.0, math.nan, math.nan, ""
-    genes = found["Genes"]
-    return (
-        name,
-        len(genes),
-        size,
-        found["P-value"],
-        found["Odds Ratio"],
-        found["Combined Score"],
-        ";".join(genes),
-    )
 
 
 def _some(names: Sequence[str] | set[str]) -> str:

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mam_kernels.entropy import drawing_logits
+
 from ..objective import Pretraining
 from ..sequences import expression
-from .entropy import drawing_weights, selecting_latents
-from .tally import Draws
+from .tally import Draws, draw_masks
 
 if TYPE_CHECKING:
     from ..data import Cells
 
 EXAMPLES = 6
 EXAMPLE_DRAWS = 200
-"""Masks behind the hidden rate of a single cell's gene: its standard error is then at most .035."""
+"""Masks behind the hidden rate of a gene of one cell: its standard error is then at most .035."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Examples:
     values: np.ndarray  # (c, G) float32: what the model sees
     mask: np.ndarray  # (c, G) bool: one mask of each, True = hidden
     hidden: np.ndarray  # (c, G) float32: share of masks that hide the gene
-    # (c, G) float32: what positions are drawn in proportion to, rows that sum to 1; nan where drawn
-    # uniformly
+    # (c, G) float32: positions are drawn in proportion to this; rows sum to 1; nan where uniform
     importance: np.ndarray
     draws: np.ndarray  # () int64: masks behind `hidden`
     genes: np.ndarray  # (G,) str
@@ -43,16 +43,18 @@ def example_masks(
     chosen = typical_cells(cells)
     batch = cells.batch(chosen).to(device)
     values = expression(batch.counts, batch.depth, pretraining.transform)
-    latents = selecting_latents(pretraining.strategy)
-    hidden, importance, first = torch.zeros_like(values), torch.zeros_like(values), None
-    for masking in Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).of(
-        pretraining, values, batch.cell_ids
-    ):
-        first = masking.mask if first is None else first
+    hidden, importance = torch.zeros_like(values), torch.zeros_like(values)
+    later = Draws(EXAMPLE_DRAWS, draws.seed, draws.first_step + draws.number).steps()
+    first = draw_masks(pretraining, values, batch.cell_ids, later[0]).mask
+    for draw in later:
+        masking = draw_masks(pretraining, values, batch.cell_ids, draw)
         hidden += masking.mask
-        logits = drawing_weights(masking, latents)
-        importance += torch.nan if logits is None else torch.softmax(logits, dim=1).nan_to_num()
-    codes = cells.codes[chosen]
+        if masking.importance is None:
+            importance += torch.nan
+        else:
+            logits = drawing_logits(masking.importance, *pretraining.strategy.weighting())
+            importance += torch.softmax(logits, dim=1).nan_to_num()
+    classes = [cells.classes[code] if code >= 0 else "" for code in cells.codes[chosen]]
     return Examples(
         values=values.cpu().numpy(),
         mask=first.cpu().numpy(),
@@ -61,15 +63,14 @@ def example_masks(
         draws=np.array(EXAMPLE_DRAWS),
         genes=np.array(cells.genes, dtype=str),
         cells=cells.names[chosen].astype(str),
-        cell_types=np.array(
-            [cells.classes[code] if code >= 0 else "" for code in codes], dtype=str
-        ),
+        cell_types=np.array(classes, dtype=str),
     )
 
 
 def typical_cells(cells: "Cells") -> np.ndarray:
-    """Positions of a few cells: of each of the largest types the one of median depth; without
-    types, spread over the depths.
+    """Positions of a few cells: of each of the largest types the one of median depth.
+
+    Without types, the cells are spread over the depths.
     """
     sizes = np.bincount(cells.codes[cells.codes >= 0], minlength=len(cells.classes))
     largest = [code for code in np.argsort(-sizes, kind="stable")[:EXAMPLES] if sizes[code]]

@@ -3,9 +3,6 @@
 import dataclasses
 import io
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +13,13 @@ import pandas as pd
 import torch
 
 from ..config import Masking
-from ..errors import CellsError, ConfigError, RunError
+from ..drawing import Drawing
+from ..errors import CellsError, ConfigError
+from ..storage import new_folder, writing
 from . import figures
 from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among
 from .examples import Examples, example_masks
-from .summary import Summary, summarise
+from .summary import summarise
 from .tables import frequencies, frequencies_by_type, ranking
 from .tally import Draws, batch_cells, count_masks
 
@@ -44,9 +43,7 @@ class Interpretation:
     latents: dict[str, Any]  # as in latents.json; see `summary.Summary`
     examples: Examples
     enrichment: pd.DataFrame | None  # of the genes hidden most; None: no gene sets were given
-    enrichment_beyond_expression: (
-        pd.DataFrame | None
-    )  # of the genes hidden most beyond what their expression predicts; likewise
+    enrichment_beyond_expression: pd.DataFrame | None  # of the first genes of the ranking; likewise
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -97,17 +94,13 @@ def interpret(
     pretraining = run.load(device)
     masking = run.config.masking
     drawn = Draws(draws, seed, int(run.record.get("steps", 0)))
-    tally = count_masks(
-        pretraining,
-        cells,
-        drawn,
-        rows=batch_cells(
-            cells.num_genes, run.config.training.batch_size, masking.strategy == "mam-embedding"
-        ),
-        split=draws_apart(masking),
-        device=device,
-        watch=_bar(progress),
-    )
+    embeds = masking.strategy == "mam-embedding"
+    options = {
+        "rows": batch_cells(cells.num_genes, run.config.training.batch_size, embeds),
+        "split": draws_apart(masking),
+        "watch": _bar(progress),
+    }
+    tally = count_masks(pretraining, cells, drawn, device=device, **options)
     table = frequencies(tally, cells.genes)
     by_type = frequencies_by_type(tally, cells.genes, cells.classes)
     ranked = ranking(table)
@@ -137,7 +130,7 @@ def interpret(
         examples,
         *enriched,
     )
-    _write(found, summary)
+    _write(found)
     return found
 
 
@@ -152,16 +145,15 @@ def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
     if draws < 1:
         raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
     if top is not None and not 1 <= top < cells.num_genes:
-        raise ConfigError(
-            f"top: expected fewer genes than the {cells.num_genes} of the run, at least 1; got {top}"
-        )
+        wanted = f"fewer genes than the {cells.num_genes} of the run, at least 1"
+        raise ConfigError(f"top: expected {wanted}; got {top}")
     if tuple(cells.genes) == tuple(run.genes):
         return
     shared = len(set(cells.genes) & set(run.genes))
     raise CellsError(
-        f"{cells.source}: expected the {len(run.genes)} genes that the run {run.folder} was trained on, in its order; got"
-        f" {len(cells.genes)} genes, {shared} of them shared; read the cells with data.genes=vocabulary and"
-        f" data.vocabulary={run.folder / 'genes.txt'}"
+        f"{cells.source}: expected the {len(run.genes)} genes that the run {run.folder} was trained"
+        f" on, in its order; got {len(cells.genes)} genes, {shared} of them shared; read the cells"
+        f" with data.genes=vocabulary and data.vocabulary={run.folder / 'genes.txt'}"
     )
 
 
@@ -188,48 +180,18 @@ def _notes(
         notes.append(f"{without} cells without a type count in the table of all cells alone")
     if sets is not None:
         shared = len({gene for members in sets.values() for gene in members})
-        notes.append(
-            f"gene sets: {len(sets)} share a gene with the run, {shared} of its {cells.num_genes} genes in all"
-        )
+        there = f"{shared} of its {cells.num_genes} genes in all"
+        notes.append(f"gene sets: {len(sets)} share a gene with the run, {there}")
     return tuple(notes)
 
 
-def _write(found: Interpretation, summary: Summary) -> None:
-    """The whole folder beside its place first, then in it."""
-    try:
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=found.folder.parent))
-    except OSError as error:
-        raise RunError(
-            f"{found.folder.parent}: cannot be written to ({error.strerror}); copy the run to a place that can"
-        ) from error
-    try:
-        _fill(unfinished, found, summary)
-        unfinished.chmod(0o755)
-        _replace(found.folder, unfinished)
-    except OSError as error:
-        raise RunError(
-            f"{found.folder}: cannot be written ({error.strerror}); make room, or copy the run elsewhere"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+def _write(found: Interpretation) -> None:
+    remedy = "make room, or copy the run elsewhere"
+    with writing(found.folder, remedy), new_folder(found.folder) as unfinished:
+        _fill(unfinished, found)
 
 
-def _replace(folder: Path, finished: Path) -> None:
-    if not folder.exists():
-        os.replace(finished, folder)
-        return
-    earlier = Path(tempfile.mkdtemp(prefix=f".{folder.name}-earlier-", dir=folder.parent))
-    os.replace(folder, earlier / folder.name)
-    try:
-        os.replace(finished, folder)
-    except OSError:
-        os.replace(earlier / folder.name, folder)
-        raise
-    finally:
-        shutil.rmtree(earlier)
-
-
-def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:
+def _fill(folder: Path, found: Interpretation) -> None:
     tables = {
         "frequencies": found.frequencies,
         "frequencies_by_type": found.frequencies_by_type,
@@ -244,18 +206,27 @@ def _fill(folder: Path, found: Interpretation, summary: Summary) -> None:
         json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     arrays = io.BytesIO()
-    np.savez_compressed(
-        arrays,
-        **{
-            field.name: getattr(found.examples, field.name)
-            for field in dataclasses.fields(found.examples)
-        },
-    )
+    np.savez_compressed(arrays, **dataclasses.asdict(found.examples))
     (folder / "masks.npz").write_bytes(arrays.getvalue())
-    figures.hidden_by_expression(
-        folder / "hidden_by_expression.png", found.frequencies, found.ranking, summary
-    )
-    if found.frequencies_by_type is not None:
-        figures.hidden_by_type(folder / "hidden_by_type.png", found.frequencies_by_type, summary)
-        figures.specific_genes(folder / "specific_genes.png", found.frequencies_by_type, summary)
-    figures.masks(folder / "masks.png", found.examples, summary)
+    for name, drawing in _drawings(found).items():
+        drawing.save_png(folder / f"{name}.png")
+
+
+def _drawings(found: Interpretation) -> dict[str, Drawing]:
+    """The figures of the folder, by name."""
+    summary, table, by_type = found.latents, found.frequencies, found.frequencies_by_type
+    title, correlation = summary["strategy"], summary["spearman"]
+    head = f"{title}: {len(table):,} genes, {summary['masks']:,} masks"
+    if correlation is not None:
+        head += f"; rank correlation {correlation:+.2f}".replace("-", "\N{MINUS SIGN}")
+    examples = dataclasses.asdict(found.examples)
+    drawings = {
+        "hidden_by_expression": figures.hidden_by_expression(
+            head, table, summary["masks"], top=figures.highest(table)
+        ),
+        "masks": figures.masks(title, examples),
+    }
+    if by_type is not None:
+        drawings["hidden_by_type"] = figures.hidden_by_type(title, by_type, summary["draws"])
+        drawings["specific_genes"] = figures.specific_genes(title, by_type, summary["draws"])
+    return drawings

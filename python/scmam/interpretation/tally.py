@@ -1,32 +1,33 @@
 """Draws masks of every cell and counts what they hide, gene by gene and cell type by cell type."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mam_kernels.entropy import drawing_entropy
 from mam_kernels.randomness import substream
 from mam_kernels.strategies import Masking
 
 from ..objective import Pretraining
 from ..sequences import expression
-from .entropy import Entropy, entropy_of, selecting_latents
 
 if TYPE_CHECKING:
     from ..data import Cells
 
 BATCH_VALUES = 2**22
-"""Values of a batch, 16 MiB in float32: large enough that a call's fixed cost is lost in it, small
-enough for any machine.
+"""Values of a batch, 16 MiB in float32: the fixed cost of a call is small, and any machine has it.
 """
 
 BATCH_CELLS = 512
 
-ENTROPY_DRAWS = 4
-"""Draws whose entropy is computed: it costs more than the mask itself, and differs between draws by
-the latents drawn for them alone.
+SUMMARY_DRAWS = 4
+"""Draws of which the entropy and the encoder's view are computed.
+
+They cost more than the mask itself, and differ little between draws.
 """
 
 
@@ -42,17 +43,40 @@ class Draws:
     seed: int
     first_step: int
 
-    def of(self, pretraining: Pretraining, values: Tensor, cell_ids: Tensor) -> Iterator[Masking]:
-        """The masks of a batch (B, G), one after the other."""
+    def steps(self) -> list[dict[str, int]]:
+        """The seed and the step of each draw."""
         seed = substream(self.seed, "interpretation")
-        for draw in range(self.number):
-            yield pretraining.strategy(
-                values,
-                cell_ids,
-                seed=seed,
-                step=(self.first_step + draw) % 2**32,
-                embed=lambda genes: pretraining.model.embedding(genes.gene_ids, genes.values),
-            )
+        return [
+            {"seed": seed, "step": (self.first_step + draw) % 2**32} for draw in range(self.number)
+        ]
+
+
+def draw_masks(
+    pretraining: Pretraining, values: Tensor, cell_ids: Tensor, draw: dict[str, int]
+) -> Masking:
+    """The masks of one draw for a batch (B, G)."""
+    embedding = pretraining.model.embedding
+    return pretraining.strategy(
+        values, cell_ids, embed=lambda genes: embedding(genes.gene_ids, genes.values), **draw
+    )
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Of the distribution that masks are drawn from; means over cells and draws."""
+
+    share: float  # of its maximum; 1 = uniform
+    effective_positions: float  # exp(entropy)
+    drawable_positions: float
+
+
+@dataclass(frozen=True)
+class EncoderView:
+    """What the encoder reads during pretraining; means over cells and draws."""
+
+    genes: float  # that it reads of a cell
+    nonzero_read: float | None  # share of the non-zero genes that it reads with their true value
+    invented: float | None  # share of what it reads that is a random value in place of the true one
 
 
 @dataclass(frozen=True)
@@ -69,8 +93,10 @@ class Tally:
     hidden: Tensor  # (T + 1, G) masks that hide the gene
     hidden_nonzero: Tensor  # (T + 1, G) of those, in cells where it is not zero
     uniform: Tensor  # (T + 1, G) sum over cells of the chance that a uniform mask hides it
+    uniform_variance: Tensor  # (T + 1, G) sum over cells of chance * (1 - chance)
     hidden_by_draw: Tensor  # (draws, G) cells in which the gene is hidden
-    entropy: Entropy
+    entropy: Entropy | None  # None: drawn uniformly, or nothing to draw
+    encoder: EncoderView
 
     @property
     def masks(self) -> int:
@@ -84,11 +110,9 @@ def batch_cells(num_genes: int, trained_with: int, embeds: bool) -> int:
     Latents that attend to embeddings need as much memory per gene as a training step, so the batch
     of the training is known to fit.
     """
-    return (
-        trained_with
-        if embeds
-        else max(trained_with, min(BATCH_CELLS, BATCH_VALUES // max(1, num_genes)))
-    )
+    if embeds:
+        return trained_with
+    return max(trained_with, min(BATCH_CELLS, BATCH_VALUES // max(1, num_genes)))
 
 
 @torch.no_grad()
@@ -104,8 +128,8 @@ def count_masks(
 ) -> Tally:
     """Draw masks of all cells and sum up what they hide.
 
-    The cells are read once, ``rows`` at a time, and all their masks are drawn then: memory is that
-        of a batch and of the sums.
+    The cells are read once, ``rows`` at a time, and all their masks are drawn then. Memory is that
+    of a batch and of the sums.
 
     Args:
         pretraining: on ``device``.
@@ -117,13 +141,11 @@ def count_masks(
         device: where everything is computed and summed.
         watch: wraps the iterator over batches, for a progress bar.
     """
-    import numpy as np
-
     groups, genes = len(cells.classes) + 1, cells.num_genes
-    sums = torch.zeros(5, groups, genes, dtype=torch.float64, device=device)
-    by_draw = torch.zeros(draws.number, genes, dtype=torch.float64, device=device)
-    number = torch.zeros(groups, dtype=torch.float64, device=device)
-    entropy, latents = Entropy.none(device), selecting_latents(pretraining.strategy)
+    sizes = ((6, groups, genes), (groups,), (draws.number, genes), (4,), (3,))
+    sums, number, by_draw, entropy, seen = (
+        torch.zeros(size, dtype=torch.float64, device=device) for size in sizes
+    )
     for start in watch(range(0, cells.num_cells, rows)):
         indices = np.arange(start, min(start + rows, cells.num_cells))
         batch = cells.batch(indices).to(device)
@@ -131,18 +153,55 @@ def count_masks(
         codes = torch.from_numpy(cells.codes[indices]).to(device)
         member = torch.nn.functional.one_hot(codes % groups, groups).double()  # -1 is the last row
         hidden = torch.zeros_like(values)
-        for draw, masking in enumerate(draws.of(pretraining, values, batch.cell_ids)):
+        for place, draw in enumerate(draws.steps()):
+            masking = draw_masks(pretraining, values, batch.cell_ids, draw)
             mask = masking.mask.float()
             hidden += mask
-            by_draw[draw] += mask.sum(dim=0)
-            if draw < ENTROPY_DRAWS:
-                entropy += entropy_of(masking, latents)
+            by_draw[place] += mask.sum(dim=0)
+            if place < SUMMARY_DRAWS:
+                entropy += _entropy(pretraining, masking)
+                seen += _seen(pretraining, values, masking.mask, batch.cell_ids, draw)
         there = values != 0
         chance = uniform_chance(hidden, there, split) / draws.number
-        for total, part in zip(sums, (values, there, hidden, hidden * there, chance), strict=True):
+        parts = (values, there, hidden, hidden * there, chance, chance * (1 - chance))
+        for total, part in zip(sums, parts, strict=True):
             total.addmm_(member.T, part.double())
         number += member.sum(dim=0)
-    return Tally(draws.number, number.cpu(), *sums.cpu(), by_draw.cpu(), entropy)
+    view = _view(seen, sums[1].sum(), number.sum(), min(draws.number, SUMMARY_DRAWS))
+    means = Entropy(*(entropy[1:] / entropy[0]).tolist()) if entropy[0] else None
+    expressed, there, hidden, both, chance, variance = sums.cpu()
+    counts = (number.cpu(), expressed, there, hidden, both, chance, variance, by_draw.cpu())
+    return Tally(draws.number, *counts, means, view)
+
+
+def _entropy(pretraining: Pretraining, masking: Masking) -> Tensor:
+    """Sums over the masks with a choice: 1, and the parts of `Entropy`; (4,)."""
+    if masking.importance is None:
+        return masking.mask.new_zeros(4, dtype=torch.float64)
+    found = drawing_entropy(masking.importance, *pretraining.strategy.weighting())
+    known = found.drawable > 1
+    share = torch.where(known, found.entropy / found.drawable.log(), 0.0)
+    parts = torch.stack((torch.ones_like(share), share, found.entropy.exp(), found.drawable))
+    return (parts * known).sum(dim=1)
+
+
+def _seen(
+    pretraining: Pretraining, values: Tensor, mask: Tensor, cell_ids: Tensor, draw: dict[str, int]
+) -> Tensor:
+    """Genes that the encoder reads: all, with their true value, with another one; (3,) float64."""
+    left = pretraining.hide(values, mask, cell_ids, **draw)
+    true = left.visible & (left.corrupted == values)
+    read, kept = (part.sum(dtype=torch.float64) for part in (left.visible, true))
+    return torch.stack((read, kept, read - kept))
+
+
+def _view(seen: Tensor, nonzeros: Tensor, cells: Tensor, draws: int) -> EncoderView:
+    read, kept, invented = (seen / draws).tolist()
+    return EncoderView(
+        genes=read / float(cells),
+        nonzero_read=kept / float(nonzeros) if nonzeros else None,
+        invented=invented / read if read else None,
+    )
 
 
 def uniform_chance(hidden: Tensor, there: Tensor, split: bool) -> Tensor:
@@ -159,8 +218,8 @@ def uniform_chance(hidden: Tensor, there: Tensor, split: bool) -> Tensor:
     """
     if not split:
         return hidden.mean(dim=1, keepdim=True).expand_as(hidden)
-    share = [
+    of_nonzeros, of_zeros = (
         (hidden * part).sum(dim=1, keepdim=True) / part.sum(dim=1, keepdim=True).clamp(min=1)
         for part in (there, ~there)
-    ]
-    return torch.where(there, *share)
+    )
+    return torch.where(there, of_nonzeros, of_zeros)

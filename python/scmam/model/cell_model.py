@@ -22,7 +22,7 @@ VISIBLE, ZERO, HIDDEN = range(3)
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a batch."""
+    """The encoder's output for a batch."""
 
     tokens: Tensor  # (B, T, width)
     cell: Tensor  # (B, width): the output of the cell token
@@ -196,7 +196,7 @@ class CellModel(nn.Module):
         return torch.cat([mean, encoded.cell], dim=-1)
 
     def features(self, values: Tensor, depth: Tensor) -> Tensor:
-        """Pooled encoder output (B, feature_dim) of values (B, G), nothing hidden and no context."""
+        """Pooled encoder output (B, feature_dim) of values (B, G); nothing hidden, no context."""
         taken = values != 0
         limit = self.max_encoder_tokens
         if limit is not None and limit < self.num_genes:

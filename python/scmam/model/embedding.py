@@ -1,4 +1,4 @@
-"""Gene tokens: who the gene is, plus how much of it there is."""
+"""Gene tokens: the identity of a gene plus its value."""
 
 import torch
 import torch.nn.functional as F

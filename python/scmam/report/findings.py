@@ -1,11 +1,20 @@
 """What the numbers say, in sentences that say no more than the intervals allow."""
 
 import math
-from statistics import fmean
 
-from .formatting import amount, listed, points, signed_points
-from .material import METHODS, Material
-from .scores import Difference, Score, candidates, difference, over_folds, paired, score, shown_arm
+from .folder import METHODS, StudyFiles
+from .formatting import amount, decimal, listed, percent, points, signed_points
+from .scores import (
+    Difference,
+    Score,
+    baseline_scores,
+    candidates,
+    difference,
+    paired,
+    score,
+    shown_arm,
+)
+from .training_figures import hidden_shares
 
 METHOD_NAMES = {"fine-tuning": "fine-tuning", "linear-probe": "linear probe"}
 UNDER = {"fine-tuning": "under fine-tuning", "linear-probe": "with the linear probe"}
@@ -14,6 +23,11 @@ VERDICTS = {
     "behind": "behind",
     "not shown": "no difference shown",
     "one seed": "one seed: no interval",
+}
+HEADINGS = {
+    "ahead": "ahead of",
+    "behind": "behind",
+    "not shown": "not shown to differ from",
 }
 
 
@@ -24,42 +38,40 @@ def interval_text(found: Score, *, signed: bool = True) -> str:
 
 
 def compared(arm: str, other: str, method: str, found: Difference) -> str:
-    """One difference of macro-F1 as a sentence; an arm that is behind is named as plainly as one
-    that is ahead.
-    """
-    size, seeds = (
-        f"{points(abs(found.mean), 2)} points of macro-F1",
-        amount(found.number, "paired seed"),
-    )
+    """One difference of macro-F1 as a sentence; the arm that is ahead is its subject."""
+    under = UNDER[method]
+    size, seeds = points(abs(found.mean), 2), amount(found.number, "paired seed")
+    size = f"{size} points of macro-F1"
     match found.verdict:
         case "ahead":
-            return f"{arm} is ahead of {other} {UNDER[method]} by {size} ({interval_text(found)}; {seeds})."
+            spread = interval_text(found)
+            return f"{arm} is ahead of {other} {under} by {size} ({spread}; {seeds})."
         case "behind":
             spread = interval_text(found.reversed())
-            return f"{other} is ahead of {arm} {UNDER[method]} by {size} ({spread}; {seeds})."
+            return f"{other} is ahead of {arm} {under} by {size} ({spread}; {seeds})."
         case "not shown":
+            mean, spread = signed_points(found.mean), interval_text(found)
             return (
-                f"no difference is shown between {arm} and {other} {UNDER[method]}: {signed_points(found.mean)} points of macro-F1"
-                f" ({interval_text(found)}, which covers 0; {seeds})."
+                f"no difference is shown between {arm} and {other} {under}: {mean} points of"
+                f" macro-F1 ({spread}, which covers 0; {seeds})."
             )
     side = "above" if found.mean >= 0 else "below"
-    return f"{arm} came out {size} {side} {other} {UNDER[method]}, from one seed: there is no interval, so nothing is shown."
+    return (
+        f"{arm} came out {size} {side} {other} {under}, from one seed: there is no interval,"
+        " so nothing is shown."
+    )
 
 
-def headline(material: Material) -> str:
+def headline(study: StudyFiles) -> str:
     """The result in one sentence; empty where there is nothing to compare."""
-    found = _against_reference(material)
-    if not found:
-        return ""
-    arm, reference = material.spoken(shown_arm(material)), material.spoken(material.reference)
+    found = against_reference(study)
+    arm, reference = study.spoken(shown_arm(study)), study.spoken(study.reference)
     clauses = {method: _clause(arm, reference, diff) for method, diff in found.items()}
     if len(set(clauses.values())) == 1 and len(clauses) > 1:
-        return _sentence(
-            f"{next(iter(clauses.values()))}, under fine-tuning and with the linear probe alike."
-        )
-    return _sentence(
-        "; ".join(f"{UNDER[method]}, {clause}" for method, clause in clauses.items()) + "."
-    )
+        same = next(iter(clauses.values()))
+        return _sentence(f"{same}, under fine-tuning and with the linear probe alike.")
+    told = "; ".join(f"{UNDER[method]}, {clause}" for method, clause in clauses.items())
+    return _sentence(f"{told}.") if told else ""
 
 
 def _sentence(text: str) -> str:
@@ -68,16 +80,12 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] if is_word else text
 
 
-def _against_reference(material: Material) -> dict[str, Difference]:
+def against_reference(study: StudyFiles) -> dict[str, Difference]:
     """The differences of the headline, by method."""
-    arm, reference = shown_arm(material), material.reference
-    if arm is None or reference is None:
+    arm = shown_arm(study)
+    if arm is None or study.reference is None:
         return {}
-    return {
-        method: found
-        for method in METHODS
-        if (found := difference(material, arm, method, "macro_f1"))
-    }
+    return {method: found for method in METHODS if (found := difference(study, arm, method))}
 
 
 def _clause(arm: str, reference: str, found: Difference) -> str:
@@ -89,193 +97,142 @@ def _clause(arm: str, reference: str, found: Difference) -> str:
     }[found.verdict]
 
 
-def findings(material: Material) -> list[str]:
+def hidden_headline(study: StudyFiles) -> str:
+    """What the shown arm and the reference hid, in one sentence; empty where it is not known."""
+    told = []
+    arms = dict.fromkeys((shown_arm(study) or study.arms[0], study.reference))
+    for arm in [arm for arm in arms if arm is not None and study.strategy(arm) != "none"]:
+        if shares := hidden_shares(study, arm):
+            nonzero, zero = (percent(shares[name], 0) for name in ("hidden_nonzero", "hidden_zero"))
+            shape = f"entropy {decimal(shares['entropy'], 3)} of the largest{_scatter(study, arm)}"
+            told.append(f"{arm} hid {nonzero} of the non-zeros and {zero} of the zeros ({shape})")
+    return f"{'; '.join(told)}." if told else ""
+
+
+def _scatter(study: StudyFiles, arm: str) -> str:
+    """How the hidden counts of genes vary, beside uniform draws; empty where not known."""
+    found = study.first_latents(arm).get("dispersion")
+    if not isinstance(found, dict):
+        return ""
+    if found["chi_square"] <= found["high"]:
+        return "; genes vary as under uniform draws"
+    return f"; the variance over genes is {found['chi_square']:.3g} times that of uniform draws"
+
+
+def findings(study: StudyFiles) -> list[str]:
     """The sentences of the report, the comparison of the headline first."""
-    if not material.is_study:
-        return _of_a_run(material)
-    sentences = [
-        *_main(material),
-        *_controls(material),
-        *_pretraining(material),
-        *_against_baselines(material),
-        *_all_arms(material),
-    ]
-    return [_sentence(sentence) for sentence in sentences]
+    if not study.is_study:
+        return _of_a_run(study)
+    parts = (_main, _controls, _pretraining, _against_baselines, _all_arms)
+    return [_sentence(sentence) for part in parts for sentence in part(study)]
 
 
-def _main(material: Material) -> list[str]:
-    found = _against_reference(material)
-    if not found:
+def _main(study: StudyFiles) -> list[str]:
+    found, arm, other = against_reference(study), shown_arm(study), study.spoken(study.reference)
+    if not found or arm is None:
         return []
-    arm, reference = shown_arm(material), material.reference
-    sentences = [
-        compared(material.spoken(arm), material.spoken(reference), method, diff)
-        for method, diff in found.items()
-    ]
-    number = candidates(material, arm)
-    if number > 1:
-        kind = "arms with learned masks" if material.is_learned(arm) else "arms"
+    sentences = [compared(study.spoken(arm), other, *item) for item in found.items()]
+    if (number := candidates(study, arm)) > 1:
+        kind = "arms with learned masks" if study.is_learned(arm) else "arms"
         sentences.append(
-            f"{arm} is shown here because it scored highest of {number} {kind}; being picked this way flatters its interval."
+            f"{arm} is shown here because it scored highest of {number} {kind}; being picked this"
+            " way flatters its interval."
         )
     return sentences
 
 
-def _controls(material: Material) -> list[str]:
-    """Learned masks against what tells masking and injection apart: uniform masks of the same
-    hidden shares, and of the same injection.
-    """
-    arm, sentences = shown_arm(material), []
-    for other in material.arms:
-        if (target := material.matched_to(other)) is not None:
-            sentences += _control(
-                "at the same hidden shares of zeros and non-zeros, ", material, target, other
-            )
-        elif _is_injected_uniform(material, other) and arm is not None and material.is_learned(arm):
-            sentences += _control(
-                "with the latents' context injected into both, ", material, arm, other
-            )
+def _controls(study: StudyFiles) -> list[str]:
+    """Learned masks against uniform masks of the same hidden shares, and of the same injection."""
+    sentences: list[str] = []
+    arm = shown_arm(study) or study.arms[0]
+    for other in study.arms:
+        injects = study.masking(other).get("injection", "none") != "none"
+        if (target := study.matched_to(other)) is not None:
+            same = "at the same hidden shares of zeros and non-zeros, "
+            sentences += _control(same, study, target, other)
+        elif study.is_learned(arm) and injects and study.strategy(other) == "uniform":
+            same = "with the latents' context injected into both, "
+            sentences += _control(same, study, arm, other)
     return sentences
 
 
-def _is_injected_uniform(material: Material, arm: str) -> bool:
-    return (
-        material.strategy(arm) == "uniform"
-        and material.masking(arm).get("injection", "none") != "none"
-    )
+def _control(introduction: str, study: StudyFiles, arm: str, other: str) -> list[str]:
+    """One comparison by the first method that both have.
 
-
-def _control(introduction: str, material: Material, arm: str, other: str) -> list[str]:
-    """One comparison by the first method that both have; none with the reference, which is compared
-    with everything anyway.
+    None with the reference, which is compared with everything anyway.
     """
-    if other == material.reference:
-        return []
-    for method in METHODS:
-        if found := paired(material, arm, other, method, "macro_f1"):
-            return [
-                introduction + compared(material.spoken(arm), material.spoken(other), method, found)
-            ]
+    for method in METHODS if other != study.reference else ():
+        if found := paired(study, arm, other, method, "macro_f1"):
+            names = study.spoken(arm), study.spoken(other)
+            return [introduction + compared(*names, method, found)]
     return []
 
 
-def _pretraining(material: Material) -> list[str]:
+def _pretraining(study: StudyFiles) -> list[str]:
     """Whether pretraining brings anything over the same encoder untrained."""
-    arm, untrained = shown_arm(material), material.untrained()
+    arm, untrained = shown_arm(study), study.untrained
     if arm is None or untrained is None or arm == untrained:
         return []
-    return _control("against the same encoder as initialised, ", material, arm, untrained)
+    return _control("against the same encoder as initialised, ", study, arm, untrained)
 
 
-def _against_baselines(material: Material) -> list[str]:
+def _against_baselines(study: StudyFiles) -> list[str]:
     """The best arm beside the baselines, which see the same folds."""
-    scores = {
-        (arm, method): score(material, arm, method, "macro_f1")
-        for arm in material.arms
-        for method in METHODS
-    }
-    means = {key: found.mean for key, found in scores.items() if found}
-    baselines = {
-        name: over_folds(evaluation, "macro_f1").mean
-        for name, evaluation in material.baselines.items()
-    }
+    pairs = [(arm, method) for arm in study.arms for method in METHODS]
+    means = {pair: found.mean for pair in pairs if (found := score(study, *pair))}
+    baselines = {name: found.mean for name, found in baseline_scores(study).items()}
     if not means or not baselines:
         return []
     arm, method = max(means, key=means.__getitem__)
     told = listed([f"{points(value)} ({name})" for name, value in baselines.items()])
     above = [name for name, value in baselines.items() if value > means[arm, method]]
-    ending = (
-        f": {listed(above)} {'is' if len(above) == 1 else 'are'} above every arm" if above else ""
-    )
-    best = f"the highest arm, {material.spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
+    verb = "is" if len(above) == 1 else "are"
+    ending = f": {listed(above)} {verb} above every arm" if above else ""
+    best = f"the highest arm, {study.spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
     return [
-        f"on the same folds, plain classifiers of the data reach a macro-F1 of {told}, and {best}{ending}."
+        "on the same folds, plain classifiers of the data reach a macro-F1 of"
+        f" {told}, and {best}{ending}."
     ]
 
 
-def _all_arms(material: Material) -> list[str]:
+def _all_arms(study: StudyFiles) -> list[str]:
     """All arms against the reference, by what was shown."""
-    if material.reference is None or len(material.arms) < 4:
+    if study.reference is None or len(study.arms) < 4:
         return []
-    reference, sentences = material.spoken(material.reference), []
-    headings = {
-        "ahead": f"ahead of {reference}",
-        "behind": f"behind {reference}",
-        "not shown": f"not shown to differ from {reference}",
-    }
+    sentences = []
     for method in METHODS:
-        found = {
-            arm: diff
-            for arm in material.arms
-            if (diff := difference(material, arm, method, "macro_f1"))
-        }
-        groups = {
-            word: [material.spoken(arm) for arm, diff in found.items() if diff.verdict == word]
-            for word in headings
-        }
+        groups: dict[str, list[str]] = {verdict: [] for verdict in (*HEADINGS, "one seed")}
+        for arm in study.arms:
+            if found := difference(study, arm, method):
+                groups[found.verdict].append(study.spoken(arm))
         told = [
-            f"{heading}: {listed(groups[word])}"
-            for word, heading in headings.items()
-            if groups[word]
+            f"{heading} {study.spoken(study.reference)}: {listed(groups[verdict])}"
+            for verdict, heading in HEADINGS.items()
+            if groups[verdict]
         ]
         if told:
             sentences.append(f"of all arms {UNDER[method]}, {'; '.join(told)}.")
     return sentences
 
 
-def _of_a_run(material: Material) -> list[str]:
+def _of_a_run(study: StudyFiles) -> list[str]:
     sentences = []
     for method in METHODS:
-        if found := score(material, material.arms[0], method, "macro_f1"):
-            spread = (
-                f" ({interval_text(found, signed=False)}, over {amount(found.number, 'fold')})"
-                if found.has_interval
-                else ""
-            )
-            sentences.append(
-                f"{METHOD_NAMES[method].capitalize()}: macro-F1 {points(found.mean)}{spread}."
-            )
+        if found := score(study, study.arms[0], method):
+            folds = amount(found.number, "fold")
+            spread = interval_text(found, signed=False)
+            ending = f" ({spread}, over {folds})" if found.has_interval else ""
+            name = METHOD_NAMES[method].capitalize()
+            sentences.append(f"{name}: macro-F1 {points(found.mean)}{ending}.")
     return sentences
 
 
-def masking_share(material: Material) -> tuple[str, float]:
-    """The arm whose masking takes the largest share of a step, of those with learned masks where
-    there are any, and that share of 1.
+def masking_share(study: StudyFiles) -> tuple[str, float]:
+    """The arm whose masking takes the largest share of a step, and that share of 1.
 
-    The share is nan where it was not measured.
+    Arms with learned masks count, where there are any. The share is nan where it was not measured.
     """
-    arms = [arm for arm in material.arms if material.is_learned(arm)] or list(material.arms)
-    measured = {
-        arm: [
-            value
-            for run in material.of(arm)
-            if not math.isnan(value := run.number("masking_share"))
-        ]
-        for arm in arms
-    }
-    means = {arm: fmean(values) for arm, values in measured.items() if values}
-    return max(means.items(), key=lambda item: item[1]) if means else (arms[0], math.nan)
-
-
-def how_to_read(material: Material) -> list[str]:
-    """Three sentences: what an interval is, what pairing is, and what the words mean."""
-    if not material.is_study:
-        return [
-            "Scores are in points of 100, averaged over the folds.",
-            "The interval is a 95 % Student t interval over the folds of one run: it speaks of the split into folds, not of another seed.",
-            "To compare ways of masking, run scmam compare, which repeats every arm with the same seeds.",
-        ]
-    arms = len([arm for arm in material.arms if arm != material.reference])
-    chance = (
-        f" (one interval in twenty misses by chance; the {arms} here are not corrected for that)"
-        if arms > 2
-        else ""
-    )
-    return [
-        "A score, in points of 100, is averaged over folds and then over seeds; its 95 % Student t interval is over seeds, so it says what"
-        " other seeds would give on these cells, and nothing of other cells.",
-        f"A difference to {material.spoken(material.reference or 'the reference')} is taken seed by seed (the same initial weights, order"
-        " of cells and folds) and only then averaged, so it can be known better than either score.",
-        "“Ahead” is said only where the interval of a difference lies above 0, “behind” only where it lies below; where it covers 0,"
-        f" no difference was shown, which is not the same as there being none{chance}.",
-    ]
+    arms = [arm for arm in study.arms if study.is_learned(arm)] or list(study.arms)
+    means = {arm: study.mean(arm, "masking_share") for arm in arms}
+    known = {arm: mean for arm, mean in means.items() if not math.isnan(mean)}
+    return max(known.items(), key=lambda item: item[1]) if known else (arms[0], math.nan)

@@ -1,6 +1,7 @@
 """Numbers as the report writes them: scores in points of a hundred, times and counts in words."""
 
 import math
+from collections.abc import Sequence
 
 MINUS = "−"
 NOTHING = "–"
@@ -23,6 +24,13 @@ def percent(share: float | None, digits: int = 1) -> str:
     if 0 < share < 0.01:
         digits = max(digits, 2)
     return f"{100 * share:.{digits}f} %".replace("-", MINUS)
+
+
+def decimal(number: float | None, digits: int) -> str:
+    """A number with so many digits after the point."""
+    if number is None or math.isnan(number):
+        return NOTHING
+    return f"{number:.{digits}f}".replace("-", MINUS)
 
 
 def count(number: float | None) -> str:
@@ -52,16 +60,16 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def p_value(value: float) -> str:
+    """Three digits; nan is a dash."""
+    return "< 0.001" if value < 0.001 else decimal(value, 3)
+
+
 def amount(number: int, singular: str, plural: str | None = None) -> str:
     """``1 seed``, ``3 seeds``."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
-def listed(names: list[str] | tuple[str, ...]) -> str:
+def listed(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
-
-
-def shortened(name: str, letters: int) -> str:
-    """A name that fits a label, an ellipsis for what was cut."""
-    return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"

@@ -1,14 +1,13 @@
-"""Maps of the cells: the pooled encoder output of a run in two dimensions, coloured by cell type."""
+"""Maps of the cells: pooled encoder output of a run in two dimensions, coloured by cell type."""
 
 import math
 import warnings
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
+from ..drawing import CLASSES, GROUND, INK, MARKERS, Drawing, Options, shortened
 from ..errors import ReportError
-from .drawing import CLASS_COLOURS, GROUND, INK, MARKERS, draw
-from .formatting import amount, count, shortened
-from .markup import Markup, element
+from .formatting import amount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,31 +29,30 @@ def checked_projection(name: str) -> Projection:
     installed = find_spec("umap") is not None
     if name == "auto":
         return "umap" if installed else "pca"
-    if name not in ("umap", "pca"):
-        raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
     if name == "umap" and not installed:
         raise ReportError("projection: umap needs the package umap-learn; install it, or take pca")
-    return name
+    for known in get_args(Projection):
+        if name == known:
+            return known
+    raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
 
 
 def shown_cells(number: int) -> "np.ndarray":
     """The rows that are drawn: all, or a fixed random choice of `MOST_CELLS`."""
     import numpy as np
 
-    return (
-        np.arange(number)
-        if number <= MOST_CELLS
-        else np.sort(np.random.default_rng(0).choice(number, MOST_CELLS, replace=False))
-    )
+    if number <= MOST_CELLS:
+        return np.arange(number)
+    return np.sort(np.random.default_rng(0).choice(number, MOST_CELLS, replace=False))
 
 
 def project(features: "np.ndarray", projection: Projection) -> "np.ndarray":
-    """Two coordinates a cell, (cells, 2), from standardised features, as the linear probe takes
-    them.
+    """Two coordinates a cell, (cells, 2), from standardised features.
 
     UMAP starts from the first 50 principal components and has a fixed seed, so that a report can be
     made again.
     """
+    import numpy as np
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
@@ -62,69 +60,48 @@ def project(features: "np.ndarray", projection: Projection) -> "np.ndarray":
     components = min(COMPONENTS if projection == "umap" else 2, *scaled.shape)
     reduced = PCA(components, random_state=0).fit_transform(scaled)
     if projection == "pca" or len(features) <= NEIGHBOURS:
-        return _two_columns(reduced)
+        return np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))[:, :2]
     from umap import UMAP
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*n_jobs value .* overridden", category=UserWarning
-        )  # a seed means one thread: wanted
+        # A seed means one thread: wanted.
+        warnings.filterwarnings("ignore", ".*n_jobs value .* overridden", UserWarning)
         return UMAP(n_neighbors=NEIGHBOURS, min_dist=0.3, random_state=0).fit_transform(reduced)
-
-
-def _two_columns(reduced: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-
-    return np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))[:, :2]
 
 
 def map_figure(
     title: str,
-    points: "np.ndarray",
+    places: "np.ndarray",
     codes: "np.ndarray",
     classes: list[str],
     projection: Projection,
-) -> Markup:
+) -> Drawing:
     """A dot a cell; the number of its type stands at the type's middle, as in the legend."""
     import numpy as np
 
-    name = "UMAP" if projection == "umap" else "PCA"
-    alt = f"{name} map of {amount(len(points), 'cell')} by the encoder of {title}, coloured by {amount(len(classes), 'cell type')}."
+    name = projection.upper()
+    cells, types = amount(len(places), "cell"), amount(len(classes), "cell type")
+    alt = f"{name} map of {cells} by the encoder of {title}, coloured by {types}."
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
+        size = min(14.0, max(2.5, 260 / math.sqrt(len(places))))
+        look: Options = {"s": size, "alpha": 0.8, "linewidths": 0, "rasterized": True}
         for code in range(-1, len(classes)):
-            chosen = points[codes == code]
             colour, marker = class_style(code)
-            axes.scatter(
-                *chosen.T,
-                s=_dot_size(len(points)),
-                c=colour,
-                marker=marker,
-                alpha=0.8,
-                linewidths=0,
-                rasterized=True,
-            )
-        for code in (code for code in range(len(classes)) if (codes == code).any()):
-            middle = np.median(points[codes == code], axis=0)
-            box = {
-                "boxstyle": "circle,pad=0.18",
-                "facecolor": GROUND,
-                "edgecolor": class_style(code)[0],
-                "linewidth": 1,
-            }
-            axes.text(
-                *middle, str(code + 1), ha="center", va="center", fontsize=9, color=INK, bbox=box
-            )
+            x, y = places[codes == code].T
+            axes.scatter(x, y, c=colour, marker=marker, **look)
+        middle: Options = {"ha": "center", "va": "center", "fontsize": 9, "color": INK}
+        circle: Options = {"boxstyle": "circle,pad=0.18", "facecolor": GROUND, "linewidth": 1}
+        for code in np.unique(codes[codes >= 0]):
+            box = circle | {"edgecolor": class_style(code)[0]}
+            x, y = np.median(places[codes == code], axis=0)
+            axes.text(x, y, str(code + 1), bbox=box, **middle)
         axes.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
         axes.grid(False)
         axes.set_title(shortened(title, 38))
 
-    return draw(WIDTH, WIDTH, alt, paint)
-
-
-def _dot_size(number: int) -> float:
-    return min(14.0, max(2.5, 260 / math.sqrt(number)))
+    return Drawing(WIDTH, WIDTH, alt, paint)
 
 
 def class_style(code: int) -> tuple[str, str]:
@@ -134,20 +111,5 @@ def class_style(code: int) -> tuple[str, str]:
     """
     if code < 0:
         return "#b4bcc4", "."
-    turn, hue = divmod(code, len(CLASS_COLOURS))
-    return CLASS_COLOURS[hue], MARKERS[turn % len(MARKERS)]
-
-
-def classes_legend(classes: list[str], sizes: list[int]) -> Markup:
-    """Number, colour, name and cells of each type."""
-    items = (
-        element(
-            "li",
-            Markup(f'<i class="swatch round" style="background:{class_style(code)[0]}"></i>'),
-            name,
-            " ",
-            element("small", count(size)),
-        )
-        for code, (name, size) in enumerate(zip(classes, sizes, strict=True))
-    )
-    return element("ol", *items, class_="classes")
+    turn, hue = divmod(code, len(CLASSES))
+    return CLASSES[hue], MARKERS[turn % len(MARKERS)]

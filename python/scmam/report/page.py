@@ -1,21 +1,31 @@
-"""Assembles the page and writes it."""
+"""Puts the page together by Jinja2 templates, and writes it."""
 
 import errno
+import inspect
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..config import write_atomically
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, RULE, UNTRAINED
 from ..errors import ReportError
-from . import overview, sections
-from .drawing import Palette
-from .maps import Projection, checked_projection
-from .markup import Markup, element, join, text
-from .material import Material, open_material
-from .template import PAGE
+from ..storage import write_file
+from . import formatting, sections
+from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text
+from .folder import StudyFiles, open_study_files
+from .maps import Projection, checked_projection, class_style
+from .palette import arm_styles
+from .score_figures import shade
+from .scores import METRICS
 
 FILE = "report.html"
+ARM_COLOURS = (*FIXED, *LEARNED, UNTRAINED)
+VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", GROUND: "--ground"}
+VARIABLES |= {colour: f"--arm-{colour[1:]}" for colour in ARM_COLOURS}
+TONES = {"ahead": "up", "behind": "down", "not shown": "flat", "one seed": "flat"}
 
 
 def write_report(
@@ -42,17 +52,17 @@ def write_report(
             written to.
     """
     chosen = checked_projection(projection)
-    material = open_material(folder)
-    path = material.folder / FILE if out is None else Path(out)
+    study = open_study_files(folder)
+    path = study.folder / FILE if out is None else Path(out)
     if path.is_dir():
         raise ReportError(f"{path}: is a folder; give the name of a file, such as {path / FILE}")
     with _writing(path):  # before the work, which may take a minute
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    page = render(material, chosen)
+    page = render(study, chosen)
     with _writing(path):
-        write_atomically(path, page)
+        write_file(path, page)
     return path
 
 
@@ -61,38 +71,54 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ReportError(
-            f"{path}: cannot be written ({error.strerror}); give another file"
-        ) from error
+        reason = error.strerror
+        raise ReportError(f"{path}: cannot be written ({reason}); give another file") from error
 
 
-def render(material: Material, projection: Projection) -> str:
+def environment() -> Environment:
+    """The templates, with autoescape: only drawings stand in the page as they are."""
+    found = Environment(
+        loader=PackageLoader("scmam.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= dict(inspect.getmembers(formatting, inspect.isfunction))
+    found.filters |= {"shade": shade, "class_style": class_style, "interval": interval_text}
+    found.globals |= {
+        "METHOD_NAMES": METHOD_NAMES,
+        "METRICS": METRICS,
+        "TONES": TONES,
+        "UNDER": UNDER,
+        "VERDICTS": VERDICTS,
+        "VARIABLES": VARIABLES,
+        "ARM_COLOURS": ARM_COLOURS,
+        "nan": math.nan,
+    }
+    return found
+
+
+def render(study: StudyFiles, projection: Projection) -> str:
     """The page as text."""
-    palette = Palette(material)
-    parts = [
-        overview.findings_section(material),
-        sections.comparison_section(material, palette),
-        sections.arms_section(material, palette),
-        sections.classes_section(material, palette),
-        sections.training_section(material, palette),
-        sections.masks_section(material, palette),
-        sections.genes_section(material, palette),
-        sections.maps_section(material, projection),
-        sections.timing_section(material, palette),
-        sections.reproduction_section(material),
-    ]
-    shown = [part for part in parts if part]
-    opening, cards, contents = (
-        overview.opening(material),
-        overview.cards(material),
-        overview.contents(shown),
+    styles = arm_styles(study)
+    content = {
+        "hidden": sections.hidden(study, styles),
+        "findings": sections.found(study),
+        "comparison": sections.comparison(study, styles),
+        "what": sections.what_was_run(study),
+        "types": sections.types(study),
+        "training": sections.training(study, styles),
+        "genes": sections.genes(study, styles),
+        "maps": sections.maps(study, projection),
+        "times": sections.times(study),
+        "again": sections.again(study),
+    }
+    page = environment().get_template("page.html")
+    return page.render(
+        study=study,
+        styles=styles,
+        opening=sections.opening(study),
+        notes=sections.notes(study),  # after the rest was read: it names what could not be
+        sections={name: part for name, part in content.items() if part},
     )
-    notes = overview.notes(material)  # after everything was read: it names what could not be
-    footer = element(
-        "footer",
-        "Written by scmam. Multinomial Attention Masking: Naziri, Asgari, An, Sachlos, Seyyed-Kalantari, PMLR 333:295-311, 2026.",
-    )
-    body = join(
-        [element("header", opening, cards, contents), notes, element("main", *shown), footer]
-    )
-    return PAGE.substitute(title=text(overview.title(material)), body=Markup(body))

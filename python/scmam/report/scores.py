@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from .material import METHODS, Material
+from .folder import METHODS, StudyFiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,19 +34,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference(Score):
-    """What an arm has more than another, paired by seed."""
+    """By how much an arm is above another, paired by seed."""
 
     p_value: float = math.nan
 
     def reversed(self) -> "Difference":
-        """What the other arm has more."""
+        """By how much the other arm is above this one."""
         return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say: nothing from one seed, and no difference where it covers
-        0.
-        """
+        """What the interval allows to say: nothing for one seed, no difference where it holds 0."""
         if not self.has_interval:
             return "one seed"
         if self.low > 0:
@@ -54,31 +52,26 @@ class Difference(Score):
         return "behind" if self.high < 0 else "not shown"
 
 
-def score(material: Material, arm: str, method: str, metric: str) -> Score | None:
-    """The mean of an arm over its seeds, as in summary.csv; over the folds for a single run or a
-    baseline.
-    """
-    row = _row(material.summary, arm, method, metric)
+def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Score | None:
+    """The mean of an arm over its seeds, as in summary.csv; over the folds of a single run."""
+    row = _row(study.summary, arm, method, metric)
     if row is not None:
         return Score(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
-    evaluations = material.evaluations(arm, method)
-    return over_folds(evaluations[0], metric) if not material.is_study and evaluations else None
+    evaluations = study.evaluations(arm, method)
+    return over_folds(evaluations[0], metric) if not study.is_study and evaluations else None
 
 
-def difference(material: Material, arm: str, method: str, metric: str) -> Difference | None:
+def difference(
+    study: StudyFiles, arm: str, method: str, metric: str = "macro_f1"
+) -> Difference | None:
     """The difference of an arm to the reference, as in summary.csv."""
-    row = _row(material.summary, arm, method, metric)
-    if row is None or arm == material.reference or math.isnan(row["difference"]):
+    row = _row(study.summary, arm, method, metric)
+    if row is None or arm == study.reference or math.isnan(row["difference"]):
         return None
-    p_value = float(row.get("p_value", math.nan))
-    seeds = _paired_seeds(material, arm, method) or int(row["seeds"])
-    return Difference(
-        float(row["difference"]),
-        float(row["difference_low"]),
-        float(row["difference_high"]),
-        seeds,
-        p_value=p_value,
-    )
+    both = [by_seed(study, one, method, "macro_f1") for one in (arm, study.reference)]
+    seeds = len(both[0].keys() & both[1].keys()) or int(row["seeds"])
+    mean, low, high = (float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+    return Difference(mean, low, high, seeds, p_value=float(row.get("p_value", math.nan)))
 
 
 def _row(table: "pd.DataFrame | None", arm: str, method: str, metric: str) -> "pd.Series | None":
@@ -88,37 +81,28 @@ def _row(table: "pd.DataFrame | None", arm: str, method: str, metric: str) -> "p
     return None if rows.empty or math.isnan(rows.iloc[0]["mean"]) else rows.iloc[0]
 
 
-def _paired_seeds(material: Material, arm: str, method: str) -> int:
-    if material.reference is None:
-        return 0
-    return len(
-        set(by_seed(material, arm, method, "macro_f1"))
-        & set(by_seed(material, material.reference, method, "macro_f1"))
-    )
-
-
-def by_seed(material: Material, arm: str, method: str, metric: str) -> dict[int, float]:
+def by_seed(study: StudyFiles, arm: str | None, method: str, metric: str) -> dict[int, float]:
     """The mean over folds for each seed of an arm."""
-    table = material.results
+    table = study.results
     if table is None or metric not in table.columns:
         return {}
     rows = table[(table["arm"] == arm) & (table["method"] == method)]
     return {int(seed): float(mean) for seed, mean in rows.groupby("seed")[metric].mean().items()}
 
 
-def paired(material: Material, arm: str, other: str, method: str, metric: str) -> Difference | None:
+def paired(study: StudyFiles, arm: str, other: str, method: str, metric: str) -> Difference | None:
     """The difference of two arms over the seeds that both have; None where they share none."""
-    ours, theirs = by_seed(material, arm, method, metric), by_seed(material, other, method, metric)
-    shared = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
+    ours, theirs = by_seed(study, arm, method, metric), by_seed(study, other, method, metric)
+    shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return None
     from ..evaluation import paired_difference
 
-    found = paired_difference(*zip(*shared, strict=True))
+    found = paired_difference([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
     return Difference(found.mean, found.low, found.high, found.n, p_value=found.p_value)
 
 
-def over_folds(evaluation: "Evaluation", metric: str) -> Score:
+def over_folds(evaluation: "Evaluation", metric: str = "macro_f1") -> Score:
     """The mean over the folds of one evaluation, with the interval over these folds."""
     from ..evaluation import interval
 
@@ -126,30 +110,34 @@ def over_folds(evaluation: "Evaluation", metric: str) -> Score:
     return Score(found.mean, found.low, found.high, found.n, "fold")
 
 
-def shown_arm(material: Material) -> str | None:
-    """The arm that the headline is about: of those that learn their masks the one with the highest
-    macro-F1, under fine-tuning where there is any. Without such an arm, of those that are
-    pretrained and not the reference."""
-    others = [arm for arm in material.arms if arm != material.reference]
-    learned = [arm for arm in others if material.is_learned(arm)]
-    pretrained = [arm for arm in others if material.strategy(arm) != "none"]
-    for candidates in (learned, pretrained):
+def baseline_scores(study: StudyFiles, metric: str = "macro_f1") -> dict[str, Score]:
+    """The scores of plain classifiers of the data."""
+    return {name: over_folds(found, metric) for name, found in study.baselines.items()}
+
+
+def shown_arm(study: StudyFiles) -> str | None:
+    """The arm that the headline is about.
+
+    Of the arms that learn their masks it is the one with the highest macro-F1, under fine-tuning
+    where there is any. Without such an arm, it is one of those that are pretrained and not the
+    reference.
+    """
+    others = [arm for arm in study.arms if arm != study.reference]
+    learned = [arm for arm in others if study.is_learned(arm)]
+    pretrained = [arm for arm in others if study.strategy(arm) != "none"]
+    for arms in (learned, pretrained):
         for method in METHODS:
-            scores = {
-                arm: found.mean
-                for arm in candidates
-                if (found := score(material, arm, method, "macro_f1"))
-            }
+            scores = {arm: found.mean for arm in arms if (found := score(study, arm, method))}
             if scores:
                 return max(scores, key=scores.__getitem__)
     return next(iter(learned or pretrained or others), None)
 
 
-def candidates(material: Material, arm: str) -> int:
+def candidates(study: StudyFiles, arm: str) -> int:
     """How many arms the shown one was the best of."""
     alike = [
         other
-        for other in material.arms
-        if other != material.reference and material.is_learned(other) == material.is_learned(arm)
+        for other in study.arms
+        if other != study.reference and study.is_learned(other) == study.is_learned(arm)
     ]
-    return sum(material.strategy(other) != "none" for other in alike)
+    return sum(study.strategy(other) != "none" for other in alike)

@@ -1,362 +1,455 @@
-"""The sections of evidence.
-
-Each gives its HTML, or nothing where the folder holds nothing for it.
+"""What each section of the page shows: values for the templates, or nothing where the folder holds
+nothing for it. The sentences that are always the same stand in the templates.
 """
 
 import math
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
 
+import numpy as np
 import yaml
 
-from .drawing import Palette
-from .facts import cells_facts, class_sizes, first
-from .findings import METHOD_NAMES, UNDER
-from .formatting import amount, count, duration, listed, percent
-from .gene_figures import frequencies_figure, masks_figure, types_figure
-from .maps import Projection, classes_legend, map_figure, project, shown_cells
-from .markup import (
-    Markup,
-    bullets,
-    element,
-    figure,
-    folding,
-    join,
-    panels,
-    paragraph,
-    scrolling,
-    section,
+from ..drawing import Drawing, shortened
+from ..interpretation import figures
+from . import maps as cell_maps
+from .findings import (
+    METHOD_NAMES,
+    against_reference,
+    findings,
+    headline,
+    hidden_headline,
+    masking_share,
 )
-from .material import METHODS, Material
+from .folder import METHODS, StudyFiles, number
+from .formatting import amount, count, duration, listed, milliseconds, percent
+from .palette import ArmStyle
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
-from .scores import shown_arm
-from .tables import (
-    arms_table,
-    classes_table,
-    comparison_table,
-    enrichment_table,
-    facts_table,
-    genes_table,
-    masks_table,
-    timing_table,
-)
-from .training_figures import arms_with_masks, loss_figures, mask_figures
+from .scores import METRICS, baseline_scores, candidates, difference, score, shown_arm
+from .training_figures import arms_with_masks, hidden_shares, loss_figures, mask_figures
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+Content = dict[str, Any] | None
+Styles = Mapping[str, ArmStyle]
+Writers = dict[str, Callable[[float], str]]
 
 FEW_ARMS = 4
-"""Up to which the genes of every arm are shown at once; of more, those that do not learn their
-masks fold away.
-"""
+"""Up to so many arms, the genes of all are shown; of more, those with fixed masks fold away."""
+
+SHOWN_ROWS = 12
+"""Genes, or gene sets, of a table."""
+
+UNFINISHED = {
+    "failed": "Some of the runs failed; the same command tries them again.",
+    "interrupted": "It was interrupted: this is what is there so far.",
+    "running": "It was still running, or was killed: this is what is there so far.",
+}
+STRATEGIES = {
+    "uniform": "uniform",
+    "expression": "in proportion to expression",
+    "mam": "learned, by the latents' attention to values",
+    "mam-embedding": "learned, by the latents' attention to gene and value embeddings",
+}
+INJECTED = {"both": "encoder and decoder", "separate": "encoder and decoder, an adapter each"}
+TIMES: Writers = {
+    "step_ms": milliseconds,
+    "masking_ms": milliseconds,
+    "masking_share": percent,
+    "loader_ms": milliseconds,
+    "cells_per_second": count,
+    "seconds": duration,
+}
+"""Numbers of a run's record, and how they are written."""
 
 
-def arms_section(material: Material, palette: Palette) -> Markup:
-    """The cells and the arms."""
-    facts, sizes = cells_facts(material), class_sizes(material)
-    types = sorted(sizes.items(), key=lambda item: -item[1])
-    told = facts_table(
-        {
-            "cells": count(facts["num_cells"]) if facts.get("num_cells") else "",
-            "genes": count(facts["num_genes"]) if facts.get("num_genes") else "",
-            "non-zero": percent(facts["density"]) if facts.get("density") else "",
-            "source": facts.get("source"),
-            "unit": facts.get("unit"),
-            "label column": facts.get("label"),
-            "donor column": facts.get("donor"),
-            "cell types": ", ".join(f"{name} {count(size)}" for name, size in types),
-            "notes": bullets(facts["notes"]) if facts.get("notes") else "",
-        },
-        "The cells",
-    )
-    return section("what", "What was run", told, arms_table(material, palette))
+def opening(study: StudyFiles) -> dict[str, Any]:
+    """Title, one line on what was run on what, what was hidden, and the result."""
+    facts, sizes = study.cells, (("num_cells", "cell"), ("num_genes", "gene"))
+    size = [amount(facts[key], word) for key, word in sizes if isinstance(facts.get(key), int)]
+    arms, seeds = amount(len(study.arms), "arm"), amount(len(study.seeds), "seed")
+    parts = [
+        " × ".join(size),
+        amount(len(study.class_sizes), "cell type") if study.class_sizes else "",
+        f"{arms}, {seeds}" if study.is_study else f"seed {study.runs[0].seed}",
+        amount(study.num_folds, "fold") if study.num_folds else "not evaluated",
+        str(study.record.get("date") or "").partition("T")[0],
+    ]
+    of_a_run = f"Pretraining with {study.arms[0]} masks"
+    first = "Masked pretraining compared" if study.is_study else of_a_run
+    return {
+        "title": f"{first} on {study.source_name}",
+        "lead": " · ".join(part for part in parts if part),
+        "hidden": hidden_headline(study),
+        "verdict": headline(study),
+    }
 
 
-def comparison_section(material: Material, palette: Palette) -> Markup:
-    """Tables and dots with intervals, a method after the other."""
-    parts: list[object] = []
-    for method in material.methods():
-        if (table := comparison_table(material, palette, method)) is not None:
-            drawn = (
-                [draw(material, palette, method) for draw in (scores_figure, differences_figure)]
-                if material.is_study
-                else []
-            )
-            parts += [table, panels([figure(one) for one in drawn if one is not None], widest=440)]
-    if not parts:
-        return Markup("")
-    absent = [UNDER[method] for method in METHODS if method not in material.methods()]
-    if absent:
-        parts.append(paragraph(f"There is no evaluation {listed(absent)}."))
-    if not material.is_study:
-        return section("comparison", "How well it tells cell types apart", *parts)
-    told = (
-        "Large marks are means, bars their 95 % intervals over seeds, small dots single seeds. Baselines, hollow, are classifiers of the"
-        " data themselves in the same folds; they have no seeds, hence no interval."
-    )
-    return section("comparison", "How the arms compare", paragraph(told), *parts)
+def notes(study: StudyFiles) -> list[str]:
+    """What is not as it should be: unfinished and failed runs, files that cannot be read."""
+    told = []
+    status = str(study.record.get("status", "unknown"))
+    if status != "done":
+        unknown = f"Its status is {status}: this is what is there so far."
+        told.append(UNFINISHED.get(status, unknown))
+    failures = (one for one in study.record.get("failures") or () if isinstance(one, dict))
+    told += [f"{failure.get('task')} failed: {failure.get('message')}" for failure in failures]
+    for arm in study.arms if study.is_study else ():
+        done = {run.seed for run in study.of(arm) if run.status == "done"}
+        if missing := [str(seed) for seed in study.wanted_seeds if seed not in done]:
+            word = "seed" if len(missing) == 1 else "seeds"
+            told.append(f"{arm}: not finished for {word} {listed(missing)}.")
+    if study.is_study and study.reference is None:
+        told.append("The reference arm is not among the arms: no differences are shown.")
+    if study.is_study and study.summary is None:
+        advice = "run scmam report on the folder, which writes it"
+        told.append(f"summary.csv is missing: scores are not compared; {advice}.")
+    return told + study.problems
 
 
-def classes_section(material: Material, palette: Palette) -> Markup:
-    """F1 of each type and confusion matrices, by the first method; the others fold away."""
-    parts: list[object] = []
-    for method in material.methods():
-        if (table := classes_table(material, palette, method)) is not None:
-            content = [table, confusions(material, method)]
-            parts += [folding(f"The same {UNDER[method]}", *content)] if parts else content
-    return section("types", "Cell type by cell type", *parts) if parts else Markup("")
+def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
+    """What each arm hides, and what is left for the encoder to read."""
+    wanted, arms = len(study.wanted_seeds), []
+    for arm in study.arms:
+        runs = study.of(arm)
+        done = sum(run.status == "done" for run in runs)
+        arms.append((arm, described(study, arm), f"{done} of {max(len(runs), wanted)}"))
+    measured = {arm: found for arm in study.arms if (found := _measured(study, arm))}
+    views = {arm: study.first_latents(arm).get("encoder") for arm in measured}
+    written: Writers = {"genes": count, "nonzero_read": percent, "invented": percent}
+    return {
+        "arms": arms,
+        "measured": measured,
+        "encoder": [
+            (arm, *(write(number(view.get(name))) for name, write in written.items()))
+            for arm, view in views.items()
+            if isinstance(view, dict)
+        ],
+        "figures": mask_figures(study, styles),
+        "legend": arms_with_masks(study),
+    }
 
 
-def confusions(material: Material, method: str) -> Markup:
-    """Of the reference and of the shown arm, over all folds and seeds."""
-    drawn = []
-    for arm in dict.fromkeys(
-        arm for arm in (material.reference, shown_arm(material) or material.arms[0]) if arm
-    ):
-        if evaluations := material.evaluations(arm, method):
-            title = f"{arm}, {METHOD_NAMES[method]}"
-            matrix = figure(confusion_figure(title, *confusion_of(evaluations)))
-            drawn.append(scrolling(matrix, label=f"Confusion matrix of {title}", class_="matrix"))
-    told = "Of every 100 cells of a type (row), how many were taken for which (column); over all folds and seeds."
-    return (
-        join([panels(drawn, widest=400), paragraph(told, class_="lead")]) if drawn else Markup("")
-    )
+def _measured(study: StudyFiles, arm: str) -> dict[str, Any]:
+    """What the masks of an arm hide: by its final weights, else as training recorded it."""
+    latents = study.first_latents(arm)
+    found = latents or hidden_shares(study, arm)
+    if not found:
+        return {}
+    attention, scatter = latents.get("attention") or {}, latents.get("dispersion") or {}
+    positions = [number(latents.get(f"{name}_positions")) for name in ("effective", "drawable")]
+    shares = ("hidden", "hidden_nonzero", "hidden_zero", "entropy")
+    return {
+        **{name: number(found.get(name)) for name in shares},
+        "positions": "–" if math.isnan(positions[1]) else " of ".join(map(count, positions)),
+        "chi_square": number(scatter.get("chi_square")),
+        "chance": [number(scatter.get(end)) for end in ("low", "high")] if scatter else None,
+        "spread": number(scatter.get("spread")),
+        "spearman": number(latents.get("spearman")),
+        "overlap": number((attention.get("overlap") or {}).get("cosine")),
+    }
 
 
-def training_section(material: Material, palette: Palette) -> Markup:
-    drawn = loss_figures(material, palette)
-    told = (
-        "A thin line a seed: the training loss, smoothed, and with dots the loss on cells kept aside, of hidden genes and of the cell"
-        " embedding together. Arms hide different genes, some easier to predict than others: between arms, a lower loss does not mean"
-        " better cells."
-    )
-    return (
-        section("training", "Loss while pretraining", paragraph(told), panels(drawn, widest=290))
-        if drawn
-        else Markup("")
-    )
+def described(study: StudyFiles, arm: str) -> str:
+    """The masking settings of an arm in words."""
+    masking = study.masking(arm)
+    if not masking:
+        return "no run of it has started"
+    if masking.get("strategy") == "none":
+        return "no pretraining: the encoder as initialised"
+    corruption, scheme = masking.get("corruption"), masking.get("injection", "none")
+    parts = [_hides(masking)]
+    parts.append("mask token everywhere" if corruption == "all" else f"corruption {corruption}")
+    if scheme != "none":
+        visible = masking.get("context_from") == "visible"
+        ending = ", without the hidden values" if visible else ""
+        parts.append(f"context injected into {INJECTED.get(scheme, f'the {scheme}')}{ending}")
+    if masking.get("temperature", 1.0) != 1.0:
+        parts.append(f"temperature {masking['temperature']:g}")
+    if masking.get("slope_norm") is not None:
+        parts.append(f"slopes of norm {masking['slope_norm']:g}")
+    return "; ".join(parts)
 
 
-def masks_section(material: Material, palette: Palette) -> Markup:
-    drawn = mask_figures(material, palette)
-    told = (
-        "Thick lines are means over seeds, thin lines the seeds. Entropy is that of the distribution that masks are drawn from, over the"
-        " largest it could have: at 1 masks are uniform, whatever was learned."
-    )
-    if not drawn:
-        return Markup("")
-    legend = palette.legend(arms_with_masks(material))
-    return section(
-        "masks", "What the masks hide", paragraph(told), legend, panels(drawn, widest=290)
-    )
+def _hides(masking: dict[str, Any]) -> str:
+    strategy, ratio, zeros = (masking.get(name) for name in ("strategy", "ratio", "zero_ratio"))
+    if strategy == "matched":
+        target = masking.get("matched_to")
+        return f"uniform, at the hidden shares of zeros and non-zeros of {target}"
+    what, share = STRATEGIES.get(str(strategy), str(strategy)), percent(ratio, 0)
+    if zeros is None:
+        return f"{what}; {share} of all genes"
+    of_zeros = percent(zeros, 0) if zeros else "none"
+    return f"{what}; {share} of the non-zeros, {of_zeros} of the zeros"
 
 
-def genes_section(material: Material, palette: Palette) -> Markup:
+def found(study: StudyFiles) -> dict[str, Any]:
+    """The result in cards and sentences, warnings on the masks, and how to read them."""
+    arm = shown_arm(study) or study.arms[0]
+    scores = {method: score(study, arm, method) for method in METHODS}
+    slowest, share = masking_share(study)
+    masking = (slowest, share, *(study.mean(slowest, name) for name in ("masking_ms", "step_ms")))
+    seconds = [run.number("seconds") for run in study.runs if run.number("steps") > 0]
+    seconds = [value for value in seconds if not math.isnan(value)]
+    compared = [one for one in study.arms if one != study.reference]
+    return {
+        "arm": arm,
+        "differences": against_reference(study),
+        "best_of": candidates(study, arm),
+        "scores": {method: one for method, one in scores.items() if one},
+        "masking": None if math.isnan(share) else masking,
+        "seconds": number(study.record.get("seconds")),
+        "run_seconds": fmean(seconds) if seconds else math.nan,
+        "sentences": findings(study),
+        "warnings": _collapse_warnings(study),
+        "uncorrected": len(compared) if len(compared) > 2 else 0,
+    }
+
+
+def _collapse_warnings(study: StudyFiles) -> dict[str, list[str]]:
+    """What the interpretation warned of, each once, with the arms that it is said of."""
+    arms_of: dict[str, dict[str, None]] = {}
+    for run in study.runs:
+        for warning in run.latents.get("warnings") or ():
+            arms_of.setdefault(str(warning), {})[run.arm] = None
+    return {warning: list(arms) for warning, arms in arms_of.items()}
+
+
+def comparison(study: StudyFiles, styles: Styles) -> Content:
+    """Scores of all arms with intervals and differences to the reference, a method after the other.
+
+    Micro-F1 is left out where it is the accuracy, as it is where every cell has one type.
+    """
+    methods = []
+    for method in study.methods:
+        table = {
+            arm: {metric: score(study, arm, method, metric) for metric in METRICS}
+            for arm in study.arms
+        }
+        table = {arm: scores for arm, scores in table.items() if any(scores.values())}
+        if not table:
+            continue
+        metrics = [name for name in METRICS if name != "micro_f1" or _micro_differs(table)]
+        drawn = [draw(study, styles, method) for draw in (scores_figure, differences_figure)]
+        methods.append(
+            {
+                "method": method,
+                "metrics": metrics,
+                "scores": table,
+                "differences": {
+                    arm: {metric: difference(study, arm, method, metric) for metric in metrics}
+                    for arm in table
+                },
+                "figures": [one for one in drawn if one and study.is_study],
+            }
+        )
+    baselines = {metric: baseline_scores(study, metric) for metric in METRICS}
+    absent = [method for method in METHODS if method not in study.methods]
+    return {"methods": methods, "absent": absent, "baselines": baselines} if methods else None
+
+
+def _micro_differs(table: dict[str, dict[str, Any]]) -> bool:
+    pairs = [(scores["micro_f1"], scores["accuracy"]) for scores in table.values()]
+    return any(abs(one.mean - other.mean) > 1e-6 for one, other in pairs if one and other)
+
+
+def what_was_run(study: StudyFiles) -> dict[str, Any]:
+    """The cells."""
+    facts = study.cells
+    types = sorted(study.class_sizes.items(), key=lambda item: -item[1])
+    values = {
+        "cells": count(number(facts.get("num_cells"))),
+        "genes": count(number(facts.get("num_genes"))),
+        "non-zero": percent(number(facts.get("density"))),
+        "source": facts.get("source"),
+        "unit": facts.get("unit"),
+        "label column": facts.get("label"),
+        "donor column": facts.get("donor"),
+        "cell types": ", ".join(f"{name} {count(size)}" for name, size in types),
+        "notes": list(facts.get("notes") or ()),
+    }
+    return {"facts": values}
+
+
+def types(study: StudyFiles) -> Content:
+    """F1 of each cell type, and confusion matrices, a method after the other."""
+    methods = []
+    for method in study.methods:
+        found = {arm: study.evaluations(arm, method) for arm in study.arms}
+        scores = {arm: class_scores(folds) for arm, folds in found.items() if folds}
+        if not scores:
+            continue
+        shown, sizes = shown_arm(study) or study.arms[0], study.class_sizes
+        both = (shown, study.reference or shown)
+        names = {name for one in scores.values() for name in one}
+        drawn = {f"{arm}, {METHOD_NAMES[method]}": found.get(arm) for arm in reversed(both)}
+        methods.append(
+            {
+                "method": method,
+                "scores": scores,
+                "names": sorted(names, key=lambda name: (-sizes.get(name, 0), name)),
+                "compared": both if len(scores.keys() & set(both)) == 2 else None,
+                "confusions": {
+                    title: confusion_figure(title, *confusion_of(folds))
+                    for title, folds in drawn.items()
+                    if folds
+                },
+            }
+        )
+    return {"methods": methods} if methods else None
+
+
+def class_scores(evaluations: list[Any]) -> dict[str, float]:
+    """F1 of each class, the mean over folds and seeds."""
+    values: dict[str, list[float]] = {}
+    for evaluation in evaluations:
+        for fold in evaluation.folds:
+            for name, value in zip(evaluation.classes, fold.per_class_f1, strict=True):
+                values.setdefault(name, []).append(value)
+    return {name: fmean(found) for name, found in values.items()}
+
+
+def training(study: StudyFiles, styles: Styles) -> Content:
+    """Losses over the steps."""
+    drawn = loss_figures(study, styles)
+    return {"figures": drawn} if drawn else None
+
+
+def genes(study: StudyFiles, styles: Styles) -> Content:
     """Which genes are hidden: of the first seed of each arm that was interpreted."""
-    tables = {
-        arm: found
-        for arm in material.arms
-        if (found := first(material.of(arm), "frequencies")) is not None
-    }
-    numbers = masks_table(material, palette)
-    if not tables and numbers is None:
-        return Markup("")
-    arm = _told_arm(material, tables)
-    content = (
-        [_gene_figures(material, palette, tables, arm), _genes_of(material, arm)] if arm else []
-    )
-    return section("genes", "Which genes are hidden", numbers or "", *content)
-
-
-def _told_arm(material: Material, tables: "dict[str, pd.DataFrame]") -> str | None:
-    """The arm whose genes are told one by one: the shown one, or another whose masks are learned."""
-    wanted = [shown_arm(material), *(arm for arm in tables if material.is_learned(arm)), *tables]
-    return next((arm for arm in wanted if arm in tables), None)
-
-
-def _gene_figures(
-    material: Material, palette: Palette, tables: "dict[str, pd.DataFrame]", told_arm: str
-) -> Markup:
-    top = 1.08 * max(float(table["hidden"].max()) for table in tables.values())
-    drawn = {
-        arm: figure(frequencies_figure(palette, arm, table, top)) for arm, table in tables.items()
-    }
-    shown = [
+    tables = {arm: study.first(arm, "table", "frequencies") for arm in study.arms}
+    tables = {arm: table for arm, table in tables.items() if table is not None}
+    if not tables:
+        return None
+    # The arm whose genes are told one by one: the shown one, or another whose masks are learned.
+    wanted = [shown_arm(study), *(arm for arm in tables if study.is_learned(arm)), *tables]
+    told = next(arm for arm in wanted if arm in tables)
+    top = max(map(figures.highest, tables.values()))
+    drawn = {arm: _frequencies(study, styles, arm, table, top) for arm, table in tables.items()}
+    kept = {
         arm
         for arm in drawn
-        if len(drawn) <= FEW_ARMS
-        or arm in (told_arm, material.reference)
-        or material.is_learned(arm)
-    ]
-    ahead, others = [drawn[arm] for arm in shown], [drawn[arm] for arm in drawn if arm not in shown]
-    if (by_type := first(material.of(told_arm), "frequencies_by_type")) is not None:
-        ahead.append(figure(types_figure(told_arm, by_type, top)))
-    dashed = any("uniform" in table.columns for table in tables.values())
-    told = (
-        "A dot a gene; the line is the median along the expression"
-        + (", the dashed line what a uniform mask of the same size would give" if dashed else "")
-        + ". The vertical axis is the same in all, from 0."
-    )
-    rest = folding("The other arms", panels(others, widest=400)) if others else ""
-    return join([paragraph(told), panels(ahead, widest=400), rest])
-
-
-def _genes_of(material: Material, arm: str) -> Markup:
-    """Mask pictures, the genes that stand out, and gene sets, of one arm."""
-    runs, parts = material.of(arm), []
-    if (masks := first(runs, "masks")) is not None:
-        parts += [
-            scrolling(figure(masks_figure(arm, masks)), label=f"Masks of {arm}", class_="wide"),
-            _chance_of(masks),
-        ]
-    if (ranking := first(runs, "ranking")) is not None:
-        told = f"z is in standard errors over the masks drawn; of {amount(len(ranking), 'gene')}, some pass 3 by chance alone."
-        parts += [genes_table(arm, ranking), paragraph(told, class_="lead")]
-    for name, which in (
-        ("enrichment", "hidden most"),
-        ("enrichment_beyond_expression", "hidden most beyond their expression"),
-    ):
-        if (enrichment := first(runs, name)) is not None:
-            parts.append(enrichment_table(arm, enrichment, which))
-    return join(parts)
-
-
-def _chance_of(masks: "dict[str, np.ndarray]") -> Markup:
-    """How far the squares of the mask picture differ by chance alone."""
-    draws = int(masks["draws"]) if "draws" in masks else 0
-    if draws < 1:
-        return Markup("")
-    rate = float(masks["hidden"].mean())
-    error = math.sqrt(rate * (1 - rate) / draws)
-    told = (
-        f"A gene that is hidden at the mean rate of {percent(rate, 0)} is found hidden in that share of {draws} masks ± {percent(error)}"
-        " (one standard error): differences between squares of up to about three times that may be chance."
-    )
-    return paragraph(told, class_="lead")
-
-
-def maps_section(material: Material, projection: Projection) -> Markup:
-    """The cells by the encoder of the untrained, the reference and the shown arm, side by side."""
-    arms = dict.fromkeys(
-        arm
-        for arm in (
-            material.untrained(),
-            material.reference,
-            shown_arm(material) or material.arms[0],
-        )
-        if arm
-    )
-    found = {
-        arm: arrays for arm in arms if (arrays := first(material.of(arm), "embedding")) is not None
+        if len(drawn) <= FEW_ARMS or arm in (told, study.reference) or study.is_learned(arm)
     }
-    if not found:
-        return Markup("")
-    drawn, told = [], ""
-    for arm, arrays in found.items():
-        number, classes = len(arrays["features"]), arrays["classes"].tolist()
-        rows = shown_cells(number)
-        some = (
-            ""
-            if len(rows) == number
-            else f"; {count(len(rows))} of {count(number)} cells, chosen at random"
-        )
-        drawn.append(
-            figure(
-                map_figure(
-                    arm,
-                    project(arrays["features"][rows], projection),
-                    arrays["codes"][rows],
-                    classes,
-                    projection,
-                )
-            )
-        )
-        told = _map_text(projection, some)
-    sizes = [int((arrays["codes"] == code).sum()) for code in range(len(classes))]
-    return section(
-        "maps",
-        "Maps of the cells",
-        panels(drawn, widest=290),
-        classes_legend(list(map(str, classes)), sizes),
-        paragraph(told, class_="lead"),
-    )
-
-
-def _map_text(projection: Projection, some: str) -> str:
-    how = {"umap": "UMAP of 50 principal components", "pca": "The first two principal components"}[
-        projection
-    ]
-    return (
-        f"{how} of the standardised features, one seed an arm{some}. Each map is laid out on its own: only which cells lie together can be"
-        " compared. A map shows; the scores above measure."
-    )
-
-
-def timing_section(material: Material, palette: Palette) -> Markup:
-    table = timing_table(material, palette)
-    told = "Medians over the steps of a run, then means over runs; masking is the forward pass of the masking strategy."
-    return (
-        section("times", "Time", table, paragraph(told, class_="lead"))
-        if table is not None
-        else Markup("")
-    )
-
-
-def reproduction_section(material: Material) -> Markup:
-    """Commands, configuration, machine and versions."""
-    return section(
-        "again",
-        "Doing it again",
-        paragraph("With the configuration below saved as ", element("code", "config.yaml"), ":"),
-        element("pre", commands(material)),
-        folding("Configuration, resolved", element("pre", _as_yaml(material.config)))
-        if material.config
-        else "",
-        _arm_settings(material),
-        folding(
-            "Machine and versions",
-            facts_table(_environment(material), "Machine and versions", titled=False),
-        ),
-    )
-
-
-def commands(material: Material) -> str:
-    """What writes such a folder, a command a line."""
-    folder = shlex.quote(material.folder.resolve().name)
-    if material.is_study:
-        return f"scmam compare --config config.yaml --out {folder}"
-    return f"scmam pretrain --config config.yaml --out {folder}\nscmam evaluate {folder}\nscmam genes {folder}\nscmam report {folder}"
-
-
-def _arm_settings(material: Material) -> Markup:
-    """The masking settings of each arm of a study; the rest of it is in the configuration above."""
-    settings = {
-        arm: material.masking(arm)
-        for arm in material.arms
-        if material.is_study and material.masking(arm)
-    }
-    return (
-        folding("Masking settings of each arm", element("pre", _as_yaml(settings)))
-        if settings
-        else Markup("")
-    )
-
-
-def _as_yaml(settings: dict[str, Any]) -> str:
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-
-
-def _environment(material: Material) -> dict[str, object]:
-    record, run = material.record, next((run.record for run in material.runs if run.record), {})
-    versions = record.get("versions") or run.get("versions")
-    seconds, parameters = record.get("seconds"), run.get("parameters")
     return {
+        "arm": told,
+        "ahead": [drawn[arm] for arm in drawn if arm in kept],
+        "others": [drawn[arm] for arm in drawn if arm not in kept],
+        **_genes_of(study, styles, told),
+    }
+
+
+def _frequencies(study: StudyFiles, styles: Styles, arm: str, table: Any, top: float) -> Drawing:
+    masks, colour = study.first_latents(arm).get("masks"), styles[arm].colour
+    return figures.hidden_by_expression(arm, table, masks, colour=colour, top=top)
+
+
+def _genes_of(study: StudyFiles, styles: Styles, arm: str) -> dict[str, Any]:
+    """Mask pictures, the genes that stand out, and gene sets, of one arm."""
+    by_type, draws = study.first(arm, "table", "frequencies_by_type"), None
+    masks, ranking = study.first(arm, "arrays", "masks"), study.first(arm, "table", "ranking")
+    types, rows, chance = [], [], None
+    if by_type is not None and "cells" in by_type.columns:
+        draws = study.first_latents(arm).get("draws")
+        colour = styles[arm].colour
+        types = [
+            figures.hidden_by_type(arm, by_type, draws, colour=colour),
+            figures.specific_genes(arm, by_type, draws),
+        ]
+    if masks is not None and int(masks.get("draws", 0)) > 0:
+        rate, number_of_draws = float(masks["hidden"].mean()), int(masks["draws"])
+        chance = rate, number_of_draws, math.sqrt(rate * (1 - rate) / number_of_draws)
+    if ranking is not None:
+        rows = ranking.nlargest(SHOWN_ROWS, "beyond_expression").to_dict("records")
+    sets = {
+        title: _gene_sets(table)
+        for name, title in (
+            ("enrichment", "hidden most"),
+            ("enrichment_beyond_expression", "hidden most beyond their expression"),
+        )
+        if (table := study.first(arm, "table", name)) is not None
+    }
+    return {
+        "types": types,
+        "masks": None if masks is None else figures.masks(arm, masks),
+        "chance": chance,
+        "ranking": [row | {"gene": shortened(str(row["gene"]), 30)} for row in rows],
+        "num_ranked": 0 if ranking is None else len(ranking),
+        "sets": sets,
+    }
+
+
+def _gene_sets(table: Any) -> dict[str, Any]:
+    rows = [
+        (
+            shortened(str(row["term"]), 60),
+            shortened(str(row["genes"]).replace(";", ", "), 90) if row["overlap"] else "",
+            f"{row['overlap']} of {row['set_size']}",
+            f"{row['adjusted_p_value']:.2g}",
+        )
+        for row in table.nsmallest(SHOWN_ROWS, "p_value").to_dict("records")
+    ]
+    significant = int((table["adjusted_p_value"] < 0.05).sum())
+    return {"rows": rows, "significant": significant, "number": len(table)}
+
+
+def maps(study: StudyFiles, projection: cell_maps.Projection) -> Content:
+    """The cells by the encoder of the untrained, the reference and the shown arm, side by side."""
+    arms = (study.untrained, study.reference, shown_arm(study) or study.arms[0])
+    found = {arm: study.first(arm, "arrays", "embedding") for arm in dict.fromkeys(arms) if arm}
+    found = {arm: arrays for arm, arrays in found.items() if arrays is not None}
+    if not found:
+        return None
+    drawn = []
+    for arm, arrays in found.items():
+        rows, classes = cell_maps.shown_cells(len(arrays["features"])), arrays["classes"].tolist()
+        places = cell_maps.project(arrays["features"][rows], projection)
+        drawn.append(cell_maps.map_figure(arm, places, arrays["codes"][rows], classes, projection))
+    codes = arrays["codes"]
+    sizes = np.bincount(codes[codes >= 0], minlength=len(classes)).tolist()
+    return {
+        "figures": drawn,
+        "classes": list(zip(map(str, classes), sizes, strict=True)),
+        "projection": projection,
+        "shown": len(rows),
+        "number": len(codes),
+    }
+
+
+def times(study: StudyFiles) -> Content:
+    """Times of a step by arm, means over the runs; arms that take no step have none."""
+    rows = [
+        (
+            arm,
+            count(study.mean(arm, "steps")),
+            *(write(study.mean(arm, x)) for x, write in TIMES.items()),
+        )
+        for arm in study.arms
+        if not math.isnan(study.mean(arm, "step_ms"))
+    ]
+    return {"rows": rows} if rows else None
+
+
+def again(study: StudyFiles) -> dict[str, Any]:
+    """Commands, configuration, machine and versions."""
+    arms = {arm: study.masking(arm) for arm in study.arms if study.is_study and study.masking(arm)}
+    record, run = study.record, next((run.record for run in study.runs if run.record), {})
+    versions = record.get("versions") or run.get("versions")
+    facts = {
         "date": record.get("date"),
-        "duration": duration(seconds) if isinstance(seconds, int | float) else "",
+        "duration": duration(number(record.get("seconds"))),
         "device": run.get("device"),
         "threads of a run": run.get("threads"),
-        "parameters": count(parameters) if isinstance(parameters, int | float) else "",
+        "parameters": count(number(run.get("parameters"))),
         "fingerprint": record.get("fingerprint"),
         **(versions if isinstance(versions, dict) else {}),
     }
+    return {
+        "folder": shlex.quote(study.folder.resolve().name),
+        "config": _as_yaml(study.config),
+        "arms": _as_yaml(arms),
+        "facts": facts,
+    }
+
+
+def _as_yaml(settings: dict[str, Any]) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True) if settings else ""

@@ -1,12 +1,13 @@
 """Figures of pretraining: losses, and what the masks hide, over the steps."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .drawing import GROUND, Palette, draw
-from .formatting import amount, percent, shortened
-from .markup import Markup
-from .material import Material
+from ..drawing import GROUND, Drawing, Options, shortened
+from .folder import StudyFiles
+from .formatting import amount, decimal, percent
+from .palette import ArmStyle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 WIDTH = 350
 HEIGHT = 230
 MOST_POINTS = 400
-LOW_ENTROPY = (
-    0.98  # where the axis starts at the latest, so that masks that are all but uniform look it
-)
+LOW_ENTROPY = 0.98
+"""The entropy axis starts here at the latest, so that nearly uniform masks look nearly uniform."""
+
 MEASURES = {
     "hidden_nonzero": "Hidden share of the non-zeros",
     "hidden_zero": "Hidden share of the zeros",
@@ -26,61 +27,45 @@ MEASURES = {
 }
 
 
-def loss_figures(material: Material, palette: Palette) -> list[Markup]:
-    """A panel an arm: training loss smoothed, validation as dots, a thin line a seed; the same
-    vertical axis in all.
-    """
-    arms = [
-        arm for arm in material.arms if any(run.metrics is not None for run in material.of(arm))
-    ]
-    low, high = _common_range(material, arms)
-    return [_loss_figure(material, palette, arm, low, high) for arm in arms if not math.isnan(low)]
+def loss_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
+    """A panel an arm with the same vertical axis: training loss smoothed, validation as dots."""
+    tables = {
+        arm: [run.metrics for run in study.of(arm) if run.metrics is not None] for arm in study.arms
+    }
+    tables = {arm: found for arm, found in tables.items() if found}
+    limits = _common_range([table for found in tables.values() for table in found])
+    if math.isnan(limits[0]):
+        return []
+    return [_loss_figure(arm, found, styles[arm], limits) for arm, found in tables.items()]
 
 
-def _loss_figure(material: Material, palette: Palette, arm: str, low: float, high: float) -> Markup:
-    lines = [run.metrics for run in material.of(arm) if run.metrics is not None]
-    colour = palette[arm].colour
-    last = [
-        float(found["loss"].iloc[-1])
-        for table in lines
-        if not (found := phase(table, "validation")).empty
-    ]
+def _loss_figure(
+    arm: str, tables: "list[pd.DataFrame]", style: ArmStyle, limits: tuple[float, float]
+) -> Drawing:
+    parts = [(smoothed(phase(x, "train"), "loss"), phase(x, "validation")) for x in tables]
+    last = [float(table["loss"].iloc[-1]) for _, table in parts if not table.empty]
     ending = f"; validation ends at {sum(last) / len(last):.3g}" if last else ""
-    alt = f"Loss of {arm} over the steps of {amount(len(lines), 'seed')}{ending}."
+    alt = f"Loss of {arm} over the steps of {amount(len(tables), 'seed')}{ending}."
+    dots: Options = {"marker": "o", "markersize": 4, "mec": GROUND, "mew": 0.6, "linewidth": 1.2}
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
-        for table in lines:
-            train, validation = smoothed(phase(table, "train"), "loss"), phase(table, "validation")
-            axes.plot(train["step"], train["loss"], color=colour, linewidth=1, alpha=0.6)
-            axes.plot(
-                validation["step"],
-                validation["loss"],
-                color=colour,
-                linewidth=1.2,
-                marker="o",
-                markersize=4,
-                mec=GROUND,
-                mew=0.6,
-            )
+        for train, validation in parts:
+            axes.plot(train["step"], train["loss"], color=style.colour, linewidth=1, alpha=0.6)
+            axes.plot(validation["step"], validation["loss"], color=style.colour, **dots)
         _steps(axes)
-        axes.set_ylim(low, high)
+        axes.set_ylim(limits)
         axes.set_title(shortened(arm, 34))
 
-    return draw(WIDTH, HEIGHT, alt, paint)
+    return Drawing(WIDTH, HEIGHT, alt, paint)
 
 
-def _common_range(material: Material, arms: list[str]) -> tuple[float, float]:
-    """From the lowest to the highest loss of the smoothed curves, but for the first tenth of the
-    steps, where losses fall from anywhere.
-    """
+def _common_range(tables: "list[pd.DataFrame]") -> tuple[float, float]:
+    """Of the losses after the first tenth of the steps, in which losses fall from anywhere."""
     lows, highs = [], []
-    for run in (run for arm in arms for run in material.of(arm) if run.metrics is not None):
-        for table in (
-            smoothed(phase(run.metrics, "train"), "loss"),
-            phase(run.metrics, "validation"),
-        ):
-            later = table[table["step"] >= 0.1 * table["step"].max()]["loss"].dropna()
+    for table in tables:
+        for curve in (smoothed(phase(table, "train"), "loss"), phase(table, "validation")):
+            later = curve[curve["step"] >= 0.1 * curve["step"].max()]["loss"].dropna()
             if not later.empty:
                 lows.append(float(later.min()))
                 highs.append(float(later.max()))
@@ -90,86 +75,84 @@ def _common_range(material: Material, arms: list[str]) -> tuple[float, float]:
     return min(lows) - margin, max(highs) + margin
 
 
-def mask_figures(material: Material, palette: Palette) -> list[Markup]:
-    """What is hidden over the steps: mean of each arm over its seeds, smoothed, with thin lines for
-    the seeds.
-    """
-    return [
-        drawn
-        for name, title in MEASURES.items()
-        if (drawn := _mask_figure(material, palette, name, title))
-    ]
+def mask_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
+    """What is hidden over the steps: thick lines are means of arms, thin lines their seeds."""
+    drawn = [_mask_figure(study, styles, *measure) for measure in MEASURES.items()]
+    return [one for one in drawn if one]
 
 
-def arms_with_masks(material: Material) -> list[str]:
+def arms_with_masks(study: StudyFiles) -> list[str]:
     """The arms of which it is known what their masks hide."""
-    return [arm for arm in material.arms if any(_curves(material, arm, name) for name in MEASURES)]
+    return [arm for arm in study.arms if any(_curves(study, arm, name) for name in MEASURES)]
 
 
-def _mask_figure(material: Material, palette: Palette, name: str, title: str) -> Markup | None:
-    arms = {arm: curves for arm in material.arms if (curves := _curves(material, arm, name))}
+def hidden_shares(study: StudyFiles, arm: str) -> dict[str, float]:
+    """What the masks of an arm hid at the end of training, means over its seeds, by `MEASURES`.
+
+    Empty where no table of metrics is there.
+    """
+    curves = {name: _curves(study, arm, name) for name in MEASURES}
+    if not any(curves.values()):
+        return {}
+    return {
+        name: sum(float(curve[name].iloc[-1]) for curve in found) / len(found)
+        if found
+        else math.nan
+        for name, found in curves.items()
+    }
+
+
+def _mask_figure(
+    study: StudyFiles, styles: Mapping[str, ArmStyle], name: str, title: str
+) -> Drawing | None:
+    import pandas as pd
+
+    arms = {arm: curves for arm in study.arms if (curves := _curves(study, arm, name))}
     if not arms:
         return None
-    scale = 1 if name == "entropy" else 100
-    ends = {
-        arm: sum(float(curve[name].iloc[-1]) for curve in curves) / len(curves)
-        for arm, curves in arms.items()
-    }
-    told = ", ".join(
-        f"{arm} {end:.4f}" if scale == 1 else f"{arm} {percent(end)}" for arm, end in ends.items()
-    )
-    alt = f"{title} over the steps, by arm; at the end {told}."
+    is_share = name != "entropy"
+    ends = {arm: hidden_shares(study, arm)[name] for arm in arms}
+    write = percent if is_share else lambda end: decimal(end, 4)
+    told = ", ".join(f"{arm} {write(end)}" for arm, end in ends.items())
 
     def paint(figure: "Figure") -> None:
-        axes = figure.subplots()
+        axes, scale = figure.subplots(), 100 if is_share else 1
         for arm, curves in arms.items():
-            style = palette[arm]
+            colour, dash = styles[arm].colour, styles[arm].dash
+            curves = [curve.set_index("step")[name] * scale for curve in curves]
             for curve in curves if len(curves) > 1 else ():
-                axes.plot(
-                    curve["step"], scale * curve[name], color=style.colour, linewidth=0.7, alpha=0.4
-                )
-            middle = _mean_curve(curves, name)
-            axes.plot(
-                middle.index, scale * middle, color=style.colour, linestyle=style.dash, linewidth=2
-            )
+                axes.plot(curve.index, curve, color=colour, linewidth=0.7, alpha=0.4)
+            middle = pd.concat(curves).groupby(level=0).mean()  # over the seeds that got that far
+            axes.plot(middle.index, middle, color=colour, linestyle=dash, linewidth=2)
         _steps(axes)
-        if scale == 1:
+        if is_share:
+            axes.set_ylabel("%")
+            axes.set_ylim(0, None)
+        else:
             axes.ticklabel_format(axis="y", useOffset=False)
             axes.set_ylabel("1 = uniform")
             bottom = min(axes.get_ylim()[0], LOW_ENTROPY)
             axes.set_ylim(bottom, 1 + (1 - bottom) / 20)
-        else:
-            axes.set_ylabel("%")
-            axes.set_ylim(0, None)
         axes.set_title(title)
 
-    return draw(WIDTH, HEIGHT + 10, alt, paint)
+    return Drawing(WIDTH, HEIGHT + 10, f"{title} over the steps, by arm; at the end {told}.", paint)
 
 
-def _curves(material: Material, arm: str, name: str) -> "list[pd.DataFrame]":
-    tables = [
-        run.metrics
-        for run in material.of(arm)
-        if run.metrics is not None and name in run.metrics.columns
-    ]
-    curves = [smoothed(phase(table, "train"), name) for table in tables]
+def _curves(study: StudyFiles, arm: str, name: str) -> "list[pd.DataFrame]":
+    tables = [run.metrics for run in study.of(arm) if run.metrics is not None]
+    curves = [smoothed(phase(x, "train"), name) for x in tables if name in x.columns]
     return [curve for curve in curves if not curve.empty]
 
 
-def _mean_curve(curves: "list[pd.DataFrame]", name: str) -> "pd.Series":
-    """Over the seeds that got that far."""
-    import pandas as pd
-
-    return pd.concat([curve.set_index("step")[name] for curve in curves]).groupby(level=0).mean()
-
-
 def phase(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """The rows of "train" or "validation"."""
     return table[table["phase"] == name].sort_values("step")
 
 
 def smoothed(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
-    """An exponentially weighted mean that reaches over about a twentieth of the steps, thinned out
-    to what a panel can show.
+    """An exponentially weighted mean, thinned out to what a panel can show.
+
+    It reaches over about a twentieth of the steps.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The arms of a study by name: what each hides, and why it is there."""
+"""The arms of a study by name: which genes each one hides, and its purpose."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,6 @@
 """The whole study: plan, run what is missing, keep the record and the tables up to date."""
 
 import hashlib
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config, fingerprint, with_settings
 from ..doctor import versions
 from ..errors import RunError
+from ..storage import alone, new_file, writing
 from .folder import RECORD, Failure, Study, is_study, joined, open_study, save
-from .lock import locked
 from .progress import shown
 from .queue import Outcome, run_tasks, worker_command
 from .statistics import summarize
@@ -22,6 +21,13 @@ from .tasks import Task, planned
 
 if TYPE_CHECKING:
     from ..data import Cells
+
+# Processes of a study that was killed hold its lock until they have written their checkpoints.
+PATIENCE = 15.0  # seconds
+BUSY = (
+    "another process (started by {owner}) computes this study; wait for it, or end it and start"
+    " again"
+)
 
 
 def compare(
@@ -50,8 +56,8 @@ def compare(
     Raises:
         ConfigError: arms, seeds and reference do not fit together.
         CellsError: the cells cannot be used.
-        RunError: the folder is something else, a study of other settings or cells, or is computed
-            by another process.
+        RunError: the folder is something else, a study of other settings or cells, is computed by
+            another process, or cannot be written to.
         KeyboardInterrupt: passed on, after the runs have written their checkpoints.
     """
     folder = Path(folder).absolute()
@@ -69,8 +75,9 @@ def compare(
     )
     if earlier is not None:
         _check_same_cells(earlier, summary)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) as lock:
+    remedy = "make room, or give another folder; the same command goes on with what is done"
+    busy = f"{folder}: {BUSY}"
+    with writing(folder, remedy), alone(folder / ".lock", busy, PATIENCE) as lock:
         study = Study(folder, config, _record(config, summary, earlier))
         with _handed_over(cells, folder) as pickled, _recorded(study):
             outcomes = _run(study, tasks, lock, pickled, progress)
@@ -84,14 +91,17 @@ def _run(
     to_do = [task for task in tasks if not task.done()]
     if progress:
         print(_opening(study, len(tasks), len(to_do)), flush=True)
+    settings = study.config.study
     with shown(len(to_do), progress=progress) as watcher:
         return run_tasks(
             to_do,
             worker_command(study.folder, cells),
-            jobs=study.config.study.jobs,
-            inherited=lock,
+            jobs=settings.jobs,
             watcher=watcher,
             after=lambda: summarize(study.folder),
+            scheduler=settings.scheduler,
+            retries=settings.retries,
+            lock=lock,
         )
 
 
@@ -104,13 +114,14 @@ def _opening(study: Study, total: int, to_do: int) -> str:
         "baselines": settings.baselines or ("none",),
     }
     plan = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in lists.items())
-    return f"{cells['num_cells']} cells, {cells['num_genes']} genes, from {cells['source']}\n{plan}{done}"
+    size = f"{cells['num_cells']} cells, {cells['num_genes']} genes"
+    return f"{size}, from {cells['source']}\n{plan}{done}"
 
 
 @contextmanager
 def _recorded(study: Study) -> Iterator[None]:
-    """Keep ``study.json`` true: running, and then how it ended; the tables as far as there are
-    runs.
+    """Record in ``study.json`` that the study runs, and then how it ended; update the tables at the
+    end.
     """
     begin, before = time.monotonic(), study.record["seconds"]
     save(study)
@@ -128,18 +139,15 @@ def _recorded(study: Study) -> Iterator[None]:
 
 @contextmanager
 def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
-    """A file from which the workers read the cells that the caller gave, for as long as they run."""
-    for left in folder.glob(".cells-*.pickle"):  # of a study that was killed
-        left.unlink()
-    if cells is None:
-        yield None
-        return
-    path = folder / f".cells-{os.getpid()}.pickle"
+    """A file from which the workers read the cells that the caller gave, while they run."""
+    path = folder / ".cells.pickle"
     try:
-        path.write_bytes(pickle.dumps(cells, protocol=pickle.HIGHEST_PROTOCOL))
-        yield path
+        if cells is not None:
+            with new_file(path) as beside, open(beside, "wb") as file:
+                pickle.dump(cells, file, protocol=pickle.HIGHEST_PROTOCOL)
+        yield None if cells is None else path
     finally:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # also one that a killed study left
 
 
 def _failures(outcomes: list[Outcome]) -> list[Failure]:
@@ -168,7 +176,7 @@ def _earlier(folder: Path) -> Study | None:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Paths of the data do not depend on where the study is gone on with."""
+    """Make the paths of the data absolute, so that a study can continue from another directory."""
     paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
     return with_settings(
         config, data={name: path.absolute() for name, path in paths.items() if path is not None}
@@ -176,7 +184,7 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
-    """What the study is about, for its record.
+    """Description of the cells, for the record.
 
     Raises:
         CellsError: the file cannot be used, or its classes are too small for the folds.
@@ -201,7 +209,7 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
 
 
 def _digest(cells: "Cells") -> str:
-    """Changes when other cells, genes, counts or labels are chosen."""
+    """A hash of the chosen cells, genes, depths and labels."""
     parts = (
         "\n".join(cells.genes).encode(),
         cells.cell_ids.tobytes(),
@@ -214,9 +222,11 @@ def _digest(cells: "Cells") -> str:
 def _check_same_cells(earlier: Study, summary: dict[str, Any]) -> None:
     there = earlier.record["cells"]
     if there["digest"] != summary["digest"]:
+        was = f"{there['num_cells']} cells, {there['num_genes']} genes of {there['source']}"
+        now = f"{summary['num_cells']}, {summary['num_genes']} of {summary['source']}"
         raise RunError(
-            f"{earlier.folder}: was begun with other cells ({there['num_cells']} cells, {there['num_genes']} genes of {there['source']};"
-            f" now {summary['num_cells']}, {summary['num_genes']} of {summary['source']}); give another folder, or those cells"
+            f"{earlier.folder}: was begun with other cells ({was}; now {now});"
+            " give another folder, or those cells"
         )
 
 

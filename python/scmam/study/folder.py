@@ -7,31 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import Config, Evaluation, as_yaml, load_config, with_settings, write_atomically
+from ..config import Config, Evaluation, as_yaml, load_config, with_settings
 from ..errors import RunError
+from ..storage import write_file
 
 if TYPE_CHECKING:
     import pandas
 
     from ..runs import Run
 
+GIVE_A_STUDY = "give the folder of a study, as scmam compare writes it"
 CONFIG, RECORD, RESULTS, SUMMARY = "config.yaml", "study.json", "results.csv", "summary.csv"
 
 # What may differ between two calls on one folder: what is run (it grows), how fast, and what the
 # summary compares with.
 FREE_SETTINGS = (
-    "study.arms",
-    "study.seeds",
-    "study.baselines",
-    "study.reference",
-    "study.jobs",
-    "evaluation.methods",
-    "data.backed",
-    "training.seed",
-    "training.device",
-    "training.workers",
-    "training.checkpoint_every",
-    "training.tensorboard",
+    *("study.arms", "study.seeds", "study.baselines", "study.reference", "study.jobs"),
+    *("study.scheduler", "study.retries", "evaluation.methods", "data.backed", "training.seed"),
+    *("training.device", "training.workers", "training.checkpoint_every", "training.tensorboard"),
 )
 
 
@@ -57,7 +50,7 @@ class Study:
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """What ended with an error in the last call."""
+        """The tasks that ended with an error in the last call."""
         return tuple(Failure(**failure) for failure in self.record.get("failures", ()))
 
     def finished(self) -> list[tuple[str, int]]:
@@ -92,9 +85,16 @@ class Study:
         path = self.folder / name
         if not path.is_file():
             raise RunError(
-                f"{path}: no such file; run scmam compare until a run is finished, or scmam report, which writes it"
+                f"{path}: no such file; run scmam compare until a run is finished, or scmam"
+                " report, which writes it"
             )
-        return pandas.read_csv(path)
+        try:
+            return pandas.read_csv(path)
+        except ValueError as error:  # pandas raises what derives from it
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{path}: damaged ({reason}); run scmam report, which writes it"
+            ) from error
 
 
 def is_study(folder: str | Path) -> bool:
@@ -110,26 +110,25 @@ def open_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(
-            f"{folder}: no such folder; give the folder of a study, as scmam compare writes it"
-        )
+        raise RunError(f"{folder}: no such folder; {GIVE_A_STUDY}")
     if not is_study(folder):
-        raise RunError(
-            f"{folder}: no study, {RECORD} is missing; give the folder of a study, as scmam compare writes it"
-        )
+        raise RunError(f"{folder}: no study, {RECORD} is missing; {GIVE_A_STUDY}")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
-            f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in another folder"
+            f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in"
+            " another folder"
         ) from error
+    if not isinstance(record, dict) or not {"status", "cells", "seconds"} <= set(record):
+        raise RunError(f"{folder / RECORD}: not the record of a study; {GIVE_A_STUDY}")
     return Study(folder, load_config(folder / CONFIG), record)
 
 
 def save(study: Study) -> None:
     """Write the configuration and, after it, the record, each whole or not at all."""
-    write_atomically(study.folder / CONFIG, as_yaml(study.config))
-    write_atomically(study.folder / RECORD, json.dumps(study.record, indent=2, default=str) + "\n")
+    write_file(study.folder / CONFIG, as_yaml(study.config))
+    write_file(study.folder / RECORD, json.dumps(study.record, indent=2, default=str) + "\n")
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:
@@ -143,9 +142,7 @@ def baseline_file(folder: Path, name: str) -> Path:
 
 
 def log_file(folder: Path, name: str) -> Path:
-    """What the processes of a task wrote to the terminal; not in the run folder, which holds a run
-    and nothing else.
-    """
+    """The output of a task's processes. It is outside of the run folder, which holds a run only."""
     return folder / "logs" / f"{name}.txt"
 
 
@@ -176,8 +173,8 @@ def bound_settings(config: Config) -> dict[str, Any]:
 
 
 def joined(earlier: Study, asked: Config) -> Config:
-    """The configuration of a folder that is gone on with: the arms, seeds and baselines that are
-    there already, and those of `asked`.
+    """The configuration of a study that continues: the finished arms, seeds and baselines of its
+    folder, and those of `asked`.
 
     Raises:
         RunError: a setting that both have differs; each is named with both values.
@@ -191,7 +188,8 @@ def joined(earlier: Study, asked: Config) -> Config:
     ]
     if different:
         raise RunError(
-            f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give another folder, or those settings"
+            f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give"
+            " another folder, or those settings"
         )
     finished = earlier.finished()
     old, new = earlier.config.study, asked.study

@@ -5,9 +5,9 @@ log.
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from .queue import Outcome, Watcher, stage
+from .queue import Outcome, Watcher
 from .tasks import Task
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
@@ -15,29 +15,33 @@ REDRAW = 0.5
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
-    def started(self, task: Task) -> None:
-        """A task was started."""
+    def opened(self, dashboard: str) -> None:
+        """The cluster is there; `dashboard` is the address of its page."""
+
+    def started(self, task: Task, again: bool) -> None:
+        """A task was started, or started again because its process died."""
 
     def ended(self, outcome: Outcome) -> None:
         """A task ended."""
 
-    def tick(self, running: Mapping[Task, float]) -> None:
-        """Time went by; `running` has the seconds that each task has run."""
+    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
+        """Time went by; `running` says what each task is at, and for how many seconds it runs."""
 
 
 class Lines(Silent):
-    """A line for what starts and ends, and one now and then for what is running; `total` tasks are
-    to do.
-    """
+    """A line for each start and end, and one every `HEARTBEAT` seconds for the running tasks."""
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
         self.begin = self.last = time.monotonic()
 
-    def started(self, task: Task) -> None:
-        self.say(f"{self._place()} {task.name}: started")
+    def opened(self, dashboard: str) -> None:
+        self.say(f"Dashboard: {dashboard}")
+
+    def started(self, task: Task, again: bool) -> None:
+        self.say(f"{self._place()} {task.name}: started{' again' * again}")
 
     def ended(self, outcome: Outcome) -> None:
         self.count += 1
@@ -48,15 +52,13 @@ class Lines(Silent):
         )
         self.say(f"{self._place()} {outcome.task.name}: {how}{self._left()}")
 
-    def tick(self, running: Mapping[Task, float]) -> None:
-        if time.monotonic() - self.last >= HEARTBEAT:
-            self.say(
-                f"{self._place()} "
-                + "; ".join(
-                    f"{task.name}: {_now(task)}, {_duration(spent)}"
-                    for task, spent in running.items()
-                )
-            )
+    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
+        if running and time.monotonic() - self.last >= HEARTBEAT:
+            said = [
+                f"{task.name}: {_now(task, stage)}, {_duration(spent)}"
+                for task, (stage, spent) in running.items()
+            ]
+            self.say(f"{self._place()} {'; '.join(said)}")
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -69,11 +71,12 @@ class Lines(Silent):
     def _left(self) -> str:
         if not 0 < self.count < self.total:
             return ""
-        return f" (about {_duration((time.monotonic() - self.begin) / self.count * (self.total - self.count))} left)"
+        each = (time.monotonic() - self.begin) / self.count
+        return f" (about {_duration(each * (self.total - self.count))} left)"
 
 
 class Bars(Lines):
-    """The lines of what ends, above a bar for all and a line for each running task."""
+    """A line for each end, above a bar for all tasks and one for each running task."""
 
     def __init__(self, total: int) -> None:
         from rich.progress import (
@@ -97,8 +100,11 @@ class Bars(Lines):
         self.overall = self.display.add_task("study", total=total)
         self.rows: dict[str, object] = {}
 
-    def started(self, task: Task) -> None:
-        self.rows[task.name] = self.display.add_task(f"{task.name}: starting", total=None)
+    def started(self, task: Task, again: bool) -> None:
+        if again:
+            super().started(task, again)
+        else:
+            self.rows[task.name] = self.display.add_task(f"{task.name}: starting", total=None)
 
     def ended(self, outcome: Outcome) -> None:
         if (row := self.rows.pop(outcome.task.name, None)) is not None:
@@ -106,14 +112,14 @@ class Bars(Lines):
         super().ended(outcome)
         self.display.update(self.overall, completed=self.count, description=f"study{self._left()}")
 
-    def tick(self, running: Mapping[Task, float]) -> None:
+    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
         if time.monotonic() - self.last < REDRAW:
             return
         self.last = time.monotonic()
-        for task in running:
-            now, step = stage(task)
+        for task, (stage, _) in running.items():
+            step = _step(task, stage)
             done = {} if step is None else {"total": task.steps, "completed": step}
-            self.display.update(self.rows[task.name], description=f"{task.name}: {now}", **done)
+            self.display.update(self.rows[task.name], description=f"{task.name}: {stage}", **done)
 
     def say(self, text: str) -> None:
         self.display.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -121,7 +127,8 @@ class Bars(Lines):
 
 @contextmanager
 def shown(total: int, *, progress: bool) -> Iterator[Watcher]:
-    """Who watches `total` tasks: bars on a terminal, lines elsewhere, nobody without `progress`."""
+    """The watcher of `total` tasks: bars on a terminal, lines elsewhere, silent without
+    `progress`."""
     if not progress or not total:
         yield Silent()
     elif sys.stdout.isatty():
@@ -132,9 +139,20 @@ def shown(total: int, *, progress: bool) -> Iterator[Watcher]:
         yield Lines(total)
 
 
-def _now(task: Task) -> str:
-    now, step = stage(task)
-    return now if step is None else f"{now}, step {step} of {task.steps}"
+def _now(task: Task, stage: str) -> str:
+    step = _step(task, stage)
+    return stage if step is None else f"{stage}, step {step} of {task.steps}"
+
+
+def _step(task: Task, stage: str) -> int | None:
+    """The last step in the metrics of a task that is pretraining."""
+    if task.metrics is None or stage != "pretraining":
+        return None
+    with suppress(OSError), open(task.metrics, "rb") as file:
+        file.seek(max(0, task.metrics.stat().st_size - 1024))
+        step = file.read().decode(errors="replace").rstrip().rpartition("\n")[2].partition(",")[0]
+        return int(step) if step.isdigit() else None
+    return None
 
 
 def _duration(seconds: float) -> str:

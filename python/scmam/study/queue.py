@@ -1,22 +1,39 @@
-"""Run tasks in processes of their own, some at a time, on equal shares of the cores."""
+"""The queue of a study, by dask.distributed: on this machine, or on a cluster that is there.
 
+Dask keeps the order and what waits for what, tries again what died, and gives what a lost worker
+was at to another one. Each task is a process that a worker starts (`scmam.study.worker`), so that
+signals and the settings of torch are its own, and so that all memory is free when it ends.
+"""
+
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..errors import ConfigError
 from .tasks import Task
 
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+DASHBOARD = "127.0.0.1:8787"  # another port where this one is taken
 GRACE = 30.0  # seconds for a process to write a checkpoint after it was asked to end
+CONNECT = 10.0  # seconds for the scheduler of a cluster to answer
 POLL = 0.1  # seconds
-SHOWN_LINES = 15
-TAIL = 16384  # bytes of a log that are looked at
+SHOWN_LINES, TAIL = 15, 16384  # of a log, in the error of a process that died; bytes
+STARTING, ENDED = "starting", "ended"  # stages of every task, before and after those of its process
+REPORTS = "SCMAM_REPORTS"  # names the descriptor to which a process writes its reports
 
 
 class Outcome(NamedTuple):
@@ -28,62 +45,16 @@ class Outcome(NamedTuple):
 
 
 class Watcher(Protocol):
-    """Who is told about the tasks; `scmam.study.progress` shows them."""
+    """Receives the events of the tasks; `scmam.study.progress` shows them."""
 
-    def started(self, task: Task) -> None: ...
+    def opened(self, dashboard: str) -> None: ...
+    def started(self, task: Task, again: bool) -> None: ...
     def ended(self, outcome: Outcome) -> None: ...
-    def tick(self, running: Mapping[Task, float]) -> None: ...
+    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None: ...
 
 
-class Process:
-    """A worker that does one task, with its log; it ends by itself when this process does."""
-
-    def __init__(self, task: Task, command: Sequence[str], threads: int, inherited: int) -> None:
-        self.task, self.start = task, time.monotonic()
-        task.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log_offset = task.log.stat().st_size if task.log.exists() else 0
-        with open(task.log, "ab") as log:
-            log.write(
-                f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: {task.name}\n".encode()
-            )
-            log.flush()
-            # Its standard input is a pipe from here: when this process is killed, it reads the end
-            # of it. A session of its own keeps Ctrl-C here, where it becomes one orderly end of
-            # all.
-            self.popen = subprocess.Popen(
-                [*command, *task.arguments, "--threads", str(threads)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(threads),
-                pass_fds=(inherited,),
-                start_new_session=True,
-            )
-
-    def outcome(self) -> Outcome | None:
-        """How it ended; None while it runs."""
-        status = self.popen.poll()
-        if status is None:
-            return None
-        self.popen.stdin.close()
-        seconds = time.monotonic() - self.start
-        if status == 0 and self.task.done():
-            return Outcome(self.task, None, seconds)
-        missing = [str(path) for path in self.task.outputs if not path.exists()]
-        ending = f"ended with status {status}" if status else f"ended without {', '.join(missing)}"
-        return Outcome(
-            self.task, _reason(self._log()) or f"{ending}: {_last_lines(self._log())}", seconds
-        )
-
-    def _log(self) -> str:
-        with open(self.task.log, "rb") as log:
-            log.seek(max(self.log_offset, self.task.log.stat().st_size - TAIL))
-            return log.read().decode(errors="replace")
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and to what it started."""
-        with suppress(ProcessLookupError):  # it has just ended
-            os.killpg(self.popen.pid, number)
+class ProcessDied(RuntimeError):
+    """A process ended without its results and without saying why; dask starts it again."""
 
 
 def run_tasks(
@@ -91,60 +62,154 @@ def run_tasks(
     command: Sequence[str],
     *,
     jobs: int,
-    inherited: int,
     watcher: Watcher,
     after: Callable[[], None],
+    scheduler: str | None = None,
+    retries: int = 0,
+    lock: int | None = None,
 ) -> list[Outcome]:
-    """Run the tasks in their order, `jobs` at a time, one that needs another after it.
+    """Run the tasks in their order, one that needs another after it.
 
     Args:
         tasks: those that are to do; a task in `needs` that is not among them is taken as done.
-        command: the worker, to which a task's arguments are added.
-        jobs: processes at a time.
-        inherited: a file descriptor that they keep open.
+        command: what Python runs as the worker; a task's arguments are added.
+        jobs: processes at a time, on this machine.
         watcher: is told what happens.
         after: called after each task that was done.
+        scheduler: address of a dask scheduler whose workers run the tasks; None: this machine.
+        retries: how often a process that died is started again.
+        lock: a file descriptor that processes on this machine keep open.
 
     Returns:
         how each ended; a task whose `needs` failed is not started and fails too.
 
-    Interrupted, it lets the running processes write their checkpoints, and raises
-    `KeyboardInterrupt` again.
+    Raises:
+        ConfigError: no scheduler answers there.
+        KeyboardInterrupt: passed on, after the running processes have written their checkpoints.
     """
-    threads = thread_share(min(jobs, max(1, len(tasks))))
-    waiting, running, outcomes = list(tasks), [], []
-    to_do = {task.name for task in tasks}
+    from distributed import as_completed, wait
 
-    def conclude(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        watcher.ended(outcome)
-        if outcome.error is None:
-            after()
+    if not tasks:
+        return []
+    topic, reports = f"scmam-{uuid.uuid4().hex}", queue.SimpleQueue()
+    by_name, outcomes = {task.name: task for task in tasks}, {}
+    running: dict[Task, tuple[str, float]] = {}  # what each is at, and since when it runs
+    with _connected(min(jobs, len(tasks)), scheduler) as client, client.as_current():
+        watcher.opened(client.dashboard_link)
+        client.subscribe_topic(topic, lambda event: reports.put(event[1]))
+        futures: dict[str, Future] = {}
+        for place, task in enumerate(tasks):
+            futures[task.name] = client.submit(
+                perform,
+                task,
+                tuple(command),
+                topic=topic,
+                needed=futures.get(task.needs),
+                lock=lock if scheduler is None else None,
+                key=f"{task.name}, {topic}",
+                priority=-place,
+                retries=retries,
+            )
+        names = {future.key: name for name, future in futures.items()}
+        ending = as_completed(futures.values())
 
-    try:
-        while waiting or running:
-            ended = {outcome.task.name: outcome for outcome in outcomes}
-            for task in _doomed(waiting, ended):
-                waiting.remove(task)
-                conclude(Outcome(task, f"not started, because {task.needs} failed", 0.0))
-            ready = [
-                task
-                for task in waiting
-                if task.needs is None or task.needs not in to_do or task.needs in ended
-            ]
-            for task in ready[: jobs - len(running)]:
-                waiting.remove(task)
-                running.append(Process(task, command, threads, inherited))
-                watcher.started(task)
-            watcher.tick({process.task: time.monotonic() - process.start for process in running})
-            time.sleep(POLL)
-            for process in list(running):
-                if (outcome := process.outcome()) is not None:
-                    running.remove(process)
-                    conclude(outcome)
-    finally:
-        _end(running)
-    return outcomes
+        def conclude(task: Task) -> None:
+            if task.name in outcomes:
+                return
+            running.pop(task, None)
+            outcome = outcomes[task.name] = _outcome(task, futures[task.name], outcomes)
+            watcher.ended(outcome)
+            if outcome.error is None:
+                after()
+
+        try:
+            while len(outcomes) < len(tasks):
+                ended = ending.next_batch(block=False)
+                while not reports.empty():
+                    report = reports.get()
+                    task, stage = by_name[report["task"]], report.get("stage")
+                    if stage == STARTING:
+                        watcher.started(task, again=task in running)
+                    if stage == ENDED:
+                        conclude(task)
+                    elif stage is not None and task.name not in outcomes:
+                        running[task] = stage, running.get(task, (stage, time.monotonic()))[1]
+                for future in ended:
+                    conclude(by_name[names[future.key]])
+                now = time.monotonic()
+                watcher.tick({task: (at, now - begin) for task, (at, begin) in running.items()})
+                time.sleep(POLL)
+        except BaseException:
+            client.run(stop, topic, on_error="ignore")
+            with suppress(TimeoutError):
+                wait(list(futures.values()), timeout=GRACE + 5)
+            raise
+    return list(outcomes.values())
+
+
+def perform(
+    task: Task,
+    command: Sequence[str],
+    *,
+    topic: str,
+    needed: tuple[str | None, float] | None,
+    lock: int | None,
+) -> tuple[str | None, float]:
+    """Do one task, in a process that ends when this one does. Dask calls it in a worker's thread.
+
+    Args:
+        task: what to do.
+        command: what Python runs.
+        topic: of the events that say what the process is at.
+        needed: how the task that this one needs ended.
+        lock: a file descriptor that the process keeps open.
+
+    Returns:
+        The error of a user, or None, and seconds.
+
+    Raises:
+        ProcessDied: it ended in another way.
+    """
+    from distributed import get_worker
+
+    if topic in _stopped:
+        return "interrupted", 0.0
+    if needed is not None and needed[0] is not None:
+        return f"not started, because {task.needs} failed", 0.0
+    worker, begin, error = get_worker(), time.monotonic(), []
+
+    def report(line: str) -> None:
+        said = json.loads(line)
+        error.extend(text for text in [said.get("error")] if text)
+        worker.log_event(topic, {"task": task.name, **said})
+
+    report(json.dumps({"stage": STARTING}))
+    threads = thread_share(worker.state.nthreads)
+    process, reader, place = _started(task, command, threads, lock, report)
+    while process.poll() is None and topic not in _stopped:
+        time.sleep(POLL)
+    status = process.poll()
+    if status is None:
+        _end(process)
+    process.stdin.close()
+    reader.join(timeout=1)
+    if status is None or (status == 0 and task.done()) or error:
+        report(json.dumps({"stage": ENDED}))
+        said = "interrupted" if status is None else error[-1] if error else None
+        return said, time.monotonic() - begin
+    missing = ", ".join(str(path) for path in task.outputs if not path.exists())
+    ending = f"ended without {missing}" if status == 0 else f"ended with status {status}"
+    if status < 0:
+        ending = f"was ended by {signal.Signals(-status).name}"
+    raise ProcessDied(f"{ending}: {_last_lines(task.log, place)}")
+
+
+def stop(topic: str) -> None:
+    """Have the processes of a study on this machine write their checkpoints and end."""
+    _stopped.add(topic)
+
+
+_stopped: set[str] = set()
 
 
 def thread_share(jobs: int) -> int:
@@ -160,52 +225,114 @@ def thread_share(jobs: int) -> int:
 
 
 def worker_command(folder: Path, cells: Path | None) -> list[str]:
-    """The start of the command line of a worker of a study; `cells`: a pickle of them instead of
-    what the configuration names.
+    """What Python runs as the worker of a study; `cells`: a pickle of them instead of what the
+    configuration names.
     """
-    command = [sys.executable, "-m", "scmam.study.worker", str(folder)]
+    command = ["-m", "scmam.study.worker", str(folder)]
     return command if cells is None else [*command, "--cells", str(cells)]
 
 
-def stage(task: Task) -> tuple[str, int | None]:
-    """What a running task is at, from its log, and the step of its pretraining, from its metrics."""
-    now = "starting"
-    with suppress(OSError), open(task.log, "rb") as log:
-        log.seek(max(0, task.log.stat().st_size - TAIL))
-        for line in log.read().decode(errors="replace").splitlines():
-            now = (
-                line.removeprefix("stage: ")
-                if line.startswith("stage: ")
-                else "starting"
-                if line.startswith("--- ")
-                else now
-            )
-    return now, _last_step(
-        task.metrics
-    ) if task.metrics is not None and now == "pretraining" else None
+@contextmanager
+def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
+    """A client of the cluster that is there, or of one in this process, which runs `jobs` tasks at
+    a time and ends with the block.
+    """
+    import logging
 
+    from distributed import Client, LocalCluster
 
-def _doomed(waiting: Sequence[Task], ended: Mapping[str, Outcome]) -> list[Task]:
-    return [task for task in waiting if task.needs in ended and ended[task.needs].error is not None]
-
-
-def _end(running: Sequence[Process]) -> None:
-    """Ask processes to end as Ctrl-C does, and after a while end them."""
-    for process in running:
-        process.signal(signal.SIGINT)
-    end = time.monotonic() + GRACE
-    for process in running:
+    if scheduler is not None:
         try:
-            process.popen.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.signal(signal.SIGKILL)
-            process.popen.wait()
-        process.popen.stdin.close()
+            client = Client(scheduler, timeout=CONNECT, set_as_default=False)
+        except (OSError, ValueError, AssertionError) as error:  # what distributed raises here
+            reason = " ".join(str(error).split()) or "not an address"
+            raise ConfigError(
+                f"study.scheduler: no dask scheduler answers at {scheduler} ({reason}); start one"
+                " with `dask scheduler`, or leave it out to use this machine"
+            ) from error
+        with client:
+            yield client
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*Port \d+ is already in use")
+        cluster = LocalCluster(
+            n_workers=1,
+            threads_per_worker=jobs,
+            processes=False,  # a thread waits for a process of ours; one more would do nothing
+            protocol="tcp",
+            host="127.0.0.1",
+            dashboard_address=DASHBOARD,
+            memory_limit=0,  # the processes' memory is not the worker's
+            silence_logs=logging.CRITICAL,
+        )
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+def _outcome(task: Task, future: "Future", before: Mapping[str, Outcome]) -> Outcome:
+    """What dask gives back of a task that has ended, or ends at this moment."""
+    failure = future.exception()
+    if failure is None:
+        error, seconds = future.result()
+        if error is None and not task.done():
+            error = f"{task.outputs[0]} is not there: workers have to share the study's folder"
+        return Outcome(task, error, seconds)
+    if task.needs in before and before[task.needs].error is not None:
+        return Outcome(task, f"not started, because {task.needs} failed", 0.0)
+    kind = "" if isinstance(failure, ProcessDied) else f"{type(failure).__name__}: "
+    return Outcome(task, f"{kind}{failure}", 0.0)
+
+
+def _started(
+    task: Task,
+    command: Sequence[str],
+    threads: int,
+    lock: int | None,
+    report: Callable[[str], None],
+) -> tuple[subprocess.Popen, threading.Thread, int]:
+    """The process of a task, the thread that hands on its reports, and where its log begins."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    read, write = os.pipe()
+    with open(task.log, "ab") as log:
+        place = log.tell()
+        log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: {task.name}\n".encode())
+        log.flush()
+        # Its standard input is a pipe from here: when this process is killed, it reads the end of
+        # it. A session of its own keeps Ctrl-C here, where it becomes one orderly end of all.
+        process = subprocess.Popen(
+            [sys.executable, *command, *task.arguments, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(threads) | {REPORTS: str(write)},
+            pass_fds=[write] if lock is None else [write, lock],
+            start_new_session=True,
+        )
+    os.close(write)
+    reader = threading.Thread(target=_hand_on, args=(read, report), daemon=True)
+    reader.start()
+    return process, reader, place
+
+
+def _hand_on(descriptor: int, report: Callable[[str], None]) -> None:
+    with open(descriptor) as reports:
+        for line in reports:
+            report(line)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ask a process, and what it started, to end as on Ctrl-C, and after a while end them."""
+    for number, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Ours, with the share of threads; waiting threads sleep, or they would take the time of the
-    other processes.
+    """This process's environment with the limits of threads. Idle OpenMP threads sleep, so that the
+    other processes get the cores.
     """
     limits = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
@@ -214,20 +341,8 @@ def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, **limits, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
 
 
-def _reason(log: str) -> str | None:
-    """The message of an error of the user, which a worker prints as its last line."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines and lines[-1].startswith("error: ") else None
-
-
-def _last_lines(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()][-SHOWN_LINES:]
-    return "\n    ".join(["its log ends with", *lines])
-
-
-def _last_step(metrics: Path) -> int | None:
-    with suppress(OSError), open(metrics, "rb") as file:
-        file.seek(max(0, metrics.stat().st_size - 1024))
-        step = file.read().decode(errors="replace").rstrip().rpartition("\n")[2].partition(",")[0]
-        return int(step) if step.isdigit() else None
-    return None
+def _last_lines(log: Path, place: int) -> str:
+    with open(log, "rb") as file:
+        file.seek(max(place, log.stat().st_size - TAIL))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return "\n    ".join(["its log ends with", *lines[-SHOWN_LINES:]])

@@ -2,11 +2,10 @@
 seeds, differences paired by seed.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..config import write_atomically
+from ..storage import write_file
 from .folder import RESULTS, SUMMARY, Study, baseline_file, evaluation_files, open_study, run_folder
 
 if TYPE_CHECKING:
@@ -15,17 +14,8 @@ if TYPE_CHECKING:
 METRICS = ("accuracy", "macro_f1", "micro_f1")
 RESULT_COLUMNS = ("arm", "seed", "fold", "method", *METRICS)
 SUMMARY_COLUMNS = (
-    "arm",
-    "method",
-    "metric",
-    "mean",
-    "low",
-    "high",
-    "seeds",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p_value",
+    *("arm", "method", "metric", "mean", "low", "high", "seeds"),
+    *("difference", "difference_low", "difference_high", "p_value"),
 )
 
 
@@ -42,8 +32,8 @@ def summarize(folder: str | Path) -> "pandas.DataFrame":
     study = open_study(folder)
     scores = collect(study)
     table = summary_of(scores, study.config.study.reference)
-    write_atomically(study.folder / RESULTS, scores.to_csv(index=False))
-    write_atomically(study.folder / SUMMARY, table.to_csv(index=False))
+    write_file(study.folder / RESULTS, scores.to_csv(index=False))
+    write_file(study.folder / SUMMARY, table.to_csv(index=False))
     return table
 
 
@@ -53,22 +43,19 @@ def collect(study: Study) -> "pandas.DataFrame":
 
     from ..evaluation import Evaluation
 
-    rows: list[dict[str, Any]] = []
-
-    def add(path: Path, arm: str, seed: int | None) -> None:
-        evaluation = Evaluation.load(path)
-        for fold in evaluation.folds:
-            scores = {metric: getattr(fold, metric) for metric in METRICS}
-            rows.append(
-                {"arm": arm, "seed": seed, "fold": fold.fold, "method": evaluation.method, **scores}
-            )
-
-    for arm, seed in study.finished():
-        for path in evaluation_files(run_folder(study.folder, arm, seed)):
-            add(path, arm, seed)
-    for name in study.config.study.baselines:
-        if (path := baseline_file(study.folder, name)).is_file():
-            add(path, name, None)
+    files = [
+        (arm, seed, path)
+        for arm, seed in study.finished()
+        for path in evaluation_files(run_folder(study.folder, arm, seed))
+    ]
+    baselines = ((name, baseline_file(study.folder, name)) for name in study.config.study.baselines)
+    files += [(name, None, path) for name, path in baselines if path.is_file()]
+    rows = [
+        (arm, seed, fold.fold, evaluation.method, *(getattr(fold, metric) for metric in METRICS))
+        for arm, seed, path in files
+        for evaluation in [Evaluation.load(path)]
+        for fold in evaluation.folds
+    ]
     return pandas.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"seed": "Int64"})
 
 
@@ -76,44 +63,20 @@ def summary_of(results: "pandas.DataFrame", reference: str) -> "pandas.DataFrame
     """The summary of a table of fold scores; see `summarize`."""
     import pandas
 
-    from ..evaluation import interval
+    from ..evaluation import interval, paired_difference
 
-    means = (
-        results.groupby(["arm", "method", "seed"], sort=False, dropna=False)[list(METRICS)]
-        .mean()
-        .reset_index()
-    )
+    by_run = results.groupby(["arm", "method", "seed"], sort=False, dropna=False)
+    means = by_run[list(METRICS)].mean().reset_index()
     rows = []
     for (arm, method), group in means.groupby(["arm", "method"], sort=False):
-        of_reference = means[
-            (means.arm == reference) & (means.method == method) & (arm != reference)
-        ]
-        both = group.dropna(subset="seed").merge(
-            of_reference, on="seed", suffixes=("", "_reference")
-        )
+        others = means[(means.arm == reference) & (means.method == method) & (arm != reference)]
+        pairs = group.dropna(subset="seed").merge(others, on="seed", suffixes=("", "_reference"))
         for metric in METRICS:
-            row = {
-                "arm": arm,
-                "method": method,
-                "metric": metric,
-                "seeds": int(group.seed.notna().sum()),
-            }
-            row.update(zip(("mean", "low", "high"), interval(group[metric].tolist()), strict=False))
-            rows.append(
-                {**row, **_difference(both[metric].tolist(), both[f"{metric}_reference"].tolist())}
+            mean = interval(group[metric].tolist())[:3]
+            difference = (
+                paired_difference(pairs[metric].tolist(), pairs[f"{metric}_reference"].tolist())[:4]
+                if len(pairs)
+                else (None,) * 4
             )
+            rows.append((arm, method, metric, *mean, group.seed.notna().sum(), *difference))
     return pandas.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
-
-
-def _difference(scores: Sequence[float], of_reference: Sequence[float]) -> dict[str, float]:
-    from ..evaluation import paired_difference
-
-    if not scores:
-        return {}
-    found = paired_difference(scores, of_reference)
-    return {
-        "difference": found.mean,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "p_value": found.p_value,
-    }

@@ -43,8 +43,8 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
         else "± and [ ]: 95 % Student-t intervals over seeds"
     )
     return (
-        f"{cells['num_cells']} cells, {cells['num_genes']} genes, {len(cells['classes'])} cell types; {seeds} seed{plural},"
-        f" {study.config.evaluation.folds} folds\nper cent; {known}"
+        f"{cells['num_cells']} cells, {cells['num_genes']} genes, {len(cells['classes'])} cell"
+        f" types; {seeds} seed{plural}, {study.config.evaluation.folds} folds\nper cent; {known}"
     )
 
 
@@ -52,9 +52,8 @@ def _block(
     rows: "pandas.DataFrame", method: str, arms: list[str], reference: str, width: int
 ) -> str:
     title = f"macro-F1 minus {reference}'s"
-    lines = [
-        f"{method:{width}}{'accuracy':>13}{'macro-F1':>13}{title:>{max(24, len(title) + 2)}}{'p':>8}"
-    ]
+    wide = max(24, len(title) + 2)
+    lines = [f"{method:{width}}{'accuracy':>13}{'macro-F1':>13}{title:>{wide}}{'p':>8}"]
     for arm in arms:
         of_arm = rows[rows.arm == arm].set_index("metric")
         if of_arm.empty:
@@ -68,9 +67,7 @@ def _block(
         scores = "".join(
             f"{_score(row['mean'], row.low, row.high):>13}" for row in (accuracy, macro)
         )
-        lines.append(
-            f"{arm:{width}}{scores}{difference:>{max(24, len(title) + 2)}}{_p(macro.p_value):>8}"
-        )
+        lines.append(f"{arm:{width}}{scores}{difference:>{wide}}{_p(macro.p_value):>8}")
     return "\n".join(lines)
 
 

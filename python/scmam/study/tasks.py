@@ -1,5 +1,5 @@
-"""What a study has to do: a task for every run and baseline, in an order that leaves complete pairs
-of seeds when it is stopped.
+"""The tasks of a study: one for every run and baseline, ordered by seed, so that a study that is
+stopped has complete pairs.
 """
 
 from collections.abc import Iterable
@@ -11,9 +11,11 @@ from ..errors import ConfigError
 from .arms import arm_config
 from .folder import baseline_file, evaluation_file, log_file, run_folder
 
+LONGEST_NAME = 100  # bytes of an arm's name
+
 
 class Task(NamedTuple):
-    """Something that a process of its own does."""
+    """A run or a baseline, which a process of its own computes."""
 
     name: str  # "mam, seed 0"
     arguments: tuple[str, ...]  # of the worker
@@ -58,18 +60,38 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{name}: expected each once, got {', '.join(map(str, values))}")
     if study.reference not in study.arms:
         raise ConfigError(
-            f"study.reference: {study.reference} is not among the arms ({', '.join(study.arms)}); name one of them, or add it to study.arms"
+            f"study.reference: {study.reference} is not among the arms ({', '.join(study.arms)});"
+            " name one of them, or add it to study.arms"
         )
     for arm in study.arms:
-        if arm in study.baselines or "/" in arm or arm.startswith("."):
+        if arm in study.baselines:
+            raise ConfigError(f"study.arms: expected names other than baselines', got {arm!r}")
+        if not _names_a_folder(arm):
             raise ConfigError(
-                f"study.arms: expected names without / and other than those of baselines, got {arm!r}"
+                f"study.arms: expected names of 1 to {LONGEST_NAME} printable characters without /,"
+                f" commas and outer spaces that do not begin with . or -, got {_short(arm)!r}"
             )
         target = _matched_arm(config, arm)
         if target is not None and target not in study.arms:
             raise ConfigError(
-                f"study.arms: {arm} takes its hidden fractions from {target}, which is no arm here; add it to study.arms"
+                f"study.arms: {arm} takes its hidden fractions from {target}, which is no arm here;"
+                " add it to study.arms"
             )
+
+
+def _names_a_folder(arm: str) -> bool:
+    """Whether an arm can name a folder, a log and a column of a table."""
+    return (
+        0 < len(arm.encode(errors="replace")) <= LONGEST_NAME
+        and arm.isprintable()
+        and arm == arm.strip()
+        and arm[0] not in ".-"
+        and not set(arm) & set("/,")
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:40]}..."
 
 
 def _matched_arm(config: Config, arm: str) -> str | None:
@@ -121,7 +143,8 @@ def _after_needs(tasks: Iterable[Task]) -> list[Task]:
         ready = [task for task in waiting if task.needs is None or task.needs in names]
         if not ready:
             raise ConfigError(
-                f"study.arms: {', '.join(task.name for task in waiting)} wait for each other; match one to an arm of its own"
+                f"study.arms: {', '.join(task.name for task in waiting)} wait for each other; match"
+                " one to an arm of its own"
             )
         ordered += ready
         waiting = [task for task in waiting if task not in ready]

@@ -1,8 +1,9 @@
 """The process that does one task of a study: ``python -m scmam.study.worker STUDY run ARM SEED`` or
-``... baseline NAME``.
+``... baseline NAME``. The queue starts it, and reads from a pipe what it is at and what went wrong.
 """
 
 import argparse
+import json
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ from ..config import Config, load_config
 from ..errors import ScmamError
 from .arms import arm_config
 from .folder import CONFIG, baseline_file, run_folder
+from .queue import REPORTS
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +31,8 @@ ABANDONED = 10.0  # seconds for a checkpoint when the study was killed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the task; returns the exit status. A user's error is the last line of the output."""
     options = _parser().parse_args(arguments)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a study in the background of a script ignores it, and so would its workers
+    # A study in the background of a script ignores Ctrl-C, and so would its processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     import torch
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run(config, options)
     except ScmamError as error:
         print(f"error: {error}", flush=True)
+        _report(error=str(error))
         return 2
     except KeyboardInterrupt:
         print("interrupted", flush=True)
@@ -130,6 +132,13 @@ def _schedule(config: Config, options: argparse.Namespace) -> "torch.Tensor | No
 
 def _say(stage: str) -> None:
     print(f"stage: {stage}", flush=True)
+    _report(stage=stage)
+
+
+def _report(**said: str) -> None:
+    """Tell the queue; of the processes that Lightning starts for more devices, the first does."""
+    if REPORTS in os.environ and "LOCAL_RANK" not in os.environ:
+        os.write(int(os.environ[REPORTS]), (json.dumps(said) + "\n").encode())
 
 
 def _end_with_the_study() -> None:

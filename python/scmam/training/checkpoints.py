@@ -8,41 +8,58 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch import __version__ as lightning_version
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from ..config import Training
+from ..errors import RunError
 from ..runs import CHECKPOINTS, load_file, save_file
 from .signals import Interrupted, StopSignals
 
+VERSION = "pytorch-lightning_version"  # as Lightning names it in a checkpoint
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def checkpoint_to_go_on_from(folder: Path) -> Path | None:
     """The last checkpoint of a run folder; where it was deleted, the best; None where there is
     neither.
+
+    Raises:
+        RunError: a folder has the name of a checkpoint.
     """
-    candidates = (folder / CHECKPOINTS / name for name in (LAST, BEST))
+    candidates = [folder / CHECKPOINTS / name for name in (LAST, BEST)]
+    for path in candidates:
+        if path.is_dir():
+            raise RunError(f"{path}: expected a checkpoint; got a folder; delete it")
     return next((path for path in candidates if path.is_file()), None)
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """What Lightning saved.
+    """Read a checkpoint that Lightning saved.
 
     Raises:
-        RunError: it is damaged; which checkpoint the run goes on from without it.
+        RunError: it is damaged, or of another Lightning, which would go on from another batch;
+            which checkpoint the run goes on from without it.
     """
-    others = [
-        other
-        for other in (path.with_name(LAST), path.with_name(BEST))
-        if other != path and other.is_file()
-    ]
-    remedy = f"delete it, and the run goes on from {others[0].name if others else 'the beginning'}"
-    return load_file(
-        path,
-        remedy,
-        required=("state_dict", "loops", "optimizer_states", "global_step"),
-        map_location=map_location,
-    )
+    required = ("state_dict", "loops", "optimizer_states", "global_step", VERSION)
+    contents = load_file(path, without(path), required=required, map_location=map_location)
+    written, here = (str(text).partition(".")[0] for text in (contents[VERSION], lightning_version))
+    if written != here:
+        raise RunError(
+            f"{path}: expected a checkpoint of Lightning {here}; got one of {contents[VERSION]!r};"
+            f" {without(path)}"
+        )
+    if not isinstance(contents["loops"], dict) or "fit_loop" not in contents["loops"]:
+        raise RunError(f"{path}: does not say which batch it is of; {without(path)}")
+    return contents
+
+
+def without(path: Path) -> str:
+    """What to do about a checkpoint that cannot be used."""
+    others = (path.with_name(name) for name in (LAST, BEST))
+    rest = next((other.name for other in others if other != path and other.is_file()), None)
+    return f"delete it, and the run goes on from {rest or 'the beginning'}"
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -133,3 +150,23 @@ class LastCheckpoint(Checkpoint):
         if stops:
             self.signals.before_stopping(signal_number, self.path.parent, trainer)
             raise Interrupted(signal_number)
+
+
+class Restored(Callback):
+    """Notes that Lightning has taken a checkpoint in, and looks at what Lightning does not: the
+    sizes of the optimizer's moments.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                        raise ValueError(
+                            f"{name} of the optimizer has shape {tuple(value.shape)}, and its"
+                            f" parameter {tuple(parameter.shape)}"
+                        )
+        self.done = True

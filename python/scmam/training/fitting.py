@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: what it is told, and what it leaves behind."""
+"""Lightning's Trainer for a run: its settings, and the results that it leaves."""
 
 import contextlib
 import signal
@@ -14,8 +14,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
+from mam_kernels.weights.files import WeightsError, fill, one_line
+
 from ..config import Config, Training
 from ..data import Cells
+from ..errors import RunError, ScmamError
 from ..objective import Pretraining
 from ..runs import CHECKPOINTS, METRICS, Run, load_file, open_run, update_record
 from ..sequences import CellBatch
@@ -24,9 +27,11 @@ from .checkpoints import (
     BEST,
     BestCheckpoint,
     LastCheckpoint,
+    Restored,
     WholeFiles,
     checkpoint_to_go_on_from,
     read_checkpoint,
+    without,
 )
 from .losses import LossLog
 from .module import PretrainingModule
@@ -64,8 +69,9 @@ def fit(
             config, folder, times, log, data.validation is not None, unused, progress
         )
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
-        with _steps_recorded(folder, trainer, times):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_go_on_from(folder))
+        checkpoint = checkpoint_to_go_on_from(folder)
+        with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if training.patience is not None and trainer.global_step:
         _take_best(folder, module)
     results = _results(open_run(folder), trainer, times, data) if trainer.is_global_zero else {}
@@ -103,6 +109,7 @@ def _trainer(
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
         callbacks=[
+            Restored(),
             times,
             log,
             *([StepBar(log, training.steps * training.accumulate)] if progress else []),
@@ -136,7 +143,7 @@ def has_unused_parameters(pretraining: Pretraining, batch: CellBatch) -> bool:
 
 
 def _watchers(folder: Path, training: Training, validates: bool) -> list[Callback]:
-    """What looks at the validation loss."""
+    """The callbacks that use the validation loss."""
     if not validates:
         return []
     best = BestCheckpoint(folder, WATCHED)
@@ -158,14 +165,15 @@ def _tensorboard(folder: Path) -> TensorBoardLogger:
 
 @contextlib.contextmanager
 def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterator[None]:
-    """Say in run.json how far an interrupted run came, and turn what stopped it into what Python
-    expects of it.
+    """Record in run.json at which step a run was interrupted, and turn the cause into the exception
+    that Python expects.
     """
     try:
         yield
     except BaseException as error:
         if trainer.is_global_zero:
-            update_record(folder, steps=trainer.global_step, seconds=times.seconds)
+            with contextlib.suppress(OSError):  # it may be the full disk that ended the run
+                update_record(folder, steps=trainer.global_step, seconds=times.seconds)
         if isinstance(error, Interrupted) and error.signal_number != signal.SIGINT:
             raise SystemExit(128 + error.signal_number) from error
         # Lightning ends the whole program, by SystemExit(1), where Ctrl-C comes outside of a step.
@@ -176,12 +184,36 @@ def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterato
         raise
 
 
+@contextlib.contextmanager
+def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
+    """Lightning and torch raise anything on a checkpoint that does not fit; say which one it is.
+
+    Raises:
+        RunError: training could not start from the checkpoint.
+    """
+    try:
+        yield
+    except (ScmamError, OSError):
+        raise
+    except Exception as error:
+        restored = next(call for call in trainer.callbacks if isinstance(call, Restored))
+        if checkpoint is None or restored.done:
+            raise
+        raise RunError(
+            f"{checkpoint}: does not fit this run or this version"
+            f" ({type(error).__name__}: {one_line(error)}); {without(checkpoint)}"
+        ) from error
+
+
 def _take_best(folder: Path, module: PretrainingModule) -> None:
-    """The weights of the best validation, which is what stopping early is for."""
-    best = load_file(
-        folder / CHECKPOINTS / BEST, f"delete {folder} and pretrain again", required=("state_dict",)
-    )
-    module.load_state_dict(best["state_dict"])
+    """Load the weights of the best validation."""
+    path = folder / CHECKPOINTS / BEST
+    remedy = f"delete {folder} and pretrain again"
+    best = load_file(path, remedy, required=("state_dict",))
+    try:
+        fill(module, best["state_dict"], str(path))
+    except WeightsError as error:
+        raise RunError(f"{error}; {remedy}") from error
 
 
 def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""metrics.csv: what each step and each validation gave.
+"""metrics.csv: the losses of each step and each validation.
 
 Lightning's own CSV logger puts training and validation into one wide row, and empties its file when
 a run is resumed; here a row is a step or a validation, and what a resumed run does again is taken
@@ -14,10 +14,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..config import Training, write_atomically
+from ..config import Training
 from ..errors import RunError
 from ..objective import Losses
 from ..runs import METRIC_COLUMNS
+from ..storage import write_file
 from .module import rate_factor
 
 STEPS_TOGETHER = (
@@ -39,14 +40,18 @@ class MetricsFile:
         """Drop the rows of later steps, and a row that a killed process left unfinished; begin the
         file where there is none.
         """
-        rows = []
+        kept = []
         if self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
-        kept = [row for row in rows if int(row[0]) <= step]
-        write_atomically(
-            self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept])
-        )
+            try:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    rows = [row for row in csv.reader(file) if len(row) == len(METRIC_COLUMNS)][1:]
+                kept = [row for row in rows if int(row[0]) <= step]
+            except (ValueError, csv.Error) as error:
+                raise RunError(
+                    f"{self.path}: damaged ({error}); restore it, or delete the folder and pretrain"
+                    " again"
+                ) from error
+        write_file(self.path, "".join(f"{','.join(row)}\n" for row in [METRIC_COLUMNS, *kept]))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add rows, in one write."""
@@ -129,7 +134,7 @@ class LossLog(Callback):
             self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
-        """Write what is waiting.
+        """Write the rows that are waiting.
 
         Raises:
             RunError: a loss that is not finite; nothing is written from there on, so no checkpoint
@@ -164,8 +169,9 @@ class LossLog(Callback):
         self._add(trainer, rows[:bad])
         if bad < len(rows):
             raise RunError(
-                f"training: the loss is {rows[bad]['loss']} at step {rows[bad]['step']}; set a smaller training.lr or training.masking_lr,"
-                " a longer training.warmup, or training.precision: 32-true"
+                f"training: the loss is {rows[bad]['loss']} at step {rows[bad]['step']}; set a"
+                " smaller training.lr or training.masking_lr, a longer training.warmup, or"
+                " training.precision: 32-true"
             )
 
     def _add(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:

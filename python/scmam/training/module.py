@@ -19,7 +19,7 @@ VALIDATION_STEP = (
 
 
 class PretrainingModule(LightningModule):
-    """What Lightning trains.
+    """The module that Lightning trains.
 
     Masks are a function of (seed, batch number, cell id), and the batch number is counted by
     Lightning from the beginning of the run, so it is the same after a resumption.
@@ -80,8 +80,8 @@ def as_vector(losses: Losses) -> Tensor:
 
 
 def rate_factor(step: int, training: Training) -> float:
-    """What the learning rates are multiplied with in a step, counted from 0: a linear rise, then
-    half a cosine down to 0.
+    """Factor of the learning rates at a step, counted from 0: a linear rise, then half a cosine
+    down to 0.
     """
     warmup = round(training.warmup * training.steps)
     if step < warmup:

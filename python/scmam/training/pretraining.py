@@ -1,10 +1,9 @@
-"""`pretrain`: from a configuration to a finished run folder, from the beginning or from where it
-was left.
+"""`pretrain`: from a configuration to a finished run folder, from the beginning or from the last
+checkpoint.
 """
 
 import contextlib
 import platform
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..config import Config, with_settings
 from ..errors import ConfigError, RunError
 from ..objective import Pretraining, build_pretraining
 from ..runs import (
+    CHECKPOINTS,
     RECORD,
     Run,
     by_batch,
@@ -30,6 +29,7 @@ from ..runs import (
     update_record,
     write_weights,
 )
+from ..storage import alone, remove_unfinished, writing
 from .processes import check_processes, global_rank, num_processes
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def pretrain(
     Raises:
         ConfigError: settings that contradict one another or this machine.
         RunError: the folder holds something else, a run of other settings, or a damaged checkpoint;
-            another process is at it; the loss is no longer finite.
+            another process trains it; it cannot be written to; the loss is no longer finite.
         CellsError: from the data.
     """
     config, folder = _with_absolute_paths(config), Path(folder)
@@ -85,11 +85,12 @@ def pretrain(
     if run is not None and run.done:
         return run
     writes = global_rank(config.training) == 0
-    with _alone(folder) if writes else contextlib.nullcontext():
-        run = _existing(
-            folder, config
-        )  # again: what was at it a moment ago may have finished since
+    remedy = "make room, or name another folder; the same command goes on from what is there"
+    with writing(folder, remedy), _alone(folder) if writes else contextlib.nullcontext():
+        run = _existing(folder, config)  # again: another process may have finished it by now
         if run is None or not run.done:
+            if writes:
+                remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
             _go_on(config, folder, run, cells, schedule, progress, writes)
     return open_run(folder)
 
@@ -111,13 +112,13 @@ def _go_on(
 
         cells = open_cells(config.data)
     schedule = _schedule(config, schedule, run)
-    if run is not None and (run.genes, run.record.get("cells")) != (
-        tuple(cells.genes),
-        cells.num_cells,
-    ):
+    found = (tuple(cells.genes), cells.num_cells)
+    if run is not None and (run.genes, run.record.get("cells")) != found:
+        begun = f"{run.record.get('cells')} cells of {len(run.genes)} genes"
         raise RunError(
-            f"{folder}: its run was started with {run.record.get('cells')} cells of {len(run.genes)} genes, and these are"
-            f" {cells.num_cells} of {cells.num_genes}, or other genes; name another folder, or delete this one to train it anew"
+            f"{folder}: its run was started with {begun}, and these are {cells.num_cells} of"
+            f" {cells.num_genes}, or other genes; name another folder, or delete this one to train"
+            " it anew"
         )
     pretraining = build_pretraining(config, cells.num_genes, schedule=by_batch(schedule, config))
     if writes and run is None:
@@ -135,7 +136,7 @@ def _train(
     progress: bool,
     writes: bool,
 ) -> None:
-    """Fill the folder.
+    """Train, and write the results into the folder.
 
     Whatever ends it early is written into run.json, by the process that writes.
     """
@@ -150,14 +151,15 @@ def _train(
             update_record(folder, status="done", **results)
     except BaseException as error:
         if writes:
-            update_record(folder, status="interrupted", reason=_reason(error))
+            with contextlib.suppress(OSError):  # it may be the full disk that ended the run
+                update_record(folder, status="interrupted", reason=_reason(error))
         raise
     if wait_for_others is not None:
         wait_for_others()
 
 
 def _reason(error: BaseException) -> str:
-    """What ended a run, in one line. Where a signal ended the program, the signal."""
+    """The cause that ended a run, in one line."""
     cause = (
         error.__cause__ if isinstance(error, SystemExit) and error.__cause__ is not None else error
     )
@@ -173,13 +175,15 @@ def _existing(folder: Path, config: Config) -> Run | None:
         return None
     if RECORD not in contents:
         raise RunError(
-            f"{folder}: not a run, and not empty; name a new folder, or that of a run with these settings"
+            f"{folder}: not a run, and not empty; name a new folder, or that of a run with these"
+            " settings"
         )
     run = open_run(folder)
     changed = differences(run.config, config)
     if changed:
         raise RunError(
-            f"{folder}: its run has other settings ({'; '.join(changed)}); name another folder, or delete this one to train it anew"
+            f"{folder}: its run has other settings ({'; '.join(changed)}); name another folder, or"
+            " delete this one to train it anew"
         )
     return run
 
@@ -190,7 +194,8 @@ def _check(config: Config) -> None:
     check_processes(training)
     if training.patience is not None and training.validation == 0:
         raise ConfigError(
-            "training.patience: watches the loss on cells kept aside, and training.validation is 0; set that above 0, or no patience"
+            "training.patience: watches the loss on cells kept aside, and training.validation is"
+            " 0; set that above 0, or no patience"
         )
     if training.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
@@ -200,8 +205,8 @@ def _check(config: Config) -> None:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found < training.devices:
             raise ConfigError(
-                f"training.device: cuda with training.devices: {training.devices} needs as many GPUs,"
-                f" and PyTorch sees {found}; use device: cpu or fewer"
+                f"training.device: cuda with training.devices: {training.devices} needs as many"
+                f" GPUs, and PyTorch sees {found}; use device: cpu or fewer"
             )
     if training.precision == "16-mixed" and not on_gpu(config):
         raise ConfigError(
@@ -232,35 +237,16 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     schedule = schedule.detach().to("cpu", torch.float32)
     if begun is not None and not torch.equal(begun, schedule):
         raise RunError(
-            f"{run.folder}: was begun with other hidden shares than those of {config.masking.matched_to} now; delete it to train it anew"
+            f"{run.folder}: was begun with other hidden shares than those of"
+            f" {config.masking.matched_to} now; delete it to train it anew"
         )
     return schedule
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes.
-
-    The system lets go of it when the process ends, however it does.
-    """
-    path = folder.parent / f".{folder.name}.lock"
-    lock = FileLock(path)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(
-            f"{folder}: another process is training this run; wait for it, or name another folder"
-        ) from None
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written there ({error.strerror}); name another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+def _alone(folder: Path) -> contextlib.AbstractContextManager[int]:
+    """Hold a folder against other processes."""
+    busy = f"{folder}: another process is training this run; wait for it, or name another folder"
+    return alone(folder.parent / f".{folder.name}.lock", busy)
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -49,8 +49,9 @@ def check_processes(training: Training) -> None:
         return
     if started != num_processes(training):
         raise ConfigError(
-            f"training.devices × training.num_nodes: {launcher} started {started} processes, and the configuration asks for"
-            f" {training.devices} × {training.num_nodes}; set them to the processes of a machine and the number of machines"
+            f"training.devices × training.num_nodes: {launcher} started {started} processes, and"
+            f" the configuration asks for {training.devices} × {training.num_nodes}; set them to"
+            " the processes of a machine and the number of machines"
         )
 
 

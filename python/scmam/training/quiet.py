@@ -1,4 +1,4 @@
-"""What Lightning says to those who write a Trainer, kept from those who run one."""
+"""Hide messages of Lightning that concern developers of a Trainer, not its users."""
 
 import contextlib
 import logging

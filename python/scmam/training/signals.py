@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: taken when they come, obeyed at the end of the step."""
+"""Signals that ask a run to stop: noted when they arrive, obeyed at the end of the step."""
 
 import contextlib
 import signal
@@ -59,7 +59,7 @@ class StopSignals:
         self._replaced.clear()
 
     def agreed(self, trainer: Trainer) -> int | None:
-        """The signal that some process received, the same on all of them; None if there was none."""
+        """The signal that some process received, the same on all processes; None: no signal."""
         number = self._received or 0
         if trainer.world_size > 1:
             tensor = torch.tensor(number, device=trainer.strategy.root_device)

@@ -156,7 +156,7 @@ class StepTimes(Callback):
         return start.elapsed_time(end) if self._on_gpu else 1e3 * (end - start)
 
     def _read(self) -> None:
-        """Turn marks into times.
+        """Turn the recorded marks into times.
 
         This waits for a GPU, so it happens at checkpoints and at the end.
         """

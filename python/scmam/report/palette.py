@@ -1,0 +1,41 @@
+"""The look of the arms, the same in every figure and table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..drawing import FIXED, LEARNED, MARKERS, UNTRAINED
+from .folder import StudyFiles
+
+DASHES = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (5, 1.4, 1.2, 1.4)))
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """Hues repeat after five; markers and dashes tell those apart."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+    @property
+    def svg_dashes(self) -> str:
+        """For ``stroke-dasharray`` in the legend."""
+        return "" if self.dash == "-" else " ".join(f"{2.2 * part:g}" for part in self.dash[1])
+
+
+def arm_styles(study: StudyFiles) -> dict[str, ArmStyle]:
+    """The style of each arm: cool colours for learned masks, warm ones for others."""
+    counts, styles = {True: 0, False: 0}, {}
+    for place, arm in enumerate(study.arms):
+        marker = MARKERS[place % len(MARKERS)]
+        if study.strategy(arm) == "none":
+            styles[arm] = ArmStyle(UNTRAINED, marker, DASHES[-1])
+            continue
+        learned = study.is_learned(arm)
+        colours = LEARNED if learned else FIXED
+        turn, hue = divmod(counts[learned], len(colours))
+        counts[learned] += 1
+        # Learned masks have solid lines and others broken ones: where two lines coincide, both are
+        # seen.
+        styles[arm] = ArmStyle(colours[hue], marker, DASHES[(turn + (not learned)) % len(DASHES)])
+    return styles

@@ -1,0 +1,204 @@
+"""Files and folders that are whole or not there, and the exclusive use of a folder.
+
+Whatever is written is written beside its place first, under a hidden name, and renamed. The writer
+holds a lock on the hidden file for as long as it lives. A hidden file without such a lock was left
+by a writer that was killed, and the next one in the same folder removes it.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import RunError, ScmamError
+
+UNFINISHED = ".unfinished"  # how hidden names end
+LONGEST = 100  # characters of a name that its hidden name repeats
+# What the system says of a place that cannot be written to. Any other OSError is a defect.
+CANNOT_WRITE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST),
+)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` at the end, or is removed after an error.
+
+    Raises:
+        OSError: the folder cannot be written to, or is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
+    with _locked_name(path, folder=False) as beside:
+        yield beside
+        with open(beside, "rb+") as file:  # the data are on the disk before the name is
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        beside.replace(path)
+
+
+def write_file(path: Path, contents: str | bytes) -> None:
+    """Write a file, text in UTF-8.
+
+    Raises:
+        OSError: the folder cannot be written to, or is full.
+    """
+    with new_file(path) as beside:
+        beside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder, if it is not there, and try whether it can be written to.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked_name(folder / "test", folder=False):
+        pass
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` at the end, or is removed after an error.
+
+    Raises:
+        OSError: the folder above cannot be written to, or is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
+    with _locked_name(path, folder=True) as beside:
+        yield beside
+        beside.chmod(0o755)
+        try:
+            beside.replace(path)  # takes the place of an empty folder too
+        except OSError:
+            if not path.is_dir():
+                raise
+            with _locked_name(path, folder=True) as earlier:
+                path.replace(earlier)
+                try:
+                    beside.replace(path)
+                except OSError:
+                    earlier.replace(path)
+                    raise
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove what killed writers left in these folders; what is being written stays."""
+    for folder in folders:
+        for left in folder.glob(f".*{UNFINISHED}"):
+            with suppress(OSError):  # another process may remove it, or hold it, at this moment
+                descriptor = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(left)
+                finally:
+                    os.close(descriptor)
+
+
+@contextmanager
+def alone(path: Path, refusal: str, patience: float = 0.0) -> Iterator[int]:
+    """Hold a lock file against other processes.
+
+    The system releases it when the last process that holds the descriptor ends, however it ends.
+
+    Args:
+        path: of the lock file, which is removed at the end.
+        refusal: the error where another process holds it; ``{owner}`` becomes its number.
+        patience: seconds to wait for it.
+
+    Yields:
+        The descriptor. A process that inherits it holds the lock too.
+
+    Raises:
+        RunError: `refusal`.
+        OSError: the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_open_at(descriptor, path):
+                break
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                owner = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+                os.close(descriptor)
+                raise RunError(refusal.replace("{owner}", owner)) from None
+        os.close(descriptor)  # it is held, or its owner removed it a moment ago
+        time.sleep(min(0.2, max(0.0, end - time.monotonic())))
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield descriptor
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(
+    where: str | Path, remedy: str, error_type: type[ScmamError] = RunError
+) -> Iterator[None]:
+    """Turn an `OSError` about a place that cannot be written to into one line.
+
+    Args:
+        where: the file or folder, where the error does not name one.
+        remedy: what to do, as the end of the line.
+        error_type: of the error that is raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        reason = os.strerror(error.errno)
+        raise error_type(f"{where}: cannot be written ({reason}); {remedy}") from error
+
+
+@contextmanager
+def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
+    """A new hidden file or folder beside `path`, locked while the block runs, and removed then
+    where it is still there.
+    """
+    form = {"dir": path.parent, "prefix": f".{path.name[:LONGEST]}.", "suffix": UNFINISHED}
+    while True:
+        if folder:
+            beside = Path(tempfile.mkdtemp(**form))
+            descriptor = os.open(beside, os.O_RDONLY)
+        else:
+            descriptor, name = tempfile.mkstemp(**form)
+            beside = Path(name)
+        with suppress(OSError):  # a file system without locks: then nothing is ever removed there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_open_at(descriptor, beside):
+            break
+        os.close(descriptor)  # another process removed it before it was locked
+    try:
+        yield beside
+    finally:
+        _remove(beside)
+        os.close(descriptor)
+
+
+def _is_open_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
