@@ -637,10 +637,22 @@ FULL_BACKWARD = {
     256: (16, 32, 8),
 }
 FULL_FORWARD = FULL_BACKWARD | {64: (16, 32, 4), 256: (32, 16, 8)}
-# (positions, warps) of the backward pass over all latents at once, for two-byte types.
-ONE_PASS = {16: (64, 4), 32: (64, 4), 64: (128, 8), 128: (64, 8)}
-# the same by mma.sync, whose factors lie in registers
-ONE_PASS_AMPERE = {16: (64, 4), 32: (32, 4), 64: (32, 4)}
+# (positions, warps) of the backward pass over all latents at once, for two-byte types, by the
+# padded head width.
+LAUNCHES = {
+    "gradient, heads of 16": (64, 4),
+    "gradient, heads of 32": (64, 4),
+    "gradient, heads of 64": (128, 8),
+    "gradient, heads of 128": (64, 8),
+}
+# What a measurement on a device may try in their place.
+ALTERNATIVES = {"gradient, heads of 32": [(64, 8), (128, 8)]}
+# The same by mma.sync, whose factors lie in registers.
+LAUNCHES_AMPERE = {
+    "gradient, heads of 16": (64, 4),
+    "gradient, heads of 32": (32, 4),
+    "gradient, heads of 64": (32, 4),
+}
 ONE_PASS_LATENTS = 128
 # (latents in a block, positions, warps) of the importance
 HALF_IMPORTANCE = {
@@ -794,14 +806,15 @@ def one_pass(query: Tensor) -> Tile | None:
     num_latents, _, width = query.shape
     width = max(triton.next_power_of_2(width), SMALLEST_DOT)
     latents = max(triton.next_power_of_2(num_latents), SMALLEST_DOT)
-    tiles = ONE_PASS if launch.architecture(query.device) >= 90 else ONE_PASS_AMPERE
-    if latents > ONE_PASS_LATENTS or width not in tiles or launch.is_amd():
+    launches = LAUNCHES if launch.architecture(query.device) >= 90 else LAUNCHES_AMPERE
+    name = f"gradient, heads of {width}"
+    if latents > ONE_PASS_LATENTS or name not in launches or launch.is_amd():
         return None
     if launch.INTERPRETED:
         return Tile(latents, INTERPRETER_POSITIONS, width, 1, None)
     if query.dtype == torch.float32:
         return None
-    positions, warps = tiles[width]
+    positions, warps = launches[name]
     # fewer rows than 64 would not go through wgmma
     return Tile(max(latents, 64), positions, width, warps, HALF_REGISTERS)
 

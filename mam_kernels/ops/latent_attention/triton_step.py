@@ -571,7 +571,7 @@ def _chunks(inputs: int, columns: int) -> tuple[int, int]:
     """
     largest = 256 if columns <= 128 else 128
     fitting = max(triton.next_power_of_2(inputs), attention.SMALLEST_DOT)
-    sizes = [size for size in (256, 128, 64, 32, 16) if size <= min(largest, fitting)]
+    sizes = [size for size in (256, 128, 64) if size <= min(largest, fitting)] or [fitting]
     chunk = min(sizes, key=lambda size: (triton.cdiv(inputs, size) * size, -size))
     return chunk, triton.cdiv(inputs, chunk)
 
