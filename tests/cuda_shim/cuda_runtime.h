@@ -68,6 +68,11 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const Kernel& kernel);
 void* dynamic_shared();
 void allow_dynamic_shared(size_t bytes);
 const char* last_error();
+unsigned barriers();  // that the threads of the last block have met
+
+// For the detector of races (races.cpp).
+void atomic(const void* address, size_t bytes);
+void fence();
 
 // Waits for every thread of the block.
 void block_barrier(Place place);
@@ -133,10 +138,18 @@ T __shfl_down_sync(unsigned mask, T value, int distance, MAM_SHIM_CALLER) {
                                                                  : mam_shim::lane() + distance);
 }
 
-inline unsigned atomicAdd(unsigned* address, unsigned value) {
-  return std::exchange(*address, *address + value);
+// Not instrumented: an atomic is told to the detector of races as such.
+#define MAM_SHIM_ATOMIC __attribute__((no_sanitize("thread"), noinline))
+
+template <typename T>
+MAM_SHIM_ATOMIC T atomicAdd(T* address, typename std::common_type<T>::type value) {
+  mam_shim::atomic(address, sizeof(T));
+  const T before = *address;
+  *address = before + value;
+  return before;
 }
-inline int atomicAdd(int* address, int value) { return std::exchange(*address, *address + value); }
+
+inline void __threadfence() { mam_shim::fence(); }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __expf(float x) { return expf(x); }
