@@ -1,0 +1,83 @@
+"""The paths that are counted: their sizes, and what they launch.
+
+To add a kernel of CUDA C++: a ``Kernel`` in its path. A Triton (or Gluon) path is a function that
+calls the launchers with tensors on the CPU: whatever they launch is recorded, compiled and counted.
+Either way the loops of the sources carry ``trips:`` comments (see ``annotations.py``), whose
+formulas use the names of ``sizes``, and the constants in capitals of a Triton launch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of csrc/cuda. ``symbol`` is a part of its mangled name; the rest are formulas."""
+
+    name: str
+    source: str
+    symbol: str
+    blocks: str
+    threads: str
+    bytes: str  # that have to be moved between the GPU and its memory
+    shared: str = "0"  # bytes of dynamic shared memory
+    sizes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Library:
+    """Launches of somebody else's kernels, such as a product of torch: bounded by formulas."""
+
+    name: str
+    backend: str  # "cuda", "triton" or "both"
+    operations: str  # of 16-bit products
+    bytes: str
+    launches: int = 1
+
+
+@dataclass(frozen=True)
+class Path:
+    """One of the paths whose bounds are committed."""
+
+    name: str
+    sizes: Mapping[str, float]
+    batch: str  # the name of the size that counts rows
+    cuda: tuple[Kernel, ...] = ()
+    triton: Callable[[], None] | None = None
+    triton_modules: tuple[str, ...] = ()  # whose kernels are recorded
+    triton_bytes: Mapping[str, str] = field(default_factory=dict)  # by the kernel's name
+    triton_sizes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    libraries: tuple[Library, ...] = ()
+
+
+def call_selection() -> None:
+    """Selection at the target size, by Triton."""
+    import torch
+
+    from mam_kernels.ops.selection import triton
+
+    word, weights = torch.tensor(5), torch.empty(512, 20000)
+    triton.select(weights, torch.empty(512, dtype=torch.int32), None, None, word, word, 1e-8, 1.0)
+
+
+SELECTION = Path(
+    "selection",
+    {"B": 512, "L": 20000, "k": 6000},
+    "B",
+    cuda=(
+        Kernel(
+            "select",
+            "csrc/cuda/selection.cu",
+            "select_kernel",
+            blocks="B",
+            threads="512",
+            shared="4 * L",
+            bytes="5 * B * L",
+        ),
+    ),
+    triton=call_selection,
+    triton_modules=("mam_kernels.ops.selection.triton",),
+    triton_bytes={"select_kernel": "5 * B * L"},
+)
+
+PATHS = (SELECTION,)
