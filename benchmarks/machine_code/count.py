@@ -1,12 +1,13 @@
 """Instructions of a kernel times how often they are executed."""
 
+import math
 from dataclasses import dataclass, field
 
 from . import annotations
 from .device import Count
 from .sass import Function, Instruction, Loop
 
-NAMES = {"min": min, "max": max, "__builtins__": {}}
+NAMES = {"min": min, "max": max, "ceil": math.ceil, "__builtins__": {}}
 
 
 def value(formula: str, sizes: dict[str, float]) -> float:

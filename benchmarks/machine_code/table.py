@@ -62,7 +62,7 @@ def call_selection() -> None:
 
 SELECTION = Path(
     "selection",
-    {"B": 512, "L": 20000, "k": 6000},
+    {"B": 512, "L": 20000, "newton_steps": 1, "candidates": 640, "most_flagged": 3.7},
     "B",
     cuda=(
         Kernel(
@@ -70,8 +70,8 @@ SELECTION = Path(
             "csrc/cuda/selection.cu",
             "select_kernel",
             blocks="B",
-            threads="512",
-            shared="4 * L",
+            threads="128",
+            shared="4 * (128 * ceil(L / 4096) + 2 * 5000)",
             bytes="5 * B * L",
         ),
     ),

@@ -1,4 +1,5 @@
-// The exponential race of a row: random bits, and which keys are among the k smallest.
+// The exponential race of a row: random bits, and which keys are among the k smallest, by looking at
+// every key. It is the way of rows that interval.cuh does not tell enough about.
 #pragma once
 
 #include "block.cuh"
@@ -10,7 +11,7 @@
 
 namespace mam::cuda {
 
-constexpr int kRaceThreads = 512;
+constexpr int kRaceThreads = 128;
 constexpr uint32_t kNeverDrawn =
     0x7f800000u;  // the bits of infinity; finite keys, which are positive, are below
 

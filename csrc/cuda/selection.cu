@@ -1,21 +1,15 @@
-// Sampling without replacement: one block a row. The largest weight, then every key, then the k-th
-// smallest key, then the mask.
-//
-// The keys of a row stay in shared memory where they fit, else in the caller's workspace.
+// Sampling without replacement: one block a row. A sample of the weights tells where the k-th key
+// lies; one pass decides most positions from their random words, and the keys of the others decide
+// exactly. A row of which the sample does not tell enough is drawn by all keys.
+#include "candidates.cuh"
+#include "interval.cuh"
 #include "race.cuh"
 
 namespace mam::cuda {
 
 namespace {
 
-constexpr int64_t kPositionsInShared = 20480;
-
-struct StoredKeys {
-  const uint32_t* data;
-
-  __device__ uint32_t operator()(int64_t l) const { return data[l]; }
-};
-
+// One row of weights, of any type and strides.
 struct Weights {
   const void* data;
   DType dtype;
@@ -31,47 +25,157 @@ struct Weights {
   }
 };
 
-__device__ void write_keys(const Weights& weights, int64_t positions, float largest,
-                           const Weighting& weighting, const RandomRow& random, uint32_t* keys) {
-  for (int64_t quad = threadIdx.x; quad * 4 < positions; quad += kRaceThreads) {
-    const PhiloxWords words = random.words(quad);
+// Four weights at a time. Of a whole row, four lie in one piece of memory.
+template <bool Whole, bool Flagged>
+struct Quads {
+  const Weights& weights;
+  int64_t positions;
+
+  __device__ __forceinline__ float4 operator()(int64_t quad) const {
+    if constexpr (Whole) {
+      const float4* const data =
+          reinterpret_cast<const float4*>(static_cast<const float*>(weights.data) + weights.first);
+      return __ldg(data + quad);
+    } else {
+      float x[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t l = quad * 4 + i;
-      if (l >= positions) break;
-      const float weight = weights[l];
-      const float relative =
-          relative_weight(weight, largest, weighting.eps, weighting.inverse_temperature);
-      keys[l] = weight < 0.0f ? kNeverDrawn : __float_as_uint(race_key(words.word[i], relative));
+      for (int i = 0; i < 4; ++i) x[i] = quad * 4 + i < positions ? weights[quad * 4 + i] : -1.0f;
+      return make_float4(x[0], x[1], x[2], x[3]);
     }
   }
+  // 255 in the bytes of the positions that can be drawn, as far as flags say.
+  __device__ __forceinline__ uint32_t allowed(int64_t quad) const {
+    if constexpr (!Flagged) return 0xFFFFFFFFu;
+    return bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(weights.valid.data) + quad));
+  }
+  __device__ __forceinline__ void write(uint8_t* mask, int64_t quad, uint32_t bytes) const {
+    if constexpr (Whole) {
+      reinterpret_cast<uint32_t*>(mask)[quad] = bytes;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (quad * 4 + i < positions) mask[quad * 4 + i] = bytes >> (8 * i) & 1u;
+    }
+  }
+};
+
+// Marks the positions whose keys are below the interval for sure and flags those whose keys may be
+// in it or need to be computed; returns how many this thread marked. `sum` is not finite if a
+// weight is not: an infinite one would be taken for a heavy one.
+template <bool Whole, bool Flagged>
+__device__ __forceinline__ unsigned sift(const Quads<Whole, Flagged>& quads, const Interval& it,
+                                         const RandomRow& random, uint32_t* flags, uint8_t* mask,
+                                         float& sum) {
+  const int count = static_cast<int>((quads.positions + 3) / 4);
+  unsigned marked = 0;
+#pragma unroll 1
+  for (int chunk = 0, first = threadIdx.x; first - static_cast<int>(threadIdx.x) < count;
+       ++chunk, first += kTurns * kRaceThreads) {  // trips: L / (32 * threads)
+    uint32_t word = 0, bit = 0x01010101u;
+#pragma unroll 1
+    for (int turn = 0, quad = first; turn < kTurns && quad < count;
+         ++turn, quad += kRaceThreads, bit += bit) {  // trips: 8
+      const float4 weight = quads(quad);
+      const float x[4] = {weight.x, weight.y, weight.z, weight.w};
+      const PhiloxWords words = random.words(quad);
+      uint32_t early[4], late[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float q = it.decay(x[i]);
+        // 2 - v, less what is cut off: with the curve of a probability it reaches 2 where v is
+        // below that, and bit 23 says so.
+        const float rest = __uint_as_float((~words.word[i] >> 9) + 0x3F800000u);
+        early[i] = __float_as_uint(rest + it.surely(q));
+        late[i] = __float_as_uint(rest + it.perhaps(q));
+      }
+      sum += (x[0] + x[1]) + (x[2] + x[3]);
+      const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late),
+                     allowed = quads.allowed(quad);
+      const uint32_t bytes = ~not_surely & allowed & 0x01010101u;
+      quads.write(mask, quad, bytes);
+      marked = sum_of_bytes(bytes, marked);
+      word |= not_surely & ~not_perhaps & allowed & bit;
+    }
+    flags[chunk * kRaceThreads + threadIdx.x] = word;
+  }
+  return marked;
 }
 
-__device__ void write_mask(const StoredKeys& keys, int64_t positions, int k, uint8_t* mask) {
-  if (k <= 0) {
-    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) mask[l] = 0;
-    return;
+// The key of a position, relative to a power of two near the mean of the weights.
+struct ScaledKeys {
+  const Weights& weights;
+  RandomRow random;
+  float scale;
+
+  __device__ float operator()(uint32_t l) const {
+    const float weight = weights[l];
+    return weight < 0.0f ? INFINITY
+                         : race_key(random.word(l), (weight + weights.eps) * scale);
   }
-  const Threshold threshold = find_threshold(keys, positions, k);
-  if (threshold.taken < threshold.present) {
-    visit_in_order(keys, positions, threshold,
-                   [mask](int64_t l, bool chosen, int) { mask[l] = chosen; });
-  } else {
-    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads)
-      mask[l] = keys(l) <= threshold.key;
+};
+
+// False where the row has to be drawn by all keys.
+template <bool Whole, bool Flagged>
+__device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t positions, int k,
+                                                 const RandomRow& random,
+                                                 const Candidates& candidates, uint8_t* mask) {
+  __shared__ Interval shared_interval;
+  __shared__ int infinite;
+  const Quads<Whole, Flagged> quads{weights, positions};
+  if (threadIdx.x < kWarp) {  // share: 1 / warps
+    float sample[4 * kSampleQuads];
+    const int64_t whole = positions / 4;
+#pragma unroll
+    for (int i = 0; i < kSampleQuads; ++i) {
+      const int64_t quad = whole * (i * kWarp + threadIdx.x) / (kSampleQuads * kWarp);
+      const float4 x = quads(quad);
+      const uint32_t allowed = quads.allowed(quad);
+      const float each[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        sample[4 * i + j] =
+            drawable(each[j], weights.eps) && (allowed >> (8 * j) & 1u) ? each[j] : -1.0f;
+    }
+    const Interval it = likely_interval(sample, weights.eps, positions, k);
+    if (threadIdx.x == 0) {
+      shared_interval = it;
+      infinite = 0;
+    }
   }
+  __syncthreads();
+  const Interval it = shared_interval;
+  if (!it.known) return false;
+
+  float sum = 0.0f;
+  unsigned marked = sift(quads, it, random, candidates.flags, mask, sum);
+  // An infinite weight makes the sum infinite; NaN is not drawn anyway, but hides infinity.
+  if (!(fabsf(sum) < INFINITY)) infinite = 1;
+  const int count = list_candidates(candidates, words_of_flags(positions), marked);
+  if (infinite != 0 || count > candidates.most) return false;
+  const int wanted = k - static_cast<int>(marked);
+  return mark_smallest(candidates, count, wanted, it.from, it.to,
+                       ScaledKeys{weights, random, it.scale}, mask);
 }
 
-__global__ void __launch_bounds__(kRaceThreads)
-    select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
-                  Weighting weighting, uint8_t* mask, uint32_t* workspace) {
-  MAM_DYNAMIC_SHARED(uint32_t, shared_keys);
-  const int64_t row = blockIdx.x, positions = values.positions;
-  const Weights weights{
-      values.data,          values.dtype, row * values.stride_row, values.stride_position,
-      flag_row(valid, row), weighting.eps};
-  uint32_t* keys = workspace == nullptr ? shared_keys : workspace + row * positions;
+// The key of a position, relative to the largest weight; computed again whenever it is looked at.
+struct RelativeKeys {
+  const Weights& weights;
+  RandomRow random;
+  float largest;
+  Weighting weighting;
 
+  __device__ uint32_t operator()(int64_t l) const {
+    const float weight = weights[l];
+    if (weight < 0.0f) return kNeverDrawn;
+    const float relative =
+        relative_weight(weight, largest, weighting.eps, weighting.inverse_temperature);
+    return __float_as_uint(race_key(random.word(l), relative));
+  }
+};
+
+__device__ void draw_by_all_keys(const Weights& weights, int64_t positions, int k,
+                                 const RandomRow& random, const Weighting& weighting,
+                                 uint8_t* mask) {
   float largest = -1.0f;
   int count = 0;
   for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {
@@ -80,11 +184,53 @@ __global__ void __launch_bounds__(kRaceThreads)
     count += weight >= 0.0f;
   }
   largest = block_reduce(largest, Max());
-  count = block_reduce(count, Sum());
+  k = min(k, block_reduce(count, Sum()));
+  if (k <= 0) {
+    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) mask[l] = 0;
+    return;
+  }
+  const RelativeKeys keys{weights, random, largest, weighting};
+  const Threshold threshold = find_threshold(keys, positions, k);
+  visit_in_order(keys, positions, threshold,
+                 [mask](int64_t l, bool chosen, int) { mask[l] = chosen; });
+}
 
-  write_keys(weights, positions, largest, weighting, random_row(draw, row), keys);
+enum class Layout : int { whole, flagged, any };
+
+__global__ void __launch_bounds__(kRaceThreads)
+    select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
+                  Weighting weighting, Layout layout, uint8_t* mask) {
+  MAM_DYNAMIC_SHARED(uint32_t, shared);
+  // phase: set-up
+  const int64_t row = blockIdx.x, positions = values.positions;
+  const Weights weights{
+      values.data,          values.dtype, row * values.stride_row, values.stride_position,
+      flag_row(valid, row), weighting.eps};
+  const int k = static_cast<int>(min(static_cast<int64_t>(num_samples[row]), positions));
+  const RandomRow random = random_row(draw, row);
+  mask += row * positions;
+  const int words = static_cast<int>(words_of_flags(positions)),
+            most = static_cast<int>(most_candidates(positions));
+  const Candidates candidates{shared, shared + words,
+                              reinterpret_cast<float*>(shared + words + most), most};
+  bool drawn = false;
+  if (positions >= kFewestSampled && k > 0 && weighting.inverse_temperature == 1.0f) {
+    if (layout == Layout::whole) {
+      // phase: one pass
+      drawn = draw_in_one_pass<true, false>(weights, positions, k, random, candidates, mask);
+    } else if (layout == Layout::flagged) {
+      // share: 0
+      drawn = draw_in_one_pass<true, true>(weights, positions, k, random, candidates, mask);
+    } else {
+      // share: 0
+      drawn = draw_in_one_pass<false, false>(weights, positions, k, random, candidates, mask);
+    }
+  }
+  if (drawn) return;
+  // phase: all keys
   __syncthreads();
-  write_mask(StoredKeys{keys}, positions, min(num_samples[row], count), mask + row * positions);
+  // share: 0
+  draw_by_all_keys(weights, positions, k, random, weighting, mask);
 }
 
 // The key of a latent: its uniform itself, computed again whenever it is looked at.
@@ -105,19 +251,29 @@ __global__ void __launch_bounds__(kRaceThreads)
   });
 }
 
-}  // namespace
-
-size_t select_workspace(int64_t rows, int64_t positions) {
-  return positions <= kPositionsInShared ? 0 : rows * positions * sizeof(uint32_t);
+bool aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
 }
 
+Layout layout_of(const Values& weights, const Flags& valid, const uint8_t* mask) {
+  const bool whole = weights.dtype == DType::float32 && weights.stride_position == 1 &&
+                     weights.positions % 4 == 0 && weights.stride_row % 4 == 0 &&
+                     aligned(weights.data, 16) && aligned(mask, 4);
+  if (whole && valid.data == nullptr) return Layout::whole;
+  const bool flagged = whole && valid.stride_position == 1 && valid.stride_row % 4 == 0 &&
+                       aligned(valid.data, 4);
+  return flagged ? Layout::flagged : Layout::any;
+}
+
+}  // namespace
+
+size_t select_workspace(int64_t, int64_t) { return 0; }
+
 void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw,
-            const Weighting& weighting, uint8_t* mask, void* workspace, const Launch& where) {
-  const bool in_shared = weights.positions <= kPositionsInShared;
-  const size_t shared_bytes = in_shared ? weights.positions * sizeof(uint32_t) : 0;
-  launch("select", select_kernel, weights.rows, kRaceThreads, shared_bytes, where, weights, valid,
-         num_samples, draw, weighting, mask,
-         in_shared ? nullptr : static_cast<uint32_t*>(workspace));
+            const Weighting& weighting, uint8_t* mask, void*, const Launch& where) {
+  const int64_t words = words_of_flags(weights.positions) + 2 * most_candidates(weights.positions);
+  launch("select", select_kernel, weights.rows, kRaceThreads, words * sizeof(uint32_t), where,
+         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), mask);
 }
 
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,

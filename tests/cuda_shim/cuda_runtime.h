@@ -23,6 +23,7 @@
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __forceinline__ inline
 #define MAM_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(mam_shim::dynamic_shared())
 
 struct dim3 {
@@ -138,8 +139,28 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 }
 inline int atomicAdd(int* address, int value) { return std::exchange(*address, *address + value); }
 
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, MAM_SHIM_CALLER) {
+  mam_shim::exchange(mask, &value, sizeof(value), {file, line});
+  unsigned sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    if (mask >> i & 1u) sum += mam_shim::read_lane<unsigned>(i);
+  }
+  return sum;
+}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __expf(float x) { return expf(x); }
+inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // NaN: 0
+inline float __uint_as_float(unsigned x) {
+  float value;
+  std::memcpy(&value, &x, sizeof(value));
+  return value;
+}
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   std::memcpy(&bits, &x, sizeof(bits));
