@@ -5,8 +5,9 @@
     each, in the order of their addresses: ``trips: n / 4 | 0``.
 ``share: FORMULA`` on any statement or block
     The part of the warps or of the times that it is executed: 0 for what is rare.
-``phase: NAME`` in the body of a kernel
-    What follows, up to the next one, is counted under this name.
+``phase: NAME`` in the body of a function
+    What follows in this function, up to the next one, is counted under this name, unless what it
+    calls has phases of its own.
 
 A comment belongs to the statement on its line, or where it stands alone to the next line's. A
 statement reaches to the end of its block. The names in a formula are the sizes of the table.
@@ -16,6 +17,8 @@ import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+from .sass import OUTSIDE
 
 COMMENT = re.compile(r"(?://|#)\s*(?P<kind>trips|share|phase): (?P<text>[^#]+?)\s*$")
 
@@ -45,12 +48,39 @@ def notes(file: str) -> tuple[Note, ...]:
         while first <= len(lines) and lines[first - 1].lstrip().startswith(("//", "#")):
             first += 1
         end = _end_of_block if path.suffix == ".py" else _end_of_braces
+        if path.suffix != ".py":
+            first = _start_of_statement(lines, first)
         found.append(Note(comment["kind"], comment["text"], first, end(lines, first)))
     return tuple(found)
 
 
+@functools.cache
+def phase(file: str, line: int) -> str:
+    """The phase that a line of a function is in, or nothing."""
+    marks = [note for note in notes(file) if note.kind == "phase" and note.first <= line]
+    if not marks:
+        return ""
+    lines = Path(file).read_text().splitlines()
+    mark = marks[-1]
+    if any(OUTSIDE.match(x) for x in lines[mark.first - 1 : line - 1]):
+        return ""
+    return mark.text
+
+
 def _code(line: str) -> str:
     return re.split(r"//|#(?!include)", line, maxsplit=1)[0]
+
+
+def _start_of_statement(lines: list[str], first: int) -> int:
+    """The first line of a statement of C++ that goes on for several."""
+    while first > 1:
+        before = lines[first - 2].strip()
+        if not before or before.startswith(("//", "#")) or _code(before).rstrip()[-1:] in "{};:":
+            ends = _code(before).count("(") <= _code(before).count(")")
+            if ends or not before or before.startswith(("//", "#")):
+                return first
+        first -= 1
+    return first
 
 
 def _end_of_braces(lines: list[str], first: int) -> int:
@@ -62,7 +92,7 @@ def _end_of_braces(lines: list[str], first: int) -> int:
             parentheses += {"(": 1, ")": -1}.get(character, 0)
             braces += {"{": 1, "}": -1}.get(character, 0)
             opened |= character == "{"
-            ends = character == "}" and opened or character == ";" and parentheses == 0
+            ends = (character == "}" and opened) or (character == ";" and parentheses == 0)
             if ends and braces <= 0:
                 return number
     return len(lines)

@@ -39,11 +39,14 @@ def count(function: Function, sizes: dict[str, float]) -> Counted:
         for loop, often in trips:
             if n in loop.blocks:
                 times *= often
+        shares = {i: _share(function.instructions[i], sizes) for i in block}
+        if 2 * sum(share == 0.0 for share in shares.values()) > len(block):
+            continue  # of the rest the compiler lost the lines
         for i in block:
             instruction = function.instructions[i]
             if instruction.name == "NOP":
                 continue
-            often = times * _share(instruction, sizes)
+            often = times * shares[i]
             counted.total.add(instruction, often)
             phase = counted.phases.setdefault(_phase(instruction), Count())
             phase.add(instruction, often)
@@ -70,7 +73,9 @@ def _trips(
         best = _best_note(own, taken)
         title = _title(function, loop, own)
         if best is None:
-            if all(_share(x, sizes) == 0.0 for x in own):
+            if any(other.header == loop.header for other, _, _ in stated):
+                continue  # an edge by which a loop that is stated goes on early
+            if 2 * sum(_share(x, sizes) == 0.0 for x in own) > len(own):
                 continue
             counted.unstated.append(title)
             continue
@@ -115,13 +120,9 @@ def _share(instruction: Instruction, sizes: dict[str, float]) -> float:
 
 
 def _phase(instruction: Instruction) -> str:
-    if not instruction.frames:
-        return ""
-    outermost = instruction.frames[-1]
     phase = ""
-    for note in annotations.notes(outermost.file):
-        if note.kind == "phase" and note.first <= outermost.line:
-            phase = note.text
+    for place in reversed(instruction.frames):
+        phase = annotations.phase(place.file, place.line) or phase
     return phase
 
 

@@ -3,7 +3,8 @@ loops of their control flow.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 INSTRUCTION = re.compile(
@@ -11,6 +12,7 @@ INSTRUCTION = re.compile(
     r"\s*(?P<operands>[^;]*);"
 )
 PLACE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+OUTSIDE = re.compile(r"^(\}|def |@)")  # a line that is in no function
 LABEL = re.compile(r"^(\.L_x_\d+):")
 
 
@@ -100,7 +102,23 @@ def _function(name: str, lines: list[str]) -> Function:
                 frames,
             )
         )
-    return _with_loops(name, instructions, labels)
+    return _with_loops(name, _rooted(instructions), labels)
+
+
+def _rooted(instructions: list[Instruction]) -> list[Instruction]:
+    """Instructions whose callers are not told take the lines of the one before them."""
+    entry = next((x.frames[-1] for x in instructions if x.frames), None)
+    if entry is None or not Path(entry.file).is_file():
+        return instructions
+    lines = Path(entry.file).read_text().splitlines()
+    ends = (n for n in range(entry.line + 1, len(lines) + 1) if OUTSIDE.match(lines[n - 1]))
+    last = next(ends, len(lines))
+    rooted: list[Instruction] = []
+    for x in instructions:
+        root = x.frames[-1] if x.frames else None
+        known = root and root.file == entry.file and entry.line - 4 <= root.line <= last
+        rooted.append(x if known or not rooted else replace(x, frames=rooted[-1].frames))
+    return rooted
 
 
 def _place(line: str) -> Place:
@@ -163,16 +181,19 @@ def _loops(following: list[list[int]], reached: set[int]) -> list[Loop]:
             common |= 1 << n
             if common != dominators[n]:
                 dominators[n], changed = common, True
-    loops: dict[int, Loop] = {}
+    loops: dict[tuple[int, frozenset], Loop] = {}
     for n in sorted(reached):
         for header in following[n]:
             if not dominators[n] >> header & 1:
                 continue
-            loop = loops.setdefault(header, Loop(header, {header}))
+            # Edges to one header are a loop each: nested loops that share it, or one that goes on
+            # early, of which count.py tells by their notes.
+            loop = Loop(header, {header})
             todo = [n]
             while todo:
                 block = todo.pop()
                 if block not in loop.blocks:
                     loop.blocks.add(block)
                     todo += before[block]
+            loops[header, frozenset(loop.blocks)] = loop
     return sorted(loops.values(), key=lambda loop: (-len(loop.blocks), loop.header))

@@ -62,7 +62,7 @@ def call_selection() -> None:
 
 SELECTION = Path(
     "selection",
-    {"B": 512, "L": 20000, "newton_steps": 1, "candidates": 640, "most_flagged": 3.7},
+    {"B": 512, "L": 20000, "newton_steps": 1, "candidates": 575, "most_flagged": 3.6},
     "B",
     cuda=(
         Kernel(
@@ -71,7 +71,7 @@ SELECTION = Path(
             "select_kernel",
             blocks="B",
             threads="128",
-            shared="4 * (128 * ceil(L / 4096) + 2 * 5000)",
+            shared="4 * (128 * ceil(L / 4096) + 2 * 4000)",
             bytes="5 * B * L",
         ),
     ),

@@ -26,8 +26,8 @@ __host__ __device__ inline int64_t words_of_flags(int64_t positions) {
 }
 
 __host__ __device__ inline int64_t most_candidates(int64_t positions) {
-  const int64_t most = positions / 4;
-  return most < 1024 ? 1024 : most > 5120 ? 5120 : most;
+  const int64_t most = positions / 5;  // 32 KB where a row has 20,000: four rows a multiprocessor
+  return most < 1024 ? 1024 : most > 4096 ? 4096 : most;
 }
 
 // Bit 8 j + i of word chunk * kRaceThreads + thread stands for position j of the quad that the

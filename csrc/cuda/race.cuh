@@ -33,6 +33,10 @@ struct RandomRow {
     return philox(seed, static_cast<uint32_t>(quad), sample, step, stream);
   }
 
+  __device__ __forceinline__ PhiloxWords complements(int quad) const {
+    return philox<0xFFFFFFFFu>(seed, static_cast<uint32_t>(quad), sample, step, stream);
+  }
+
   __device__ uint32_t word(int64_t position) const {
     const PhiloxWords four = words(position / 4);
     const int i = static_cast<int>(position % 4);
@@ -47,6 +51,28 @@ __device__ inline RandomRow random_row(const Draw& draw, int64_t row) {
       draw.step_ptr == nullptr ? draw.step : static_cast<uint32_t>(*draw.step_ptr);
   return {seed, static_cast<uint32_t>(draw.sample_ids == nullptr ? row : draw.sample_ids[row]),
           step, draw.stream};
+}
+
+// -log1p(-v) for v in (0, 1), to 2.5e-7 of itself at the smallest v as at the largest. 1 - v = w +
+// (lost digits) and w = 2^e (1 + f) with |f| < 0.42: log w = e log 2 + f - f^2/2 + f^3 p(f), p a
+// minimax polynomial. Half of what log1pf takes.
+__device__ inline float standard_exponential(float v) {
+  const float w = 1.0f - v, lost = v - (1.0f - w);
+  // Subtracting the bits of sqrt(1/2) makes the exponent field step at sqrt(1/2), not at 1.
+  const uint32_t bits = __float_as_uint(w);
+  const int exponent = static_cast<int>(bits - 0x3F3504F3u) >> 23;
+  const float f = __uint_as_float(bits - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
+  float p = 0.08700418472290039f;
+  p = fmaf(p, f, -0.14267484843730927f);
+  p = fmaf(p, f, 0.14914771914482117f);
+  p = fmaf(p, f, -0.1657758504152298f);
+  p = fmaf(p, f, 0.19963063299655914f);
+  p = fmaf(p, f, -0.2500133812427521f);
+  p = fmaf(p, f, 0.3333390951156616f);
+  const float square = f * f;
+  const float log_w = fmaf(static_cast<float>(exponent), 0.6931471805599453f,
+                           f + fmaf(square, f * p, -0.5f * square));
+  return lost - log_w;
 }
 
 // The k-th smallest key; of the `present` keys equal to it, the `taken` at the lowest positions are

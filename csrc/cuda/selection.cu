@@ -1,6 +1,9 @@
 // Sampling without replacement: one block a row. A sample of the weights tells where the k-th key
 // lies; one pass decides most positions from their random words, and the keys of the others decide
 // exactly. A row of which the sample does not tell enough is drawn by all keys.
+#ifdef DBG
+#include <cstdio>
+#endif
 #include "candidates.cuh"
 #include "interval.cuh"
 #include "race.cuh"
@@ -59,58 +62,89 @@ struct Quads {
   }
 };
 
-// Marks the positions whose keys are below the interval for sure and flags those whose keys may be
-// in it or need to be computed; returns how many this thread marked. `sum` is not finite if a
-// weight is not: an infinite one would be taken for a heavy one.
+// What one thread finds out about its positions.
+struct Sifted {
+  unsigned marked;  // positions whose keys are below the interval for sure
+  uint32_t flags;   // a bit for each position whose key may be in it: 8 j + i in turn i
+  float sum;        // of the weights; not finite if one of them is not
+};
+
+// Four positions: marks them in the mask, or flags them.
 template <bool Whole, bool Flagged>
-__device__ __forceinline__ unsigned sift(const Quads<Whole, Flagged>& quads, const Interval& it,
-                                         const RandomRow& random, uint32_t* flags, uint8_t* mask,
-                                         float& sum) {
-  const int count = static_cast<int>((quads.positions + 3) / 4);
-  unsigned marked = 0;
-#pragma unroll 1
-  for (int chunk = 0, first = threadIdx.x; first - static_cast<int>(threadIdx.x) < count;
-       ++chunk, first += kTurns * kRaceThreads) {  // trips: L / (32 * threads)
-    uint32_t word = 0, bit = 0x01010101u;
-#pragma unroll 1
-    for (int turn = 0, quad = first; turn < kTurns && quad < count;
-         ++turn, quad += kRaceThreads, bit += bit) {  // trips: 8
-      const float4 weight = quads(quad);
-      const float x[4] = {weight.x, weight.y, weight.z, weight.w};
-      const PhiloxWords words = random.words(quad);
-      uint32_t early[4], late[4];
+__device__ __forceinline__ void sift(const Quads<Whole, Flagged>& quads, int quad, float4 weight,
+                                     const Interval& it, const RandomRow& random, uint32_t bit,
+                                     uint8_t* mask, Sifted& sifted) {
+  const float x[4] = {weight.x, weight.y, weight.z, weight.w};
+  const PhiloxWords complement = random.complements(quad);
+  uint32_t early[4], late[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float q = it.decay(x[i]);
-        // 2 - v, less what is cut off: with the curve of a probability it reaches 2 where v is
-        // below that, and bit 23 says so.
-        const float rest = __uint_as_float((~words.word[i] >> 9) + 0x3F800000u);
-        early[i] = __float_as_uint(rest + it.surely(q));
-        late[i] = __float_as_uint(rest + it.perhaps(q));
-      }
-      sum += (x[0] + x[1]) + (x[2] + x[3]);
-      const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late),
-                     allowed = quads.allowed(quad);
-      const uint32_t bytes = ~not_surely & allowed & 0x01010101u;
-      quads.write(mask, quad, bytes);
-      marked = sum_of_bytes(bytes, marked);
-      word |= not_surely & ~not_perhaps & allowed & bit;
-    }
-    flags[chunk * kRaceThreads + threadIdx.x] = word;
+  for (int i = 0; i < 4; ++i) {
+    const float q = it.decay(x[i]);
+    // 2 - v, less what is cut off: with the curve of a probability it reaches 2 where v is below
+    // that, and bit 23 says so.
+    const float rest = __uint_as_float((complement.word[i] >> 9) + 0x3F800000u);
+    early[i] = __float_as_uint(rest + it.surely(q));
+    late[i] = __float_as_uint(rest + it.perhaps(q));
   }
-  return marked;
+  sifted.sum += (x[0] + x[1]) + (x[2] + x[3]);
+  const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late),
+                 allowed = quads.allowed(quad);
+  const uint32_t bytes = ~not_surely & allowed & 0x01010101u;
+  quads.write(mask, quad, bytes);
+  sifted.marked = sum_of_bytes(bytes, sifted.marked);
+  sifted.flags |= not_surely & ~not_perhaps & allowed & bit;
+}
+
+// All positions of the row.
+template <bool Whole, bool Flagged>
+__device__ __forceinline__ Sifted sift(const Quads<Whole, Flagged>& quads, const Interval& it,
+                                       const RandomRow& random, uint32_t* flags, uint8_t* mask) {
+  constexpr int kAtOnce = 4;  // loads that are under way at once
+  const int count = static_cast<int>((quads.positions + 3) / 4);
+  Sifted sifted{0, 0, 0.0f};
+  int quad = threadIdx.x;
+  uint32_t* word = flags + threadIdx.x;
+#pragma unroll 1
+  for (; quad + (kTurns - 1) * kRaceThreads < count;
+       word += kRaceThreads) {  // trips: L // (32 * threads)
+    sifted.flags = 0;
+    uint32_t bit = 0x01010101u;
+#pragma unroll 1
+    for (int turn = 0; turn < kTurns; turn += kAtOnce) {  // trips: 2
+      float4 weight[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) weight[i] = quads(quad + i * kRaceThreads);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        sift(quads, quad + i * kRaceThreads, weight[i], it, random, bit << i, mask, sifted);
+      quad += kAtOnce * kRaceThreads;
+      bit <<= kAtOnce;
+    }
+    *word = sifted.flags;
+  }
+  sifted.flags = 0;
+#pragma unroll 1
+  for (uint32_t bit = 0x01010101u; quad < count;
+       quad += kRaceThreads, bit += bit)  // trips: L / (4 * threads) % 8
+    sift(quads, quad, quads(quad), it, random, bit, mask, sifted);
+  if (word < flags + words_of_flags(quads.positions)) *word = sifted.flags;
+  return sifted;
 }
 
 // The key of a position, relative to a power of two near the mean of the weights.
+template <bool Whole>
 struct ScaledKeys {
   const Weights& weights;
   RandomRow random;
   float scale;
 
-  __device__ float operator()(uint32_t l) const {
-    const float weight = weights[l];
-    return weight < 0.0f ? INFINITY
-                         : race_key(random.word(l), (weight + weights.eps) * scale);
+  __device__ __forceinline__ float operator()(uint32_t l) const {
+    // of a whole row only positions that the flags allow are asked for
+    const float weight =
+        Whole ? __ldg(static_cast<const float*>(weights.data) + weights.first + l) : weights[l];
+    const float key = standard_exponential(uniform(random.word(l))) /
+                      ((weight + weights.eps) * scale);
+    return drawable(weight, weights.eps) ? key : INFINITY;
   }
 };
 
@@ -122,6 +156,7 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
   __shared__ Interval shared_interval;
   __shared__ int infinite;
   const Quads<Whole, Flagged> quads{weights, positions};
+  // phase: sample and interval
   if (threadIdx.x < kWarp) {  // share: 1 / warps
     float sample[4 * kSampleQuads];
     const int64_t whole = positions / 4;
@@ -145,16 +180,22 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
   __syncthreads();
   const Interval it = shared_interval;
   if (!it.known) return false;
+  // phase: pass
 
-  float sum = 0.0f;
-  unsigned marked = sift(quads, it, random, candidates.flags, mask, sum);
-  // An infinite weight makes the sum infinite; NaN is not drawn anyway, but hides infinity.
-  if (!(fabsf(sum) < INFINITY)) infinite = 1;
+  const Sifted sifted = sift(quads, it, random, candidates.flags, mask);
+  unsigned marked = sifted.marked;
+  // An infinite weight, which would be taken for a heavy one, makes the sum infinite; NaN, which is
+  // not drawn anyway, would hide it.
+  if (!(fabsf(sifted.sum) < INFINITY)) infinite = 1;
+  // phase: candidates
   const int count = list_candidates(candidates, words_of_flags(positions), marked);
+#ifdef DBG
+  if (threadIdx.x == 0) fprintf(stderr, "count %d marked %u k %d from %g to %g inf %d\n", count, marked, k, it.from, it.to, infinite);
+#endif
   if (infinite != 0 || count > candidates.most) return false;
   const int wanted = k - static_cast<int>(marked);
   return mark_smallest(candidates, count, wanted, it.from, it.to,
-                       ScaledKeys{weights, random, it.scale}, mask);
+                       ScaledKeys<Whole>{weights, random, it.scale}, mask);
 }
 
 // The key of a position, relative to the largest weight; computed again whenever it is looked at.
@@ -216,7 +257,6 @@ __global__ void __launch_bounds__(kRaceThreads)
   bool drawn = false;
   if (positions >= kFewestSampled && k > 0 && weighting.inverse_temperature == 1.0f) {
     if (layout == Layout::whole) {
-      // phase: one pass
       drawn = draw_in_one_pass<true, false>(weights, positions, k, random, candidates, mask);
     } else if (layout == Layout::flagged) {
       // share: 0
@@ -227,6 +267,9 @@ __global__ void __launch_bounds__(kRaceThreads)
     }
   }
   if (drawn) return;
+#ifdef DBG
+  if (threadIdx.x == 0) fprintf(stderr, "FALLBACK\n");
+#endif
   // phase: all keys
   __syncthreads();
   // share: 0
