@@ -8,9 +8,8 @@ is included, so one build serves every torch version.
 
 Environment variables:
     MAM_WITH_CUDA    1: build the CUDA part, an error if that fails; 0: leave it out; auto (the
-        default): build it if nvcc is found.
-    MAM_CUDA_ARCHS   compute capabilities to build for, such as "80;90". Default: 80, 90 and 100 as
-    far as nvcc knows them. The newest is
+    default): build it if nvcc is found. MAM_CUDA_ARCHS   compute capabilities to build for, such as
+    "80;90". Default: 80, 90 and 100 as far as nvcc knows them. The newest is
                      embedded as PTX too, for GPUs that come later.
     MAM_COMPILE_ARGS further flags for every C++ file, such as "-g".
     CXX, NVCC        the compilers. Default: c++, or g++; nvcc on the PATH, or in CUDA_HOME/bin or
@@ -190,19 +189,10 @@ class NativeBuild(build_ext):
             )
             for name, extra in sets.items()
         ]
-        for name in (
-            "collapse",
-            "dispatch",
-            "latent_attention",
-            "panels",
-            "selection",
-            "step",
-            "value",
-            "workers",
-        ):
-            steps.append(
-                self.compile(cxx, sources / f"{name}.cpp", folder / f"{name}.o", flags + threads)
-            )
+        for source in sorted(sources.glob("*.cpp")):
+            if source.stem == "kernels":
+                continue
+            steps.append(self.compile(cxx, source, folder / f"{source.stem}.o", [*flags, *threads]))
         binding = [*flags, "-DMAM_CPU_DISPATCH", *self.described("_cpu", "cpu", ",".join(sets))]
         steps.append(
             self.compile(cxx, ROOT / "csrc" / "bindings.cpp", folder / "bindings.o", binding)

@@ -61,7 +61,7 @@ struct Cells {
   }
   mam::Values sparse() const {
     return {stored.data(), mam::DType::float32, kCells, kPositions, 0, 0,
-            crow.data(),   col.data(),          true};
+            crow.data(),   col.data(),          true,   static_cast<int64_t>(col.size())};
   }
   mam::Moments moments() { return {log_partition.data(), mean.data(), variance.data()}; }
 

@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cfenv>
 #include <cstdint>
 
 #include "mam/ops.h"
@@ -29,7 +30,23 @@ using mam::Weighting;
 namespace backend = mam::MAM_BACKEND;
 
 using Address = uintptr_t;
-using NoGil = py::call_guard<py::gil_scoped_release>;
+// Numbers below the smallest normal one are computed with, whatever the calling thread was told
+// (torch.set_flush_denormal): a result depends on the arguments alone.
+class DefaultFloats {
+ public:
+  DefaultFloats() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloats() { std::fesetenv(&before_); }
+  DefaultFloats(const DefaultFloats&) = delete;
+  DefaultFloats& operator=(const DefaultFloats&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
+using NoGil = py::call_guard<py::gil_scoped_release, DefaultFloats>;
 
 template <typename T>
 T* at(Address address) {
@@ -45,9 +62,9 @@ void bind_structures(py::module_& m) {
   py::class_<Values>(m, "Values", py::module_local())
       .def(py::init([](Address data, DType dtype, int64_t rows, int64_t positions,
                        int64_t stride_row, int64_t stride_position, Address crow, Address col,
-                       bool index64) {
+                       bool index64, int64_t stored) {
         return Values{at<void>(data),  dtype,          rows,          positions, stride_row,
-                      stride_position, at<void>(crow), at<void>(col), index64};
+                      stride_position, at<void>(crow), at<void>(col), index64,   stored};
       }));
 
   py::class_<Flags>(m, "Flags", py::module_local())

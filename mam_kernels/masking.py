@@ -395,9 +395,8 @@ class MultinomialAttentionMasking(nn.Module):
         """query (N, H, d), key and value (B, L, H, d), and the bias of the values (Dz,).
 
         The two projections of a token are one: ``K = X (W_k W_p)^T``. The bias of the keys adds the
-            same to every score of a query, so it
-        cancels in the softmax; that of the values is added to the attended output, since attention
-        sums to 1.
+        same to every score of a query, so it cancels in the softmax; that of the values is added to
+        the attended output, since attention sums to 1.
         """
         attention = self.cross_attention
         checks.require_whole(

@@ -6,13 +6,15 @@ behind them: no dispatch, no kernel, no hand-written gradient, so torch differen
 themselves. The equations are in ``<operation>/reference.py``.
 """
 
+import torch
 from torch import Tensor
 
 from ._core import checks
+from ._core.call import Cells, Draw
 from ._core.philox import philox4x32, random_bits, uniforms
 from .ops.latent_attention import reference as latent
 from .ops.selection import reference as selection
-from .ops.selection.reference import draw_latents, race_keys, relative_weights, smallest
+from .ops.selection.reference import race_keys, relative_weights, smallest
 from .ops.value_attention import reference as value
 from .ops.value_attention.ops import ValueMoments, take_apart
 
@@ -36,9 +38,8 @@ def value_attention(values: Tensor, slope: Tensor, *, valid: Tensor | None = Non
     H).
     """
     parts = take_apart("values", values)
-    return ValueMoments(
-        *value.moments(parts.data, parts.crow, parts.col, slope, valid, parts.positions)
-    )
+    cells = Cells(parts.data, parts.crow, parts.col, valid, parts.positions)
+    return ValueMoments(*value.moments(cells, slope))
 
 
 def latent_attention(
@@ -82,4 +83,11 @@ def sample_without_replacement(
     """The ``k`` smallest of ``E_l / w_l``; (B, L) bool."""
     counts = checks.row_counts("num_samples", num_samples, *weights.shape, weights.device)
     draw = checks.draw_source(seed, step, sample_ids, weights.shape[0], weights.device)
-    return selection.select(weights, counts, valid, draw.sample_ids, draw.seed, draw.step, 0.0, 1.0)
+    return selection.select(weights, counts, valid, Draw(draw.seed, draw.step, draw.sample_ids))
+
+
+def draw_latents(
+    num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device
+) -> Tensor:
+    """The ``size`` latents of the smallest uniforms, ascending; int64 (size,)."""
+    return selection.draw_latents(num_latents, size, Draw(seed, step, None), device)

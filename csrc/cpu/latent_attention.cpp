@@ -161,6 +161,7 @@ void attention_importance(const Tokens& query, const Tokens& key, const float* l
                           float scale, float* importance, const Launch& launch) {
   const int64_t block = kernels().block, heads = query.heads, width = query.width,
                 pitch = padded(width);
+  require_indices(latents, num_chosen, query.positions);
   const Queries queries(query, latents, num_chosen, scale);
   const int64_t lanes = queries.blocks * block;
   constexpr int64_t kSpan = 4 * kTileTokens;  // positions that a thread takes at a time

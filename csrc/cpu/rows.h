@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "mam/ops.h"
 
@@ -88,21 +90,32 @@ inline const uint8_t* flag_row(const Flags& flags, int64_t row, int64_t position
   return buffer;
 }
 
-// How many of the flags, each 0 or 1, are true.
+// How many of the flags are true: not 0, whatever else.
 inline int64_t count_true(const uint8_t* flags, int64_t count) {
+  constexpr uint64_t kOnes = 0x0101010101010101ull;
   int64_t total = 0, i = 0;
   while (i + 8 <= count) {
     uint64_t sums = 0;  // of each byte, up to 255
     for (const int64_t end = i + 8 * 255; i < end && i + 8 <= count; i += 8) {
       uint64_t word;
       std::memcpy(&word, flags + i, sizeof word);
-      sums += word;
+      // the upper bit of a byte: its own, or the carry of the others
+      sums += (((word & 0x7F * kOnes) + 0x7F * kOnes) | word) >> 7 & kOnes;
     }
     const uint64_t pairs = (sums & 0x00FF00FF00FF00FFull) + ((sums >> 8) & 0x00FF00FF00FF00FFull);
     total += static_cast<int64_t>((pairs * 0x0001000100010001ull) >> 48);
   }
-  for (; i < count; ++i) total += flags[i];
+  for (; i < count; ++i) total += flags[i] != 0;
   return total;
+}
+
+// Throws std::invalid_argument unless the indices of latents are in [0, num_latents).
+inline void require_indices(const int64_t* latents, int64_t count, int64_t num_latents) {
+  for (int64_t i = 0; i < count; ++i)
+    if (latents[i] < 0 || latents[i] >= num_latents)
+      throw std::invalid_argument("latents: expected indices in [0, " +
+                                  std::to_string(num_latents) + "); got " +
+                                  std::to_string(latents[i]));
 }
 
 }  // namespace cpu

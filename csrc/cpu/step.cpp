@@ -20,6 +20,7 @@ int threads_of_step(int64_t rows, const Projection& parameters, int allowed) {
 
 void choose_latents(const Step& step, int64_t* chosen) {
   if (step.chosen) {
+    require_indices(step.chosen, step.num_chosen, step.parameters.num_latents);
     std::copy_n(step.chosen, step.num_chosen, chosen);
     return;
   }

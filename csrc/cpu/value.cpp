@@ -16,6 +16,7 @@
 #include "cpu/kernels.h"
 #include "cpu/panels.h"
 #include "cpu/rows.h"
+#include "cpu/sparse.h"
 #include "cpu/workers.h"
 #include "mam/ops.h"
 
@@ -100,6 +101,7 @@ class ValuePass {
 
   Entries read(int64_t row, Worker& worker) const;
   Entries read_dense(int64_t row, Worker& worker) const;
+  template <typename Index>
   Entries read_sparse(int64_t row, Worker& worker) const;
   const uint8_t* valid_row(int64_t row, Worker& worker) const {
     return flag_row(valid_, row, values_.positions, worker.valid.get());
@@ -148,6 +150,7 @@ Buffer<double> ValuePass::widened(const float* slope, int64_t count) {
 }
 
 void ValuePass::choose_slopes() {
+  require_indices(masking_->latents, masking_->num_chosen, slopes_ / masking_->heads);
   for (int64_t i = 0; i < masking_->num_chosen; ++i)
     for (int64_t h = 0; h < masking_->heads; ++h)
       chosen_.push_back(masking_->latents[i] * masking_->heads + h);
@@ -182,18 +185,17 @@ Entries ValuePass::read_dense(int64_t row, Worker& worker) const {
   return entries;
 }
 
+template <typename Index>
 Entries ValuePass::read_sparse(int64_t row, Worker& worker) const {
-  const auto index = [this](const void* from, int64_t i) {
-    return values_.index64 ? static_cast<const int64_t*>(from)[i]
-                           : static_cast<const int32_t*>(from)[i];
-  };
-  const int64_t first = index(values_.crow, row), stored = index(values_.crow, row + 1) - first;
-  const float* values = floats(values_.data, values_.dtype, first, 1, stored, worker.row.get());
+  const StoredRow stored = stored_row(values_, row);
+  const Index* const columns = static_cast<const Index*>(values_.col) + stored.first;
+  const float* values =
+      floats(values_.data, values_.dtype, stored.first, 1, stored.count, worker.row.get());
   const uint8_t* valid = valid_row(row, worker);
   const EntryBuffer& to = worker.entries;
   int64_t count = 0;
-  for (int64_t i = 0; i < stored; ++i) {
-    const int64_t column = index(values_.col, first + i);
+  for (int64_t i = 0; i < stored.count; ++i) {
+    const Index column = columns[i];
     to.value[count] = values[i];
     to.position[count] = static_cast<int32_t>(column);
     count += values[i] != 0.0f && (!valid || valid[column]);
@@ -204,7 +206,8 @@ Entries ValuePass::read_sparse(int64_t row, Worker& worker) const {
 }
 
 Entries ValuePass::read(int64_t row, Worker& worker) const {
-  return values_.crow ? read_sparse(row, worker) : read_dense(row, worker);
+  if (!values_.crow) return read_dense(row, worker);
+  return values_.index64 ? read_sparse<int64_t>(row, worker) : read_sparse<int32_t>(row, worker);
 }
 
 // --- Moments and importance ---

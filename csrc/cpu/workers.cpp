@@ -1,12 +1,13 @@
-// Threads that help the one that calls. Not OpenMP's, whose regions end only when every thread has
-// arrived, those too that found no core free: on a machine that other programs keep busy, such as
-// the workers of a data loader, a call of 50 us then takes as long as the system lets a thread
-// wait, many milliseconds. Here the caller works on its items whether or not somebody helps, and
-// waits for those alone that a helper has begun.
+// Threads that help the one that calls. OpenMP's regions end only when every thread has arrived,
+// and one that finds no core free arrives late: on a machine that other programs keep busy, such as
+// the workers of a data loader, a call of 50 us then takes many milliseconds. Here the caller works
+// on its items whether or not somebody helps, and waits only for those that a helper has begun.
+// Where the helpers run is the system's business: no affinity or priority is touched.
 
 #include "cpu/workers.h"
 
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -15,11 +16,6 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
-#endif
-#if defined(__linux__)
-#include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace mam {
@@ -34,59 +30,6 @@ inline void pause() {
   std::this_thread::yield();
 #endif
 }
-
-#if defined(__linux__)
-
-int current_core() { return sched_getcpu(); }
-
-// Where a helper runs. Threads of other libraries spin after each of their operations, on every
-// core but the caller's, and Linux, which finds no core idle, wakes a helper on that of its caller,
-// who then does all the work. So it moves to where it shares a core with one that spins.
-class Place {
- public:
-  Place() {
-    // Waking threads that ask for shorter slices than a running one go first (Linux 6.12; before,
-    // this is ignored).
-    struct {
-      uint32_t size, policy;
-      uint64_t flags;
-      int32_t nice;
-      uint32_t priority;
-      uint64_t runtime, deadline, period;
-    } attributes{};
-    if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0u) != 0 ||
-        attributes.policy != SCHED_OTHER)
-      return;
-    attributes.runtime = 100'000;  // ns
-    syscall(SYS_sched_setattr, 0, &attributes, 0u);
-  }
-
-  // Leaves this core if it is another thread's, for one of those that are allowed.
-  void leave(int core) {
-    if (core < 0 || sched_getcpu() != core) return;
-    cpu_set_t now;
-    if (sched_getaffinity(0, sizeof now, &now) != 0) return;
-    if (!chosen_ || !CPU_EQUAL(&now, &others_))
-      allowed_ = now;  // as it was given, or as somebody has changed it since
-    others_ = allowed_;
-    CPU_CLR(core, &others_);
-    chosen_ = CPU_COUNT(&others_) > 0 && sched_setaffinity(0, sizeof others_, &others_) == 0;
-  }
-
- private:
-  cpu_set_t allowed_, others_;
-  bool chosen_ = false;
-};
-
-#else
-
-int current_core() { return -1; }
-
-struct Place {
-  void leave(int) {}
-};
-
-#endif
 
 // A job under way. It lives on its caller's stack: helpers enter and leave under the pool's eyes.
 class Run {
@@ -170,8 +113,8 @@ class Pool {
   void hire(int helpers) {
     try {
       for (; hired_ < helpers; ++hired_) std::thread([this] { help(); }).detach();
-    } catch (
-        const std::system_error&) {  // the system gives no more threads: those that are there do
+    } catch (const std::system_error&) {
+      // the system gives no more threads: those that are there do
     }
   }
 
@@ -193,7 +136,6 @@ class Pool {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       current_ = run;
-      core_ = current_core();
       posted_.fetch_add(1, std::memory_order_release);
       asleep = asleep_;
     }
@@ -201,10 +143,9 @@ class Pool {
   }
 
   [[noreturn]] void help() {
-    Place place;
+    std::fesetenv(FE_DFL_ENV);  // a thread begins with the modes of the one that hired it
     for (uint64_t seen = 0;;) {
       seen = await(seen);
-      place.leave(core_.load(std::memory_order_relaxed));
       Run* run;
       int thread;
       {
@@ -240,7 +181,6 @@ class Pool {
   std::condition_variable wake_;
   std::atomic<uint64_t> posted_{0};
   std::atomic<bool> attending_{false};
-  std::atomic<int> core_{-1};  // of the caller
   Run* current_ = nullptr;
   int hired_ = 0, asleep_ = 0;
 };

@@ -45,6 +45,10 @@ class Weighting(NamedTuple):
     inverse_temperature: float
 
 
+AS_GIVEN = Weighting(0.0, 1.0)
+"""Weights as they are."""
+
+
 class Parameters(NamedTuple):
     """The parameters of the masking module, by the shapes of Linear and MultiheadAttention."""
 

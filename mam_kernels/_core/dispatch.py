@@ -200,14 +200,54 @@ def resolve(backend: str, op: str, device: str, dtype: torch.dtype) -> str:
 
 
 @functools.cache
+def _found(folder: str, function: str, backend: str) -> Callable | None:
+    """A backend's function for an operation, which checks its arguments first; None where it has
+    none.
+
+    Both backends of extension modules are served by ``native.py``, whose functions take the
+    module first.
+    """
+    from . import extension
+    from .arguments import CHECKS
+
+    native = backend in ("cpu", "cuda")
+    module = importlib.import_module(f"mam_kernels.ops.{folder}.{'native' if native else backend}")
+    run = getattr(module, function, None)
+    if run is None:
+        return None
+    if native:
+        lib = getattr(extension, backend)()
+        needed = getattr(run, "requires", None)
+        if needed is not None and not hasattr(lib, needed):
+            return None
+        run = functools.partial(run, lib)
+    check = CHECKS.get((folder, function))
+    return run if check is None else functools.partial(_run_checked, check, run)
+
+
+def _run_checked(check: Callable[..., tuple], run: Callable, *arguments: object) -> object:
+    return run(*check(*arguments))
+
+
+@functools.cache
 def _implementation(op: str, backend: str) -> Callable:
-    folder, function = IMPLEMENTATIONS[op]
-    return getattr(importlib.import_module(f"mam_kernels.ops.{folder}.{backend}"), function)
+    run = _found(*IMPLEMENTATIONS[op], backend)
+    if run is None:
+        raise NotImplementedError(f"{op}: the backend {backend!r} has no such function")
+    return run
 
 
 def implementation(op: str, backend: str, data: Tensor) -> Callable:
     """The function that runs ``op`` for tensors like ``data``."""
     return _implementation(op, resolve(backend, op, data.device.type, data.dtype))
+
+
+def optional(op: str, function: str, backend: str, data: Tensor) -> Callable | None:
+    """Another function in the file that would run ``op`` for tensors like ``data``, such as the
+    whole step beside the mask; None where that backend does without.
+    """
+    folder, _ = IMPLEMENTATIONS[op]
+    return _found(folder, function, resolve(backend, op, data.device.type, data.dtype))
 
 
 def forget() -> None:
@@ -216,7 +256,7 @@ def forget() -> None:
     """
     global _environment
     _environment = os.environ.get("MAM_BACKEND", "")
-    for cached in (_missing, obstacle, resolve, _implementation):
+    for cached in (_missing, obstacle, resolve, _found, _implementation):
         cached.cache_clear()
 
 

@@ -10,15 +10,20 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from .call import Cells, Draw
+
 PACKAGE = "mam_kernels"
 
 _NO_DEVICE_CHANGE = nullcontext()
+_Function = TypeVar("_Function", bound=Callable)
 _other_cuda: ModuleType | None = None
 
 
@@ -51,6 +56,18 @@ def use_cuda_module(module: ModuleType) -> None:
     cuda.cache_clear()
 
 
+def requires(name: str) -> Callable[[_Function], _Function]:
+    """Marks a launcher that runs only with libraries that have the function ``name``; for the
+    others it is not there.
+    """
+
+    def mark(launcher: _Function) -> _Function:
+        launcher.requires = name
+        return launcher
+
+    return mark
+
+
 def build_info() -> dict[str, dict[str, object]]:
     """What each extension module that loads here was built with: version, compiler, targets."""
     info = {}
@@ -72,8 +89,8 @@ def _load(name: str, variable: str) -> ModuleType:
     if importlib.util.find_spec(f"{PACKAGE}.{name}") is None:
         needed = "C++ compiler" if name == "_cpu" else "nvcc"
         raise ImportError(
-            f"the extension module {PACKAGE}.{name} was not built: the installation found no {needed}, or "
-            "compiling failed (pip install -v shows it)"
+            f"the extension module {PACKAGE}.{name} was not built: the installation found no "
+            f"{needed}, or compiling failed (pip install -v shows it)"
         )
     return importlib.import_module(f"{PACKAGE}.{name}")
 
@@ -101,66 +118,60 @@ def dtype(lib: ModuleType, x: Tensor) -> object:
     return getattr(lib.DType, names[x.dtype])
 
 
-def values(
-    lib: ModuleType, data: Tensor, crow: Tensor | None, col: Tensor | None, num_positions: int
-) -> object:
-    """A dense (B, L) tensor of any strides, or the parts of a CSR matrix, as ``Values``."""
+def values(lib: ModuleType, cells: Cells) -> object:
+    """A dense (B, L) tensor of any strides, or the contiguous parts of a CSR matrix, as
+    ``Values``.
+    """
+    data, crow, col, _, num_positions = cells
     if crow is None:
-        rows, positions = data.shape
         return lib.Values(
-            data.data_ptr(),
-            dtype(lib, data),
-            rows,
-            positions,
-            data.stride(0),
-            data.stride(1),
-            0,
-            0,
-            False,
+            data.data_ptr(), dtype(lib, data), *data.shape, *data.stride(), 0, 0, False, 0
         )
-    index64 = crow.dtype == torch.int64
-    rows = crow.shape[0] - 1
     return lib.Values(
         data.data_ptr(),
         dtype(lib, data),
-        rows,
+        len(crow) - 1,
         num_positions,
         0,
         0,
         crow.data_ptr(),
-        address(col),
-        index64,
+        col.data_ptr(),
+        crow.dtype == torch.int64,
+        len(data),
     )
+
+
+def dense(lib: ModuleType, data: Tensor) -> object:
+    """A dense (B, L) tensor of any strides as ``Values``."""
+    return values(lib, Cells(data, None, None, None, data.shape[1]))
 
 
 def flags(lib: ModuleType, x: Tensor | None) -> object:
     """Booleans (B, L) of any strides, or None for "all true", as ``Flags``."""
-    return lib.Flags(0, 0, 0) if x is None else lib.Flags(x.data_ptr(), x.stride(0), x.stride(1))
+    return lib.Flags(0, 0, 0) if x is None else lib.Flags(x.data_ptr(), *x.stride())
 
 
-def draw(
-    lib: ModuleType, seed: Tensor | int, step: Tensor | int, sample_ids: Tensor | None, stream: int
-) -> object:
+def draw(lib: ModuleType, source: Draw, stream: int) -> object:
     """The source of the random bits as ``Draw``.
 
     Words on the library's device are passed by address, others by value.
     """
-    seed_word, seed_address = _word(lib, seed)
-    step_word, step_address = _word(lib, step)
+    seed_word, seed_address = _word(lib, source.seed)
+    step_word, step_address = _word(lib, source.step)
     return lib.Draw(
         seed_word & (2**64 - 1),
         step_word & (2**32 - 1),
         seed_address,
         step_address,
-        address(sample_ids),
+        address(source.sample_ids),
         stream,
     )
 
 
 def _word(lib: ModuleType, x: Tensor | int) -> tuple[int, int]:
-    return (
-        (0, x.data_ptr()) if isinstance(x, Tensor) and x.device.type == lib.device else (int(x), 0)
-    )
+    """The word itself and 0, or 0 and its address."""
+    on_device = isinstance(x, Tensor) and x.device.type == lib.device
+    return (0, x.data_ptr()) if on_device else (int(x), 0)
 
 
 def launch(lib: ModuleType, device: torch.device) -> object:

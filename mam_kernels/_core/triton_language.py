@@ -16,6 +16,7 @@ STREAM_LATENTS = tl.constexpr(1)
 LARGEST_UNIFORM = tl.constexpr(1.0 - 2.0**-24)
 SMALLEST_RELATIVE_WEIGHT = tl.constexpr(1e-37)
 LARGEST_FLOAT32 = tl.constexpr(3.4028234663852886e38)
+SMALLEST_FLOAT32 = tl.constexpr(1.1754943508222875e-38)  # the smallest normal one
 
 RADIX_BITS = tl.constexpr(8)
 RADIX_BINS = tl.constexpr(256)
@@ -80,10 +81,11 @@ def exponential(v):
 
 @triton.jit
 def is_drawable(weight, eps):
-    """A weight can be drawn when it is finite, not negative, and positive after eps; NaN compares
-    false.
+    """A weight can be drawn when it is finite, not negative, and a normal number after eps; NaN
+    compares false.
     """
-    return (weight >= 0.0) & (weight + eps > 0.0) & (weight <= LARGEST_FLOAT32)
+    normal = weight + eps >= SMALLEST_FLOAT32
+    return (weight >= 0.0) & normal & (weight <= LARGEST_FLOAT32)
 
 
 @triton.jit

@@ -7,19 +7,30 @@ on one core, ``MaskingStep``.
 Names are looked up when they are used: importing this needs neither transformers nor Lightning.
 """
 
-from .._core.lazy import lazy_names
+import importlib
+from typing import Any
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".bmfm": ("LatentMaskingStrategy",),
-        ".checking": ("FirstBatch", "Finding", "check_first_batch"),
-        ".core": ("MaskedBatch", "MaskingStep", "real_tokens"),
-        ".hugging_face": ("MamConfig", "MamForMaskedLM", "PaddingCollator"),
-        ".lightning": ("MaskedPretrainingMixin",),
-        ".nicheformer": ("NicheformerMasking",),
-        ".scbert": ("ScBertMasking",),
-        ".scfoundation": ("ScFoundationMasking",),
-        ".scgpt": ("ScGptMasking",),
-    },
-)
+_MODULES = {
+    "bmfm": ("LatentMaskingStrategy",),
+    "checking": ("FirstBatch", "Finding", "check_first_batch"),
+    "core": ("MaskedBatch", "MaskingStep", "real_tokens"),
+    "hugging_face": ("MamConfig", "MamForMaskedLM", "PaddingCollator"),
+    "lightning": ("MaskedPretrainingMixin",),
+    "nicheformer": ("NicheformerMasking",),
+    "scbert": ("ScBertMasking",),
+    "scfoundation": ("ScFoundationMasking",),
+    "scgpt": ("ScGptMasking",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

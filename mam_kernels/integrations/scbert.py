@@ -68,8 +68,7 @@ class ScBertMasking(core.MaskingStep):
 
         Returns:
             A ``MaskedBatch``: ``inputs`` (B, G + 1) int64 are what the model reads; ``labels`` hold
-                ``bin_num + 1``, which the loss
-            ignores, where nothing is hidden.
+            ``bin_num + 1``, which the loss ignores, where nothing is hidden.
         """
         core.require_values("values", values, self.device)
         tokens = self.bins(values)

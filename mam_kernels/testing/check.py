@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .._core import dispatch
+from .._core.call import Cells, Choice, Draw, Weighting
 from ..ops.latent_attention import reference as latent
 from ..ops.selection import reference as selection
 from ..ops.value_attention import reference as value
@@ -57,15 +58,18 @@ def check_value_path(
     """
     parts, exact = take_apart("values", case.values), take_apart("values", case.values.double())
     seed, step = words()
-    source = (case.sample_ids, seed, step, eps, 1.0 / temperature)
-    arguments = (case.valid, case.maskable, case.num_masked, case.latents, *source, parts.positions)
+    cells = Cells(parts.data, parts.crow, parts.col, case.valid, parts.positions)
+    choice = Choice(case.maskable, case.num_masked, 0.0, case.latents, len(case.latents))
+    arguments = (choice, Weighting(eps, 1.0 / temperature), Draw(seed, step, case.sample_ids))
     run = dispatch.implementation("value_mask", backend, parts.data)
-    mask, importance, *moments = run(parts.data, parts.crow, parts.col, case.slope, *arguments)
-    alone = dispatch.implementation("value_attention", backend, parts.data)(
-        parts.data, parts.crow, parts.col, case.slope, case.valid, parts.positions
+    mask, importance, *moments = run(cells, case.slope, *arguments)
+    alone = dispatch.implementation("value_attention", backend, parts.data)(cells, case.slope)
+    truth = value.mask(
+        cells._replace(values=exact.data, crow=exact.crow, col=exact.col),
+        case.slope.double(),
+        *arguments,
     )
-    truth = value.mask(exact.data, exact.crow, exact.col, case.slope.double(), *arguments)
-    plain = value.mask(parts.data.float(), parts.crow, parts.col, case.slope, *arguments)
+    plain = value.mask(cells._replace(values=parts.data.float()), case.slope, *arguments)
     found = [compare("importance", importance, plain[1], truth[1], torch.float32, element_error)]
     for name, fused, separate, at_precision, right in zip(
         ("log M", "mean", "variance"), moments, alone, plain[2:], truth[2:], strict=True
@@ -129,9 +133,9 @@ def check_token_path(
     alone = run(
         "attention_importance", case.query, case.key, logsumexp, case.latents, case.valid, scale
     )
-    source = (case.sample_ids, seed, step, eps, 1.0 / temperature)
-    arguments = (case.valid, case.maskable, case.num_masked, *source, scale)
-    mask, fused = run("token_mask", case.query, case.key, logsumexp, case.latents, *arguments)
+    choice = Choice(case.maskable, case.num_masked, 0.0, case.latents, len(case.latents))
+    arguments = (choice, Weighting(eps, 1.0 / temperature), Draw(seed, step, case.sample_ids))
+    mask, fused = run("token_mask", case.query, case.key, logsumexp, case.valid, scale, *arguments)
     found.append(compare("importance", alone, plain_importance, right_importance, torch.float32))
     found.append(
         compare("importance, fused", fused, plain_importance, right_importance, torch.float32)
@@ -167,7 +171,7 @@ def check_race(case: cases.SelectionCase, backend: str) -> tuple[Comparison, ...
 
 
 def _draw_arguments(case: cases.SelectionCase) -> tuple:
-    return (case.weights, case.num_samples, case.valid, case.sample_ids, *words(), 0.0, 1.0)
+    return (case.weights, case.num_samples, case.valid, Draw(*words(), case.sample_ids))
 
 
 def check_latents(
@@ -177,7 +181,7 @@ def check_latents(
     seed, step = words()
     like = torch.empty(1, device=device)
     got = dispatch.implementation("draw_latents", backend, like)(
-        num_latents, size, seed, step, like.device
+        num_latents, size, Draw(seed, step, None), like.device
     )
     expected = reference.draw_latents(num_latents, size, seed, step, like.device)
     return (Comparison("indices", float(not torch.equal(got, expected)), 0.0),)
@@ -244,8 +248,7 @@ def check(backend: str | None = None, device: str | torch.device | None = None) 
 
     Returns:
         A table, a line for each backend, operation and type: cases, comparisons, and the error that
-            came closest to its tolerance. It
-        is printed too.
+        came closest to its tolerance. It is printed too.
 
     Raises:
         ValidationError: an error was above its tolerance; the message names each.

@@ -121,7 +121,7 @@ def misplaced(
         torch.arange(rows, device=mask.device) if sample_ids is None else sample_ids.to(torch.int64)
     )
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
-    relative = selection.relative_weights(weights.double(), valid, eps, 1.0 / temperature)
+    relative = selection.relative_weights(weights, valid, eps, 1.0 / temperature)
     keys = selection.race_keys(relative, bits)
     counts = counts.to(mask.device).long().minimum(torch.isfinite(keys).sum(dim=1))
     padded = torch.cat([keys.new_zeros(rows, 1), keys.sort(dim=1).values], dim=1)

@@ -47,10 +47,10 @@ def from_published(
     of the same public torch parts.
 
     Those parts are: trainable ``latents`` (N, Dz) or (1, N, Dz), a ``torch.nn.Linear`` from a value
-        or an embedding to Dz (``input_proj``),
-    and a ``torch.nn.MultiheadAttention`` (``cross_attention``). Its projections may be in one
-    tensor, in three (``q_proj_weight``, ...), or three modules (``q_proj.weight``, ``q_proj.bias``,
-    ...); biases that are not there are 0. The sizes are read off the tensors.
+    or an embedding to Dz (``input_proj``), and a ``torch.nn.MultiheadAttention``
+    (``cross_attention``). Its projections may be in one tensor, in three (``q_proj_weight``, ...),
+    or three modules (``q_proj.weight``, ``q_proj.bias``, ...); biases that are not there are 0. The
+    sizes are read off the tensors.
 
     Args:
         source: a file written by ``torch.save`` or safetensors, a state dict, or a checkpoint that

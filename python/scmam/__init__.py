@@ -11,7 +11,7 @@ report out::
 Names are looked up when they are used: `import scmam` loads neither torch nor Lightning.
 """
 
-from mam_kernels._core.lazy import lazy_names
+from .lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

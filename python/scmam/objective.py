@@ -162,9 +162,9 @@ class Pretraining(nn.Module):
         the second is left out where empty.
 
         With Adam a weight decay is a gradient, which it rescales like any other: where the loss
-            itself gives next to none, as for the
-        slopes of the latents, the decay alone moves a parameter, by nearly a full learning rate a
-        step, until the masks are uniform. So the group "masking" may have its own; None: the same.
+        itself gives next to none, as for the slopes of the latents, the decay alone moves a
+        parameter, by nearly a full learning rate a step, until the masks are uniform. So the group
+        "masking" may have its own; None: the same.
         """
         masking = {
             name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 import mam_kernels as mam
 from mam_kernels._core import dispatch
-from mam_kernels.ops.value_attention import collapse, cpu
+from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
+from mam_kernels.ops.value_attention import collapse
 from mam_kernels.ops.value_attention.step import scalar_masking
 
 N, H, D = 5, 2, 3  # latents, heads, head width
@@ -87,6 +88,22 @@ def others_of(
         visible,
         positions,
     ]
+
+
+def step_in_cpp(parameters: list[torch.Tensor], others: list) -> tuple[torch.Tensor, ...]:
+    """The outputs and the state of the C++ step for the arguments of the operation."""
+    values, crow, col, valid, maskable, num_masked, chosen, ids, seed, step, heads = others[:11]
+    num_chosen, ratio, eps, inverse_temperature, visible, positions = others[11:]
+    run = dispatch.optional("value_mask", "step", "cpu", values)
+    return run(
+        Cells(values, crow, col, valid, positions),
+        Parameters(*parameters),
+        heads,
+        Choice(maskable, num_masked, ratio, chosen, num_chosen),
+        Weighting(eps, inverse_temperature),
+        Draw(seed, step, ids),
+        visible,
+    )
 
 
 def parts_of(
@@ -191,7 +208,7 @@ def test_products_in_cpp(count, heads, head, rows):
     )
     assert_as_good(ops.scalar_projections(*single[:6], heads, "cpu"), plain[:3], exact[:3])
 
-    outputs = cpu.step(*single, *others_of(rows, heads, count, dtype=torch.float32))
+    outputs = step_in_cpp(single, others_of(rows, heads, count, dtype=torch.float32))
     _, _, context, penalty, state = outputs
     mean, _, occupied, average, directions, constant, folded, unit, second, gram = parts_of(
         state, rows, count, heads, width
@@ -209,7 +226,9 @@ def test_products_in_cpp(count, heads, head, rows):
     incoming = randoms((rows, width), (), dtype=torch.float32, seed=3)
     arguments = (*incoming, *single, state)
     assert_as_good(
-        cpu.step_backward(*arguments, rows, heads),
+        dispatch.optional("value_mask", "step_backward", "cpu", state)(
+            *incoming, Parameters(*single), heads, state, rows
+        ),
         ops.scalar_masking_backward(*arguments, rows, heads, "reference"),
         ops.scalar_masking_backward(*doubled(arguments), rows, heads, "reference"),
     )
@@ -219,8 +238,8 @@ def test_products_in_cpp(count, heads, head, rows):
 def test_many_cells_lose_nothing():
     rows, count, heads, head = 3000, 4, 2, 4
     single = parameters_of(count, heads, head, torch.float32)
-    outputs = cpu.step(
-        *single, *others_of(rows, heads, count, dtype=torch.float32, shift=3.0)
+    outputs = step_in_cpp(
+        single, others_of(rows, heads, count, dtype=torch.float32, shift=3.0)
     )  # means of one sign, whose sums grow
     _, _, context, penalty, state = outputs
     mean, _, occupied, average, directions, constant, _, _, second, gram = parts_of(
@@ -236,7 +255,9 @@ def test_parameters_of_any_strides_are_taken():
     parameters, others = parameters_of(dtype=torch.float32), others_of(3, dtype=torch.float32)
     apart = [torch.stack([x, x], dim=-1)[..., 0] for x in parameters]
     assert not any(x.is_contiguous() for x in apart if x.numel() > 1)
-    for ours, theirs in zip(cpu.step(*apart, *others), cpu.step(*parameters, *others), strict=True):
+    for ours, theirs in zip(
+        step_in_cpp(apart, others), step_in_cpp(parameters, others), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 

@@ -271,7 +271,7 @@ def test_kernels_of_one_backend_never_import_another_backend():
             i
             for i in imports
             if i.startswith("mam_kernels.")
-            and i.count(".") == 2
+            and i.count(".") == 3
             and i.rsplit(".", 1)[-1] in BACKEND_MODULES
         }
         assert {i.rsplit(".", 1)[-1] for i in backends} <= {mine}, name
@@ -282,9 +282,17 @@ def test_backends_and_their_foundations_never_import_what_is_above_them():
         "mam_kernels.masking",
         "mam_kernels._core.dispatch",
         "mam_kernels.testing",
-        *(f"mam_kernels.{op}.ops" for op in OPERATIONS),
+        *(f"mam_kernels.ops.{op}.ops" for op in OPERATIONS),
     }
-    foundations = {"philox", "checks", "native", "triton_language", "triton_launch", "registration"}
+    foundations = {
+        "philox",
+        "checks",
+        "extension",
+        "call",
+        "triton_language",
+        "triton_launch",
+        "registration",
+    }
     for name, imports in IMPORTS.items():
         last = name.rsplit(".", 1)[-1]
         if (last in BACKEND_MODULES or last in foundations) and name != "mam_kernels.reference":
@@ -293,8 +301,8 @@ def test_backends_and_their_foundations_never_import_what_is_above_them():
 
 def test_operations_import_no_backend_and_nothing_from_the_modules():
     for op in OPERATIONS:
-        imports = IMPORTS[f"mam_kernels.{op}.ops"]
-        assert not {i for i in imports if i.startswith(f"mam_kernels.{op}.")}
+        imports = IMPORTS[f"mam_kernels.ops.{op}.ops"]
+        assert not {i for i in imports if i.startswith(f"mam_kernels.ops.{op}.")}
         assert "mam_kernels.masking" not in imports
 
 
@@ -307,7 +315,7 @@ def test_only_the_testing_package_and_the_specification_import_a_reference():
             for i in imports
         )
     }
-    allowed = {f"mam_kernels.{op}.reference" for op in OPERATIONS} | {"mam_kernels.reference"}
+    allowed = {f"mam_kernels.ops.{op}.reference" for op in OPERATIONS} | {"mam_kernels.reference"}
     assert {name for name in importers if not name.startswith("mam_kernels.testing")} <= allowed
 
 

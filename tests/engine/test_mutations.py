@@ -10,6 +10,7 @@ arguments or its results (``WRAPPERS``).
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -153,7 +154,10 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "k of the first row for all": ("selection", [("rank < count[:, None]", "rank < count[0]")]),
     "as many as k asks for, drawable or not": ("selection", [(" & torch.isfinite(keys)\n", "\n")]),
     "padding drawn": ("selection", [("        drawable &= valid\n", "        pass\n")]),
-    "zero weights drawn": ("selection", [("(weights + eps > 0)", "(weights + eps >= 0)")]),
+    "zero weights drawn": (
+        "selection",
+        [("(weights + eps >= smallest)", "(weights + eps >= 0)")],
+    ),
     "negative weights drawn": (
         "selection",
         [
@@ -212,14 +216,19 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "shift = torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()",
-                "shift = torch.zeros_like(slope)",
+                "torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()",
+                "torch.zeros_like(slope)",
             )
         ],
     ),
     "shift that forgets the zeros": (
         "value",
-        [("0.0 if cell.num_zeros else -torch.inf", "-torch.inf")],
+        [
+            (
+                "(slope * 0.0 if cell.num_zeros else",
+                "(torch.full_like(slope, -torch.inf) if cell.num_zeros else",
+            )
+        ],
     ),
     "shift not added back": (
         "value",
@@ -238,27 +247,27 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "(weight_of_zeros * mean**2 + (weight * (cell.values - mean[..., None]) ** 2).sum(dim=-1))",
+                "weight_of_zeros * mean**2 + (weight * (cell.values - mean[..., None]) ** 2).sum(dim=-1)",
                 "(weight * cell.values**2).sum(dim=-1)",
             )
         ],
     ),
     "variance without the zeros": (
         "value",
-        [("(weight_of_zeros * mean**2 + (weight", "(0 * weight_of_zeros + (weight")],
+        [("weight_of_zeros * mean**2 + (weight", "0 * weight_of_zeros + (weight")],
     ),
     "importance of all latents": (
         "value",
         [
             ("slope[latents].to(", "slope.to("),
-            ("partition[latents]) for cell", "partition) for cell"),
+            ("chosen, partition[latents])", "chosen, partition)"),
         ],
     ),
     "importance of the first latents": (
         "value",
         [
             ("slope[latents].to(", "slope[: latents.numel()].to("),
-            ("partition[latents]) for cell", "partition[: latents.numel()]) for cell"),
+            ("chosen, partition[latents])", "chosen, partition[: latents.numel()])"),
         ],
     ),
     "importance of one head": (
@@ -453,15 +462,28 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
 }
 
 
+def _whatever_the_line_breaks(code: str) -> str:
+    """A pattern for ``code`` however a formatter breaks its lines inside of brackets."""
+    if code.startswith((" ", "\n")) or code.endswith("\n"):  # a whole line: indentation counts
+        return re.escape(code)
+    tokens = re.findall(r"\w+|[^\w\s]", code)
+    parts = [re.escape(tokens[0])]
+    for token in tokens[1:]:
+        parts.append((r"\s*,?\s*" if token in ")]" else r"\s*") + re.escape(token))
+    return "".join(parts)
+
+
 def mutated(name: str, replacements: list[tuple[str, str]]) -> ModuleType:
     """A copy of a source file, with replacements; the module that ``import`` gives stays as it is."""
     original = SOURCES[name]
     source = inspect.getsource(original)
     for old, new in replacements:
-        assert source.count(old) == 1, (
-            f"the line to mutate occurs {source.count(old)} times in {original.__name__}: {old!r}"
+        pattern = _whatever_the_line_breaks(old)
+        found = len(re.findall(pattern, source))
+        assert found == 1, (
+            f"the line to mutate occurs {found} times in {original.__name__}: {old!r}"
         )
-        source = source.replace(old, new)
+        source = re.sub(pattern, lambda _, new=new: new, source)
     copy = importlib.util.module_from_spec(original.__spec__)
     exec(compile(source, f"<{name}, mutated>", "exec"), copy.__dict__)
     return copy
@@ -550,11 +572,16 @@ def _changed_result(
 
 
 def _changed_argument(
-    change: Callable[[object], object], which: int
+    change: Callable[[object], object], which: int, field: str | None = None
 ) -> Callable[[Callable], Callable]:
+    """An argument is changed, or a field of it where it is a structure."""
+
+    def wrong_of(x: object) -> object:
+        return change(x) if field is None else x._replace(**{field: change(getattr(x, field))})
+
     def wrap(right: Callable) -> Callable:
         return lambda *arguments: right(
-            *(change(x) if index == which else x for index, x in enumerate(arguments))
+            *(wrong_of(x) if index == which else x for index, x in enumerate(arguments))
         )
 
     return wrap
@@ -585,25 +612,33 @@ def _last_row_as_first(x: Tensor) -> Tensor:
     return torch.cat([x[:-1], x[:1]])
 
 
+# Tensors of (B, L) or of tokens, by where they stand: number of the argument, field of a structure
+_CELLS = {"values": (0, "values"), "valid": (0, "valid")}
+_TENSORS: dict[str, dict[str, tuple]] = {
+    "value_attention": _CELLS,
+    "value_mask": {**_CELLS, "maskable": (2, "maskable")},
+    "sample_without_replacement": {"weights": (0,), "valid": (2,)},
+    "latent_attention": {"key": (1,), "value": (2,), "valid": (3,)},
+    "latent_attention_backward": {"key": (3,), "value": (4,), "valid": (5,)},
+    "attention_logsumexp": {"key": (1,), "valid": (2,)},
+    "attention_importance": {"key": (1,), "valid": (4,)},
+    "token_mask": {"key": (1,), "valid": (3,), "maskable": (5, "maskable")},
+}
+
 WRAPPERS: dict[str, tuple[str, Callable[[Callable], Callable]]] = {}
-for _op, _arguments in {"value_mask": {"values": 0, "valid": 4, "maskable": 5}, "sample_without_replacement": {"weights": 0, "valid": 2},
-                        "latent_attention": {"key": 1, "value": 2, "valid": 3}, "token_mask": {"key": 1, "valid": 4, "maskable": 5},
-                        "latent_attention_backward": {"key": 3, "value": 4, "valid": 5}, "attention_importance": {"key": 1, "valid": 4},
-                        "attention_logsumexp": {"key": 1, "valid": 2}, "value_attention": {"values": 0, "valid": 4}}.items():  # fmt: skip
-    for _name, _index in _arguments.items():
+for _op, _arguments in _TENSORS.items():
+    for _name, _where in _arguments.items():
         WRAPPERS[f"{_op} ignores the strides of {_name}"] = (
             _op,
-            _changed_argument(_as_if_contiguous, _index),
+            _changed_argument(_as_if_contiguous, *_where),
         )
-for _op, _arguments in {"value_mask": {"valid": 4, "maskable": 5}, "value_attention": {"valid": 4}, "sample_without_replacement": {"valid": 2},
-                        "latent_attention": {"valid": 3}, "attention_logsumexp": {"valid": 2}, "attention_importance": {"valid": 4},
-                        "token_mask": {"valid": 4, "maskable": 5}, "latent_attention_backward": {"valid": 5}}.items():  # fmt: skip
-    for _name, _index in _arguments.items():
+        if _name not in ("valid", "maskable"):
+            continue
         WRAPPERS[f"{_op} takes {_name} upside down"] = (
             _op,
-            _changed_argument(lambda x: None if x is None else ~x, _index),
+            _changed_argument(lambda x: None if x is None else ~x, *_where),
         )
-        WRAPPERS[f"{_op} ignores {_name}"] = (_op, _changed_argument(lambda x: None, _index))
+        WRAPPERS[f"{_op} ignores {_name}"] = (_op, _changed_argument(lambda x: None, *_where))
 for _op in ("value_mask", "token_mask", "sample_without_replacement"):
     WRAPPERS[f"{_op} shifts the mask by one"] = (
         _op,
@@ -641,29 +676,22 @@ for _index, _quantity in enumerate(("log-partition", "mean", "variance"), start=
         "value_mask",
         _changed_result(_last_element_wrong, _index),
     )
-WRAPPERS["token_mask ignores eps"] = ("token_mask", _changed_argument(lambda x: 0.0, 10))
-WRAPPERS["token_mask ignores the temperature"] = (
-    "token_mask",
-    _changed_argument(lambda x: 1.0, 11),
-)
-WRAPPERS["value_mask ignores eps"] = ("value_mask", _changed_argument(lambda x: 0.0, 11))
-WRAPPERS["value_mask ignores the temperature"] = (
-    "value_mask",
-    _changed_argument(lambda x: 1.0, 12),
-)
-WRAPPERS["value_mask ignores the sample ids"] = ("value_mask", _changed_argument(lambda x: None, 8))
-WRAPPERS["token_mask ignores the sample ids"] = ("token_mask", _changed_argument(lambda x: None, 7))
+# Where the masks have the choice, the weighting and the draw
+for _op, _choice in {"value_mask": 2, "token_mask": 5}.items():
+    for _what, _argument in {
+        "ignores eps": (lambda x: 0.0, _choice + 1, "eps"),
+        "ignores the temperature": (lambda x: 1.0, _choice + 1, "inverse_temperature"),
+        "ignores the sample ids": (lambda x: None, _choice + 2, "sample_ids"),
+        "takes the k of the first row for all": (
+            lambda x: x[:1].expand_as(x),
+            _choice,
+            "num_masked",
+        ),
+    }.items():
+        WRAPPERS[f"{_op} {_what}"] = (_op, _changed_argument(*_argument))
 WRAPPERS["sample_without_replacement ignores the sample ids"] = (
     "sample_without_replacement",
-    _changed_argument(lambda x: None, 3),
-)
-WRAPPERS["value_mask takes the k of the first row for all"] = (
-    "value_mask",
-    _changed_argument(lambda x: x[:1].expand_as(x), 6),
-)
-WRAPPERS["token_mask takes the k of the first row for all"] = (
-    "token_mask",
-    _changed_argument(lambda x: x[:1].expand_as(x), 6),
+    _changed_argument(lambda x: None, 3, "sample_ids"),
 )
 WRAPPERS["latent_attention_backward ignores the gradient of the log-sum-exp"] = (
     "latent_attention_backward",

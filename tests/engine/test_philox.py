@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import mam_kernels as mam
 from mam_kernels._core import dispatch, philox
+from mam_kernels._core.call import Draw
 
 BACKENDS = [name for name in ("reference", "cpu") if mam.backends()[name]]
 words = st.integers(0, 2**32 - 1)
@@ -145,7 +146,7 @@ def test_draws_of_equal_weights_follow_the_order_of_the_bits(backend, seed, step
 def test_latents_are_those_of_the_smallest_bits_of_stream_1(backend, seed, step, size):
     bits = [bits_by_integers(n, 0, step, seed, 1) for n in range(19)]
     run = dispatch.implementation("draw_latents", backend, torch.empty(1))
-    got = run(19, size, signed(seed), torch.tensor(step), torch.device("cpu"))
+    got = run(19, size, Draw(signed(seed), torch.tensor(step), None), torch.device("cpu"))
     assert got.tolist() == sorted(sorted(range(19), key=bits.__getitem__)[:size])
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import mam_kernels as mam
 from mam_kernels._core import dispatch, philox
+from mam_kernels._core.call import Draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")  # torch calls its CSR support beta
 
@@ -409,7 +410,9 @@ def latent_draws(num_latents: int, size: int, draws: int, backend: str) -> Tenso
     run = dispatch.implementation("draw_latents", backend, torch.empty(1))
     seed, mask = torch.tensor(SEED), torch.zeros(draws, num_latents, dtype=torch.bool)
     for step in range(draws):
-        mask[step, run(num_latents, size, seed, torch.tensor(step), torch.device("cpu"))] = True
+        mask[
+            step, run(num_latents, size, Draw(seed, torch.tensor(step), None), torch.device("cpu"))
+        ] = True
     return mask
 
 

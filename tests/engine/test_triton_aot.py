@@ -144,12 +144,14 @@ def record(kernel: object, launches: dict[Launch, None]) -> Callable:
 
 
 def backend_module(folder: str) -> object:
-    return importlib.import_module(f"mam_kernels.{folder}.triton")
+    return importlib.import_module(f"mam_kernels.ops.{folder}.triton")
 
 
 def call_selection(dtype: object, flags: bool) -> None:
     """Selection of one type, with everything optional there or absent."""
     import torch
+
+    from mam_kernels._core.call import Draw, Weighting
 
     selection = backend_module("selection")
     word = torch.tensor(5)
@@ -160,13 +162,10 @@ def call_selection(dtype: object, flags: bool) -> None:
         torch.ones(2, 20000, dtype=dtype),
         torch.ones(2, dtype=torch.int32),
         valid,
-        ids,
-        word,
-        word,
-        0.0,
-        0.5 if flags else 1.0,
+        Draw(word, word, ids),
+        Weighting(0.0, 0.5 if flags else 1.0),
     )
-    selection.draw_latents(128, 38, word, word, torch.device("cpu"))
+    selection.draw_latents(128, 38, Draw(word, word, None), torch.device("cpu"))
 
 
 def call_value(dtype: object, csr: object, flags: bool) -> None:
@@ -174,6 +173,8 @@ def call_value(dtype: object, csr: object, flags: bool) -> None:
     None for dense values.
     """
     import torch
+
+    from mam_kernels._core.call import Cells, Choice, Draw, Weighting
 
     value = backend_module("value_attention")
     word, slope, positions = torch.tensor(5), torch.ones(128, 8), 20000
@@ -187,11 +188,14 @@ def call_value(dtype: object, csr: object, flags: bool) -> None:
         torch.ones(3, dtype=csr or torch.int64),
         torch.ones(8, dtype=csr or torch.int64),
     )
-    cells = dense if csr is None else sparse
-    value.moments(*cells, slope, valid, positions)
-    temperature = 0.5 if flags else 1.0
+    cells = Cells(*(dense if csr is None else sparse), valid, positions)
+    value.moments(cells, slope)
     value.mask(
-        *cells, slope, valid, valid, counts, latents, ids, word, word, 1e-8, temperature, positions
+        cells,
+        slope,
+        Choice(valid, counts, 0.0, latents, 38),
+        Weighting(1e-8, 0.5 if flags else 1.0),
+        Draw(word, word, ids),
     )
 
 
@@ -249,6 +253,8 @@ def launched() -> dict[str, list[str]]:
     import torch
     from triton.runtime.jit import JITFunction
 
+    from mam_kernels._core.call import Cells, Choice, Draw, Weighting
+
     names: list[str] = []
     value, token, selection = (
         backend_module(folder) for folder in ("value_attention", "latent_attention", "selection")
@@ -264,19 +270,21 @@ def launched() -> dict[str, list[str]]:
         return list(names)
 
     word, slope, chosen = torch.tensor(5), torch.ones(128, 8), torch.arange(38)
-    weights, counts, rows = (
-        torch.ones(64, 20000),
-        torch.ones(64, dtype=torch.int32),
-        torch.arange(64),
-    )
+    weights, counts = torch.ones(64, 20000), torch.ones(64, dtype=torch.int32)
+    cells, draw = Cells(weights, None, None, None, 20000), Draw(word, word, torch.arange(64))
     found = {
-        "selection": of(selection.select, weights, counts, None, rows, word, word, 0.0, 1.0),
-        "latents": of(selection.draw_latents, 128, 38, word, word, torch.device("cpu")),
-        "moments": of(value.moments, weights, None, None, slope, None, 20000),
+        "selection": of(selection.select, weights, counts, None, draw),
+        "latents": of(selection.draw_latents, 128, 38, draw, torch.device("cpu")),
+        "moments": of(value.moments, cells, slope),
         "masking step": of(
-            value.mask, weights, None, None, slope, None, None, counts, chosen, rows, word, word, 1e-8, 1.0, 20000
+            value.mask,
+            cells,
+            slope,
+            Choice(None, counts, 0.0, chosen, 38),
+            Weighting(1e-8, 1.0),
+            draw,
         ),
-    }  # fmt: skip
+    }
     for what, batch, heads in (("many cells", 64, 8), ("one cell", 1, 1)):
         query, key = torch.ones(128, heads, 32), torch.ones(batch, 4096, heads, 32)
         output, logsumexp = torch.ones(batch, *query.shape), torch.zeros(batch, 128, heads)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mam_kernels._core import dispatch, philox
+from mam_kernels._core.call import Draw
 from mam_kernels.ops.selection import reference
 
 INTERPRETING = dispatch.interpreting()
@@ -157,7 +158,7 @@ def test_ties_go_to_the_lower_index() -> None:
     ordered, order = keys.sort(stable=True)
     tie = int((ordered[1:] == ordered[:-1]).nonzero()[0])
     counts = torch.tensor([tie + 1], dtype=torch.int32)
-    drawn = select(torch.ones(1, positions), counts, None, None, word, word, 0.0, 1.0)[0]
+    drawn = select(torch.ones(1, positions), counts, None, Draw(word, word, None))[0]
     lower, higher = order[tie : tie + 2].tolist()
     assert lower < higher
     assert bool(drawn[lower])
@@ -170,7 +171,8 @@ def test_ties_go_to_the_lower_index() -> None:
 @pytest.mark.parametrize("seed", [0, -7, 2**40])
 def test_draw_latents(num_latents: int, seed: int) -> None:
     for size in {0, 1, num_latents // 3, num_latents}:
-        arguments = (num_latents, size, torch.tensor(seed), torch.tensor(11), torch.device("cpu"))
+        draw = Draw(torch.tensor(seed), torch.tensor(11), None)
+        arguments = (num_latents, size, draw, torch.device("cpu"))
         assert torch.equal(draw_latents(*arguments), reference.draw_latents(*arguments))
 
 
@@ -178,9 +180,9 @@ def test_draw_latents(num_latents: int, seed: int) -> None:
 @pytest.mark.parametrize("seed", [3, -(2**62)])
 def test_words_on_the_device_draw_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, counts = torch.rand(2, 300), torch.tensor([30, 100], dtype=torch.int32)
-    arguments = (weights, counts, None, None, torch.tensor(seed), torch.tensor(2**31 + 5), 0.0, 1.0)
-    by_value = select(*arguments)
-    latents = draw_latents(40, 9, *arguments[4:6], torch.device("cpu"))
+    draw = Draw(torch.tensor(seed), torch.tensor(2**31 + 5), None)
+    by_value = select(weights, counts, None, draw)
+    latents = draw_latents(40, 9, draw, torch.device("cpu"))
     monkeypatch.setattr(launch, "word", lambda x: (0, x))
-    assert torch.equal(select(*arguments), by_value)
-    assert torch.equal(draw_latents(40, 9, *arguments[4:6], torch.device("cpu")), latents)
+    assert torch.equal(select(weights, counts, None, draw), by_value)
+    assert torch.equal(draw_latents(40, 9, draw, torch.device("cpu")), latents)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.scmam.test_integrations_lightning import Pairs, Theirs
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -21,6 +20,7 @@ from mam_kernels.sequences import gather
 from tests.examples import run_examples
 from tests.integrations import stand_ins
 from tests.integrations.test_adapters import FIRST_GENE
+from tests.integrations.test_lightning import Pairs, Theirs
 from tests.real_cells import SPECIAL, counts, rank_encoded, sequences
 
 PAGES = Path(__file__).parents[2] / "docs" / "integrations"

@@ -211,7 +211,7 @@ def test_what_cannot_be_added_is_refused():
     masking = ScGptMasking(small_masker(), WIDTH, special_ids=())
     with pytest.raises(
         TypeError,
-        match=r"masking: expected a MaskingStep of scmam\.integrations; got MultinomialAttentionMasking",
+        match=r"masking: expected a MaskingStep of mam_kernels\.integrations; got MultinomialAttentionMasking",
     ):
         MaskedPretrainingMixin.add_masking(Theirs(), small_masker())
     with pytest.raises(

@@ -17,8 +17,9 @@ namespace mam {
 enum class DType : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
 // Values of (rows, positions): dense and strided where `crow` is null, else CSR, whose missing
-// entries are zeros that take part. CSR: `data` and `col` hold the stored entries, contiguous;
-// `crow` has rows + 1 offsets; both index arrays are int64 or int32.
+// entries are zeros that take part. CSR: `data` and `col` hold the `stored` entries, contiguous;
+// `crow` has rows + 1 offsets; both index arrays are int64 or int32. Nothing promises that the
+// indices are sound: on the CPU unsound ones are an error, on a GPU they are not followed.
 struct Values {
   const void* data;
   DType dtype;
@@ -27,6 +28,7 @@ struct Values {
   const void* crow;
   const void* col;
   bool index64;
+  int64_t stored = 0;
 };
 
 // (rows, positions) booleans of one byte each. Null data stands for "all true".

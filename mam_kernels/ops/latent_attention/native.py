@@ -1,4 +1,10 @@
-"""Launches the token path of an extension module: the C++ kernels on the CPU, or the CUDA ones."""
+"""The token path by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA
+(csrc/cuda).
+
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked and contiguous (_core/arguments.py), but for the strides of tokens, which are
+dense in their width, and of flags.
+"""
 
 from types import ModuleType
 
@@ -6,34 +12,21 @@ import torch
 from torch import Tensor
 
 from ..._core import extension, philox
+from ..._core.call import Choice, Draw, Weighting
+from . import blockwise
 
 
-def tokens(lib: ModuleType, x: Tensor) -> object:
-    """Queries (N, H, d), which the batch shares, or tokens (B, L, H, d), as ``Tokens``.
-
-    The innermost stride must be 1.
+def _tokens(lib: ModuleType, x: Tensor) -> object:
+    """Queries (N, H, d), which the batch shares, or tokens (B, L, H, d), as ``Tokens``; dense in
+    their width.
     """
     batch, stride = (1, 0) if x.dim() == 3 else (x.shape[0], x.stride(0))
-    positions, heads, width = x.shape[-3:]
-    return lib.Tokens(
-        x.data_ptr(),
-        extension.dtype(lib, x),
-        batch,
-        positions,
-        heads,
-        width,
-        stride,
-        x.stride(-3),
-        x.stride(-2),
-    )
+    dtype = extension.dtype(lib, x)
+    return lib.Tokens(x.data_ptr(), dtype, batch, *x.shape[-3:], stride, x.stride(-3), x.stride(-2))
 
 
 def _no_tokens(lib: ModuleType) -> object:
     return lib.Tokens(0, lib.DType.float32, 0, 0, 0, 0, 0, 0, 0)
-
-
-def _empty_logsumexp(query: Tensor, key: Tensor) -> Tensor:
-    return torch.empty((key.shape[0], *query.shape[:2]), dtype=torch.float32, device=key.device)
 
 
 def _attend(
@@ -46,15 +39,15 @@ def _attend(
     output: Tensor | None,
 ) -> Tensor:
     """Runs the attention; writes ``output`` where there is a value, and returns the log-sum-exp."""
-    device = key.device
-    logsumexp = _empty_logsumexp(query, key)
-    queries, keys = tokens(lib, query), tokens(lib, key)
+    device, shape = key.device, (key.shape[0], *query.shape[:2])
+    logsumexp = torch.empty(shape, dtype=torch.float32, device=device)
+    queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
         scratch = extension.workspace(lib.attention_workspace(queries, keys), device)
         lib.latent_attention(
             queries,
             keys,
-            _no_tokens(lib) if value is None else tokens(lib, value),
+            _no_tokens(lib) if value is None else _tokens(lib, value),
             extension.flags(lib, valid),
             scale,
             extension.address(output),
@@ -80,6 +73,49 @@ def logsumexp(
     return _attend(lib, query, key, None, valid, scale, None)
 
 
+def backward(
+    lib: ModuleType,
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor | None,
+    output: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the query (N, H, d), the key and the value (B, L, H, d), in their dtype.
+
+    Computed by the module's kernels where it has them, else by torch's products on blocks.
+    """
+    if not hasattr(lib, "latent_attention_backward"):
+        return blockwise.backward(
+            grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale
+        )
+    device, dtype = key.device, query.dtype
+    grads = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in (query, key, value)]
+    queries, keys = _tokens(lib, query), _tokens(lib, key)
+    with extension.on(device):
+        scratch = extension.workspace(lib.attention_backward_workspace(queries, keys), device)
+        lib.latent_attention_backward(
+            grad_output.data_ptr(),
+            extension.address(grad_logsumexp),
+            queries,
+            keys,
+            _tokens(lib, value),
+            extension.flags(lib, valid),
+            output.data_ptr(),
+            logsumexp.data_ptr(),
+            scale,
+            *map(extension.address, grads),
+            extension.address(scratch),
+            extension.launch(lib, device),
+        )
+    grad_query, grad_key, grad_value = (grad.to(dtype) for grad in grads)
+    return grad_query, grad_key, grad_value
+
+
 def importance(
     lib: ModuleType,
     query: Tensor,
@@ -94,8 +130,8 @@ def importance(
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
     with extension.on(device):
         lib.attention_importance(
-            tokens(lib, query),
-            tokens(lib, key),
+            _tokens(lib, query),
+            _tokens(lib, key),
             logsumexp.data_ptr(),
             latents.data_ptr(),
             latents.numel(),
@@ -112,22 +148,21 @@ def mask(
     query: Tensor,
     key: Tensor,
     logsumexp: Tensor,
-    latents: Tensor,
     valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
     scale: float,
+    choice: Choice,
+    weighting: Weighting,
+    draw: Draw,
 ) -> tuple[Tensor, Tensor]:
-    """Importance of the chosen latents, and the draw; (B, L) bool and (B, L)."""
+    """The draw, and the importance of the chosen latents; (B, L) bool and (B, L) float32.
+
+    ``choice`` gives num_masked and latents.
+    """
     device = key.device
     hidden = torch.empty(key.shape[:2], dtype=torch.bool, device=device)
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
-    queries, keys = tokens(lib, query), tokens(lib, key)
+    latents, num_masked = choice.latents, choice.num_masked
+    queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
         scratch = extension.workspace(lib.attention_workspace(queries, keys), device)
         lib.token_mask(
@@ -137,11 +172,11 @@ def mask(
             latents.data_ptr(),
             latents.numel(),
             extension.flags(lib, valid),
-            extension.flags(lib, valid if maskable is None else maskable),
+            extension.flags(lib, valid if choice.maskable is None else choice.maskable),
             scale,
             num_masked.data_ptr(),
-            extension.draw(lib, seed, step, sample_ids, philox.STREAM_POSITIONS),
-            lib.Weighting(eps, inverse_temperature),
+            extension.draw(lib, draw, philox.STREAM_POSITIONS),
+            lib.Weighting(*weighting),
             hidden.data_ptr(),
             out.data_ptr(),
             extension.address(scratch),

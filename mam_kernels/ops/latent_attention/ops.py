@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
+from ..._core.call import Choice, Draw, Weighting
 from ..._core.dispatch import implementation, requested
 from ..._core.registration import define, differentiable
 
@@ -164,9 +165,9 @@ def _run_mask(
     if _is_empty(query, key):
         importance = _fake_importance(query, key).zero_()
         return torch.zeros_like(importance, dtype=torch.bool), importance
-    return run(
-        query, key, logsumexp, latents, valid, maskable, num_masked, sample_ids, seed, step, eps, inverse_temperature, scale
-    )  # fmt: skip
+    choice = Choice(maskable, num_masked, 0.0, latents, len(latents))
+    weighting, draw = Weighting(eps, inverse_temperature), Draw(seed, step, sample_ids)
+    return run(query, key, logsumexp, valid, scale, choice, weighting, draw)
 
 
 def _fake_mask(query: Tensor, key: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ computed in float32 or better.
 import torch
 from torch import Tensor
 
+from ..._core.arguments import require_indices
+from ..._core.call import Choice, Draw, Weighting
 from ..selection.reference import select
 
 
@@ -115,6 +117,7 @@ def importance(
     scale: float,
 ) -> Tensor:
     """``s_l = sum_{n in R} sum_h A[n, h, l]``; (B, L)."""
+    require_indices("latents", latents, len(query))
     query, key = _accumulated(query, key)
     rows = []
     for b in range(key.shape[0]):
@@ -127,19 +130,13 @@ def mask(
     query: Tensor,
     key: Tensor,
     logsumexp: Tensor,
-    latents: Tensor,
     valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
     scale: float,
+    choice: Choice,
+    weighting: Weighting,
+    draw: Draw,
 ) -> tuple[Tensor, Tensor]:
-    """Importance of the chosen latents, and the draw; (B, L) bool and (B, L)."""
-    weights = importance(query, key, logsumexp, latents, valid, scale)
-    return select(
-        weights, num_masked, maskable, sample_ids, seed, step, eps, inverse_temperature
-    ), weights
+    """The draw, and the importance of the chosen latents; (B, L) bool and (B, L)."""
+    weights = importance(query, key, logsumexp, choice.latents, valid, scale)
+    maskable = valid if choice.maskable is None else choice.maskable
+    return select(weights, choice.num_masked, maskable, draw, weighting), weights

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._core import triton_launch as launch
+from ..._core.call import Choice, Draw, Weighting
 from ..selection.triton import select
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -677,20 +678,13 @@ def mask(
     query: Tensor,
     key: Tensor,
     logsumexp: Tensor,
-    latents: Tensor,
     valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
     scale: float,
+    choice: Choice,
+    weighting: Weighting,
+    draw: Draw,
 ) -> tuple[Tensor, Tensor]:
-    """Importance of the chosen latents, and the draw; (B, L) bool and (B, L)."""
-    weights = importance(query, key, logsumexp, latents, valid, scale)
-    eligible = valid if maskable is None else maskable
-    return select(
-        weights, num_masked, eligible, sample_ids, seed, step, eps, inverse_temperature
-    ), weights
+    """The draw, and the importance of the chosen latents; (B, L) bool and (B, L)."""
+    weights = importance(query, key, logsumexp, choice.latents, valid, scale)
+    maskable = valid if choice.maskable is None else choice.maskable
+    return select(weights, choice.num_masked, maskable, draw, weighting), weights

@@ -1,4 +1,8 @@
-"""Launches the selection of an extension module: the C++ kernels on the CPU, or the CUDA ones."""
+"""Selection by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA (csrc/cuda).
+
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked and contiguous (_core/arguments.py), but for the strides of weights and flags.
+"""
 
 from types import ModuleType
 
@@ -6,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._core import extension, philox
+from ..._core.call import AS_GIVEN, Draw, Weighting
 
 
 def select(
@@ -13,11 +18,8 @@ def select(
     weights: Tensor,
     num_samples: Tensor,
     valid: Tensor | None,
-    sample_ids: Tensor | None,
-    seed: Tensor | int,
-    step: Tensor | int,
-    eps: float,
-    inverse_temperature: float,
+    draw: Draw,
+    weighting: Weighting = AS_GIVEN,
 ) -> Tensor:
     """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
     inverse_temperature``; (B, L) bool.
@@ -27,11 +29,11 @@ def select(
     with extension.on(device):
         scratch = extension.workspace(lib.select_workspace(*weights.shape), device)
         lib.select(
-            extension.values(lib, weights, None, None, weights.shape[1]),
+            extension.dense(lib, weights),
             extension.flags(lib, valid),
             num_samples.data_ptr(),
-            extension.draw(lib, seed, step, sample_ids, philox.STREAM_POSITIONS),
-            lib.Weighting(eps, inverse_temperature),
+            extension.draw(lib, draw, philox.STREAM_POSITIONS),
+            lib.Weighting(*weighting),
             drawn.data_ptr(),
             extension.address(scratch),
             extension.launch(lib, device),
@@ -40,11 +42,13 @@ def select(
 
 
 def draw_latents(
-    lib: ModuleType, num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device
+    lib: ModuleType, num_latents: int, size: int, draw: Draw, device: torch.device
 ) -> Tensor:
-    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64 (size,)."""
+    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64
+    (size,). The sample ids of ``draw`` play no part.
+    """
     chosen = torch.empty(size, dtype=torch.int64, device=device)
-    draw = extension.draw(lib, seed, step, None, philox.STREAM_LATENTS)
+    words = extension.draw(lib, draw._replace(sample_ids=None), philox.STREAM_LATENTS)
     with extension.on(device):
-        lib.draw_latents(num_latents, size, draw, chosen.data_ptr(), extension.launch(lib, device))
+        lib.draw_latents(num_latents, size, words, chosen.data_ptr(), extension.launch(lib, device))
     return chosen

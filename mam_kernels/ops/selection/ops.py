@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
+from ..._core.call import Draw, Weighting
 from ..._core.dispatch import implementation, requested
 from ..._core.registration import define, unobserved
 
@@ -25,7 +26,8 @@ def _run_select(
     run = implementation("sample_without_replacement", backend, weights)
     if weights.numel() == 0:
         return torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
-    return run(weights, num_samples, valid, sample_ids, seed, step, eps, inverse_temperature)
+    draw, weighting = Draw(seed, step, sample_ids), Weighting(eps, inverse_temperature)
+    return run(weights, num_samples, valid, draw, weighting)
 
 
 def _fake_select(weights: Tensor, *_: object) -> Tensor:
@@ -43,7 +45,8 @@ define(
 def _run_draw_latents(
     like: Tensor, num_latents: int, size: int, seed: Tensor, step: Tensor, backend: str
 ) -> Tensor:
-    return implementation("draw_latents", backend, like)(num_latents, size, seed, step, like.device)
+    run = implementation("draw_latents", backend, like)
+    return run(num_latents, size, Draw(seed, step, None), like.device)
 
 
 def _fake_draw_latents(
@@ -73,15 +76,15 @@ def sample_without_replacement(
     weights that are left.
 
     This is what ``torch.multinomial(weights, k, replacement=False)`` draws, as a mask rather than
-    as indices, with ``k`` for each row, and
-    never a position of weight zero. It runs as an exponential race: position ``l`` gets the key
-        ``E_l / w_l`` with ``E_l`` standard
-    exponential, and the ``k`` smallest keys are taken (Efraimidis and Spirakis, 2006). Only ratios
-    of weights matter.
+    as indices, with ``k`` for each row, and never a position of weight zero. It runs as an
+    exponential race: position ``l`` gets the key ``E_l / w_l`` with ``E_l`` standard exponential,
+    and the ``k`` smallest keys are taken (Efraimidis and Spirakis, 2006). Only ratios of weights
+    matter.
 
     Args:
         weights: (B, L), float32, float16, bfloat16 or float64; zero, negative, NaN and infinite
-            ones are never drawn.
+            ones are never drawn. One below the smallest normal float32, 1.2e-38, counts as zero
+            (2.2e-308 for float64), whatever ``torch.set_flush_denormal`` says.
         num_samples: ``k``, an int or integers (B,), in [0, L]. A row with fewer drawable positions
             gives all of them.
         valid: (B, L) bool, True where a position may be drawn; None: everywhere.

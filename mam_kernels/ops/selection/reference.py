@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._core import checks, philox
+from ..._core.call import AS_GIVEN, Draw, Weighting
 
 SMALLEST_RELATIVE_WEIGHT = 1e-37
 """Weights further below the largest of their row than this count as this much of it, so that every
@@ -17,10 +18,15 @@ drawable key is finite in float32.
 def relative_weights(
     weights: Tensor, valid: Tensor | None, eps: float, inverse_temperature: float
 ) -> Tensor:
-    """``((w + eps) / (max w + eps)) ** (1 / T)`` where a position can be drawn, 0 where not; (B,
-    L).
+    """``((w + eps) / (max w + eps)) ** (1 / T)`` where a position can be drawn, 0 where not;
+    (B, L) float64.
+
+    Weights, with eps, below the smallest normal number of float32 (float64 for float64 weights)
+    count as zero: a thread or a device that flushes such numbers draws as others do.
     """
-    drawable = (weights >= 0) & (weights + eps > 0) & torch.isfinite(weights)
+    smallest = torch.finfo(torch.promote_types(weights.dtype, torch.float32)).tiny
+    weights = weights.to(torch.float64)
+    drawable = (weights >= 0) & (weights + eps >= smallest) & torch.isfinite(weights)
     if valid is not None:
         drawable &= valid
     shifted = torch.where(drawable, weights + eps, 0.0)
@@ -37,7 +43,9 @@ def race_keys(weights: Tensor, bits: Tensor) -> Tensor:
 
 
 def smallest(keys: Tensor, count: Tensor) -> Tensor:
-    """True at the ``count[b]`` smallest finite keys of each row; equal keys go to the lower index."""
+    """True at the ``count[b]`` smallest finite keys of each row; equal keys go to the lower
+    index.
+    """
     order = torch.argsort(keys, dim=-1, stable=True)
     rank = torch.empty_like(order).scatter_(
         -1, order, torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
@@ -49,28 +57,26 @@ def select(
     weights: Tensor,
     num_samples: Tensor,
     valid: Tensor | None,
-    sample_ids: Tensor | None,
-    seed: Tensor | int,
-    step: Tensor | int,
-    eps: float,
-    inverse_temperature: float,
+    draw: Draw,
+    weighting: Weighting = AS_GIVEN,
 ) -> Tensor:
     """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
     inverse_temperature``; (B, L) bool.
     """
     rows, positions = weights.shape
-    seed, step = checks.as_tensor(seed), checks.as_tensor(step)
-    ids = torch.arange(rows, device=weights.device) if sample_ids is None else sample_ids
+    seed, step = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
+    ids = torch.arange(rows, device=weights.device) if draw.sample_ids is None else draw.sample_ids
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
-    relative = relative_weights(weights.to(torch.float64), valid, eps, inverse_temperature)
+    relative = relative_weights(weights, valid, *weighting)
     return smallest(race_keys(relative, bits), num_samples)
 
 
-def draw_latents(
-    num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device
-) -> Tensor:
-    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64 (size,)."""
+def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) -> Tensor:
+    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64
+    (size,).
+    """
     sample_id = torch.zeros(1, dtype=torch.int64, device=device)
+    seed, step = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
     bits = philox.random_bits(num_latents, sample_id, step, seed, philox.STREAM_LATENTS)[0]
     order = torch.argsort(philox.uniforms(bits), stable=True)
     return order[:size].sort().values

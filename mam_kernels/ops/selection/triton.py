@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._core import triton_launch as launch
+from ..._core.call import AS_GIVEN, Draw, Weighting
 from ..._core.triton_language import STREAM_LATENTS, draw_row, positional_bits, read_word, uniform
 
 
@@ -64,20 +65,19 @@ def select(
     weights: Tensor,
     num_samples: Tensor,
     valid: Tensor | None,
-    sample_ids: Tensor | None,
-    seed: Tensor | int,
-    step: Tensor | int,
-    eps: float,
-    inverse_temperature: float,
+    draw: Draw,
+    weighting: Weighting = AS_GIVEN,
 ) -> Tensor:
     """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
     inverse_temperature``; (B, L) bool.
     """
     rows, num_positions = weights.shape
+    eps, inverse_temperature = weighting
+    sample_ids = draw.sample_ids
     mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
     keys = torch.empty((rows, num_positions), dtype=torch.float32, device=weights.device)
-    seed_value, seed_ptr = launch.word(seed)
-    step_value, step_ptr = launch.word(step)
+    seed_value, seed_ptr = launch.word(draw.seed)
+    step_value, step_ptr = launch.word(draw.step)
     blocks, options = launch.row_options("selection", weights.device, num_positions)
     with launch.on(weights.device):
         select_kernel[(rows,)](
@@ -149,13 +149,13 @@ def draw_latents_kernel(
         written += tl.sum(chosen, 0)
 
 
-def draw_latents(
-    num_latents: int, size: int, seed: Tensor, step: Tensor, device: torch.device
-) -> Tensor:
-    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64 (size,)."""
+def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) -> Tensor:
+    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending; int64
+    (size,).
+    """
     chosen = torch.empty(size, dtype=torch.int64, device=device)
-    seed_value, seed_ptr = launch.word(seed)
-    step_value, step_ptr = launch.word(step)
+    seed_value, seed_ptr = launch.word(draw.seed)
+    step_value, step_ptr = launch.word(draw.step)
     with launch.on(chosen.device):
         draw_latents_kernel[(1,)](
             seed_ptr,

@@ -1,4 +1,10 @@
-"""Launches the value path of an extension module: the C++ kernels on the CPU, or the CUDA ones."""
+"""The value path by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA
+(csrc/cuda).
+
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked and contiguous (_core/arguments.py), but for the strides of dense values and
+of flags.
+"""
 
 from types import ModuleType
 
@@ -6,34 +12,23 @@ import torch
 from torch import Tensor
 
 from ..._core import extension, philox
+from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 
 
-def _empty_moments(
-    values: Tensor, crow: Tensor | None, slope: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = values.shape[0] if crow is None else crow.shape[0] - 1
-    shape, device = (rows, *slope.shape), values.device
+def _empty_moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    shape, device = (cells.rows, *slope.shape), cells.values.device
     return tuple(torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
 
 
-def moments(
-    lib: ModuleType,
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    num_positions: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(lib: ModuleType, cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell and slope; each (B, N, H) float32."""
-    device = values.device
-    out = _empty_moments(values, crow, slope)
-    cells = extension.values(lib, values, crow, col, num_positions)
+    device, out = cells.values.device, _empty_moments(cells, slope)
+    values = extension.values(lib, cells)
     with extension.on(device):
-        scratch = extension.workspace(lib.value_workspace(cells, slope.numel()), device)
+        scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)
         lib.value_attention(
-            cells,
-            extension.flags(lib, valid),
+            values,
+            extension.flags(lib, cells.valid),
             slope.data_ptr(),
             slope.numel(),
             lib.Moments(*map(extension.address, out)),
@@ -45,43 +40,33 @@ def moments(
 
 def mask(
     lib: ModuleType,
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
+    cells: Cells,
     slope: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    latents: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    num_positions: int,
+    choice: Choice,
+    weighting: Weighting,
+    draw: Draw,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The masking step in one call: (mask, importance), each (B, L), then the moments, each (B, N,
-    H).
+    """The masking step in one call: (mask, importance), each (B, L), then the moments, each
+    (B, N, H). ``choice`` gives num_masked and latents.
     """
-    device = values.device
-    out = _empty_moments(values, crow, slope)
-    hidden = torch.empty((out[0].shape[0], num_positions), dtype=torch.bool, device=device)
+    device, out = cells.values.device, _empty_moments(cells, slope)
+    hidden = torch.empty((cells.rows, cells.num_positions), dtype=torch.bool, device=device)
     importance = torch.empty(hidden.shape, dtype=torch.float32, device=device)
-    cells = extension.values(lib, values, crow, col, num_positions)
+    latents, num_masked = choice.latents, choice.num_masked
+    values = extension.values(lib, cells)
     with extension.on(device):
-        scratch = extension.workspace(lib.value_workspace(cells, slope.numel()), device)
+        scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)
         lib.value_mask(
-            cells,
-            extension.flags(lib, valid),
-            extension.flags(lib, valid if maskable is None else maskable),
+            values,
+            extension.flags(lib, cells.valid),
+            extension.flags(lib, cells.valid if choice.maskable is None else choice.maskable),
             slope.data_ptr(),
-            slope.shape[0],
-            slope.shape[1],
+            *slope.shape,
             latents.data_ptr(),
             latents.numel(),
             num_masked.data_ptr(),
-            extension.draw(lib, seed, step, sample_ids, philox.STREAM_POSITIONS),
-            lib.Weighting(eps, inverse_temperature),
+            extension.draw(lib, draw, philox.STREAM_POSITIONS),
+            lib.Weighting(*weighting),
             hidden.data_ptr(),
             importance.data_ptr(),
             lib.Moments(*map(extension.address, out)),
@@ -89,3 +74,89 @@ def mask(
             extension.launch(lib, device),
         )
     return hidden, importance, *out
+
+
+# The whole step, float32, by libraries that have it: the one for the CPU
+
+
+@extension.requires("project")
+def project(lib: ModuleType, parameters: Parameters, heads: int) -> tuple[Tensor, ...]:
+    """As ``collapse.project``: slopes, directions and constant, then what the gradient needs.
+
+    out_proj's bias takes no part, and may be None.
+    """
+    count, width = parameters.latents.shape
+    shapes = ((count, heads), (heads, width), (width,), (heads, width), (3, width))
+    out = tuple(torch.empty(shape, dtype=torch.float32) for shape in shapes)
+    lib.project(_projection(lib, parameters, heads), *map(extension.address, out))
+    return out
+
+
+@extension.requires("masking_step")
+def step(
+    lib: ModuleType,
+    cells: Cells,
+    parameters: Parameters,
+    heads: int,
+    choice: Choice,
+    weighting: Weighting,
+    draw: Draw,
+    visible: bool,
+) -> tuple[Tensor, ...]:
+    """Mask, importance, context and penalty, then the state that the gradient needs."""
+    rows, positions, (count, width) = cells.rows, cells.num_positions, parameters.latents.shape
+    mask = torch.empty((rows, positions), dtype=torch.bool)
+    importance = torch.empty((rows, positions), dtype=torch.float32)
+    context = torch.empty((rows, width), dtype=torch.float32)
+    penalty = torch.empty((), dtype=torch.float32)
+    state = torch.empty(lib.state_size(rows, count, heads, width), dtype=torch.float32)
+    maskable, num_masked, mask_ratio, latents, num_drawn = choice
+    lib.masking_step(
+        _projection(lib, parameters, heads),
+        parameters.out_bias.data_ptr(),
+        extension.values(lib, cells),
+        extension.flags(lib, cells.valid),
+        extension.flags(lib, cells.valid if maskable is None else maskable),
+        extension.address(latents),
+        num_drawn if latents is None else len(latents),
+        extension.address(num_masked),
+        mask_ratio,
+        extension.draw(lib, draw, philox.STREAM_POSITIONS),
+        lib.Weighting(*weighting),
+        visible,
+        *map(extension.address, (mask, importance, context, penalty, state)),
+        extension.launch(lib, cells.values.device),
+    )
+    return mask, importance, context, penalty, state
+
+
+@extension.requires("masking_step_backward")
+def step_backward(
+    lib: ModuleType,
+    grad_context: Tensor | None,
+    grad_penalty: Tensor | None,
+    parameters: Parameters,
+    heads: int,
+    state: Tensor,
+    rows: int,
+) -> tuple[Tensor, ...]:
+    """Gradients by the parameters, in their order."""
+    out = tuple(torch.empty(x.shape, dtype=torch.float32) for x in parameters)
+    lib.masking_step_backward(
+        _projection(lib, parameters, heads),
+        parameters.out_bias.data_ptr(),
+        rows,
+        state.data_ptr(),
+        extension.address(grad_context),
+        extension.address(grad_penalty),
+        *map(extension.address, out),
+        extension.launch(lib, state.device),
+    )
+    return out
+
+
+def _projection(lib: ModuleType, parameters: Parameters, heads: int) -> object:
+    """The parameters, all but out_proj's bias, as ``Projection``."""
+    addresses = [x.data_ptr() for x in parameters[:-1]]
+    count, width = parameters.latents.shape
+    return lib.Projection(*addresses, count, heads, width)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
+from ..._core.call import Cells, Choice, Draw, Weighting
 from ..._core.dispatch import implementation, requested
 from ..._core.registration import define, differentiable
 
@@ -85,7 +86,7 @@ def run_moments(
     rows = values.shape[0] if crow is None else crow.shape[0] - 1
     if rows * num_positions * slope.numel() == 0:
         return _empty_moments(Values(values, crow, col, rows, num_positions, values.device), slope)
-    return run(values, crow, col, slope, valid, num_positions)
+    return run(Cells(values, crow, col, valid, num_positions), slope)
 
 
 def _fake_moments(
@@ -172,8 +173,12 @@ def run_mask(
         )
         return nothing, nothing.to(moments[0].dtype), *moments
     return run(
-        values, crow, col, slope, valid, maskable, num_masked, latents, sample_ids, seed, step, eps, inverse_temperature, num_positions
-    )  # fmt: skip
+        Cells(values, crow, col, valid, num_positions),
+        slope,
+        Choice(maskable, num_masked, 0.0, latents, len(latents)),
+        Weighting(eps, inverse_temperature),
+        Draw(seed, step, sample_ids),
+    )
 
 
 def _fake_mask(*arguments: object) -> tuple[Tensor, ...]:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._core.arguments import require_indices
+from ..._core.call import Cells, Choice, Draw, Weighting
+from ..._core.csr import require_sound
 from ..selection.reference import select
 
 
@@ -42,14 +45,10 @@ def sparse_cell(values: Tensor, columns: Tensor, valid: Tensor | None, num_posit
     return Cell(values, columns, zeros)
 
 
-def cells(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    valid: Tensor | None,
-    num_positions: int,
-) -> list[Cell]:
+def separate(cells: Cells) -> list[Cell]:
     """The rows of a dense (B, L) or CSR (B, L) matrix, in float32 or better."""
+    require_sound(cells)
+    values, crow, col, valid, num_positions = cells
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     if crow is None:
         return [
@@ -68,7 +67,8 @@ def cell_moments(cell: Cell, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if cell.num_zeros + cell.values.numel() == 0:
         return torch.full_like(slope, -torch.inf), torch.zeros_like(slope), torch.zeros_like(slope)
     score = slope[..., None] * cell.values  # (N, H, S)
-    lowest = torch.full_like(slope, 0.0 if cell.num_zeros else -torch.inf)[..., None]
+    # that of a zero, too: an infinite slope has no softmax
+    lowest = (slope * 0.0 if cell.num_zeros else torch.full_like(slope, -torch.inf))[..., None]
     shift = (
         torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()
     )  # any constant is exact; the maximum is also safe
@@ -98,49 +98,28 @@ def cell_importance(cell: Cell, slope: Tensor, log_partition: Tensor) -> Tensor:
     return importance
 
 
-def moments(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    num_positions: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
-    slope = slope.to(torch.promote_types(values.dtype, torch.float32))
-    rows = [cell_moments(cell, slope) for cell in cells(values, crow, col, valid, num_positions)]
+    slope = slope.to(torch.promote_types(cells.values.dtype, torch.float32))
+    rows = [cell_moments(cell, slope) for cell in separate(cells)]
     log_partition, mean, variance = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return log_partition, mean, variance
 
 
 def mask(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    latents: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    num_positions: int,
+    cells: Cells, slope: Tensor, choice: Choice, weighting: Weighting, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The masking step: moments, importance of the chosen latents, and the draw."""
-    log_partition, mean, variance = moments(values, crow, col, slope, valid, num_positions)
+    log_partition, mean, variance = moments(cells, slope)
+    latents = choice.latents
+    require_indices("latents", latents, len(slope))
     chosen = slope[latents].to(log_partition.dtype)
-    rows = cells(values, crow, col, valid, num_positions)
     importance = torch.stack(
         [
             cell_importance(cell, chosen, partition[latents])
-            for cell, partition in zip(rows, log_partition, strict=True)
+            for cell, partition in zip(separate(cells), log_partition, strict=True)
         ]
     )
-    maskable = valid if maskable is None else maskable
-    hidden = select(
-        importance, num_masked, maskable, sample_ids, seed, step, eps, inverse_temperature
-    )
+    maskable = cells.valid if choice.maskable is None else choice.maskable
+    hidden = select(importance, choice.num_masked, maskable, draw, weighting)
     return hidden, importance, log_partition, mean, variance

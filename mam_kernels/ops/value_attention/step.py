@@ -6,17 +6,16 @@ operation, and one node of autograd. On the CPU it is one call of C++ (``csrc/cp
 elsewhere it is made of the products of ``collapse.py`` and the operation ``value_mask``.
 """
 
-import functools
-import importlib
 import math
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..._core import checks
-from ..._core.dispatch import implementation, resolve
+from ..._core import arguments, checks
+from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
+from ..._core.dispatch import implementation, optional
 from ..._core.registration import define, unobserved
 from . import collapse
 from .ops import run_mask, run_moments
@@ -77,31 +76,25 @@ def _forward(*arguments: object) -> tuple[Tensor, ...]:
     )
 
 
-def _in_cpp(parameter: Tensor, values: Tensor, backend: str) -> bool:
-    """Whether C++ computes the whole step: where it would run the pass over the cells, and the
+def _whole(function: str, parameter: Tensor, values: Tensor, backend: str) -> Callable | None:
+    """The function of the backend that computes the whole step, where it has one, and the
     parameters are float32 too.
     """
-    return (
-        parameter.dtype == torch.float32
-        and values.device.type == "cpu"
-        and resolve(backend, "value_mask", "cpu", values.dtype) == "cpu"
-    )  # fmt: skip
-
-
-@functools.cache
-def _cpp() -> ModuleType:
-    """The C++ version; loaded when it is needed first, not when the package is imported."""
-    return importlib.import_module(f"{__package__}.cpu")
+    if parameter.dtype != torch.float32:
+        return None
+    return optional("value_mask", function, backend, values)
 
 
 # The projections alone
 
 
 def _run_project(latents: Tensor, *others: Tensor | int | str) -> tuple[Tensor, ...]:
-    *arguments, backend = others
-    return (_cpp().project if _in_cpp(latents, latents, backend) else collapse.project)(
-        latents, *arguments
-    )[:3]
+    *parameters, heads, backend = others
+    named = Parameters(latents, *parameters, None)
+    if project := _whole("project", latents, latents, backend):
+        return project(named, heads)[:3]
+    arguments.value_project(named, heads)
+    return collapse.project(latents, *parameters, heads)[:3]
 
 
 def _fake_project(latents: Tensor, *others: Tensor | int | str) -> tuple[Tensor, ...]:
@@ -140,9 +133,27 @@ def _state_shapes(rows: int, latents: int, heads: int, width: int) -> tuple[tupl
 
 def _run_step(latents: Tensor, *others: object) -> tuple[Tensor, ...]:
     values, backend = others[6], others[-1]
-    if _in_cpp(latents, values, backend):
-        return _cpp().step(latents, *others[:-1])
+    parts = _parts(latents, *others[:-1])
+    if step := _whole("step", latents, values, backend):
+        return step(*parts)
+    arguments.value_step(*parts)
     return _composed(latents, *others)
+
+
+def _parts(*given: object) -> tuple:
+    """The arguments of the operation, but for the backend, as those of ``native.step``."""
+    parameters, (values, crow, col, valid, maskable, num_masked) = given[:7], given[7:13]
+    chosen, sample_ids, seed, step, heads, num_chosen, mask_ratio = given[13:20]
+    eps, inverse_temperature, visible, num_positions = given[20:]
+    return (
+        Cells(values, crow, col, valid, num_positions),
+        Parameters(*parameters),
+        heads,
+        Choice(maskable, num_masked, mask_ratio, chosen, num_chosen),
+        Weighting(eps, inverse_temperature),
+        Draw(seed, step, sample_ids),
+        visible,
+    )
 
 
 def _composed(
@@ -182,7 +193,7 @@ def _composed(
         slope, directions, constant = (x.to(dtype) for x in projected[:3])
         if chosen is None:
             chosen = implementation("draw_latents", backend, values)(
-                latents.shape[0], num_chosen, seed, step, device
+                latents.shape[0], num_chosen, Draw(seed, step, None), device
             )
         if num_masked is None:
             there = valid if maskable is None else maskable
@@ -240,8 +251,11 @@ def _run_step_backward(
     grad_context: Tensor | None, grad_penalty: Tensor | None, latents: Tensor, *others: object
 ) -> tuple[Tensor, ...]:
     state, backend = others[6], others[-1]
-    if _in_cpp(latents, state, backend):
-        return _cpp().step_backward(grad_context, grad_penalty, latents, *others[:-1])
+    *parameters, state, rows, heads, _ = (latents, *others)
+    parts = (grad_context, grad_penalty, Parameters(*parameters), heads, state, rows)
+    if backward := _whole("step_backward", latents, state, backend):
+        return backward(*parts)
+    arguments.value_step_backward(*parts)
     return _composed_backward(grad_context, grad_penalty, latents, *others[:-1])
 
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._core import triton_launch as launch
+from ..._core.call import Cells, Choice, Draw, Weighting
 from ..._core.triton_language import draw_row, read_word
 
 BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
@@ -369,8 +370,7 @@ def write_moments(
     e^{a x}.
 
     Two passes over the values: M''/M - m^2 in one would lose the digits by which the mean exceeds
-        the deviation. The second also says
-    how far the first one's mean is off by rounding.
+    the deviation. The second also says how far the first one's mean is off by rounding.
     """
     empty = count + num_zeros == 0
     low = tl.where(empty, 0.0, low)
@@ -600,10 +600,9 @@ def value_kernel(
     """One row: log M(a), M'/M and M''/M - (M'/M)^2 with M(a) = sum_l e^{a x_l} for every slope a.
 
     MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a), and the num_masked positions
-        with the smallest E_l / w_l,
-    w = (s + eps) ** inverse_temperature. Scratch: the nonzeros in a row's span of `compact_ptr`, as
-    long as the row's data. Keys go there too when the row is dense; where it is sparse they stand
-    in for the importance, which is written again in the end.
+    with the smallest E_l / w_l, w = (s + eps) ** inverse_temperature. Scratch: the nonzeros in a
+    row's span of `compact_ptr`, as long as the row's data. Keys go there too when the row is dense;
+    where it is sparse they stand in for the importance, which is written again in the end.
     """
     row = tl.program_id(0).to(tl.int64)
     if HAS_VALID:
@@ -788,15 +787,9 @@ class _Rows:
         self.strides = (*((0, 0) if self.is_csr else values.stride()), *launch.strides(valid, 2))
 
 
-def moments(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    num_positions: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
+    values, crow, col, valid, num_positions = cells
     rows = _Rows(values, crow, slope, valid, num_positions)
     blocks, options = launch.row_options("value", values.device, num_positions)
     with launch.on(values.device):
@@ -812,24 +805,15 @@ def moments(
 
 
 def mask(
-    values: Tensor,
-    crow: Tensor | None,
-    col: Tensor | None,
-    slope: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    latents: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    num_positions: int,
+    cells: Cells, slope: Tensor, choice: Choice, weighting: Weighting, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The masking step in one launch: (mask, importance), each (B, L), then the moments, each (B,
     N, H).
     """
+    values, crow, col, valid, num_positions = cells
+    maskable, num_masked, _, latents, _ = choice
+    seed, step, sample_ids = draw
+    eps, inverse_temperature = weighting
     rows = _Rows(values, crow, slope, valid, num_positions)
     maskable = valid if maskable is None else maskable
     hidden = torch.empty(rows.shape, dtype=torch.bool, device=values.device)

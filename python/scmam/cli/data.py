@@ -34,10 +34,9 @@ def inspect_file(
 
     Reads FILE.h5ad in bounded memory and prints every place where raw counts could be (X, layers,
     .raw) with what is found there and which one is taken, how many values are not zero, how many
-    counts and genes a cell has, the columns of .obs
-    that could be cell types or donors with the sizes of their classes, and warnings: what would be
-        refused and which
-    setting helps. Nothing is written.
+    counts and genes a cell has, the columns of .obs that could be cell types or donors with the
+    sizes of their classes, and warnings: what would be refused and which setting helps. Nothing is
+    written.
 
     Examples
 

@@ -272,10 +272,9 @@ def export(
     folder.
 
     Reads the folder RUN and writes OUT.safetensors: the weights of the encoder-decoder, the masking
-        and the injection, and in
-    its header the settings and the genes. The file holds no cells, and of paths only the names. In
-    Python, scmam.load_model("OUT.safetensors").embed(cells) gives the features that `scmam
-    evaluate` classifies.
+    and the injection, and in its header the settings and the genes. The file holds no cells, and of
+    paths only the names. In Python, scmam.load_model("OUT.safetensors").embed(cells) gives the
+    features that `scmam evaluate` classifies.
 
     Examples
 

@@ -103,12 +103,10 @@ def compare(
     paired by seed.
 
     Reads an .h5ad file with a column of cell types. Each run is pretrained and evaluated in a
-    process of its own, --jobs at
-    a time on equal shares of the cores, and is kept as it finishes: stop at any moment, start the
-        same command again, and
-    only what is missing is done. More arms and seeds can be added to a study by naming them; other
-    settings need another folder. One run that fails does not end the others; it is listed last, and
-    the exit status is 1.
+    process of its own, --jobs at a time on equal shares of the cores, and is kept as it finishes:
+    stop at any moment, start the same command again, and only what is missing is done. More arms
+    and seeds can be added to a study by naming them; other settings need another folder. One run
+    that fails does not end the others; it is listed last, and the exit status is 1.
 
     Writes STUDY/: config.yaml, study.json, runs/ARM/seed-N/ (as `scmam pretrain` and `scmam
     evaluate` write them), baselines/, logs/, results.csv (a line per arm, seed, fold and method),

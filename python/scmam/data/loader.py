@@ -27,8 +27,8 @@ class CellLoader:
     """Batches of cells on the CPU.
 
     Every pass over it is an epoch, and the next pass the next epoch. Its place within an epoch can
-        be saved and restored: the batches that
-    follow are the same. Cells in a file are read thousands at a time, and the next ones while these
+    be saved and restored: the batches that follow are the same. Cells in a file are read thousands
+    at a time, and the next ones while these
         are used: by a thread, or by workers.
 
     Args:

@@ -65,9 +65,9 @@ def evaluate(
     """Score a finished run by cross-validation, and write what comes out into ``<run>/evaluation``.
 
     Files: ``<method>.json`` (an `Evaluation`) for each method, and ``embedding.npz``: features
-        float16 (cells, F), codes int64 (cells,; -1
-    without a label), classes, cell_ids int64, and settings (JSON). Each appears whole or not at
-    all. What is there for the same cells, settings and weights is not computed again.
+    float16 (cells, F), codes int64 (cells,; -1 without a label), classes, cell_ids int64, and
+    settings (JSON). Each appears whole or not at all. What is there for the same cells, settings
+    and weights is not computed again.
 
     Args:
         run: opened with ``scmam.runs.open_run``; done.

@@ -105,10 +105,10 @@ def over_representation(
 
     Returns:
         A row a set, by p value: term (name of the set), overlap (its genes among those tested),
-            set_size (its genes in the run),
-        p_value (of at least that overlap), adjusted_p_value (Benjamini-Hochberg over all sets,
-        those without overlap included), odds_ratio and combined_score (as gseapy has them; nan
-        without overlap), genes (of the overlap, separated by semicolons).
+        set_size (its genes in the run), p_value (of at least that overlap), adjusted_p_value
+        (Benjamini-Hochberg over all sets, those without overlap included), odds_ratio and
+        combined_score (as gseapy has them; nan without overlap), genes (of the overlap, separated
+        by semicolons).
     """
     from scipy.stats import false_discovery_control
 

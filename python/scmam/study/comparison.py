@@ -35,10 +35,9 @@ def compare(
     """Pretrain and evaluate every arm with every seed, and compare them.
 
     Each run is a process of its own, ``config.study.jobs`` at a time, on an equal share of the
-    cores; an arm that is matched to
-    another follows it. What is done is kept: called again on the same folder, only what is missing
-        runs, and arms, seeds
-    and baselines may be added. A run that fails does not end the others; it is in `Study.failures`.
+    cores; an arm that is matched to another follows it. What is done is kept: called again on the
+    same folder, only what is missing runs, and arms, seeds and baselines may be added. A run that
+    fails does not end the others; it is in `Study.failures`.
 
     Args:
         config: what to compare and how.

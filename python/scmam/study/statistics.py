@@ -34,10 +34,9 @@ def summarize(folder: str | Path) -> "pandas.DataFrame":
     return the summary.
 
     A row for every arm, method and metric: `mean` over seeds of the mean over folds, `low` and
-        `high` of its 95 % Student-t
-    interval, the number of `seeds`; `difference` to the arm ``study.reference``, seed by seed over
-    the seeds that both have, with its 95 % interval and the two-sided `p_value` of the paired t
-    test. What one seed cannot tell is missing. A baseline is
+    `high` of its 95 % Student-t interval, the number of `seeds`; `difference` to the arm
+    ``study.reference``, seed by seed over the seeds that both have, with its 95 % interval and the
+    two-sided `p_value` of the paired t test. What one seed cannot tell is missing. A baseline is
     a classifier of the data itself: its `method` is its own name, it has no seeds, and no interval.
     """
     study = open_study(folder)

@@ -63,8 +63,7 @@ class LossLog(Callback):
     loggers.
 
     The losses of a step are means over its batches and processes. They stay on their device until
-        they are written: every few steps, before
-    each checkpoint and validation, and at the end.
+    they are written: every few steps, before each checkpoint and validation, and at the end.
 
     Args:
         path: of metrics.csv.

@@ -49,19 +49,18 @@ def pretrain(
     """Pretrain a model into a run folder, or go on with one that was interrupted.
 
     A run is a function of its settings and cells: interrupted anywhere and resumed, it gives the
-        same losses and weights as in one go. It
-    goes on from ``checkpoints/last.ckpt``, which is written every `training.checkpoint_every`
-    steps, and on Ctrl-C, SIGTERM and SLURM's warning at the end of the step under way. A run that
-    is done is opened and returned; strategy "none" saves the initial weights.
+    same losses and weights as in one go. It goes on from ``checkpoints/last.ckpt``, which is
+    written every `training.checkpoint_every` steps, and on Ctrl-C, SIGTERM and SLURM's warning at
+    the end of the step under way. A run that is done is opened and returned; strategy "none" saves
+    the initial weights.
 
     torchrun: ``torchrun --nproc-per-node 4 -m scmam pretrain --set training.devices=4 --out RUN``.
     Without it, ``training.devices: 4`` starts the command three more times (so not from a
         notebook), a device each.
 
     SLURM: ``srun`` it with ``--ntasks-per-node`` and ``--nodes`` as `training.devices` and
-        `training.num_nodes`.
-    With ``#SBATCH --signal=SIGUSR1@90 --requeue`` it saves and requeues itself 90 s before its time
-    is over.
+    `training.num_nodes`. With ``#SBATCH --signal=SIGUSR1@90 --requeue`` it saves and requeues
+    itself 90 s before its time is over.
 
     Args:
         config: all settings; `data`, `model`, `masking` and `training` are used.

@@ -19,11 +19,9 @@ class StepTimes(Callback):
     """Times each optimizer step, from the end of the one before to its own.
 
     On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the
-    clock. Steps that a validation or a
-    checkpoint fell into are left out. Masking is the forward pass of the strategy, and its backward
-        pass: from where the gradient of the
-    context arrives to the last gradient of its parameters, between which autograd does nothing
-    else.
+    clock. Steps that a validation or a checkpoint fell into are left out. Masking is the forward
+    pass of the strategy, and its backward pass: from where the gradient of the context arrives to
+    the last gradient of its parameters, between which autograd does nothing else.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,7 @@
-"""The token path on the CPU: the C++ kernels (csrc/cpu), and its gradients by torch's matrix
-products on blocks.
+"""Gradients of the token path by torch's matrix products on blocks: what the CPU runs.
 
-The gradients hold the scores of one block at a time, at most ``BLOCK_ELEMENTS`` of them, whatever B
-and L are; sums are float32.
+They hold the scores of one block at a time, at most ``BLOCK_ELEMENTS`` of them, whatever B and L
+are; sums are float32.
 """
 
 from collections.abc import Iterator
@@ -10,9 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from ..._core import extension
-from . import native as launcher
 
 BLOCK_ELEMENTS = 2**19  # scores held at once, 2 MiB: what a core's second-level cache keeps
 
@@ -25,7 +21,9 @@ class Block(NamedTuple):
 
 
 def _row_blocks(rows: int, positions: int, scores_per_position: int) -> Iterator[list[Block]]:
-    """All blocks of the same rows, in turn: several short rows together, or one long row in parts."""
+    """All blocks of the same rows, in turn: several short rows together, or one long row in
+    parts.
+    """
     width = max(1, min(positions, BLOCK_ELEMENTS // scores_per_position))
     height = max(1, min(rows, BLOCK_ELEMENTS // (scores_per_position * positions)))
     for row in range(0, rows, height):
@@ -58,33 +56,16 @@ def _scores(query: Tensor, key: Tensor, block: Block, valid: Tensor | None) -> T
 
 
 def _attention(scores: Tensor, logsumexp: Tensor) -> Tensor:
-    """exp(scores - logsumexp), in place; 0 in rows without valid positions. logsumexp: (b, H, N)."""
+    """exp(scores - logsumexp), in place; 0 in rows without valid positions.
+
+    logsumexp: (b, H, N).
+    """
     return scores.sub_(logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)[..., None]).exp_()
 
 
 def _heads_first(x: Tensor) -> Tensor:
     """(..., N, H, d) -> (..., H, N, d) in float32."""
     return x.to(torch.float32).transpose(-3, -2).contiguous()
-
-
-def forward(*args: Tensor | float | None) -> tuple[Tensor, Tensor]:
-    """As ``native.forward``."""
-    return launcher.forward(extension.cpu(), *args)
-
-
-def logsumexp(*args: Tensor | float | None) -> Tensor:
-    """As ``native.logsumexp``."""
-    return launcher.logsumexp(extension.cpu(), *args)
-
-
-def importance(*args: Tensor | float | None) -> Tensor:
-    """As ``native.importance``."""
-    return launcher.importance(extension.cpu(), *args)
-
-
-def mask(*args: Tensor | float | None) -> tuple[Tensor, Tensor]:
-    """As ``native.mask``."""
-    return launcher.mask(extension.cpu(), *args)
 
 
 def backward(
