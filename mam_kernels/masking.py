@@ -8,87 +8,38 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from . import functional
+from . import effective_weights
 from ._core import checks
-from ._core.dispatch import requested
+from ._core.call import Choice, Parameters, Weighting
+from ._core.dispatch import named
 from ._core.registration import refuse_compiled_transforms
-from .ops.latent_attention.ops import attention_logsumexp, latent_attention, token_mask
-from .ops.selection.ops import draw_latents
-from .ops.value_attention.ops import take_apart
-from .ops.value_attention.step import scalar_masking
+from .ops.latent_attention import composed as token_path
+from .ops.latent_attention.step import masking as mask_tokens
+from .ops.value_attention import collapse
+from .ops.value_attention.step import masking as mask_values
 
 CONTEXTS = ("all", "visible")
+INITIALISATIONS = ("standard", "published")
 
 
 class MaskingOutput(NamedTuple):
     """What one masking step returns."""
 
-    mask: Tensor  #: (B, L) bool, True = hidden
-    importance: (
-        Tensor  #: (B, L) float32: attention summed over heads and the drawn latents; no gradient
-    )
-    context: Tensor  #: (B, Dz): mean over the latents of the attended output; differentiable
+    #: (B, L) bool, True = hidden
+    mask: Tensor
+    #: (B, L) float32: attention summed over heads and the drawn latents; no gradient
+    importance: Tensor
+    #: (B, Dz): mean over the latents of the attended output; differentiable
+    context: Tensor
     #: scalar: mean over cells of the squared norm of the attended output; differentiable
     penalty: Tensor
 
 
 # By this name an exported program that returns it is saved and loaded.
 _pytree._register_namedtuple(MaskingOutput, serialized_type_name="mam_kernels.MaskingOutput")
-
-
-class _Options(NamedTuple):
-    """What a call may say besides its tokens; as the arguments of
-    ``MultinomialAttentionMasking.forward``.
-    """
-
-    valid: Tensor | None
-    maskable: Tensor | None
-    num_masked: int | Tensor | None
-    seed: int | Tensor | None
-    step: int | Tensor
-    sample_ids: Tensor | None
-    latents: Tensor | None
-
-
-class _Prepared(NamedTuple):
-    """The same, checked."""
-
-    valid: Tensor | None  # (B, L) bool
-    maskable: Tensor | None  # (B, L) bool, only where valid
-    num_masked: Tensor | None  # k: (B,) int32; None: by the ratio
-    draw: checks.Draw
-    chosen: Tensor | None  # R: (|R|,) int64; None: to be drawn
-
-
-class _TokenProjection(torch.autograd.Function):
-    """``tokens @ weight.T`` whose gradient ignores what stands in the padding.
-
-    The products of padded rows are never used, so the gradient that arrives for them is 0; but 0 *
-    NaN is NaN, and the padding may hold NaN. Zeroing the padding here, in the backward pass alone,
-    spares the forward pass a copy of its input.
-    """
-
-    @staticmethod
-    def forward(tokens: Tensor, weight: Tensor, valid: Tensor | None) -> Tensor:
-        return F.linear(tokens, weight)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple:
-        tokens, weight, valid = ctx.saved_tensors
-        grad_tokens = gradient @ weight if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            kept = tokens if valid is None else tokens.masked_fill(~valid[..., None], 0.0)
-            grad_weight = gradient.flatten(0, 1).T @ kept.flatten(0, 1)
-        return grad_tokens, grad_weight, None
 
 
 class MultinomialAttentionMasking(nn.Module):
@@ -106,6 +57,13 @@ class MultinomialAttentionMasking(nn.Module):
     ``value_attention/README.md``). The parameters are those of ``torch.nn.Linear`` and
     ``torch.nn.MultiheadAttention``, by the same names and shapes.
 
+    The submodules are never called; their weights are read. ``torch.nn.utils.parametrize`` works
+    on each. ``input_proj`` and ``cross_attention.out_proj`` may be replaced by a module that is
+    affine, such as a linear layer with LoRA, or carry ``torch.nn.utils.weight_norm``: the weights
+    are found by applying it to the unit vectors, at the cost of one call on ``2 D + 1`` rows.
+    Whatever else would change their forward pass (hooks, a module that is not affine, another
+    ``cross_attention``) is refused by name.
+
     Args:
         input_dim: None for scalar values (B, L) or sparse CSR (B, G); ``D`` for embeddings (B, L,
             D).
@@ -120,10 +78,14 @@ class MultinomialAttentionMasking(nn.Module):
             something of the hidden values; "visible": it is computed from what is left, so nothing
             leaks.
         eps: > 0, added to the importance.
+        slope_norm: > 0, for scalar values alone: the slopes, which decide the attention to a value
+            ``x`` as ``exp(slope * x)``, are rescaled to a root mean square of ``slope_norm``.
+            Training may shrink them until every position is hidden alike; here they can turn and
+            trade between the latents, but not vanish. None: as published.
         backend: one of ``mam_kernels.backends()``; None chooses.
 
     Raises:
-        TypeError, ValueError: an argument is not as above.
+        TypeError, ValueError: an argument is not as above, or sizes that cannot be allocated.
     """
 
     def __init__(
@@ -138,6 +100,7 @@ class MultinomialAttentionMasking(nn.Module):
         context_from: str = "all",
         eps: float = 1e-8,
         backend: str | None = None,
+        slope_norm: float | None = None,
     ) -> None:
         super().__init__()
         self.input_dim = None if input_dim is None else checks.require_count("input_dim", input_dim)
@@ -161,27 +124,59 @@ class MultinomialAttentionMasking(nn.Module):
             "temperature", temperature, 0.0, 1e6, open_low=True
         )
         self.eps = checks.require_number("eps", eps, 0.0, 1e6, open_low=True)
-        if context_from not in CONTEXTS:
+        if not isinstance(context_from, str) or context_from not in CONTEXTS:
             raise ValueError(
-                f"context_from: expected one of {', '.join(CONTEXTS)}; got {context_from!r}"
+                f"context_from: expected one of {', '.join(CONTEXTS)}; "
+                f"got {checks.shortened(context_from)}"
             )
         self.context_from = context_from
-        requested(backend)
+        if slope_norm is not None:
+            if input_dim is not None:
+                raise ValueError(
+                    "slope_norm: expected None with input_dim, since embeddings have no slopes; "
+                    f"got {checks.shortened(slope_norm)}"
+                )
+            slope_norm = checks.require_number("slope_norm", slope_norm, 0.0, 1e6, open_low=True)
+        self.slope_norm = slope_norm
+        named(backend)
         self.backend = backend
 
-        self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
-        self.input_proj = nn.Linear(1 if input_dim is None else input_dim, latent_dim)
-        # Holds the parameters by the names of the published code; its own forward, which would
-        # store the attention, is never called.
-        self.cross_attention = nn.MultiheadAttention(latent_dim, num_heads, batch_first=True)
+        token_dim = 1 if input_dim is None else input_dim
+        try:
+            self.latents = nn.Parameter(torch.empty(num_latents, latent_dim))
+            self.input_proj = nn.Linear(token_dim, latent_dim)
+            # Holds the parameters by the names of the published code; its own forward, which
+            # would store the attention, is never called.
+            self.cross_attention = nn.MultiheadAttention(latent_dim, num_heads, batch_first=True)
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"latent_dim: expected sizes that can be allocated; got latent_dim={latent_dim}, "
+                f"num_latents={num_latents}, input_dim={input_dim}"
+            ) from error
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the parameters anew: standard normal latents, and torch's own initialisation of the
-        rest.
+    def reset_parameters(self, init: str = "standard") -> None:
+        """Draw the parameters anew.
+
+        Args:
+            init: "standard": standard normal latents, and torch's own initialisation of the rest;
+                "published": latents of standard deviation 0.02, Xavier with zero bias for
+                ``input_proj``, and torch's own for ``cross_attention``.
+
+        Raises:
+            ValueError: ``init`` is something else.
         """
-        nn.init.normal_(self.latents)
-        self.input_proj.reset_parameters()
+        if not isinstance(init, str) or init not in INITIALISATIONS:
+            raise ValueError(
+                f"init: expected one of {', '.join(INITIALISATIONS)}; got {checks.shortened(init)}"
+            )
+        published = init == "published"
+        nn.init.normal_(self.latents, std=0.02 if published else 1.0)
+        if published:
+            nn.init.xavier_uniform_(self.input_proj.weight)
+            nn.init.zeros_(self.input_proj.bias)
+        else:
+            self.input_proj.reset_parameters()
         self.cross_attention.out_proj.reset_parameters()
         self.cross_attention._reset_parameters()
 
@@ -191,11 +186,9 @@ class MultinomialAttentionMasking(nn.Module):
         return self.latent_dim // self.num_heads
 
     def extra_repr(self) -> str:
-        return (
-            f"input_dim={self.input_dim}, latent_dim={self.latent_dim}, num_latents={self.num_latents}, num_heads={self.num_heads}, "
-            f"mask_ratio={self.mask_ratio}, latent_fraction={self.latent_fraction}, temperature={self.temperature}, "
-            f"context_from={self.context_from!r}, eps={self.eps}, backend={self.backend!r}"
-        )
+        names = ("input_dim", "latent_dim", "num_latents", "num_heads", "mask_ratio")
+        names += ("latent_fraction", "temperature", "context_from", "eps", "slope_norm", "backend")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
         self,
@@ -236,229 +229,119 @@ class MultinomialAttentionMasking(nn.Module):
             TypeError, ValueError: an argument is not as above; ``BackendUnavailableError`` if the
                 named backend cannot run.
         """
-        options = _Options(valid, maskable, num_masked, seed, step, sample_ids, latents)
         refuse_compiled_transforms()
-        return (
-            self._mask_values(tokens, options)
-            if self.input_dim is None
-            else self._mask_tokens(tokens, options)
-        )
-
-    def _prepare(
-        self, data: Tensor, rows: int, positions: int, options: _Options, *, ints: bool = False
-    ) -> _Prepared:
-        device = data.device
-        checks.require_device("tokens", data, self.latents.device, "the module")
-        valid = checks.require_flags("valid", options.valid, rows, positions, device)
-        maskable = checks.require_flags("maskable", options.maskable, rows, positions, device)
-        if maskable is None:
-            maskable = valid
-        elif valid is not None:
-            maskable = maskable & valid
-        counts, chosen = options.num_masked, options.latents
-        if counts is not None:
-            counts = checks.row_counts("num_masked", counts, rows, positions, device)
-        if chosen is not None:
-            chosen = checks.indices("latents", chosen, self.num_latents, device)
-        draw = checks.draw_source(
-            options.seed, options.step, options.sample_ids, rows, device, ints=ints
-        )
-        return _Prepared(valid, maskable, counts, draw, chosen)
-
-    def _decided(
-        self, data: Tensor, rows: int, positions: int, prepared: _Prepared, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        """``k`` of every row and ``R``: those given, or by the ratio and drawn."""
-        counts, chosen, draw = prepared.num_masked, prepared.chosen, prepared.draw
-        if counts is None:
-            counts = checks.count_masked(
-                self.mask_ratio, prepared.maskable, rows, positions, data.device
-            )
-        if chosen is None:
-            chosen = draw_latents(
-                data, self.num_latents, self.num_drawn_latents, draw.seed, draw.step, backend
-            )
-        return counts, chosen
-
-    # Scalar values
-
-    def _mask_values(self, tokens: Tensor, options: _Options) -> MaskingOutput:
-        values = take_apart("tokens", tokens)
-        backend = requested(self.backend)
-        whole = not self._composed and not functional.required()
-        ints = (
-            whole and not torch.compiler.is_compiling()
-        )  # which would compile a call anew for every seed
-        prepared = self._prepare(values.data, values.rows, values.positions, options, ints=ints)
-        valid, maskable, counts, draw, chosen = prepared
-        if values.crow is None:
+        if self.input_dim is None:
+            cells = checks.require_cells("tokens", tokens, valid)
+            data, valid, shape = cells.values, cells.valid, (cells.rows, cells.num_positions)
+        else:
+            self._require_embeddings(tokens)
+            data, shape = tokens, tokens.shape[:2]
+            valid = checks.require_flags("valid", valid, *shape, tokens.device)
             checks.require_finite("tokens", tokens, valid)
-        # a tensor may be an input of an autograd.Function only once where that is compiled
-        drawn_from = None if maskable is valid else maskable
-        visible, positions = self.context_from == "visible", values.positions
-        weighting = (self.eps, 1.0 / self.temperature)
-        if whole:
-            exact = torch.promote_types(
-                torch.promote_types(values.data.dtype, torch.float32), self.latents.dtype
-            )
-            out = scalar_masking(
-                *self._scalar_parameters(exact), _cast(self.cross_attention.out_proj.bias, exact),
-                values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
-                self.num_heads, self.num_drawn_latents, self.mask_ratio, *weighting, visible, positions, backend,
-            )  # fmt: skip
-            return MaskingOutput(*out)
-        with torch.autocast(device_type=values.device.type, enabled=False):
-            counts, chosen = self._decided(values.data, values.rows, positions, prepared, backend)
-            slope, directions, constant = self._scalar_projections(
-                torch.promote_types(values.data.dtype, torch.float32)
-            )
-            out = functional.scalar_masking(
-                slope, directions, constant, _cast(self.cross_attention.out_proj.bias, slope.dtype), visible,
-                values.data, values.crow, values.col, valid, drawn_from, counts, chosen, draw.sample_ids, draw.seed, draw.step,
-                *weighting, positions, backend,
-            )  # fmt: skip
-            return MaskingOutput(*out)
-
-    _composed = False
-    """Whether the step is always made of differentiable operations: for a subclass with a
-    ``_scalar_projections`` of its own.
-    """
-
-    def _scalar_parameters(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        attention, token = self.cross_attention, self.input_proj
-        parameters = (
-            self.latents, attention.in_proj_weight, attention.in_proj_bias, token.weight, token.bias, attention.out_proj.weight
-        )  # fmt: skip
-        checks.require_whole(parameters)
-        return tuple(_cast(x, dtype) for x in parameters)
-
-    def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Slopes (N, H) in ``dtype``, directions (H, Dz) and constant (Dz,): see
-        ``value_attention.collapse.project``.
-        """
-        parameters = self._scalar_parameters(torch.promote_types(dtype, self.latents.dtype))
-        projected = functional.scalar_projections(
-            *parameters, self.num_heads, requested(self.backend)
-        )
-        slope, directions, constant = (_cast(x, dtype) for x in projected)
-        return slope, directions, constant
-
-    # Embeddings
-
-    def _mask_tokens(self, tokens: Tensor, options: _Options) -> MaskingOutput:
-        checks.require_floating("tokens", tokens, f"(B, L, {self.input_dim})", 3)
-        checks.require_shape("tokens", tokens, (None, None, self.input_dim), "(B, L, input_dim)")
-        rows, positions, _ = tokens.shape
-        backend = requested(self.backend)
-        prepared = self._prepare(tokens, rows, positions, options)
-        valid, maskable, _, draw, _ = prepared
-        counts, chosen = self._decided(tokens, rows, positions, prepared, backend)
-        checks.require_finite("tokens", tokens, valid)
-        scale = self.head_dim**-0.5
-        weighting = (self.eps, 1.0 / self.temperature, scale)
-        query, key, value, value_bias = self._project_tokens(tokens, valid)
-        with torch.autocast(device_type=tokens.device.type, enabled=False):
-            if self.context_from == "all":
-                output, logsumexp = latent_attention(
-                    query, key, value, valid=valid, scale=scale, backend=self.backend
-                )
-                mask, importance = token_mask(
-                    query,
-                    key,
-                    logsumexp,
-                    chosen,
-                    valid,
-                    maskable,
-                    counts,
-                    draw,
-                    *weighting,
-                    backend,
-                )
-                attended = valid
-            else:
-                drawn = query.detach()[chosen]
-                logsumexp = attention_logsumexp(drawn, key, valid, scale, backend)
-                every = torch.arange(chosen.shape[0], device=chosen.device)
-                mask, importance = token_mask(
-                    drawn, key, logsumexp, every, valid, maskable, counts, draw, *weighting, backend
-                )
-                attended = _visible(mask, valid)
-                output, _ = latent_attention(
-                    query, key, value, valid=attended, scale=scale, backend=self.backend
-                )
-            context, penalty = self._token_context(output, value_bias, attended, positions)
+        checks.require_device("tokens", data, self.latents.device, "the module")
+        choice = self._choice(valid, maskable, num_masked, latents, shape, data.device)
+        weighting = Weighting(self.eps, 1.0 / self.temperature)
+        parts = (choice, weighting, checks.draw_source(seed, step, sample_ids, shape[0], data.device))
+        options = (self.num_heads, self.context_from == "visible", named(self.backend))
+        if self.input_dim is None:
+            dtype = torch.promote_types(cells.accumulated, self.latents.dtype)
+            results = mask_values(self._read_parameters(dtype), cells, *parts, *options)
+        else:
+            tokens, parameters = self._computed(tokens)
+            results = mask_tokens(tokens, valid, parameters, *parts, *options)
+        mask, importance, context, penalty, *_ = results
         return MaskingOutput(mask, importance, context, penalty)
 
-    def _project_tokens(
-        self, tokens: Tensor, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """query (N, H, d), key and value (B, L, H, d), and the bias of the values (Dz,).
+    def _require_embeddings(self, tokens: object) -> None:
+        shape = f"(B, L, {self.input_dim})"
+        checks.require_floating("tokens", tokens, shape, 3)
+        checks.require_shape("tokens", tokens, (None, None, self.input_dim), "(B, L, input_dim)")
 
-        The two projections of a token are one: ``K = X (W_k W_p)^T``. The bias of the keys adds the
-        same to every score of a query, so it cancels in the softmax; that of the values is added to
-        the attended output, since attention sums to 1.
-        """
-        attention = self.cross_attention
-        checks.require_whole(
-            (
-                self.latents,
-                attention.in_proj_weight,
-                self.input_proj.weight,
-                attention.out_proj.weight,
-            )
+    def _choice(
+        self,
+        valid: Tensor | None,
+        maskable: Tensor | None,
+        num_masked: int | Tensor | None,
+        latents: Tensor | None,
+        shape: tuple[int, int],
+        device: torch.device,
+    ) -> Choice:
+        """What may be hidden, how much of it, and by which latents; checked."""
+        # One tensor may be an argument of a compiled operation only once: None is "as valid".
+        maskable = None if maskable is valid else maskable
+        maskable = checks.require_flags("maskable", maskable, *shape, device)
+        if maskable is not None and valid is not None:
+            maskable = maskable & valid
+        if num_masked is not None:
+            num_masked = checks.row_counts("num_masked", num_masked, *shape, device)
+        if latents is not None:
+            latents = checks.indices("latents", latents, self.num_latents, device)
+        return Choice(maskable, num_masked, self.mask_ratio, latents, self.num_drawn_latents)
+
+    def _read_parameters(self, dtype: torch.dtype) -> Parameters:
+        """The weights that the module computes with, in ``dtype``; differentiable."""
+        attention = effective_weights.require_plain_attention(
+            "cross_attention", self.cross_attention, self.latent_dim, self.num_heads
         )
+        token_dim = 1 if self.input_dim is None else self.input_dim
+        token_weight, token_bias = effective_weights.linear(
+            "input_proj", self.input_proj, token_dim, self.latents
+        )
+        out_weight, out_bias = effective_weights.linear(
+            "cross_attention.out_proj", attention.out_proj, self.latent_dim, self.latents
+        )
+        parameters = Parameters(
+            self.latents,
+            attention.in_proj_weight,
+            attention.in_proj_bias,
+            token_weight,
+            token_bias,
+            out_weight,
+            out_bias,
+        )
+        checks.require_whole([self.latents])
+        parameters = Parameters(*(x.to(dtype) for x in parameters))
+        if self.slope_norm is not None:
+            with torch.autocast(device_type=self.latents.device.type, enabled=False):
+                return collapse.with_slope_norm(parameters, self.num_heads, self.slope_norm)
+        return parameters
+
+    def _computed(self, tokens: Tensor) -> tuple[Tensor, Parameters]:
+        """Tokens in the type of the computation, which is that of autocast where it is on, and the
+        parameters in float32 or better.
+        """
         device = tokens.device.type
-        compute = (
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
-        )
-        exact = torch.promote_types(compute, torch.float32)
-        with torch.autocast(device_type=device, enabled=False):
-            query_weight, token_weight = attention.in_proj_weight.tensor_split(
-                (self.latent_dim,)
-            )  # (Dz, Dz), (2 Dz, Dz)
-            query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
-            query = F.linear(
-                self.latents.to(exact), query_weight.to(exact), query_bias.to(exact)
-            ).to(compute)
-            folded = (token_weight.to(exact) @ self.input_proj.weight.to(exact)).to(
-                compute
-            )  # (2 Dz, D)
-            project = (
-                functional.token_projection if functional.required() else _TokenProjection.apply
-            )
-            both = project(tokens.to(compute), folded, valid)
-            key, value = both.unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(dim=2)
-            bias = token_weight[self.latent_dim :].to(exact) @ self.input_proj.bias.to(
-                exact
-            ) + value_bias.to(exact)
-        return query.unflatten(-1, (self.num_heads, self.head_dim)), key, value, bias
+        if torch.is_autocast_enabled(device):
+            tokens = tokens.to(torch.get_autocast_dtype(device))
+        return tokens, self._read_parameters(torch.promote_types(tokens.dtype, torch.float32))
 
-    def _token_context(
-        self, output: Tensor, value_bias: Tensor, attended: Tensor | None, positions: int
-    ) -> tuple[Tensor, Tensor]:
-        """``O = (output + b_v) W_o^T + b_o``, the bias of the values only where a cell has tokens;
-        its mean and mean squared norm.
+    @torch.no_grad()
+    def slopes(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, H): latent ``n`` and head ``h`` attend to a scalar value ``x`` as
+        ``exp(slope * x)``; no gradient.
+
+        Raises:
+            ValueError: the module takes embeddings.
         """
-        concatenated = output.flatten(2).to(value_bias.dtype)  # (B, N, Dz)
-        if attended is None:
-            concatenated = concatenated + value_bias * float(positions > 0)
-        else:
-            concatenated = concatenated + value_bias * attended.any(dim=1)[:, None, None]
-        projection = self.cross_attention.out_proj
-        projected = F.linear(
-            concatenated,
-            projection.weight.to(value_bias.dtype),
-            projection.bias.to(value_bias.dtype),
-        )
-        return projected.mean(dim=1), projected.square().sum() / max(projected.shape[0], 1)
+        if self.input_dim is not None:
+            raise ValueError(
+                "input_dim: expected None, since embeddings have no slopes; "
+                f"got {self.input_dim}"
+            )
+        parameters = self._read_parameters(torch.promote_types(dtype, self.latents.dtype))
+        return collapse.project(parameters, self.num_heads).slope.to(dtype)
 
+    @torch.no_grad()
+    def queries_and_keys(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, d) and (B, L, H, d): the attention to embeddings (B, L, D) is the softmax over
+        tokens of their products, times ``head_dim ** -0.5``; no gradient.
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, which costs a call of its own even where there is nothing to do; at a batch
-    of one, such calls are what is left.
-    """
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _visible(mask: Tensor, valid: Tensor | None) -> Tensor:
-    return ~mask if valid is None else valid & ~mask
+        Raises:
+            TypeError, ValueError: not such embeddings, or the module takes scalar values.
+        """
+        if self.input_dim is None:
+            raise ValueError("input_dim: expected the width of embeddings; got None")
+        self._require_embeddings(tokens)
+        tokens, parameters = self._computed(tokens)
+        query, weight, _ = token_path.fold(parameters, self.num_heads, tokens.dtype)
+        return query, token_path.project(tokens, weight, self.num_heads)[:, :, 0]

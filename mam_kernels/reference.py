@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from ._core import checks
-from ._core.call import Cells, Draw
+from ._core.call import Draw
 from ._core.philox import philox4x32, random_bits, uniforms
+from .ops.inclusion import reference as inclusion
 from .ops.latent_attention import reference as latent
 from .ops.selection import reference as selection
 from .ops.selection.reference import race_keys, relative_weights, smallest
 from .ops.value_attention import reference as value
-from .ops.value_attention.ops import ValueMoments, take_apart
+from .ops.value_attention.ops import ValueMoments
 
 __all__ = [
     "attention_importance",
     "draw_latents",
+    "inclusion_probabilities",
     "latent_attention",
     "philox4x32",
     "race_keys",
@@ -37,9 +39,7 @@ def value_attention(values: Tensor, slope: Tensor, *, valid: Tensor | None = Non
     """``log M``, ``M'/M`` and ``M''/M - (M'/M)**2`` with ``M(a) = sum_l exp(a x_l)``; each (B, N,
     H).
     """
-    parts = take_apart("values", values)
-    cells = Cells(parts.data, parts.crow, parts.col, valid, parts.positions)
-    return ValueMoments(*value.moments(cells, slope))
+    return ValueMoments(*value.moments(checks.require_cells("values", values, valid), slope))
 
 
 def latent_attention(
@@ -83,7 +83,16 @@ def sample_without_replacement(
     """The ``k`` smallest of ``E_l / w_l``; (B, L) bool."""
     counts = checks.row_counts("num_samples", num_samples, *weights.shape, weights.device)
     draw = checks.draw_source(seed, step, sample_ids, weights.shape[0], weights.device)
-    return selection.select(weights, counts, valid, Draw(draw.seed, draw.step, draw.sample_ids))
+    return selection.select(weights, counts, valid, draw)
+
+
+def inclusion_probabilities(
+    weights: Tensor, num_samples: int | Tensor, *, valid: Tensor | None = None
+) -> Tensor:
+    """``pi_l = 1 - exp(-w_l t)`` with ``sum_l pi_l = k``; (B, L)."""
+    counts = checks.row_counts("num_samples", num_samples, *weights.shape, weights.device)
+    probability, _ = inclusion.probabilities(weights, counts, valid)
+    return probability
 
 
 def draw_latents(

@@ -352,30 +352,6 @@ class EmbeddingAttention(MaskingStrategy):
         return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
 
 
-class FixedNormMasking(MultinomialAttentionMasking):
-    """Slopes of fixed norm: ``alpha`` is rescaled to a root mean square of ``slope_norm`` before it
-    is used.
-
-    With scalar tokens the attention of latent n and head h is ``exp(alpha x)`` over its sum.
-    Training may shrink ``alpha`` until every position is hidden alike; here it can turn and trade
-    between the latents, but not vanish.
-    """
-
-    def __init__(self, slope_norm: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.slope_norm = slope_norm
-
-    _composed = True
-
-    def _scalar_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        slope, directions, constant = super()._scalar_projections(dtype)
-        return (
-            slope * (self.slope_norm * torch.rsqrt(slope.square().mean() + 1e-20)),
-            directions,
-            constant,
-        )
-
-
 def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
     """Entropy of the distribution that positions are drawn from, over the logarithm of how many can
     be drawn; scalar, 1 = uniform.

@@ -1,7 +1,12 @@
-"""The parts of a masking call. They travel under these names from ``forward`` to a kernel."""
+"""The parts of a masking call. They travel under these names from ``forward`` to a kernel.
+
+An operation of torch takes a flat list of arguments; ``registration.Operation`` flattens these
+structures by the names of their fields, and puts them together again on the other side.
+"""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,7 +22,12 @@ class Cells(NamedTuple):
     @property
     def rows(self) -> int:
         """``B``."""
-        return len(self.values) if self.crow is None else len(self.crow) - 1
+        return self.values.shape[0] if self.crow is None else self.crow.shape[0] - 1
+
+    @property
+    def accumulated(self) -> torch.dtype:
+        """The type of sums over a cell: float32, or float64 for float64 values."""
+        return torch.promote_types(self.values.dtype, torch.float32)
 
 
 class Choice(NamedTuple):
@@ -33,8 +43,8 @@ class Choice(NamedTuple):
 class Draw(NamedTuple):
     """The source of the random bits: a mask is a function of these three."""
 
-    seed: Tensor  # int64, 0 dims
-    step: Tensor  # int64, 0 dims
+    seed: Tensor  # int64, 0 dims, on the CPU or on the device of the data
+    step: Tensor  # int64, 0 dims, likewise
     sample_ids: Tensor | None  # (B,) int64; None: the index of the row
 
 
@@ -59,3 +69,12 @@ class Parameters(NamedTuple):
     token_bias: Tensor  # (Dz,)
     out_weight: Tensor  # (Dz, Dz)
     out_bias: Tensor  # (Dz,)
+
+
+class TokenState(NamedTuple):
+    """What the token path keeps for its gradient. It means the same on every backend."""
+
+    attended: Tensor  # (B, N, H, d): the attended values, before the output projection
+    logsumexp: Tensor  # (B, N, H): of the scores that they come from
+    keys_values: Tensor  # (B, L, 2, H, d); (0,) where the backend computes them again
+    visible: Tensor  # (B, L) bool: what the context is of; (0,) where it is of all valid tokens

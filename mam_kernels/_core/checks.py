@@ -8,15 +8,28 @@ which costs a pass and a synchronisation.
 
 import contextlib
 import math
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from .call import Cells, Draw
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+LARGEST_COUNT = 2**31 - 1
 
 _values_are_checked = os.environ.get("MAM_CHECK_VALUES", "") not in ("", "0")
 
@@ -43,10 +56,38 @@ def values_are_checked() -> bool:
 
 
 def describe(x: object) -> str:
-    """A tensor by type, shape and device, anything else by its type and value."""
+    """A tensor by type, shape and device, an array by type and shape, anything else by its type
+    and value; one line.
+    """
     if isinstance(x, Tensor):
+        if x.is_nested:
+            return f"a nested tensor of {x.dtype} on {x.device}"
         return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
-    return f"{type(x).__name__} {x!r}"
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{type(x).__name__} of {x.dtype} and shape {tuple(x.shape)}"
+    return f"{type(x).__name__} {shortened(x)}"
+
+
+def shortened(x: object, width: int = 200) -> str:
+    """The ``repr`` of something in one line; arrays and tensors as ``describe`` has them."""
+    if isinstance(x, Tensor) or (hasattr(x, "dtype") and hasattr(x, "shape") and x.shape):
+        return describe(x)
+    line = " ".join(repr(x).split())
+    return line if len(line) <= width else f"{line[:width]}..."
+
+
+def refuse_forward_mode(arguments: Iterable[object]) -> None:
+    """Raise where a tensor carries a tangent: no operation here computes with it, and it would be
+    lost without a word.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for x in arguments:
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                "forward-mode derivatives (jvp, jacfwd, hessian) are not computed; use reverse "
+                "mode (grad, vjp, jacrev)"
+            )
 
 
 def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool = True) -> Tensor:
@@ -54,6 +95,11 @@ def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name}: expected a floating-point tensor of shape {shape}; got {describe(x)}"
+        )
+    if x.is_nested:
+        raise TypeError(
+            f"{name}: expected a tensor of shape {shape}, padded where rows are shorter, with "
+            f"valid to say where; got {describe(x)}"
         )
     if x.dtype not in FLOATING:
         raise TypeError(
@@ -75,21 +121,49 @@ def require_shape(name: str, x: Tensor, shape: Sequence[int | None], spelled: st
         raise ValueError(f"{name}: expected shape {spelled} = {wanted}; got {describe(x)}")
 
 
+def require_cells(name: str, values: object, valid: object) -> Cells:
+    """Values (B, L), dense or sparse CSR, and which of them are valid, as ``Cells``.
+
+    Raises:
+        TypeError, ValueError: not floating point, not (B, L), another sparse layout, values that
+            want a gradient, or ``valid`` is not (B, L) bool on their device.
+    """
+    require_floating(name, values, "(B, L)", 2, dense=False)
+    rows, positions = values.shape
+    if torch.is_grad_enabled() and values.requires_grad:
+        raise ValueError(
+            f"{name}: expected values without gradient; got a tensor that requires one. Detach "
+            "it, or give it as embeddings (B, L, 1) with input_dim=1, which is the same "
+            "attention, differentiable in its tokens"
+        )
+    valid = require_flags("valid", valid, rows, positions, values.device)
+    if values.layout == torch.sparse_csr:
+        entries = values.values()
+        require_finite(name, entries)
+        return Cells(entries, values.crow_indices(), values.col_indices(), valid, positions)
+    if values.layout != torch.strided:
+        raise TypeError(
+            f"{name}: expected a dense tensor or sparse CSR; got layout {values.layout}"
+        )
+    require_finite(name, values, valid)
+    return Cells(values, None, None, valid, positions)
+
+
 def require_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
     """On the same device as the tensor called ``of``."""
     if x.device != device:
         raise ValueError(f"{name}: expected on {device}, as {of} is; got {describe(x)}")
 
 
-def require_whole(parameters: Iterable[Tensor]) -> None:
+def require_whole(parameters: Iterable[Tensor | None]) -> None:
     """No parameter of which a process holds a part, as ``fully_shard`` leaves those of a module
     outside of its own forward pass.
     """
     for x in parameters:
         if type(x).__name__ == "DTensor":
             raise ValueError(
-                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call fully_shard on the masking module or on one "
-                "around it, not on its parts"
+                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call "
+                "fully_shard on the masking module or on one around it, not on its parts"
             )
 
 
@@ -99,7 +173,7 @@ def require_flags(
     """None, or booleans (B, L) on ``device``."""
     if x is None:
         return None
-    if not isinstance(x, Tensor) or x.dtype != torch.bool:
+    if not isinstance(x, Tensor) or x.dtype != torch.bool or x.is_nested:
         raise TypeError(
             f"{name}: expected a torch.bool tensor of shape ({rows}, {positions}), or None; got {describe(x)}"
         )
@@ -138,7 +212,7 @@ def require_number(
     name: str, x: object, low: float, high: float, *, open_low: bool = False
 ) -> float:
     """A real number in [low, high], or in (low, high] with ``open_low``."""
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name}: expected a number; got {describe(x)}")
     if not (low < x <= high if open_low else low <= x <= high):
         interval = f"{'(' if open_low else '['}{low}, {high}]"
@@ -147,12 +221,19 @@ def require_number(
 
 
 def require_count(name: str, x: object, low: int = 1) -> int:
-    """A Python integer, at least ``low``."""
-    if isinstance(x, bool) or not isinstance(x, int):
+    """An integer, at least ``low`` and below 2**31."""
+    if not _is_integer(x):
         raise TypeError(f"{name}: expected an int; got {describe(x)}")
     if x < low:
         raise ValueError(f"{name}: expected an int >= {low}; got {x}")
-    return x
+    if x > LARGEST_COUNT:
+        raise ValueError(f"{name}: expected an int <= {LARGEST_COUNT}; got {x}")
+    return int(x)
+
+
+def _is_integer(x: object) -> bool:
+    """An integer of Python, of numpy, or a symbolic one of torch; no bool."""
+    return isinstance(x, (int, torch.SymInt, numbers.Integral)) and not isinstance(x, bool)
 
 
 def row_counts(name: str, x: object, rows: int, positions: int, device: torch.device) -> Tensor:
@@ -167,19 +248,25 @@ def row_counts(name: str, x: object, rows: int, positions: int, device: torch.de
             raise TypeError(f"{name}: expected {required}; got {describe(x)}")
         require_shape(name, x, (rows,), "(B,)")
         require_device(name, x, device, "the data")
-        looked_at = values_are_checked() or (
-            device.type == "cpu" and not torch.compiler.is_compiling()
-        )
-        if looked_at and rows and (int(x.min()) < 0 or int(x.max()) > positions):
+        # A narrow type cannot hold the bound itself.
+        x = x.to(torch.int64)
+        if _can_be_looked_at(device) and rows and (int(x.min()) < 0 or int(x.max()) > positions):
             raise ValueError(
                 f"{name}: expected {required}; got values from {int(x.min())} to {int(x.max())}"
             )
         return x.clamp(0, positions).to(torch.int32).contiguous()
-    if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
+    if not _is_integer(x):
         raise TypeError(f"{name}: expected {required}; got {describe(x)}")
     if x < 0 or x > positions:
         raise ValueError(f"{name}: expected {required}; got {x}")
     return torch.full((rows,), x, dtype=torch.int32, device=device)
+
+
+def _can_be_looked_at(device: torch.device) -> bool:
+    """Whether values are there to be looked at, and that waits for no GPU."""
+    if device.type == "meta" or torch.compiler.is_compiling():
+        return False
+    return device.type == "cpu" or values_are_checked()
 
 
 def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
@@ -192,44 +279,29 @@ def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
     if x.dim() != 1 or x.shape[0] < 1:
         raise ValueError(f"{name}: expected {required}; got {describe(x)}")
     require_device(name, x, device, "the data")
-    looked_at = values_are_checked() or (device.type == "cpu" and not torch.compiler.is_compiling())
-    if looked_at and (int(x.min()) < 0 or int(x.max()) >= size or x.unique().numel() != x.numel()):
+    if _can_be_looked_at(device) and (
+        int(x.min()) < 0 or int(x.max()) >= size or x.unique().numel() != x.numel()
+    ):
         raise ValueError(f"{name}: expected {required}; got {x.tolist()}")
     return x.contiguous()
 
 
-class Draw(NamedTuple):
-    """Where a call's random bits come from."""
-
-    seed: (
-        Tensor | int
-    )  # int64, 0 dims, on the CPU or on the device of the data; an int where that was asked for
-    step: Tensor | int  # int64, 0 dims, likewise
-    sample_ids: Tensor | None  # int64 (B,); None: the index of the row
-
-
 def draw_source(
-    seed: object,
-    step: object,
-    sample_ids: object,
-    rows: int,
-    device: torch.device,
-    *,
-    ints: bool = False,
+    seed: object, step: object, sample_ids: object, rows: int, device: torch.device
 ) -> Draw:
     """Validated ``seed``, ``step`` and ``sample_ids``; a missing seed comes from torch's own
     generator of the device.
-
-    Words that come as ints become tensors, or stay as they are with ``ints``.
     """
     step_word = _word("step", step, 0, 2**32, device)
     if sample_ids is not None:
         if not isinstance(sample_ids, Tensor) or sample_ids.dtype not in INTEGERS:
             raise TypeError(
-                f"sample_ids: expected an integer tensor of shape ({rows},); got {describe(sample_ids)}"
+                f"sample_ids: expected an integer tensor of shape ({rows},); "
+                f"got {describe(sample_ids)}"
             )
         require_shape("sample_ids", sample_ids, (rows,), "(B,)")
         require_device("sample_ids", sample_ids, device, "the data")
+        sample_ids = sample_ids.to(torch.int64).contiguous()
         if (
             values_are_checked()
             and rows
@@ -238,14 +310,11 @@ def draw_source(
             raise ValueError(
                 f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {sample_ids.tolist()}"
             )
-        sample_ids = sample_ids.to(torch.int64).contiguous()
     if seed is None:  # last, so that a call that fails takes nothing from the generator
         limits = torch.iinfo(torch.int64)
         seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
     else:
         seed_word = _word("seed", seed, -(2**63), 2**64, device)
-    if not ints:
-        seed_word, step_word = as_tensor(seed_word), as_tensor(step_word)
     return Draw(seed_word, step_word, sample_ids)
 
 
@@ -254,7 +323,7 @@ def as_tensor(word: Tensor | int) -> Tensor:
     return word if isinstance(word, Tensor) else torch.tensor(word, dtype=torch.int64, device="cpu")
 
 
-def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor | int:
+def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor:
     if isinstance(x, Tensor):
         if x.dtype not in INTEGERS or x.numel() != 1:
             raise TypeError(
@@ -265,13 +334,13 @@ def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Te
                 f"{name}: expected on the CPU or on {device}, as the data is; got {describe(x)}"
             )
         return x.reshape(()).to(torch.int64)
-    if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
+    if not _is_integer(x):
         raise TypeError(
             f"{name}: expected an int or an integer tensor of one element; got {describe(x)}"
         )
     if x < low or x >= high:
         raise ValueError(f"{name}: expected an int in [{low}, {high}); got {x}")
-    return x if x < 2**63 else x - 2**64
+    return as_tensor(x if x < 2**63 else x - 2**64)
 
 
 def count_masked(

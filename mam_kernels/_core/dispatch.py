@@ -12,10 +12,13 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from . import checks
 
 logger = logging.getLogger("mam_kernels")
 
@@ -38,8 +41,12 @@ IMPLEMENTATIONS = {
     "token_mask": ("latent_attention", "mask"),
     "sample_without_replacement": ("selection", "select"),
     "draw_latents": ("selection", "draw_latents"),
+    "inclusion_probabilities": ("inclusion", "probabilities"),
 }
 """Operation -> the folder and the function that implement it in each backend's file."""
+
+REFERENCE_ALONE = ("inclusion_probabilities",)
+"""Operations that other backends have no kernels for."""
 
 AUTOMATIC = ""
 """The backend string of an operation whose caller named none."""
@@ -70,43 +77,56 @@ class Unavailable:
 
 
 def _checked_name(backend: object, source: str) -> str:
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(
-            f"{source}: expected one of {', '.join(BACKENDS)}, or None to choose; got {backend!r}"
+            f"{source}: expected one of {', '.join(BACKENDS)}, or None to choose; "
+            f"got {checks.shortened(backend)}"
         )
-    return str(backend)
+    return backend
 
 
 _environment = os.environ.get("MAM_BACKEND", "")
-_in_use: str | None = None  # what use_backend set; None: not inside one
+_in_use: ContextVar[str | None] = ContextVar("mam_kernels_backend", default=None)
+"""What ``use_backend`` set in this context; None: not inside one."""
 
 
-def requested(backend: str | None) -> str:
-    """The backend that a call asks for: its own argument, else ``use_backend``, else
-    ``MAM_BACKEND``, else ``AUTOMATIC``.
+def named(backend: str | None) -> str:
+    """The backend that a call names, or ``AUTOMATIC``.
+
+    Raises:
+        ValueError: the name is unknown.
     """
-    if backend is not None:
-        return _checked_name(backend, "backend")
-    if _in_use is not None:
-        return _in_use
+    return AUTOMATIC if backend is None else _checked_name(backend, "backend")
+
+
+def requested(backend: str = AUTOMATIC) -> str:
+    """The backend that a call asks for: the one it names, else that of ``use_backend``, else that
+    of ``MAM_BACKEND``, else ``AUTOMATIC``.
+
+    Operations ask when they run, not when they are traced: a compiled function follows
+    ``use_backend`` too.
+    """
+    if backend != AUTOMATIC:
+        return backend
+    in_use = _in_use.get()
+    if in_use is not None:
+        return in_use
     return _checked_name(_environment, "MAM_BACKEND") if _environment else AUTOMATIC
 
 
 @contextlib.contextmanager
 def use_backend(backend: str | None) -> Iterator[None]:
-    """Calls inside that name no backend use this one; None lets them choose. It holds for the whole
-    process, all threads.
+    """Calls inside that name no backend use this one; None lets them choose. It holds for the
+    current context: this thread, or this task of asyncio.
 
     Raises:
         ValueError: the name is unknown.
     """
-    global _in_use
-    name = AUTOMATIC if backend is None else _checked_name(backend, "backend")
-    before, _in_use = _in_use, name
+    token = _in_use.set(named(backend))
     try:
         yield
     finally:
-        _in_use = before
+        _in_use.reset(token)
 
 
 @functools.cache
@@ -171,6 +191,8 @@ def obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
     missing = _missing(backend)
     if missing:
         return missing
+    if op in REFERENCE_ALONE:
+        return f"{op} is computed by the reference alone"
     if device != _device_of(backend):
         return f"it takes tensors on {_device_of(backend)}; these are on {device}"
     if dtype == torch.float64:
@@ -237,9 +259,14 @@ def _implementation(op: str, backend: str) -> Callable:
     return run
 
 
+def chosen(op: str, backend: str, data: Tensor) -> str:
+    """The backend that runs ``op`` for tensors like ``data``, here and now."""
+    return resolve(requested(backend), op, data.device.type, data.dtype)
+
+
 def implementation(op: str, backend: str, data: Tensor) -> Callable:
     """The function that runs ``op`` for tensors like ``data``."""
-    return _implementation(op, resolve(backend, op, data.device.type, data.dtype))
+    return _implementation(op, chosen(op, backend, data))
 
 
 def optional(op: str, function: str, backend: str, data: Tensor) -> Callable | None:
@@ -247,7 +274,7 @@ def optional(op: str, function: str, backend: str, data: Tensor) -> Callable | N
     whole step beside the mask; None where that backend does without.
     """
     folder, _ = IMPLEMENTATIONS[op]
-    return _found(folder, function, resolve(backend, op, data.device.type, data.dtype))
+    return _found(folder, function, chosen(op, backend, data))
 
 
 def forget() -> None:
@@ -332,7 +359,7 @@ def explain(op: Callable | str, *args: object, **kwargs: object) -> Explanation:
         raise ValueError(
             f"op: expected one of {', '.join(IMPLEMENTATIONS)}, their function or a masking module; got {op!r}"
         )
-    backend = requested(kwargs.get("backend", getattr(op, "backend", None)))
+    backend = requested(named(kwargs.get("backend", getattr(op, "backend", None))))
     device, dtype = data.device.type, data.dtype
     obstacles = {candidate: obstacle(candidate, name, device, dtype) for candidate in BACKENDS}
     runs = backend == AUTOMATIC or obstacles[backend] is None

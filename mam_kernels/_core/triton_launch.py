@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-
-from .row_configurations import RowConfiguration, row_configuration
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton runs its kernels in the interpreter; it decides that when a kernel is defined."""
@@ -15,6 +14,20 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 _NO_DEVICE_CHANGE = contextlib.nullcontext()
 
 SMALLEST_ROW_BLOCK = 256
+
+
+class RowConfiguration(NamedTuple):
+    """How a kernel that gives each row a program is launched; what it computes does not depend on
+    it but for the rounding of sums.
+
+    Chosen from the machine code, not measured: 16 warps of 128 registers fill the 65,536 registers
+    of a multiprocessor with one program, and 2048 positions at a time spill none of them.
+    """
+
+    warps: int = 16
+    registers: int = 128  #: at most so many a thread
+    block: int = 2048  #: positions at a time, at most
+    series_block: int = 512  #: slopes, or values, whose power series are summed at a time
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:
@@ -26,15 +39,13 @@ def on(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device)
 
 
-def row_options(
-    kernel: str, device: torch.device, num_positions: int
-) -> tuple[RowConfiguration, dict[str, int]]:
+def row_options(num_positions: int) -> tuple[RowConfiguration, dict[str, int]]:
     """How a kernel with a program for each row is launched; as its configuration, ``block`` fitted
     to the row, and as launch options.
     """
-    chosen = row_configuration(kernel, device, num_positions)
+    default = RowConfiguration()
     fitting = max(triton.next_power_of_2(num_positions), SMALLEST_ROW_BLOCK)
-    chosen = chosen._replace(block=min(fitting, chosen.block))
+    chosen = default._replace(block=min(fitting, default.block))
     return chosen, {"num_warps": chosen.warps, **register_limit(chosen.registers)}
 
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._core import dispatch
-from .._core.call import Cells, Choice, Draw, Weighting
+from .._core import checks, dispatch
+from .._core.call import Choice, Draw, Weighting
 from ..ops.latent_attention import reference as latent
 from ..ops.selection import reference as selection
 from ..ops.value_attention import reference as value
-from ..ops.value_attention.ops import take_apart
 from . import cases
 from .tolerances import Comparison, compare, compare_mask, element_error
 
@@ -56,20 +55,16 @@ def check_value_path(
     """The masking step on values, its moments against the reference and its mask against the race
     of its own importance.
     """
-    parts, exact = take_apart("values", case.values), take_apart("values", case.values.double())
+    cells = checks.require_cells("values", case.values, case.valid)
+    exact = cells._replace(values=cells.values.double())
     seed, step = words()
-    cells = Cells(parts.data, parts.crow, parts.col, case.valid, parts.positions)
     choice = Choice(case.maskable, case.num_masked, 0.0, case.latents, len(case.latents))
     arguments = (choice, Weighting(eps, 1.0 / temperature), Draw(seed, step, case.sample_ids))
-    run = dispatch.implementation("value_mask", backend, parts.data)
+    run = dispatch.implementation("value_mask", backend, cells.values)
     mask, importance, *moments = run(cells, case.slope, *arguments)
-    alone = dispatch.implementation("value_attention", backend, parts.data)(cells, case.slope)
-    truth = value.mask(
-        cells._replace(values=exact.data, crow=exact.crow, col=exact.col),
-        case.slope.double(),
-        *arguments,
-    )
-    plain = value.mask(cells._replace(values=parts.data.float()), case.slope, *arguments)
+    alone = dispatch.implementation("value_attention", backend, cells.values)(cells, case.slope)
+    truth = value.mask(exact, case.slope.double(), *arguments)
+    plain = value.mask(cells._replace(values=cells.values.float()), case.slope, *arguments)
     found = [compare("importance", importance, plain[1], truth[1], torch.float32, element_error)]
     for name, fused, separate, at_precision, right in zip(
         ("log M", "mean", "variance"), moments, alone, plain[2:], truth[2:], strict=True
@@ -255,7 +250,7 @@ def check(backend: str | None = None, device: str | torch.device | None = None) 
         BackendUnavailableError: the named backend does not run here.
     """
     if backend is not None:
-        dispatch.requested(backend)
+        dispatch.named(backend)
         missing = dispatch.backends()[backend]
         if not missing:
             raise dispatch.BackendUnavailableError(

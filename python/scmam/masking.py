@@ -9,7 +9,6 @@ from mam_kernels.strategies import (
     ContextOnly,
     EmbeddingAttention,
     ExpressionSampling,
-    FixedNormMasking,
     MaskingStrategy,
     MatchedFractions,
     Nothing,
@@ -60,6 +59,6 @@ def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMa
         "temperature": settings.temperature,
         "context_from": settings.context_from,
     }
-    if settings.slope_norm is not None and input_dim is None:
-        return FixedNormMasking(settings.slope_norm, **options)
+    if input_dim is None:
+        options["slope_norm"] = settings.slope_norm
     return mam.MultinomialAttentionMasking(**options)

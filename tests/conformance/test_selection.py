@@ -82,16 +82,12 @@ def test_operation_is_registered_right(backend, device):
         case.weights.nan_to_num(),
         case.num_samples,
         case.valid,
-        None,
         torch.tensor(1),
         torch.tensor(0),
-        0.0,
-        1.0,
+        None,
         backend,
     )
     torch.library.opcheck(torch.ops.mam_kernels.sample_without_replacement.default, arguments)
-    arguments = (case.weights.nan_to_num(), 20, 6, torch.tensor(1), torch.tensor(0), backend)
-    torch.library.opcheck(torch.ops.mam_kernels.draw_latents.default, arguments)
 
 
 def test_compiles_whole(backend, device):

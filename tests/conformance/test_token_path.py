@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mam_kernels as mam
-from mam_kernels._core import checks
-from mam_kernels.ops.latent_attention.ops import token_mask
+from mam_kernels._core import checks, dispatch
+from mam_kernels._core.call import Choice, Weighting
 from mam_kernels.testing import cases
 from mam_kernels.testing.check import EPS, check_token_path
 
@@ -106,8 +106,10 @@ def test_the_mask_is_a_function_of_seed_step_and_sample_id(backend, device):
     def run(backend, seed, step):
         ids = torch.tensor([5, 2**31 + 3], device=device)
         draw = checks.draw_source(seed, step, ids, 2, device)
-        arguments = (case.latents, None, None, case.num_masked, draw, EPS, 1.0, scale, backend)
-        return token_mask(case.query, case.key, logsumexp, *arguments)[0]
+        choice = Choice(None, case.num_masked, 0.0, case.latents, len(case.latents))
+        mask = dispatch.implementation("token_mask", backend, case.key)
+        arguments = (case.query, case.key, logsumexp, None, scale)
+        return mask(*arguments, choice, Weighting(EPS, 1.0), draw)[0]
 
     assert torch.equal(run(backend, 9, 3), run("reference", 9, 3))
     assert torch.equal(
@@ -159,14 +161,8 @@ def test_operations_are_registered_right(name, backend, device):
         backend,
     )
     torch.library.opcheck(ops.latent_attention_backward.default, arguments)
-    torch.library.opcheck(ops.attention_logsumexp.default, (*plain[:2], case.valid, scale, backend))
     arguments = (*plain[:2], logsumexp, case.latents, case.valid, scale, backend)
     torch.library.opcheck(ops.attention_importance.default, arguments)
-    arguments = (
-        *plain[:2], logsumexp, case.latents, case.valid, case.maskable, case.num_masked, None, torch.tensor(1), torch.tensor(0),
-        EPS, 1.0, scale, backend,
-    )  # fmt: skip
-    torch.library.opcheck(ops.token_mask.default, arguments)
 
 
 def test_compiles_whole(backend, device):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import mam_kernels as mam
-from mam_kernels._core import checks
-from mam_kernels.ops.value_attention.ops import take_apart, value_mask
+from mam_kernels._core import checks, dispatch
+from mam_kernels._core.call import Choice, Weighting
+from mam_kernels.ops.value_attention.ops import ValueMoments, moments
 from mam_kernels.testing import cases
 from mam_kernels.testing.check import EPS, check_value_path
 
@@ -17,21 +18,13 @@ CASES = {case.name: case for case in cases.value_cases()}
 def cell_mask(
     case: cases.ValueCase, backend: str, *, seed: int = 5, step: int = 0, sample_ids=None
 ):
-    """The fused step through its operation: (mask, importance, moments)."""
-    parts = take_apart("values", case.values)
-    draw = checks.draw_source(seed, step, sample_ids, parts.rows, parts.device)
-    return value_mask(
-        parts,
-        case.slope,
-        case.valid,
-        case.maskable,
-        case.num_masked,
-        case.latents,
-        draw,
-        EPS,
-        1.0,
-        backend,
-    )
+    """The fused pass over the cells: (mask, importance, moments)."""
+    cells = checks.require_cells("values", case.values, case.valid)
+    draw = checks.draw_source(seed, step, sample_ids, cells.rows, cells.values.device)
+    choice = Choice(case.maskable, case.num_masked, 0.0, case.latents, len(case.latents))
+    run = dispatch.implementation("value_mask", backend, cells.values)
+    mask, importance, *found = run(cells, case.slope, choice, Weighting(EPS, 1.0), draw)
+    return mask, importance, ValueMoments(*found)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -85,14 +78,7 @@ def test_gradient_of_the_slope_is_that_of_the_equations(name, backend, device):
     ).backward()
     scale = truth.grad.abs().max()
     assert ((slope.grad - truth.grad).abs().max() / scale) < 1e-5
-
-    fused = case.slope.clone().requires_grad_()
-    mask, importance, moments = cell_mask(cases.replace(case, slope=fused), backend)
-    assert not mask.requires_grad
-    assert not importance.requires_grad
-    assert not moments.variance.requires_grad
-    loss(moments, weights).backward()
-    assert ((fused.grad - truth.grad).abs().max() / scale) < 1e-5
+    assert not mam.value_attention(case.values, slope, backend=backend).variance.requires_grad
 
 
 def test_gradient_passes_gradcheck_in_float64(backend, device):
@@ -223,36 +209,21 @@ def test_empty_batches_give_empty_results(shape, backend, device):
 
 
 @pytest.mark.parametrize("name", ["cells", "CSR, padded", "some may not be hidden"])
-def test_operations_are_registered_right(name, backend, device):
+def test_the_operation_is_registered_right(name, backend, device):
     case = CASES[name].to(device, torch.float32)
-    parts = take_apart("values", case.values)
+    cells = checks.require_cells("values", case.values, case.valid)
     # Copies: the parts of a CSR tensor are views of it, and tracing does not know sparse tensors.
-    parts = parts._replace(
-        **{name: x.clone() for name, x in parts._asdict().items() if isinstance(x, torch.Tensor)}
+    cells = cells._replace(
+        **{name: x.clone() for name, x in cells._asdict().items() if isinstance(x, torch.Tensor)}
     )
-    slope = case.slope.clone().requires_grad_()
-    op = torch.ops.mam_kernels.value_attention.default
-    arguments = (
-        parts.data,
-        parts.crow,
-        parts.col,
-        slope.detach(),
-        case.valid,
-        parts.positions,
-        backend,
-    )
-    torch.library.opcheck(op, arguments)
+    torch.library.opcheck(moments.overload, moments.flat(cells, case.slope, backend))
     # With gradient: all but the test that differentiates every output, since the variance refuses
     # it.
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    arguments = (parts.data, parts.crow, parts.col, slope, case.valid, parts.positions, backend)
-    torch.library.opcheck(op, arguments, test_utils=utilities)
-    seed, step = torch.tensor(1), torch.tensor(0)
-    arguments = (
-        parts.data, parts.crow, parts.col, slope.detach(), case.valid, case.maskable, case.num_masked, case.latents, None,
-        seed, step, EPS, 1.0, parts.positions, backend,
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.mam_kernels.value_mask.default, arguments)
+    slope = case.slope.clone().requires_grad_()
+    torch.library.opcheck(
+        moments.overload, moments.flat(cells, slope, backend), test_utils=utilities
+    )
 
 
 def test_compiles_whole(backend, device):

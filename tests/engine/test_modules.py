@@ -684,7 +684,7 @@ def test_compiled_by_inductor_equals_eager():
 
 
 @pytest.mark.usefixtures("_compiled")
-def test_compiled_functions_honour_the_backend_in_use():
+def test_compiled_functions_honour_the_backend_in_use(monkeypatch):
     tokens = torch.ones(2, 30)
     with mam.use_backend("reference"):
         compiled = torch.compile(
@@ -693,7 +693,20 @@ def test_compiled_functions_honour_the_backend_in_use():
             backend="aot_eager",
         )
         assert torch.equal(compiled(tokens), mam.sample_without_replacement(tokens, 9, seed=3))
-    assert dispatch._in_use is None
+    # Operations ask when they run: what was compiled before follows too.
+    ran = []
+    right = dispatch.implementation
+    monkeypatch.setattr(
+        "mam_kernels.ops.selection.ops.implementation",
+        lambda op, backend, data: (
+            ran.append(dispatch.chosen(op, backend, data)),
+            right(op, backend, data),
+        )[1],
+    )
+    compiled(tokens)
+    with mam.use_backend("reference"):
+        compiled(tokens)
+    assert ran == [mam.explain(mam.sample_without_replacement, tokens).chosen, "reference"]
 
 
 @pytest.mark.parametrize("kind", ["values", "embeddings"])

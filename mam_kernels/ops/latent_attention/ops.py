@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
-from ..._core.call import Choice, Draw, Weighting
-from ..._core.dispatch import implementation, requested
-from ..._core.registration import define, differentiable
+from ..._core.dispatch import chosen, implementation, named
+from ..._core.registration import Operation, no_second_derivative
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -23,48 +22,23 @@ def _is_empty(query: Tensor, key: Tensor) -> bool:
     return query.numel() == 0 or key.numel() == 0
 
 
-def _run_attention(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
+    """Attended values (B, N, H, d) and log-sum-exp (B, N, H) by a backend, without gradient."""
     run = implementation("latent_attention", backend, key)
     if _is_empty(query, key):
-        logsumexp = _fake_logsumexp(query, key).fill_(-torch.inf)
-        return query.new_zeros((key.shape[0], *query.shape)), logsumexp
+        output, logsumexp = _fake_attention(query, key)
+        return output.zero_(), logsumexp.fill_(-torch.inf)
     return run(query, key, value, valid, scale)
 
 
 def _fake_attention(query: Tensor, key: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return query.new_empty((key.shape[0], *query.shape)), _fake_logsumexp(query, key)
+    output = query.new_empty((key.shape[0], *query.shape))
+    return output, output.new_empty(output.shape[:-1], dtype=_accumulation(query.dtype))
 
 
-def _save_attention(ctx, inputs: tuple, output: tuple) -> None:
-    query, key, value, valid, ctx.scale, ctx.backend = inputs
-    ctx.save_for_backward(query, key, value, valid, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _attention_backward(ctx, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> tuple:
-    query, key, value, valid, output, logsumexp = ctx.saved_tensors
-    if grad_output is None:
-        grad_output = torch.zeros_like(output)
-    gradients = differentiable("latent_attention_backward")(
-        grad_output.contiguous(),
-        None if grad_logsumexp is None else grad_logsumexp.contiguous(),
-        query, key, value, valid, output, logsumexp, ctx.scale, ctx.backend,
-    )  # fmt: skip
-    return (*gradients, None, None, None)
-
-
-define(
-    "latent_attention(Tensor query, Tensor key, Tensor value, Tensor? valid, float scale, str backend) -> (Tensor, Tensor)",
-    _run_attention,
-    _fake_attention,
-    _attention_backward,
-    _save_attention,
-)
-
-
-def _run_backward(
+def attend_backward(
     grad_output: Tensor,
     grad_logsumexp: Tensor | None,
     query: Tensor,
@@ -76,46 +50,78 @@ def _run_backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the query, the key and the value by a backend."""
     run = implementation("latent_attention_backward", backend, key)
     if _is_empty(query, key):
-        return torch.zeros_like(query), key.new_zeros(key.shape), value.new_zeros(value.shape)
+        return tuple(x.new_zeros(x.shape) for x in (query, key, value))
     return run(grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale)
 
 
-def _fake_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in arguments[2:5])  # query, key, value
+def _fake_backward(
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: object,
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (query, key, value))
 
 
-def _no_second_derivative(ctx, *gradients: Tensor | None) -> tuple:
-    raise RuntimeError("latent_attention: there is no second derivative")
+_INPUTS = {"query": Tensor, "key": Tensor, "value": Tensor, "valid": Tensor | None}
 
-
-define(
-    "latent_attention_backward(Tensor grad_output, Tensor? grad_logsumexp, Tensor query, Tensor key, Tensor value, Tensor? valid, "
-    "Tensor output, Tensor logsumexp, float scale, str backend) -> (Tensor, Tensor, Tensor)",
-    _run_backward,
+attention_backward = Operation(
+    "latent_attention_backward",
+    {
+        "grad_output": Tensor,
+        "grad_logsumexp": Tensor | None,
+        **_INPUTS,
+        "output": Tensor,
+        "logsumexp": Tensor,
+        "scale": float,
+        "backend": str,
+    },
+    {"grad_query": Tensor, "grad_key": Tensor, "grad_value": Tensor},
+    attend_backward,
     _fake_backward,
-    _no_second_derivative,
+    backward=no_second_derivative("latent_attention"),
 )
 
 
-def _run_logsumexp(
-    query: Tensor, key: Tensor, valid: Tensor | None, scale: float, backend: str
-) -> Tensor:
-    run = implementation("attention_logsumexp", backend, key)
-    if _is_empty(query, key):
-        return _fake_logsumexp(query, key).fill_(-torch.inf)
-    return run(query, key, valid, scale)
+def _save(ctx, parts: list, results: tuple[Tensor, Tensor]) -> None:
+    query, key, value, valid, ctx.scale, backend = parts
+    ctx.save_for_backward(query, key, value, valid, *results)
+    # The backend of the forward pass runs the backward pass too.
+    ctx.backend = chosen("latent_attention", backend, key)
 
 
-def _fake_logsumexp(query: Tensor, key: Tensor, *_: object) -> Tensor:
-    return query.new_empty((key.shape[0], *query.shape[:2]), dtype=_accumulation(query.dtype))
+def _backward(ctx, grad_output: Tensor | None, grad_logsumexp: Tensor | None) -> dict:
+    query, key, value, valid, output, logsumexp = ctx.saved_tensors
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    gradients = attention_backward(
+        grad_output.contiguous(),
+        None if grad_logsumexp is None else grad_logsumexp.contiguous(),
+        query,
+        key,
+        value,
+        valid,
+        output,
+        logsumexp,
+        ctx.scale,
+        ctx.backend,
+    )
+    return dict(zip(("query", "key", "value"), gradients, strict=True))
 
 
-define(
-    "attention_logsumexp(Tensor query, Tensor key, Tensor? valid, float scale, str backend) -> Tensor",
-    _run_logsumexp,
-    _fake_logsumexp,
+attention = Operation(
+    "latent_attention",
+    {**_INPUTS, "scale": float, "backend": str},
+    {"output": Tensor, "logsumexp": Tensor},
+    attend,
+    _fake_attention,
+    save=_save,
+    backward=_backward,
 )
 
 
@@ -138,48 +144,20 @@ def _fake_importance(query: Tensor, key: Tensor, *_: object) -> Tensor:
     return key.new_empty(key.shape[:2], dtype=_accumulation(key.dtype))
 
 
-define(
-    "attention_importance(Tensor query, Tensor key, Tensor logsumexp, Tensor latents, Tensor? valid, float scale, str backend) -> Tensor",
+importance = Operation(
+    "attention_importance",
+    {
+        "query": Tensor,
+        "key": Tensor,
+        "logsumexp": Tensor,
+        "latents": Tensor,
+        "valid": Tensor | None,
+        "scale": float,
+        "backend": str,
+    },
+    {"importance": Tensor},
     _run_importance,
     _fake_importance,
-)
-
-
-def _run_mask(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    latents: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    sample_ids: Tensor | None,
-    seed: Tensor,
-    step: Tensor,
-    eps: float,
-    inverse_temperature: float,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    run = implementation("token_mask", backend, key)
-    if _is_empty(query, key):
-        importance = _fake_importance(query, key).zero_()
-        return torch.zeros_like(importance, dtype=torch.bool), importance
-    choice = Choice(maskable, num_masked, 0.0, latents, len(latents))
-    weighting, draw = Weighting(eps, inverse_temperature), Draw(seed, step, sample_ids)
-    return run(query, key, logsumexp, valid, scale, choice, weighting, draw)
-
-
-def _fake_mask(query: Tensor, key: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    importance = _fake_importance(query, key)
-    return torch.empty_like(importance, dtype=torch.bool), importance
-
-
-define(
-    "token_mask(Tensor query, Tensor key, Tensor logsumexp, Tensor latents, Tensor? valid, Tensor? maskable, Tensor num_masked, "
-    "Tensor? sample_ids, Tensor seed, Tensor step, float eps, float inverse_temperature, float scale, str backend) -> (Tensor, Tensor)",
-    _run_mask,
-    _fake_mask,
 )
 
 
@@ -232,8 +210,8 @@ def latent_attention(
 
     Returns:
         output (B, N, H, d), of the dtype of ``query``, and the log-sum-exp of the scores (B, N, H),
-        float32 (float64 for float64). Both
-        are differentiable, once. A cell without tokens: 0 and -inf.
+        float32 (float64 for float64). Both are differentiable, once. A cell without tokens: 0 and
+        -inf.
 
     Raises:
         TypeError, ValueError: an argument is not as above; ``BackendUnavailableError`` if the named
@@ -244,43 +222,7 @@ def latent_attention(
     for name, x, where in (("query", query, None), ("key", key, valid), ("value", value, valid)):
         checks.require_finite(name, x, where)
     query, key, value = _dense_width(query), _dense_width(key), _dense_width(value)
-    return differentiable("latent_attention")(
-        query, key, value, valid, _scale(scale, query), requested(backend)
-    )
-
-
-def attention_logsumexp(
-    query: Tensor, key: Tensor, valid: Tensor | None, scale: float, backend: str
-) -> Tensor:
-    """The log-sum-exp of ``latent_attention`` alone, without gradient, on arguments that were
-    checked; (B, N, H).
-    """
-    return torch.ops.mam_kernels.attention_logsumexp(
-        query.detach(), key.detach(), valid, scale, backend
-    )
-
-
-def token_mask(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    latents: Tensor,
-    valid: Tensor | None,
-    maskable: Tensor | None,
-    num_masked: Tensor,
-    draw: checks.Draw,
-    eps: float,
-    inverse_temperature: float,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Importance of the chosen latents and the draw, without gradient, on arguments that were
-    checked: (B, L) bool, (B, L).
-    """
-    return torch.ops.mam_kernels.token_mask(
-        query.detach(), key.detach(), logsumexp.detach(), latents, valid, maskable, num_masked, draw.sample_ids, draw.seed, draw.step,
-        eps, inverse_temperature, scale, backend,
-    )  # fmt: skip
+    return attention(query, key, value, valid, _scale(scale, query), named(backend))
 
 
 def attention_importance(
@@ -316,8 +258,9 @@ def attention_importance(
     checks.require_device("logsumexp", logsumexp, query.device, "query")
     latents = checks.indices("latents", latents, query.shape[0], query.device)
     valid = checks.require_flags("valid", valid, key.shape[0], key.shape[1], key.device)
+    checks.refuse_forward_mode((query, key, logsumexp))
     query, key = _dense_width(query.detach()), _dense_width(key.detach())
     logsumexp = logsumexp.detach().to(_accumulation(key.dtype)).contiguous()
-    return torch.ops.mam_kernels.attention_importance(
-        query, key, logsumexp, latents, valid, _scale(scale, query), requested(backend)
+    return importance(
+        query, key, logsumexp, latents, valid, _scale(scale, query), named(backend)
     )

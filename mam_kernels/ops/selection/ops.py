@@ -7,59 +7,59 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
-from ..._core.call import Draw, Weighting
-from ..._core.dispatch import implementation, requested
-from ..._core.registration import define, unobserved
+from ..._core.call import Choice, Draw
+from ..._core.dispatch import implementation, named
+from ..._core.registration import Operation
 
 
-def _run_select(
-    weights: Tensor,
-    num_samples: Tensor,
-    valid: Tensor | None,
-    sample_ids: Tensor | None,
-    seed: Tensor | int,
-    step: Tensor | int,
-    eps: float,
-    inverse_temperature: float,
-    backend: str,
+def _run(
+    weights: Tensor, num_samples: Tensor, valid: Tensor | None, draw: Draw, backend: str
 ) -> Tensor:
     run = implementation("sample_without_replacement", backend, weights)
     if weights.numel() == 0:
         return torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
-    draw, weighting = Draw(seed, step, sample_ids), Weighting(eps, inverse_temperature)
-    return run(weights, num_samples, valid, draw, weighting)
+    return run(weights, num_samples, valid, draw)
 
 
-def _fake_select(weights: Tensor, *_: object) -> Tensor:
-    return torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
+def _fake(weights: Tensor, *_: object) -> Tensor:
+    return weights.new_empty(weights.shape, dtype=torch.bool)
 
 
-define(
-    "sample_without_replacement(Tensor weights, Tensor num_samples, Tensor? valid, Tensor? sample_ids, Tensor seed, Tensor step, "
-    "float eps, float inverse_temperature, str backend) -> Tensor",
-    _run_select,
-    _fake_select,
+select = Operation(
+    "sample_without_replacement",
+    {
+        "weights": Tensor,
+        "num_samples": Tensor,
+        "valid": Tensor | None,
+        "draw": Draw,
+        "backend": str,
+    },
+    {"mask": Tensor},
+    _run,
+    _fake,
 )
 
 
-def _run_draw_latents(
-    like: Tensor, num_latents: int, size: int, seed: Tensor, step: Tensor, backend: str
-) -> Tensor:
-    run = implementation("draw_latents", backend, like)
-    return run(num_latents, size, Draw(seed, step, None), like.device)
-
-
-def _fake_draw_latents(
-    like: Tensor, num_latents: int, size: int, seed: Tensor, step: Tensor, backend: str
-) -> Tensor:
-    return torch.empty(size, dtype=torch.int64, device=like.device)
-
-
-define(
-    "draw_latents(Tensor like, SymInt num_latents, SymInt size, Tensor seed, Tensor step, str backend) -> Tensor",
-    _run_draw_latents,
-    _fake_draw_latents,
-)
+def completed(
+    choice: Choice,
+    valid: Tensor | None,
+    num_latents: int,
+    shape: tuple[int, int],
+    draw: Draw,
+    backend: str,
+    like: Tensor,
+) -> Choice:
+    """The choice with ``k`` of every row and the latents ``R``: as given, or else by the ratio and
+    drawn. ``shape`` is (B, L); ``like`` says type and device.
+    """
+    num_masked, latents = choice.num_masked, choice.latents
+    if num_masked is None:
+        maskable = valid if choice.maskable is None else choice.maskable
+        num_masked = checks.count_masked(choice.mask_ratio, maskable, *shape, like.device)
+    if latents is None:
+        run = implementation("draw_latents", backend, like)
+        latents = run(num_latents, choice.num_drawn, draw, like.device)
+    return choice._replace(num_masked=num_masked, latents=latents)
 
 
 def sample_without_replacement(
@@ -108,21 +108,7 @@ def sample_without_replacement(
     valid = checks.require_flags("valid", valid, rows, positions, weights.device)
     counts = checks.row_counts("num_samples", num_samples, rows, positions, weights.device)
     checks.require_weights(weights, valid)
-    name = requested(backend)
-    draw = checks.draw_source(
-        seed, step, sample_ids, rows, weights.device, ints=not torch.compiler.is_compiling()
-    )
-    tensors = (weights.detach(), counts, valid, draw.sample_ids)
-    if unobserved(tensors):
-        return _run_select(*tensors, draw.seed, draw.step, 0.0, 1.0, name)
-    words = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
-    return torch.ops.mam_kernels.sample_without_replacement(*tensors, *words, 0.0, 1.0, name)
-
-
-def draw_latents(
-    like: Tensor, num_latents: int, size: int, seed: Tensor, step: Tensor, backend: str
-) -> Tensor:
-    """``size`` of ``num_latents`` indices, uniformly without replacement, ascending, on the device
-    of ``like``; int64 (size,).
-    """
-    return torch.ops.mam_kernels.draw_latents(like.detach(), num_latents, size, seed, step, backend)
+    name = named(backend)
+    draw = checks.draw_source(seed, step, sample_ids, rows, weights.device)
+    checks.refuse_forward_mode((weights,))
+    return select(weights.detach(), counts, valid, draw, name)

@@ -78,7 +78,7 @@ def select(
     keys = torch.empty((rows, num_positions), dtype=torch.float32, device=weights.device)
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
-    blocks, options = launch.row_options("selection", weights.device, num_positions)
+    blocks, options = launch.row_options(num_positions)
     with launch.on(weights.device):
         select_kernel[(rows,)](
             weights,

@@ -791,7 +791,7 @@ def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
     values, crow, col, valid, num_positions = cells
     rows = _Rows(values, crow, slope, valid, num_positions)
-    blocks, options = launch.row_options("value", values.device, num_positions)
+    blocks, options = launch.row_options(num_positions)
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, None, slope, None, None, None, None, None, rows.compact, rows.series, None, None, *rows.moments,
@@ -820,7 +820,7 @@ def mask(
     importance = torch.empty(rows.shape, **rows.new)
     seed_value, seed_ptr = launch.word(seed)
     step_value, step_ptr = launch.word(step)
-    blocks, options = launch.row_options("value", values.device, num_positions)
+    blocks, options = launch.row_options(num_positions)
     with launch.on(values.device):
         value_kernel[(rows.number,)](
             values, crow, col, valid, maskable, slope, latents, num_masked, sample_ids, seed_ptr, step_ptr,

@@ -138,15 +138,15 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
     if latents.input_dim is None:
         valid = torch.ones_like(values, dtype=torch.bool)
         query, key = (
-            _slopes(latents).to(values.dtype)[..., None],
+            latents.slopes(torch.float64).to(values.dtype)[..., None],
             values[..., None, None].expand(-1, -1, latents.num_heads, 1),
         )
         scale = 1.0
     else:
         there = gather(values, values != 0)
         valid, scale = there.valid, latents.head_dim**-0.5
-        query, key, _, _ = latents._project_tokens(
-            pretraining.model.embedding(there.gene_ids, there.values), valid
+        query, key = latents.queries_and_keys(
+            pretraining.model.embedding(there.gene_ids, there.values)
         )
     attention = values.new_zeros(len(values), latents.num_latents, valid.shape[1])
     for head in range(
@@ -157,11 +157,6 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
             scores.masked_fill(~valid[:, None], -torch.inf), dim=-1
         ).nan_to_num()
     return attention, valid
-
-
-def _slopes(latents: mam.MultinomialAttentionMasking) -> Tensor:
-    """(N, H) float64."""
-    return latents._scalar_projections(torch.float64)[0]
 
 
 def _mean_pair(unit: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""The weights that a masking module computes with, where its submodules were wrapped or hooked.
+
+The module reads parameters and never calls its submodules, so whatever changes a submodule's
+forward pass has to be found in its weights, or refused: nothing is ignored.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from ._core import checks
+
+WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
+"""Hooks before the forward pass that compute the weight, and do nothing else."""
+
+
+def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (out, in) and bias (out,) of a submodule that is a linear layer, or wraps one.
+
+    A plain ``torch.nn.Linear`` gives its parameters, as ``torch.nn.utils.parametrize`` computes
+    them. Any other module, such as one with LoRA, is applied to zero and to the unit vectors:
+    ``weight = (f(I) - f(0))^T`` and ``bias = f(0)``, differentiable in its parameters.
+
+    Raises:
+        ValueError: the module has hooks, has no bias, or is not affine.
+    """
+    checks.require_whole([getattr(module, "weight", None)])
+    hooks = list(module._forward_pre_hooks.values())
+    computed = bool(hooks) and all(isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
+    if module._forward_hooks or module._backward_hooks or (hooks and not computed):
+        raise ValueError(
+            f"{name}: expected a module without hooks, since its weights are read and its forward "
+            f"pass is never called; got hooks on {type(module).__name__}"
+        )
+    if type(module).forward is nn.Linear.forward and not computed:
+        weight, bias = module.weight, module.bias
+    else:
+        weight, bias = _by_application(name, module, in_features, like)
+    if bias is None:
+        raise ValueError(f"{name}: expected a linear layer with a bias; got one without")
+    return weight, bias
+
+
+def _by_application(
+    name: str, module: nn.Module, in_features: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an affine module, from what it returns."""
+    unit = torch.eye(in_features, dtype=like.dtype, device=like.device)
+    with torch.autocast(device_type=like.device.type, enabled=False):
+        images = module(torch.cat([torch.zeros_like(unit[:1]), unit, -unit]))
+    bias, positive, negative = images.split((1, in_features, in_features))
+    looked_at = like.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looked_at or checks.values_are_checked():
+        with torch.no_grad():
+            error = (positive + negative - 2 * bias).abs().max()
+            allowed = 64 * torch.finfo(images.dtype).eps * images.abs().max()
+        if bool(error > allowed):
+            raise ValueError(
+                f"{name}: expected a module that is affine, so that its weights can be read; got "
+                f"{type(module).__name__}, which is not (dropout inside it has to be 0)"
+            )
+    return (positive - bias).t(), bias[0]
+
+
+def require_plain_attention(
+    name: str, module: nn.Module, width: int, heads: int
+) -> nn.MultiheadAttention:
+    """The module, if it is torch's own attention without hooks or options that change it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    checks.require_whole([getattr(module, "in_proj_weight", None)])
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        raise ValueError(
+            f"{name}: expected torch.nn.MultiheadAttention, whose parameters are read; got "
+            f"{type(module).__name__}. To adapt it, use torch.nn.utils.parametrize"
+        )
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks:
+        raise ValueError(
+            f"{name}: expected a module without hooks, since its parameters are read and its "
+            "forward pass is never called; got hooks. To adapt its weights, use "
+            "torch.nn.utils.parametrize"
+        )
+    plain = module.in_proj_weight is not None and module.in_proj_bias is not None
+    plain = plain and module.bias_k is None and not module.add_zero_attn and not module.dropout
+    if not plain or module.embed_dim != width or module.num_heads != heads:
+        raise ValueError(
+            f"{name}: expected MultiheadAttention({width}, {heads}) with its biases and nothing "
+            f"else; got {type(module).__name__} with other options"
+        )
+    return module

@@ -1,0 +1,1 @@
+"""Probabilities of being drawn; see README.md in this folder."""
