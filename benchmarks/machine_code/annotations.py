@@ -5,6 +5,8 @@
     each, in the order of their addresses: ``trips: n / 4 | 0``.
 ``share: FORMULA`` on any statement or block
     The part of the warps or of the times that it is executed: 0 for what is rare.
+``where: NAME = FORMULA`` on a call
+    What a name of the sizes stands for in the loops of the function that is called.
 ``phase: NAME`` in the body of a function
     What follows in this function, up to the next one, is counted under this name, unless what it
     calls has phases of its own.
@@ -20,7 +22,7 @@ from typing import NamedTuple
 
 from .sass import OUTSIDE
 
-COMMENT = re.compile(r"(?://|#)\s*(?P<kind>trips|share|phase): (?P<text>[^#]+?)\s*$")
+COMMENT = re.compile(r"(?://|#)\s*(?P<kind>trips|share|where|phase): (?P<text>[^#]+?)\s*$")
 
 
 class Note(NamedTuple):

@@ -84,7 +84,7 @@ def _trips(
         key = (file, note, stack)
         formula = formulas[min(used.get(key, 0), len(formulas) - 1)]
         used[key] = used.get(key, 0) + 1
-        often = value(formula, sizes)
+        often = value(formula, sizes | _where(stack, sizes))
         stated.append((loop, often, (file, note)))
         counted.loops.append(f"{title}: {formula} = {often:.1f}")
     return [(loop, often) for loop, often, _ in stated]
@@ -108,6 +108,17 @@ def _best_note(own: list[Instruction], taken: set) -> tuple | None:
             inside[key] = inside.get(key, 0) + 1
     candidates = [key for key, n in inside.items() if 2 * n > len(own)]
     return min(candidates, key=depth.__getitem__, default=None)
+
+
+def _where(stack: tuple, sizes: dict[str, float]) -> dict[str, float]:
+    """The names that the callers of a loop give another meaning."""
+    given = {}
+    for place in stack:
+        for note in annotations.notes(place.file):
+            if note.kind == "where" and note.first <= place.line <= note.last:
+                name, formula = note.text.split("=")
+                given[name.strip()] = value(formula.strip(), sizes)
+    return given
 
 
 def _share(instruction: Instruction, sizes: dict[str, float]) -> float:

@@ -80,4 +80,38 @@ SELECTION = Path(
     triton_bytes={"select_kernel": "5 * B * L"},
 )
 
-PATHS = (SELECTION,)
+CELLS = {
+    "B": 512,
+    "L": 20000,
+    "nonzeros": 1600,
+    "most_nonzero": 6.9,  # the largest of 32 lanes' nonzeros among 32 positions
+    "N": 128,
+    "H": 8,
+    "D": 256,
+    "chosen": 38,
+    "giants": 4,  # the most terms that single_panel.cuh has
+    "tiles": 16,
+    "newton_steps": 1,
+    "candidates": 575,
+    "most_flagged": 3.6,
+}
+
+VALUE_PATH = Path(
+    "value_path",
+    CELLS,
+    "B",
+    cuda=(
+        Kernel(
+            "value",
+            "csrc/cuda/value_attention.cu",
+            "value_kernel",
+            blocks="B",
+            threads="128",
+            shared="4 * (2 * 128 * ceil(L / 4096) + 2 * 4000)",
+            # values, importance and mask, moments
+            bytes="B * (L * (4 + 4 + 1) + 8 * N * H)",
+        ),
+    ),
+)
+
+PATHS = (SELECTION, VALUE_PATH)

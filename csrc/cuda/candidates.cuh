@@ -37,43 +37,45 @@ __device__ inline uint32_t position_of(int word, int bit) {
   return static_cast<uint32_t>((chunk * kTurns + bit % 8) * kRaceThreads + thread) * 4 + bit / 8;
 }
 
-// Lists the flagged positions; returns how many there are, more than `most` where the list does not
-// hold them. `surely` becomes its sum over the block. Ends in a barrier.
-__device__ inline int list_candidates(const Candidates& candidates, int64_t words,
-                                      unsigned& surely) {
-  __shared__ unsigned found[kRaceThreads / kWarp], sure[kRaceThreads / kWarp];
+// Lists the positions whose bits are set in `words` words; returns how many there are, more than
+// `most` where the list does not hold them. `sum` becomes its sum over the block. Ends in a barrier.
+__device__ inline int list_flagged(const uint32_t* flags, int64_t words, uint32_t* list, int most,
+                                   unsigned& sum) {
+  __shared__ unsigned found[kRaceThreads / kWarp], sums[kRaceThreads / kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   unsigned mine = 0;
 #pragma unroll 1
   for (int w = threadIdx.x; w < words; w += kRaceThreads)  // trips: L / (32 * threads)
-    mine += __popc(candidates.flags[w]);
+    mine += __popc(flags[w]);
   unsigned upto = mine;
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
     const unsigned below = __shfl_up_sync(kAllLanes, upto, step);
     if (lane >= step) upto += below;
   }
-  surely = __reduce_add_sync(kAllLanes, surely);
+  sum = __reduce_add_sync(kAllLanes, sum);
   if (lane == kWarp - 1) {
     found[warp] = upto;
-    sure[warp] = surely;
+    sums[warp] = sum;
   }
   __syncthreads();
   unsigned slot = upto - mine, total = 0;
-  surely = 0;
+  sum = 0;
 #pragma unroll
   for (int other = 0; other < kRaceThreads / kWarp; ++other) {
     if (other < warp) slot += found[other];
     total += found[other];
-    surely += sure[other];
+    sum += sums[other];
   }
-  if (total <= static_cast<unsigned>(candidates.most)) {
+  if (total <= static_cast<unsigned>(most)) {
 #pragma unroll 1
     for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
-      uint32_t bits = candidates.flags[w];
+      uint32_t bits = flags[w];
+      const uint32_t first = position_of(w, 0);
 #pragma unroll 1
       while (bits != 0) {  // trips: most_flagged
-        candidates.position[slot++] = position_of(w, __ffs(bits) - 1);
+        const int bit = __ffs(bits) - 1;
+        list[slot++] = first + bit % kTurns * (4 * kRaceThreads) + bit / kTurns;
         bits &= bits - 1;
       }
     }

@@ -80,11 +80,18 @@ __device__ inline Interval curves(float from, float to, float scale, float eps, 
   return it;
 }
 
+// What a row's positions weigh: `common` of them the weight `of_common`, the other `others` what a
+// sample tells.
+struct Population {
+  float common, of_common, others;
+};
+
 // One warp calls this with the sample's weights, negative where they cannot be drawn; every lane
 // gets the result.
 template <int N>
-__device__ Interval likely_interval(float (&weight)[N], float eps, int64_t positions, int k) {
+__device__ Interval likely_interval(float (&weight)[N], const Population& row, float eps, int k) {
   constexpr int kMostSteps = 24;
+  constexpr float kEach = 1.0f / (N * kWarp);
   Interval unknown{};
   float drawable = 0.0f, total = 0.0f;
 #pragma unroll
@@ -92,36 +99,49 @@ __device__ Interval likely_interval(float (&weight)[N], float eps, int64_t posit
     drawable += weight[i] >= 0.0f ? 1.0f : 0.0f;
     total += weight[i] >= 0.0f ? weight[i] + eps : 0.0f;
   }
-  drawable = warp_sum(drawable);
-  total = warp_sum(total);
+  const float each = kEach * row.others, all = row.common + row.others;
+  drawable = fmaf(warp_sum(drawable), each, row.common);
+  total = warp_sum(total) * each;
+  if (row.common > 0.0f) total = fmaf(row.of_common + eps, row.common, total);
   const float mean = total / drawable;
   if (!(mean > 1e-30f && mean < 1e30f)) return unknown;
   const float scale = __uint_as_float(0x7F000000u - (__float_as_uint(mean) & 0x7F800000u));
 #pragma unroll
-  for (int i = 0; i < N; ++i)
-    weight[i] = weight[i] >= 0.0f ? (weight[i] + eps) * scale : 0.0f;
+  for (int i = 0; i < N; ++i) weight[i] = weight[i] >= 0.0f ? (weight[i] + eps) * scale : 0.0f;
+  const float of_common = row.common > 0.0f ? (row.of_common + eps) * scale : 0.0f;
+  const float common = row.common / all, others = row.others / all;  // parts of the row
 
-  const float all = static_cast<float>(positions), share = (static_cast<float>(k) - 0.5f) / all;
-  const float part = share * (N * kWarp) / drawable;  // of those that can be drawn
+  const float share = (static_cast<float>(k) - 0.5f) / all,
+              part = share * all / drawable;  // of those that can be drawn
   if (!(part < 1.0f)) return unknown;
   // The expected share is concave in the time: Newton's method climbs to it from below, from where
   // equal weights would have it.
   float time = -log1pf(-part) / (mean * scale);
+#pragma unroll 1
   for (int step = 0; step < kMostSteps; ++step) {  // trips: newton_steps
     if (!(time > 0.0f && time < kLastTime)) return unknown;
-    const Expected now = expected_below(weight, time);
-    if (!(now.slope > 0.0f)) return unknown;
+    const Expected sampled = expected_below(weight, time);
+    const float q = power_of_two(-kLog2e * time * of_common), p = 1.0f - q;
+    const float now = fmaf(common, p, others * sampled.share),
+                squares = fmaf(common, p * p, others * sampled.squares),
+                slope = fmaf(common, of_common * q, others * sampled.slope);
+    if (!(slope > 0.0f)) return unknown;
     // the variance of the share of keys below `time`, given the weights, and that of its
     // expectation, of which there is a sample
-    const float within = (now.share - now.squares) / all,
-                between = fmaxf(now.squares - now.share * now.share, 0.0f) / (N * kWarp);
+    const float within = fmaxf(now - squares, 0.0f) / all,
+                spread = sampled.squares - sampled.share * sampled.share,
+                between = others * others * kEach * fmaxf(spread, 0.0f);
     const float margin = kDeviations * sqrtf(within + between) + kSlack / all,
-                missing = share - now.share;
-    time += missing / now.slope;
+                missing = share - now;
+    time += missing / slope;
     if (fabsf(missing) > 0.5f * margin) continue;
-    const float from = fmaxf(time - margin / now.slope, 0.0f), guess = time + margin / now.slope;
-    const Expected then = expected_below(weight, guess);  // less than the slope at `time` promises
-    const float to = guess + fmaxf(share + margin - then.share, 0.0f) / then.slope;
+    const float from = fmaxf(time - margin / slope, 0.0f), guess = time + margin / slope;
+    // there the slope is less than the one at `time` promises
+    const Expected then = expected_below(weight, guess);
+    const float q_then = power_of_two(-kLog2e * guess * of_common);
+    const float share_then = fmaf(common, 1.0f - q_then, others * then.share),
+                slope_then = fmaf(common, of_common * q_then, others * then.slope);
+    const float to = guess + fmaxf(share + margin - share_then, 0.0f) / slope_then;
     if (!(to > from && to < kLastTime)) return unknown;
     return curves(from, to, scale, eps, fmaxf(1.0f - part, 0.05f));
   }

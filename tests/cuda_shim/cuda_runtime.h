@@ -21,6 +21,7 @@
 #define __device__
 #define __host__
 #define __shared__ static
+#define __constant__ static const
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
 #define __forceinline__ inline
@@ -153,6 +154,10 @@ T __ldg(const T* address) {
   return *address;
 }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  return std::exchange(*address, *address | value);
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // NaN: 0

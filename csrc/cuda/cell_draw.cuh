@@ -1,0 +1,232 @@
+// The draw of one cell, whose zeros share one weight: they are decided by their random words, the
+// nonzeros one by one. Writes the importance on the way.
+#pragma once
+
+#include "draw.cuh"
+#include "single_panel.cuh"
+
+namespace mam::cuda {
+
+// What the draw of a cell writes, and the flags of its positions.
+struct CellDraw {
+  FlagRow valid, maskable;
+  Whole whole;
+  float* importance;
+  uint8_t* mask;
+};
+
+// Where a zero's uniform has to be compared.
+struct ZeroCurves {
+  float surely, perhaps;
+};
+
+// Four positions of a cell as far as they are zeros; the others are left as not hidden.
+template <bool Plain>
+__device__ __forceinline__ void pass_quad(const CellDraw& cell, const ZeroCurves& curves,
+                                          const RandomRow& random, int quad, int64_t positions,
+                                          float of_zero, uint32_t zeros, Sifted& sifted,
+                                          uint32_t bit) {
+  const PhiloxWords complement = random.complements(quad);
+  uint32_t early[4], late[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float rest = __uint_as_float((complement.word[i] >> 9) + 0x3F800000u);
+    early[i] = __float_as_uint(rest + curves.surely);
+    late[i] = __float_as_uint(rest + curves.perhaps);
+  }
+  const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late);
+  uint32_t bytes = ~not_surely & zeros, doubt = not_surely & ~not_perhaps;
+  if constexpr (Plain) {
+    reinterpret_cast<uint32_t*>(cell.mask)[quad] = bytes;
+    reinterpret_cast<float4*>(cell.importance)[quad] =
+        make_float4(of_zero, of_zero, of_zero, of_zero);
+  } else {
+    uint32_t maskable = 0, valid = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t l = static_cast<int64_t>(quad) * 4 + i;
+      if (l >= positions) continue;
+      if (cell.maskable[l]) maskable |= 255u << (8 * i);
+      if (cell.valid[l]) valid |= 255u << (8 * i);
+    }
+    bytes &= maskable;
+    doubt &= maskable;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t l = static_cast<int64_t>(quad) * 4 + i;
+      if (l >= positions) continue;
+      cell.mask[l] = bytes >> (8 * i) & 1u;
+      cell.importance[l] = valid >> (8 * i) & 1u ? of_zero : 0.0f;
+    }
+  }
+  sifted.marked = sum_of_bytes(bytes, sifted.marked);
+  sifted.flags |= doubt & bit;
+}
+
+// As above for flags that can be read four at a time.
+__device__ __forceinline__ void pass_flagged_quad(const CellDraw& cell, const ZeroCurves& curves,
+                                                  const RandomRow& random, int quad,
+                                                  float of_zero, uint32_t zeros, Sifted& sifted,
+                                                  uint32_t bit) {
+  const uint32_t maskable =
+      cell.maskable.data == nullptr
+          ? 0xFFFFFFFFu
+          : bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(cell.maskable.data) + quad));
+  const uint32_t valid =
+      cell.valid.data == nullptr
+          ? 0xFFFFFFFFu
+          : bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(cell.valid.data) + quad));
+  const PhiloxWords complement = random.complements(quad);
+  uint32_t early[4], late[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float rest = __uint_as_float((complement.word[i] >> 9) + 0x3F800000u);
+    early[i] = __float_as_uint(rest + curves.surely);
+    late[i] = __float_as_uint(rest + curves.perhaps);
+  }
+  const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late);
+  const uint32_t bytes = ~not_surely & zeros & maskable;
+  reinterpret_cast<uint32_t*>(cell.mask)[quad] = bytes;
+  reinterpret_cast<float4*>(cell.importance)[quad] =
+      make_float4(valid & 255u ? of_zero : 0.0f, valid >> 8 & 255u ? of_zero : 0.0f,
+                  valid >> 16 & 255u ? of_zero : 0.0f, valid >> 24 ? of_zero : 0.0f);
+  sifted.marked = sum_of_bytes(bytes, sifted.marked);
+  sifted.flags |= not_surely & ~not_perhaps & maskable & bit;
+}
+
+// The pass over all positions: importance of the zeros everywhere, mask and flags of the zeros.
+template <int Kind>  // 0: no flags, whole; 1: flags, whole; 2: any
+__device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroCurves& curves,
+                                               const RandomRow& random, int64_t positions,
+                                               float of_zero, const uint32_t* nonzero,
+                                               uint32_t* flags) {
+  const int count = static_cast<int>((positions + 3) / 4);
+  const int words = static_cast<int>(words_of_flags(positions));
+  Sifted sifted{0, 0, 0.0f};
+  const auto one = [&](int quad, uint32_t zeros, uint32_t bit) {
+    if constexpr (Kind == 1)
+      pass_flagged_quad(cell, curves, random, quad, of_zero, zeros, sifted, bit);
+    else
+      pass_quad<Kind == 0>(cell, curves, random, quad, positions, of_zero, zeros, sifted, bit);
+  };
+  int quad = threadIdx.x;
+#pragma unroll 1
+  for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
+    const uint32_t zeros = ~nonzero[w];
+    sifted.flags = 0;
+    if (quad + (kTurns - 1) * kRaceThreads < count) {  // share: L // (32 * threads) * 32 * threads / L
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i)
+        one(quad + i * kRaceThreads, zeros >> i & 0x01010101u, 0x01010101u << i);
+      quad += kTurns * kRaceThreads;
+    } else {
+      uint32_t rest = zeros, bit = 0x01010101u;
+#pragma unroll 1
+      for (; quad < count; quad += kRaceThreads, rest >>= 1, bit += bit)  // trips: L / (4 * threads) % 8 * 32 * threads / L
+        one(quad, rest & 0x01010101u, bit);
+    }
+    flags[w] = sifted.flags & zeros;
+  }
+  return sifted.marked;
+}
+
+// The nonzeros: their importance is written, and they are marked or flagged. Returns how many this
+// thread marked. The pass must be complete.
+__device__ __forceinline__ unsigned race_nonzeros(const CellDraw& cell, const Panel& panel,
+                                                  const Candidates& list, const Interval& it,
+                                                  const RandomRow& random) {
+  unsigned marked = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads) {  // trips: nonzeros / threads
+    const uint32_t l = list.position[i];
+    if (l == kNoPosition) continue;
+    const float weight = list.key[i];
+    cell.importance[l] = weight;
+    if (!cell.maskable[l]) continue;
+    const float q = it.decay(weight), v = uniform(random.word(l));
+    if (v < it.surely(q)) {
+      cell.mask[l] = 1;
+      ++marked;
+    } else if (v < it.perhaps(q)) {
+      const int quad = static_cast<int>(l / 4), chunk = quad / (kTurns * kRaceThreads),
+                turn = quad / kRaceThreads % kTurns;
+      atomicOr(&list.flags[chunk * kRaceThreads + quad % kRaceThreads],
+               1u << (8 * (l % 4) + turn));
+    }
+  }
+  return marked;
+}
+
+// The key of a position of the cell, relative to a power of two near the mean of the weights.
+struct CellKeys {
+  const float* importance;
+  RandomRow random;
+  float eps, scale;
+
+  __device__ __forceinline__ float operator()(uint32_t l) const {
+    const float weight = importance[l];
+    const float key =
+        standard_exponential(uniform(random.word(l))) / ((weight + eps) * scale);
+    return drawable(weight, eps) ? key : INFINITY;
+  }
+};
+
+// Importance and mask of a cell whose list holds the importance of its nonzeros. False where only
+// the importance is right, and the mask has to be drawn by all keys.
+__device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& panel, float of_zero,
+                                          const uint32_t* nonzero, const Candidates& list,
+                                          int64_t positions, int k, const RandomRow& random,
+                                          const Weighting& weighting) {
+  __shared__ Interval shared_interval;
+  // phase: interval
+  if (threadIdx.x < kWarp) {  // share: 1 / warps
+    float sample[4 * kSampleQuads];
+#pragma unroll
+    for (int s = 0; s < 4 * kSampleQuads; ++s) {
+      const int i = static_cast<int>(static_cast<int64_t>(panel.nonzeros) *
+                                     (s * kWarp + static_cast<int>(threadIdx.x)) / kSample);
+      sample[s] = -1.0f;
+      if (i < panel.nonzeros && list.position[i] != kNoPosition &&
+          drawable(list.key[i], weighting.eps) && cell.maskable[list.position[i]])
+        sample[s] = list.key[i];
+    }
+    const float zeros = static_cast<float>(panel.maskable - panel.maskable_nonzeros);
+    Interval it{};
+    if (k > 0 && k < panel.maskable && weighting.inverse_temperature == 1.0f &&
+        positions >= kFewestSampled && (zeros == 0.0f || drawable(of_zero, weighting.eps)))
+      it = likely_interval(sample, {zeros, of_zero, static_cast<float>(panel.nonzeros)},
+                           weighting.eps, k);
+    if (threadIdx.x == 0) shared_interval = it;
+  }
+  __syncthreads();
+  const Interval it = shared_interval;
+  ZeroCurves curves{0.0f, 0.0f};
+  if (it.known) {
+    const float q = it.decay(of_zero);
+    curves = {it.surely(q), it.perhaps(q)};
+  }
+  // phase: pass over the zeros
+  unsigned marked;
+  if (cell.valid.data == nullptr && cell.maskable.data == nullptr && cell.whole.out) {
+    marked = pass_zeros<0>(cell, curves, random, positions, of_zero, nonzero, list.flags);
+  } else if (cell.whole.out && cell.whole.valid && cell.whole.maskable) {
+    // share: 0
+    marked = pass_zeros<1>(cell, curves, random, positions, of_zero, nonzero, list.flags);
+  } else {
+    // share: 0
+    marked = pass_zeros<2>(cell, curves, random, positions, of_zero, nonzero, list.flags);
+  }
+  __syncthreads();
+  // phase: race of the nonzeros
+  marked += race_nonzeros(cell, panel, list, it, random);
+  __syncthreads();
+  if (!it.known) return false;
+  // phase: candidates
+  const int count = list_flagged(list.flags, words_of_flags(positions), list.position, list.most,
+                                 marked);
+  if (count > list.most) return false;
+  return mark_smallest(list, count, k - static_cast<int>(marked), it.from, it.to,
+                       CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask);
+}
+
+}  // namespace mam::cuda

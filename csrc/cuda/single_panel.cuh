@@ -1,0 +1,490 @@
+// The moments and the importance of a row whose slopes are served by one power series about the
+// middle of its values, of at most 29 terms, and whose nonzeros fit in shared memory: nearly all
+// rows. See mam_kernels/ops/value_attention/README.md.
+#pragma once
+
+#include "candidates.cuh"
+#include "row.cuh"
+#include "step.cuh"
+
+namespace mam::cuda {
+
+static_assert(kRowThreads == kRaceThreads, "one block works on a row from values to mask");
+
+// Terms are taken seven at a time: t^(7 g + b) = t^(7 g) t^b, b = 1 ... 7, g = 0 ... giants - 1.
+constexpr int kBabies = 7, kMostGiants = 4, kTerms = 1 + kBabies * kMostGiants;
+constexpr int kSums = 32;  // kTerms, rounded up
+
+// The largest |slope| times half the width of the row for which so many giants leave an error of
+// 1e-11; beyond the last the general way is taken.
+__device__ inline int giants_for(float beta) {
+  return beta <= 0.0435795f   ? 1
+         : beta <= 0.7586586f ? 2
+         : beta <= 2.0965113f ? 3
+         : beta <= 3.7074885f ? 4
+                              : 0;
+}
+
+// 1 / j!
+__constant__ double kReciprocalFactorial[kSums] = {
+    1.0,
+    1.0,
+    0.5,
+    0.16666666666666666,
+    0.041666666666666664,
+    0.008333333333333333,
+    0.001388888888888889,
+    0.0001984126984126984,
+    2.48015873015873e-05,
+    2.7557319223985893e-06,
+    2.755731922398589e-07,
+    2.505210838544172e-08,
+    2.08767569878681e-09,
+    1.6059043836821613e-10,
+    1.1470745597729725e-11,
+    7.647163731819816e-13,
+    4.779477332387385e-14,
+    2.8114572543455206e-15,
+    1.5619206968586225e-16,
+    8.22063524662433e-18,
+    4.110317623312165e-19,
+    1.9572941063391263e-20,
+    8.896791392450574e-22,
+    3.868170170630684e-23,
+    1.6117375710961184e-24,
+    6.446950284384474e-26,
+    2.4795962632247976e-27,
+    9.183689863795546e-29,
+    3.279889237069838e-30,
+    1.1309962886447716e-31,
+    3.7699876288159054e-33,
+    1.216125041553518e-34};
+
+// Shared memory of a row, beside the list.
+struct PanelMemory {
+  double partial[kRowWarps][kSums];
+  double powers[kSums];  // sum over the values of t^j, over j!
+  double shares[kSums];  // the importance of a value is the sum over j of shares[j] t^j
+  float lowest[kRowWarps], highest[kRowWarps], unsound[kRowWarps];
+  unsigned valid[kRowWarps], maskable[kRowWarps], listed[kRowWarps];
+};
+
+// One row: what is known of it after its values were looked at.
+struct Panel {
+  double middle, half, reciprocal;  // reciprocal of half, or 0
+  int giants;                       // 0: the row is not for this way
+  int nonzeros;                     // entries of the list; of CSR also such as do not count
+  int valid, zeros;
+  int maskable, maskable_nonzeros;
+
+  __device__ double place(double x) const { return fma(x, reciprocal, -middle * reciprocal); }
+};
+
+constexpr uint32_t kNoPosition = 0xFFFFFFFFu;
+
+// Sets a bit for each valid nonzero of a dense row, in the order of position_of; returns how many
+// of this thread's positions are valid, where there are flags.
+__device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& whole,
+                                                  uint32_t* nonzero) {
+  const int count = static_cast<int>((row.positions + 3) / 4);
+  const int words = static_cast<int>(words_of_flags(row.positions));
+  const bool flagged = !row.valid.all();
+  unsigned total = 0;
+  int quad = threadIdx.x;
+  if (whole.values && !flagged) {
+    const float4* data =
+        reinterpret_cast<const float4*>(static_cast<const float*>(row.data) + row.first) + quad;
+#pragma unroll 1
+    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: ceil(L / (32 * threads))
+      float4 x[kTurns];
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i)
+        x[i] = quad + i * kRaceThreads < count ? __ldg(data + i * kRaceThreads)
+                                               : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      uint32_t word = 0;
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i) {
+        if (x[i].x != 0.0f) word |= 1u << i;
+        if (x[i].y != 0.0f) word |= 1u << (8 + i);
+        if (x[i].z != 0.0f) word |= 1u << (16 + i);
+        if (x[i].w != 0.0f) word |= 1u << (24 + i);
+      }
+      nonzero[w] = word;
+      quad += kTurns * kRaceThreads;
+      data += kTurns * kRaceThreads;
+    }
+    return 0;
+  }
+  // share: 0
+  for (int w = threadIdx.x; w < words; w += kRaceThreads) {
+    uint32_t word = 0;
+#pragma unroll 1
+    for (int i = 0; i < kTurns && quad < count; ++i, quad += kRaceThreads) {
+      float x[4];
+      uint32_t allowed = 0xFFFFFFFFu;
+      if (whole.values && whole.valid) {
+        const float4 four = __ldg(reinterpret_cast<const float4*>(
+                                      static_cast<const float*>(row.data) + row.first) +
+                                  quad);
+        x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+        if (row.valid.valid.data != nullptr)
+          allowed = bytes_not_zero(
+              __ldg(reinterpret_cast<const uint32_t*>(row.valid.valid.data) + quad));
+        if (row.valid.hidden != nullptr)
+          allowed &= ~bytes_not_zero(
+              __ldg(reinterpret_cast<const uint32_t*>(row.valid.hidden) + quad));
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int64_t l = static_cast<int64_t>(quad) * 4 + j;
+          const bool there = l < row.positions && row.valid[l];
+          x[j] = there ? row.value(l) : 0.0f;
+          if (!there) allowed &= ~(255u << (8 * j));
+        }
+      }
+      uint32_t bits = 0;
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (x[j] != 0.0f) bits |= 1u << (8 * j);
+      word |= (bits & allowed) << i;
+      total = sum_of_bytes(allowed & 0x01010101u, total);
+    }
+    nonzero[w] = word;
+  }
+  return total;
+}
+
+// The list of a dense row: its flagged positions and their values.
+__device__ __forceinline__ int list_dense(const Row& row, const uint32_t* nonzero,
+                                          const Candidates& list, unsigned& valid) {
+  // where: most_flagged = most_nonzero
+  return list_flagged(nonzero, words_of_flags(row.positions), list.position, list.most, valid);
+}
+
+// The list of a CSR row has its entries one for one; those that are zero, not valid or out of range
+// have no position.
+__device__ inline int list_csr(const Row& row, uint32_t* nonzero, const Candidates& list) {
+  const int words = static_cast<int>(words_of_flags(row.positions));
+  for (int w = threadIdx.x; w < words; w += kRaceThreads) nonzero[w] = 0;
+  __syncthreads();
+  const int count = static_cast<int>(min(row.entries, static_cast<int64_t>(list.most)));
+  for (int i = threadIdx.x; i < count; i += kRaceThreads) {
+    const int64_t l = row.position(i);
+    const float x = row.value(i);
+    const bool counts = x != 0.0f && l >= 0 && row.valid[l];
+    list.position[i] = counts ? static_cast<uint32_t>(l) : kNoPosition;
+    list.key[i] = x;
+    if (counts) {
+      const int quad = static_cast<int>(l / 4), chunk = quad / (kTurns * kRaceThreads),
+                turn = quad / kRaceThreads % kTurns;
+      atomicOr(&nonzero[chunk * kRaceThreads + quad % kRaceThreads],
+               1u << (8 * (l % 4) + turn));
+    }
+  }
+  __syncthreads();
+  return count;
+}
+
+// The sums over a warp of 32 numbers a lane: that of number i ends in x[0] of lane i.
+template <int Half = kSums / 2>
+__device__ __forceinline__ void transposed_sums(double (&x)[kSums]) {
+  const bool upper = threadIdx.x & Half;
+#pragma unroll
+  for (int i = 0; i < Half; ++i) {
+    const double mine = upper ? x[i + Half] : x[i], other = upper ? x[i] : x[i + Half];
+    x[i] = mine + __shfl_xor_sync(kAllLanes, other, Half);
+  }
+  if constexpr (Half > 1) transposed_sums<Half / 2>(x);
+}
+
+// sum[j] += weight t^j for the terms of so many giants.
+__device__ __forceinline__ void add_powers(double weight, double t, int giants,
+                                           double (&sum)[kSums]) {
+  double baby[kBabies + 1];
+  baby[1] = t;
+#pragma unroll
+  for (int b = 2; b <= kBabies; ++b) baby[b] = baby[b / 2] * baby[b - b / 2];
+  double giant = weight;
+  sum[0] += weight;
+#pragma unroll
+  for (int g = 0; g < kMostGiants; ++g) {
+    if (g < giants) {
+#pragma unroll
+      for (int b = 1; b <= kBabies; ++b)
+        sum[kBabies * g + b] = fma(giant, baby[b], sum[kBabies * g + b]);
+      giant *= baby[kBabies];
+    }
+  }
+}
+
+// The sums over the block, over j! each, into `out`. Ends in a barrier.
+__device__ __forceinline__ void gather_powers(double (&sum)[kSums], PanelMemory& memory,
+                                              double* out) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  transposed_sums(sum);
+  memory.partial[warp][lane] = sum[0];
+  __syncthreads();
+  if (warp == 0) {  // share: 1 / warps
+    double total = 0.0;
+#pragma unroll
+    for (int w = 0; w < kRowWarps; ++w) total += memory.partial[w][lane];
+    out[lane] = total * kReciprocalFactorial[lane];
+  }
+  __syncthreads();
+}
+
+// A polynomial by Horner's rule, with its first derivative and half its second.
+struct Jet {
+  double p, p1, p2;
+};
+
+template <int N>
+__device__ __forceinline__ void jets(const double* coefficient, int giants, const double (&y)[N],
+                                     Jet (&jet)[N]) {
+  const double highest = coefficient[kBabies * giants];
+#pragma unroll
+  for (int i = 0; i < N; ++i) jet[i] = {highest, 0.0, 0.0};
+#pragma unroll 1
+  for (int g = giants - 1; g >= 0; --g) {  // trips: giants
+    const double* const c = coefficient + kBabies * g;
+#pragma unroll
+    for (int b = kBabies - 1; b >= 0; --b) {
+      const double next = c[b];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        jet[i].p2 = fma(jet[i].p2, y[i], jet[i].p1);
+        jet[i].p1 = fma(jet[i].p1, y[i], jet[i].p);
+        jet[i].p = fma(jet[i].p, y[i], next);
+      }
+    }
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void polynomials(const double* coefficient, int giants,
+                                            const double (&y)[N], double (&p)[N]) {
+  const double highest = coefficient[kBabies * giants];
+#pragma unroll
+  for (int i = 0; i < N; ++i) p[i] = highest;
+#pragma unroll 1
+  for (int g = giants - 1; g >= 0; --g) {  // trips: giants
+    const double* const c = coefficient + kBabies * g;
+#pragma unroll
+    for (int b = kBabies - 1; b >= 0; --b) {
+      const double next = c[b];
+#pragma unroll
+      for (int i = 0; i < N; ++i) p[i] = fma(p[i], y[i], next);
+    }
+  }
+}
+
+// Lists the nonzeros of a row and finds what its series needs. With giants = 0 the row is not for
+// this way. Every thread gets the same.
+__device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable,
+                                         const Whole& whole, float steepest, uint32_t* nonzero,
+                                         const Candidates& list, PanelMemory& memory) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  Panel panel{};
+  unsigned valid = 0;
+  // phase: load and flag
+  if (row.col == nullptr) {
+    valid = flag_nonzeros(row, whole, nonzero);
+    // phase: list of nonzeros
+    __syncthreads();
+    panel.nonzeros = list_dense(row, nonzero, list, valid);
+    if (row.valid.all()) valid = static_cast<unsigned>(row.positions);
+  } else {
+    // share: 0
+    panel.nonzeros = list_csr(row, nonzero, list);
+    // share: 0
+    valid = row.valid.all() ? static_cast<unsigned>(row.positions)
+                            : block_reduce(count_flags(row.valid, row.positions), Sum());
+    if (row.entries > list.most) panel.nonzeros = list.most + 1;
+  }
+  panel.valid = static_cast<int>(valid);
+  if (panel.nonzeros > list.most || valid == 0) return panel;
+
+  float low = INFINITY, high = -INFINITY, unsound = 0.0f;
+  unsigned counted = 0, hidable = 0;
+  constexpr int kEach = 4;  // loads that are under way at once
+#pragma unroll 1
+  for (int first = threadIdx.x; first < panel.nonzeros; first += kEach * kRaceThreads) {  // trips: nonzeros / (4 * threads)
+    uint32_t l[kEach];
+    float x[kEach];
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int i = first + e * kRaceThreads;
+      l[e] = i < panel.nonzeros ? list.position[i] : kNoPosition;
+      x[e] = 0.0f;
+      if (l[e] != kNoPosition) x[e] = row.col == nullptr ? row.value(l[e]) : list.key[i];
+    }
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      if (l[e] == kNoPosition) continue;
+      list.key[first + e * kRaceThreads] = x[e];
+      low = fminf(low, x[e]);
+      high = fmaxf(high, x[e]);
+      unsound = fmaf(x[e], 0.0f, unsound);
+      ++counted;
+      hidable += maskable[l[e]];
+    }
+  }
+  unsigned may_hide = 0;
+  if (maskable.data != nullptr) may_hide = count_flags(maskable, row.positions);  // share: 0
+  counted = __reduce_add_sync(kAllLanes, counted);
+  hidable = __reduce_add_sync(kAllLanes, hidable);
+  may_hide = __reduce_add_sync(kAllLanes, may_hide);
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    low = fminf(low, __shfl_xor_sync(kAllLanes, low, step));
+    high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, step));
+    unsound += __shfl_xor_sync(kAllLanes, unsound, step);
+  }
+  if (lane == 0) {
+    memory.lowest[warp] = low;
+    memory.highest[warp] = high;
+    memory.unsound[warp] = unsound;
+    memory.listed[warp] = counted;
+    memory.maskable[warp] = may_hide;
+    memory.valid[warp] = hidable;
+  }
+  __syncthreads();
+  counted = hidable = may_hide = 0;
+#pragma unroll
+  for (int w = 0; w < kRowWarps; ++w) {
+    low = fminf(low, memory.lowest[w]);
+    high = fmaxf(high, memory.highest[w]);
+    unsound += memory.unsound[w];
+    counted += memory.listed[w];
+    hidable += memory.valid[w];
+    may_hide += memory.maskable[w];
+  }
+  // A column that stands twice in a row must not make their number negative.
+  panel.zeros = max(panel.valid - static_cast<int>(counted), 0);
+  panel.maskable_nonzeros = static_cast<int>(hidable);
+  panel.maskable = maskable.data == nullptr ? panel.valid : static_cast<int>(may_hide);
+  if (panel.zeros > 0) {
+    low = fminf(low, 0.0f);
+    high = fmaxf(high, 0.0f);
+  }
+  const double half = 0.5 * (static_cast<double>(high) - low);
+  panel.middle = low + half;
+  panel.half = half;
+  panel.reciprocal = half > 0.0 ? 1.0 / half : 0.0;
+  if (unsound == 0.0f) panel.giants = giants_for(static_cast<float>(half) * 1.000001f * steepest);
+  return panel;
+}
+
+// The power sums of the row's values, zeros among them.
+__device__ __forceinline__ void sum_powers(const Panel& panel, const Candidates& list,
+                                           PanelMemory& memory) {
+  double sum[kSums];
+#pragma unroll
+  for (int j = 0; j < kSums; ++j) sum[j] = 0.0;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads) {  // trips: nonzeros / threads
+    const bool counts = list.position[i] != kNoPosition;
+    add_powers(counts ? 1.0 : 0.0, counts ? panel.place(list.key[i]) : 0.0, panel.giants, sum);
+  }
+  // The zeros join as one value of their weight, in one thread.
+  if (threadIdx.x == 0 && panel.zeros > 0)  // share: 1 / warps
+    add_powers(panel.zeros, panel.place(0.0), panel.giants, sum);
+  gather_powers(sum, memory, memory.powers);
+}
+
+// 1 / x for a normal number, to a rounding or two.
+__device__ __forceinline__ double reciprocal(double x) {
+#ifdef MAM_CUDA_SHIM
+  return 1.0 / x;
+#else
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  y = fma(y, fma(-x, y, 1.0), y);
+  return fma(y, fma(-x, y, 1.0), y);
+#endif
+}
+
+__device__ __forceinline__ double wide(float slope) {
+  return fma(static_cast<double>(slope), 0.0, static_cast<double>(slope));
+}  // an infinite slope has no softmax
+
+// Moments of every slope, into out at `index`.
+__device__ __forceinline__ void write_panel_moments(const Panel& panel, const float* slope,
+                                                    int64_t num_slopes, const PanelMemory& memory,
+                                                    const Moments& out, int64_t index) {
+  constexpr int kEach = 2;
+  const int count = static_cast<int>(num_slopes);
+#pragma unroll 1
+  for (int n = threadIdx.x; n < count; n += kEach * kRowThreads) {  // trips: N * H / (2 * threads)
+    double alpha[kEach], y[kEach];
+    Jet jet[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = n + i * kRowThreads;
+      alpha[i] = wide(at < count ? __ldg(slope + at) : 0.0f);
+      y[i] = alpha[i] * panel.half;
+    }
+    jets(memory.powers, panel.giants, y, jet);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = n + i * kRowThreads;
+      if (at >= count) break;
+      const double inverse = reciprocal(jet[i].p), mean = jet[i].p1 * inverse,
+                   variance = fma(-mean, mean, 2.0 * jet[i].p2 * inverse);
+      // fmax would hide NaN
+      const double spread = (variance < 0.0 ? 0.0 : variance) * panel.half * panel.half;
+      out.mean[index + at] = static_cast<float>(fma(mean, panel.half, panel.middle));
+      out.variance[index + at] = static_cast<float>(spread);
+      if (out.log_partition != nullptr)  // share: 0
+        out.log_partition[index + at] =
+            static_cast<float>(fma(alpha[i], panel.middle, log(jet[i].p)));
+    }
+  }
+}
+
+// The series of the importance: sum over the chosen slopes of y^j / (j! P(y)).
+__device__ __forceinline__ void sum_shares(const Panel& panel, const float* slope,
+                                           const int64_t* latents, int64_t num_latents,
+                                           int64_t num_chosen, int heads, PanelMemory& memory) {
+  double sum[kSums];
+#pragma unroll
+  for (int j = 0; j < kSums; ++j) sum[j] = 0.0;
+  const int count = static_cast<int>(num_chosen) * heads;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count; i += kRowThreads) {  // trips: chosen * H / threads
+    const int64_t latent = __ldg(latents + i / heads);
+    if (latent < 0 || latent >= num_latents) continue;
+    const double y[1] = {wide(__ldg(slope + latent * heads + i % heads)) * panel.half};
+    double p[1];
+    polynomials(memory.powers, panel.giants, y, p);
+    add_powers(reciprocal(p[0]), y[0], panel.giants, sum);
+  }
+  gather_powers(sum, memory, memory.shares);
+}
+
+// Replaces the values of the list by their importance; returns that of a zero.
+__device__ __forceinline__ float weigh(const Panel& panel, const Candidates& list,
+                                       const PanelMemory& memory) {
+  constexpr int kEach = 2;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < panel.nonzeros; i += kEach * kRowThreads) {  // trips: nonzeros / (2 * threads)
+    double t[kEach], f[kEach];
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int at = i + e * kRowThreads;
+      t[e] = panel.place(at < panel.nonzeros ? list.key[at] : 0.0f);
+    }
+    polynomials(memory.shares, panel.giants, t, f);
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int at = i + e * kRowThreads;
+      if (at < panel.nonzeros) list.key[at] = static_cast<float>(f[e]);
+    }
+  }
+  if (panel.zeros == 0) return 0.0f;
+  const double t[1] = {panel.place(0.0)};
+  double f[1];
+  polynomials(memory.shares, panel.giants, t, f);
+  return static_cast<float>(f[0]);
+}
+
+}  // namespace mam::cuda
