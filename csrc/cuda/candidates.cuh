@@ -17,29 +17,45 @@ struct Candidates {
   uint32_t* flags;     // a bit for each position; see position_of
   uint32_t* position;  // (most,)
   float* key;          // (most,)
-  int most;
+  int words, most;
 };
 
-__host__ __device__ inline int64_t words_of_flags(int64_t positions) {
+inline int64_t words_of_flags(int64_t positions) {
   constexpr int64_t kEach = 4 * kTurns * kRaceThreads;
   return (positions + kEach - 1) / kEach * kRaceThreads;
 }
 
-__host__ __device__ inline int64_t most_candidates(int64_t positions) {
+inline int64_t most_candidates(int64_t positions) {
   const int64_t most = positions / 5;  // 32 KB where a row has 20,000: four rows a multiprocessor
   return most < 1024 ? 1024 : most > 4096 ? 4096 : most;
 }
 
+// Sizes of a row's shared memory, for the launch and the kernel.
+struct Sizes {
+  int words, most;
+};
+
+inline Sizes sizes_of(int64_t positions) {
+  return {static_cast<int>(words_of_flags(positions)), static_cast<int>(most_candidates(positions))};
+}
+
 // Bit 8 j + i of word chunk * kRaceThreads + thread stands for position j of the quad that the
 // thread has in turn i of the chunk.
-__device__ inline uint32_t position_of(int word, int bit) {
-  const int chunk = word / kRaceThreads, thread = word % kRaceThreads;
-  return static_cast<uint32_t>((chunk * kTurns + bit % 8) * kRaceThreads + thread) * 4 + bit / 8;
+__device__ inline uint32_t position_of(unsigned word, unsigned bit) {
+  const unsigned chunk = word / kRaceThreads, thread = word % kRaceThreads;
+  return ((chunk * kTurns + bit % kTurns) * kRaceThreads + thread) * 4 + bit / kTurns;
+}
+
+// Sets the bit of a position.
+__device__ inline void flag_position(uint32_t* flags, uint32_t l) {
+  const unsigned quad = l / 4, chunk = quad / (kTurns * kRaceThreads),
+                 turn = quad / kRaceThreads % kTurns;
+  atomicOr(&flags[chunk * kRaceThreads + quad % kRaceThreads], 1u << (kTurns * (l % 4) + turn));
 }
 
 // Lists the positions whose bits are set in `words` words; returns how many there are, more than
 // `most` where the list does not hold them. `sum` becomes its sum over the block. Ends in a barrier.
-__device__ inline int list_flagged(const uint32_t* flags, int64_t words, uint32_t* list, int most,
+__device__ inline int list_flagged(const uint32_t* flags, int words, uint32_t* list, int most,
                                    unsigned& sum) {
   __shared__ unsigned found[kRaceThreads / kWarp], sums[kRaceThreads / kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -74,9 +90,9 @@ __device__ inline int list_flagged(const uint32_t* flags, int64_t words, uint32_
       const uint32_t first = position_of(w, 0);
 #pragma unroll 1
       while (bits != 0) {  // trips: most_flagged
-        const int bit = __ffs(bits) - 1;
-        list[slot++] = first + bit % kTurns * (4 * kRaceThreads) + bit / kTurns;
-        bits &= bits - 1;
+        const unsigned bit = 31u - static_cast<unsigned>(__clz(static_cast<int>(bits)));
+        list[slot++] = (bit % kTurns * (4u * kRaceThreads) + bit / kTurns) + first;
+        bits ^= 1u << bit;
       }
     }
   }

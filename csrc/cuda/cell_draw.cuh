@@ -15,9 +15,10 @@ struct CellDraw {
   uint8_t* mask;
 };
 
-// Where a zero's uniform has to be compared.
+// Where a zero's uniform has to be compared: the upper 23 bits of its word, added to these, reach
+// 2^23 where the zero is not hidden for sure, and where it cannot be in the interval.
 struct ZeroCurves {
-  float surely, perhaps;
+  uint32_t surely = 1u << 23, perhaps = 1u << 23;
 };
 
 // Four positions of a cell as far as they are zeros; the others are left as not hidden.
@@ -26,13 +27,12 @@ __device__ __forceinline__ void pass_quad(const CellDraw& cell, const ZeroCurves
                                           const RandomRow& random, int quad, int64_t positions,
                                           float of_zero, uint32_t zeros, Sifted& sifted,
                                           uint32_t bit) {
-  const PhiloxWords complement = random.complements(quad);
+  const PhiloxWords words = random.words(quad);
   uint32_t early[4], late[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float rest = __uint_as_float((complement.word[i] >> 9) + 0x3F800000u);
-    early[i] = __float_as_uint(rest + curves.surely);
-    late[i] = __float_as_uint(rest + curves.perhaps);
+    early[i] = (words.word[i] >> 9) + curves.surely;
+    late[i] = (words.word[i] >> 9) + curves.perhaps;
   }
   const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late);
   uint32_t bytes = ~not_surely & zeros, doubt = not_surely & ~not_perhaps;
@@ -76,13 +76,12 @@ __device__ __forceinline__ void pass_flagged_quad(const CellDraw& cell, const Ze
       cell.valid.data == nullptr
           ? 0xFFFFFFFFu
           : bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(cell.valid.data) + quad));
-  const PhiloxWords complement = random.complements(quad);
+  const PhiloxWords words = random.words(quad);
   uint32_t early[4], late[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float rest = __uint_as_float((complement.word[i] >> 9) + 0x3F800000u);
-    early[i] = __float_as_uint(rest + curves.surely);
-    late[i] = __float_as_uint(rest + curves.perhaps);
+    early[i] = (words.word[i] >> 9) + curves.surely;
+    late[i] = (words.word[i] >> 9) + curves.perhaps;
   }
   const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late);
   const uint32_t bytes = ~not_surely & zeros & maskable;
@@ -99,9 +98,8 @@ template <int Kind>  // 0: no flags, whole; 1: flags, whole; 2: any
 __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroCurves& curves,
                                                const RandomRow& random, int64_t positions,
                                                float of_zero, const uint32_t* nonzero,
-                                               uint32_t* flags) {
+                                               const Candidates& list) {
   const int count = static_cast<int>((positions + 3) / 4);
-  const int words = static_cast<int>(words_of_flags(positions));
   Sifted sifted{0, 0, 0.0f};
   const auto one = [&](int quad, uint32_t zeros, uint32_t bit) {
     if constexpr (Kind == 1)
@@ -111,7 +109,7 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
   };
   int quad = threadIdx.x;
 #pragma unroll 1
-  for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
+  for (int w = threadIdx.x; w < list.words; w += kRaceThreads) {  // trips: L / (32 * threads)
     const uint32_t zeros = ~nonzero[w];
     sifted.flags = 0;
     if (quad + (kTurns - 1) * kRaceThreads < count) {  // share: L // (32 * threads) * 32 * threads / L
@@ -125,7 +123,7 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
       for (; quad < count; quad += kRaceThreads, rest >>= 1, bit += bit)  // trips: L / (4 * threads) % 8 * 32 * threads / L
         one(quad, rest & 0x01010101u, bit);
     }
-    flags[w] = sifted.flags & zeros;
+    list.flags[w] = sifted.flags & zeros;
   }
   return sifted.marked;
 }
@@ -139,7 +137,6 @@ __device__ __forceinline__ unsigned race_nonzeros(const CellDraw& cell, const Pa
 #pragma unroll 1
   for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads) {  // trips: nonzeros / threads
     const uint32_t l = list.position[i];
-    if (l == kNoPosition) continue;
     const float weight = list.key[i];
     cell.importance[l] = weight;
     if (!cell.maskable[l]) continue;
@@ -148,10 +145,7 @@ __device__ __forceinline__ unsigned race_nonzeros(const CellDraw& cell, const Pa
       cell.mask[l] = 1;
       ++marked;
     } else if (v < it.perhaps(q)) {
-      const int quad = static_cast<int>(l / 4), chunk = quad / (kTurns * kRaceThreads),
-                turn = quad / kRaceThreads % kTurns;
-      atomicOr(&list.flags[chunk * kRaceThreads + quad % kRaceThreads],
-               1u << (8 * (l % 4) + turn));
+      flag_position(list.flags, l);
     }
   }
   return marked;
@@ -181,14 +175,15 @@ __device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& pan
   // phase: interval
   if (threadIdx.x < kWarp) {  // share: 1 / warps
     float sample[4 * kSampleQuads];
+    const bool flagged = cell.maskable.data != nullptr;
 #pragma unroll
     for (int s = 0; s < 4 * kSampleQuads; ++s) {
-      const int i = static_cast<int>(static_cast<int64_t>(panel.nonzeros) *
-                                     (s * kWarp + static_cast<int>(threadIdx.x)) / kSample);
-      sample[s] = -1.0f;
-      if (i < panel.nonzeros && list.position[i] != kNoPosition &&
-          drawable(list.key[i], weighting.eps) && cell.maskable[list.position[i]])
-        sample[s] = list.key[i];
+      const unsigned i =
+          static_cast<unsigned>(panel.nonzeros) * (s * kWarp + threadIdx.x) / kSample;
+      sample[s] = panel.nonzeros > 0 ? list.key[i] : -1.0f;
+      if (!drawable(sample[s], weighting.eps) ||
+          (flagged && panel.nonzeros > 0 && !cell.maskable[list.position[i]]))
+        sample[s] = -1.0f;
     }
     const float zeros = static_cast<float>(panel.maskable - panel.maskable_nonzeros);
     Interval it{};
@@ -200,21 +195,23 @@ __device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& pan
   }
   __syncthreads();
   const Interval it = shared_interval;
-  ZeroCurves curves{0.0f, 0.0f};
+  ZeroCurves curves;
   if (it.known) {
+    constexpr float kWords = 0x1p23f;
     const float q = it.decay(of_zero);
-    curves = {it.surely(q), it.perhaps(q)};
+    curves.surely -= static_cast<uint32_t>(it.surely(q) * kWords);
+    curves.perhaps -= min(static_cast<uint32_t>(it.perhaps(q) * kWords) + 2u, 1u << 23);
   }
   // phase: pass over the zeros
   unsigned marked;
   if (cell.valid.data == nullptr && cell.maskable.data == nullptr && cell.whole.out) {
-    marked = pass_zeros<0>(cell, curves, random, positions, of_zero, nonzero, list.flags);
+    marked = pass_zeros<0>(cell, curves, random, positions, of_zero, nonzero, list);
   } else if (cell.whole.out && cell.whole.valid && cell.whole.maskable) {
     // share: 0
-    marked = pass_zeros<1>(cell, curves, random, positions, of_zero, nonzero, list.flags);
+    marked = pass_zeros<1>(cell, curves, random, positions, of_zero, nonzero, list);
   } else {
     // share: 0
-    marked = pass_zeros<2>(cell, curves, random, positions, of_zero, nonzero, list.flags);
+    marked = pass_zeros<2>(cell, curves, random, positions, of_zero, nonzero, list);
   }
   __syncthreads();
   // phase: race of the nonzeros
@@ -222,8 +219,7 @@ __device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& pan
   __syncthreads();
   if (!it.known) return false;
   // phase: candidates
-  const int count = list_flagged(list.flags, words_of_flags(positions), list.position, list.most,
-                                 marked);
+  const int count = list_flagged(list.flags, list.words, list.position, list.most, marked);
   if (count > list.most) return false;
   return mark_smallest(list, count, k - static_cast<int>(marked), it.from, it.to,
                        CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask);

@@ -93,12 +93,13 @@ __device__ __forceinline__ void sift(const Quads<Whole, Flagged>& quads, int qua
 // All positions of the row.
 template <bool Whole, bool Flagged>
 __device__ __forceinline__ Sifted sift(const Quads<Whole, Flagged>& quads, const Interval& it,
-                                       const RandomRow& random, uint32_t* flags, uint8_t* mask) {
+                                       const RandomRow& random, const Candidates& candidates,
+                                       uint8_t* mask) {
   constexpr int kAtOnce = 4;  // loads that are under way at once
   const int count = static_cast<int>((quads.positions + 3) / 4);
   Sifted sifted{0, 0, 0.0f};
   int quad = threadIdx.x;
-  uint32_t* word = flags + threadIdx.x;
+  uint32_t* word = candidates.flags + threadIdx.x;
 #pragma unroll 1
   for (; quad + (kTurns - 1) * kRaceThreads < count;
        word += kRaceThreads) {  // trips: L // (32 * threads)
@@ -122,7 +123,7 @@ __device__ __forceinline__ Sifted sift(const Quads<Whole, Flagged>& quads, const
   for (uint32_t bit = 0x01010101u; quad < count;
        quad += kRaceThreads, bit += bit)  // trips: L / (4 * threads) % 8
     sift(quads, quad, quads(quad), it, random, bit, mask, sifted);
-  if (word < flags + words_of_flags(quads.positions)) *word = sifted.flags;
+  if (word < candidates.flags + candidates.words) *word = sifted.flags;
   return sifted;
 }
 
@@ -178,13 +179,13 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
   if (!it.known) return false;
   // phase: pass
 
-  const Sifted sifted = sift(quads, it, random, candidates.flags, mask);
+  const Sifted sifted = sift(quads, it, random, candidates, mask);
   unsigned marked = sifted.marked;
   // An infinite weight, which would be taken for a heavy one, makes the sum infinite; NaN, which is
   // not drawn anyway, would hide it.
   if (!(fabsf(sifted.sum) < INFINITY)) infinite = 1;
   // phase: candidates
-  const int count = list_flagged(candidates.flags, words_of_flags(positions), candidates.position,
+  const int count = list_flagged(candidates.flags, candidates.words, candidates.position,
                                  candidates.most, marked);
   if (infinite != 0 || count > candidates.most) return false;
   const int wanted = k - static_cast<int>(marked);

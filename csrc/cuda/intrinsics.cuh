@@ -49,6 +49,31 @@ __device__ __forceinline__ unsigned sum_of_bytes(uint32_t bytes, unsigned sum) {
 }
 #endif
 
+// c += a b for a of 8 by 4 and b of 4 by 8 in float64, one warp: lane 4 i + k has a[i][k], lane
+// 4 j + k has b[k][j], and lane 4 i + j has c[i][2 j] and c[i][2 j + 1].
+__device__ __forceinline__ void multiply_add(double (&c)[2], double a, double b) {
+#ifdef MAM_CUDA_SHIM
+  const int lane = static_cast<int>(threadIdx.x) % 32, i = lane / 4, j = 2 * (lane % 4);
+  for (int k = 0; k < 4; ++k) {
+    const double left = __shfl_sync(0xffffffffu, a, 4 * i + k);
+    c[0] += left * __shfl_sync(0xffffffffu, b, 4 * j + k);
+    c[1] += left * __shfl_sync(0xffffffffu, b, 4 * (j + 1) + k);
+  }
+#else
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(c[0]), "+d"(c[1])
+      : "d"(a), "d"(b));
+#endif
+}
+
+// The sum over a warp, in every lane: two products with ones in place of ten exchanges.
+__device__ __forceinline__ double warp_total(double x) {
+  double fours[2] = {0.0, 0.0}, total[2] = {0.0, 0.0};
+  multiply_add(fours, 1.0, x);
+  multiply_add(total, 1.0, fours[0] + fours[1]);
+  return total[0];
+}
+
 // 255 in the bytes of four numbers whose bit 23 is set, 0 in the others.
 __device__ __forceinline__ uint32_t bytes_of_bit_23(const uint32_t (&x)[4]) {
   return permute(permute(x[0], x[1], 0x00EAu), permute(x[2], x[3], 0x00EAu), 0x5410u);

@@ -84,9 +84,9 @@ __device__ unsigned count_flags(const Flagged& flags, int64_t positions) {
 // shared memory run out; moves `next` on and returns how many there are. Their order is fixed.
 // `positions` may be null. Every thread of the block calls this; it ends in a barrier.
 __device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end, float* values,
-                                      uint32_t* positions) {
+                                      uint32_t* positions, int capacity = kGathered) {
   int count = 0;
-  for (; next < end && count + kRound <= kGathered; next += kRound) {
+  for (; next < end && count + kRound <= capacity; next += kRound) {
     float x[kLoads];
     uint32_t where[kLoads];
     unsigned ballot[kLoads];

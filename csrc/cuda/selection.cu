@@ -11,7 +11,7 @@ enum class Layout : int { whole, flagged, any };
 
 __global__ void __launch_bounds__(kRaceThreads)
     select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
-                  Weighting weighting, Layout layout, uint8_t* mask) {
+                  Weighting weighting, Layout layout, Sizes sizes, uint8_t* mask) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   // phase: set-up
   const int64_t row = blockIdx.x, positions = values.positions;
@@ -21,10 +21,9 @@ __global__ void __launch_bounds__(kRaceThreads)
   const int k = static_cast<int>(min(static_cast<int64_t>(num_samples[row]), positions));
   const RandomRow random = random_row(draw, row);
   mask += row * positions;
-  const int words = static_cast<int>(words_of_flags(positions)),
-            most = static_cast<int>(most_candidates(positions));
-  const Candidates candidates{shared, shared + words,
-                              reinterpret_cast<float*>(shared + words + most), most};
+  const Candidates candidates{shared, shared + sizes.words,
+                              reinterpret_cast<float*>(shared + sizes.words + sizes.most),
+                              sizes.words, sizes.most};
   bool drawn = false;
   if (positions >= kFewestSampled && k > 0 && weighting.inverse_temperature == 1.0f) {
     if (layout == Layout::whole) {
@@ -82,9 +81,10 @@ size_t select_workspace(int64_t, int64_t) { return 0; }
 
 void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw,
             const Weighting& weighting, uint8_t* mask, void*, const Launch& where) {
-  const int64_t words = words_of_flags(weights.positions) + 2 * most_candidates(weights.positions);
+  const Sizes sizes = sizes_of(weights.positions);
+  const size_t words = sizes.words + 2 * sizes.most;
   launch("select", select_kernel, weights.rows, kRaceThreads, words * sizeof(uint32_t), where,
-         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), mask);
+         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), sizes, mask);
 }
 
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,

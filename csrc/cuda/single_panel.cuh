@@ -3,6 +3,8 @@
 // rows. See mam_kernels/ops/value_attention/README.md.
 #pragma once
 
+#include <type_traits>
+
 #include "candidates.cuh"
 #include "row.cuh"
 #include "step.cuh"
@@ -66,28 +68,25 @@ struct PanelMemory {
   double powers[kSums];  // sum over the values of t^j, over j!
   double shares[kSums];  // the importance of a value is the sum over j of shares[j] t^j
   float lowest[kRowWarps], highest[kRowWarps], unsound[kRowWarps];
-  unsigned valid[kRowWarps], maskable[kRowWarps], listed[kRowWarps];
+  unsigned valid[kRowWarps], maskable[kRowWarps];
 };
 
 // One row: what is known of it after its values were looked at.
 struct Panel {
   double middle, half, reciprocal;  // reciprocal of half, or 0
   int giants;                       // 0: the row is not for this way
-  int nonzeros;                     // entries of the list; of CSR also such as do not count
+  int nonzeros;                     // entries of the list
   int valid, zeros;
   int maskable, maskable_nonzeros;
 
   __device__ double place(double x) const { return fma(x, reciprocal, -middle * reciprocal); }
 };
 
-constexpr uint32_t kNoPosition = 0xFFFFFFFFu;
-
 // Sets a bit for each valid nonzero of a dense row, in the order of position_of; returns how many
 // of this thread's positions are valid, where there are flags.
 __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& whole,
-                                                  uint32_t* nonzero) {
+                                                  uint32_t* nonzero, int words) {
   const int count = static_cast<int>((row.positions + 3) / 4);
-  const int words = static_cast<int>(words_of_flags(row.positions));
   const bool flagged = !row.valid.all();
   unsigned total = 0;
   int quad = threadIdx.x;
@@ -158,43 +157,20 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
 __device__ __forceinline__ int list_dense(const Row& row, const uint32_t* nonzero,
                                           const Candidates& list, unsigned& valid) {
   // where: most_flagged = most_nonzero
-  return list_flagged(nonzero, words_of_flags(row.positions), list.position, list.most, valid);
+  return list_flagged(nonzero, list.words, list.position, list.most, valid);
 }
 
-// The list of a CSR row has its entries one for one; those that are zero, not valid or out of range
-// have no position.
+// The list of a CSR row, and the bits of its positions; more than `most` where it does not hold
+// all.
 __device__ inline int list_csr(const Row& row, uint32_t* nonzero, const Candidates& list) {
-  const int words = static_cast<int>(words_of_flags(row.positions));
-  for (int w = threadIdx.x; w < words; w += kRaceThreads) nonzero[w] = 0;
-  __syncthreads();
-  const int count = static_cast<int>(min(row.entries, static_cast<int64_t>(list.most)));
-  for (int i = threadIdx.x; i < count; i += kRaceThreads) {
-    const int64_t l = row.position(i);
-    const float x = row.value(i);
-    const bool counts = x != 0.0f && l >= 0 && row.valid[l];
-    list.position[i] = counts ? static_cast<uint32_t>(l) : kNoPosition;
-    list.key[i] = x;
-    if (counts) {
-      const int quad = static_cast<int>(l / 4), chunk = quad / (kTurns * kRaceThreads),
-                turn = quad / kRaceThreads % kTurns;
-      atomicOr(&nonzero[chunk * kRaceThreads + quad % kRaceThreads],
-               1u << (8 * (l % 4) + turn));
-    }
-  }
+  for (int w = threadIdx.x; w < list.words; w += kRaceThreads) nonzero[w] = 0;
+  int64_t next = 0;
+  const int count =
+      gather_nonzeros(row, next, row.entries, list.key, list.position, list.most);
+  if (next < row.entries) return list.most + 1;
+  for (int i = threadIdx.x; i < count; i += kRaceThreads) flag_position(nonzero, list.position[i]);
   __syncthreads();
   return count;
-}
-
-// The sums over a warp of 32 numbers a lane: that of number i ends in x[0] of lane i.
-template <int Half = kSums / 2>
-__device__ __forceinline__ void transposed_sums(double (&x)[kSums]) {
-  const bool upper = threadIdx.x & Half;
-#pragma unroll
-  for (int i = 0; i < Half; ++i) {
-    const double mine = upper ? x[i + Half] : x[i], other = upper ? x[i] : x[i + Half];
-    x[i] = mine + __shfl_xor_sync(kAllLanes, other, Half);
-  }
-  if constexpr (Half > 1) transposed_sums<Half / 2>(x);
 }
 
 // sum[j] += weight t^j for the terms of so many giants.
@@ -218,17 +194,22 @@ __device__ __forceinline__ void add_powers(double weight, double t, int giants,
 }
 
 // The sums over the block, over j! each, into `out`. Ends in a barrier.
-__device__ __forceinline__ void gather_powers(double (&sum)[kSums], PanelMemory& memory,
+__device__ __forceinline__ void gather_powers(const double (&sum)[kSums], PanelMemory& memory,
                                               double* out) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  transposed_sums(sum);
-  memory.partial[warp][lane] = sum[0];
-  __syncthreads();
-  if (warp == 0) {  // share: 1 / warps
-    double total = 0.0;
+  double total[kTerms];
 #pragma unroll
-    for (int w = 0; w < kRowWarps; ++w) total += memory.partial[w][lane];
-    out[lane] = total * kReciprocalFactorial[lane];
+  for (int j = 0; j < kTerms; ++j) total[j] = warp_total(sum[j]);
+  if (lane == 0) {
+#pragma unroll
+    for (int j = 0; j < kTerms; ++j) memory.partial[warp][j] = total[j];
+  }
+  __syncthreads();
+  if (threadIdx.x < kTerms) {  // share: 1 / warps
+    double whole = 0.0;
+#pragma unroll
+    for (int w = 0; w < kRowWarps; ++w) whole += memory.partial[w][lane];
+    out[lane] = whole * kReciprocalFactorial[lane];
   }
   __syncthreads();
 }
@@ -243,7 +224,10 @@ __device__ __forceinline__ void jets(const double* coefficient, int giants, cons
                                      Jet (&jet)[N]) {
   const double highest = coefficient[kBabies * giants];
 #pragma unroll
-  for (int i = 0; i < N; ++i) jet[i] = {highest, 0.0, 0.0};
+  for (int i = 0; i < N; ++i) {
+    jet[i].p = highest;
+    jet[i].p1 = jet[i].p2 = 0.0;
+  }
 #pragma unroll 1
   for (int g = giants - 1; g >= 0; --g) {  // trips: giants
     const double* const c = coefficient + kBabies * g;
@@ -288,7 +272,7 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
   unsigned valid = 0;
   // phase: load and flag
   if (row.col == nullptr) {
-    valid = flag_nonzeros(row, whole, nonzero);
+    valid = flag_nonzeros(row, whole, nonzero, list.words);
     // phase: list of nonzeros
     __syncthreads();
     panel.nonzeros = list_dense(row, nonzero, list, valid);
@@ -299,39 +283,49 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
     // share: 0
     valid = row.valid.all() ? static_cast<unsigned>(row.positions)
                             : block_reduce(count_flags(row.valid, row.positions), Sum());
-    if (row.entries > list.most) panel.nonzeros = list.most + 1;
   }
   panel.valid = static_cast<int>(valid);
   if (panel.nonzeros > list.most || valid == 0) return panel;
 
   float low = INFINITY, high = -INFINITY, unsound = 0.0f;
-  unsigned counted = 0, hidable = 0;
-  constexpr int kEach = 4;  // loads that are under way at once
+  const auto gather = [&](auto is_float32) {
+    constexpr int kEach = 4;  // loads that are under way at once
 #pragma unroll 1
-  for (int first = threadIdx.x; first < panel.nonzeros; first += kEach * kRaceThreads) {  // trips: nonzeros / (4 * threads)
-    uint32_t l[kEach];
-    float x[kEach];
+    for (int first = threadIdx.x; first < panel.nonzeros;
+         first += kEach * kRaceThreads) {  // trips: nonzeros / (4 * threads)
+      float x[kEach];
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int i = first + e * kRaceThreads;
-      l[e] = i < panel.nonzeros ? list.position[i] : kNoPosition;
-      x[e] = 0.0f;
-      if (l[e] != kNoPosition) x[e] = row.col == nullptr ? row.value(l[e]) : list.key[i];
-    }
+      for (int e = 0; e < kEach; ++e) {
+        const int i = first + e * kRaceThreads;
+        if (i >= panel.nonzeros) continue;
+        if constexpr (is_float32.value)
+          x[e] = __ldg(static_cast<const float*>(row.data) + row.first + list.position[i]);
+        else
+          x[e] = row.col == nullptr ? row.value(list.position[i]) : list.key[i];
+      }
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      if (l[e] == kNoPosition) continue;
-      list.key[first + e * kRaceThreads] = x[e];
-      low = fminf(low, x[e]);
-      high = fmaxf(high, x[e]);
-      unsound = fmaf(x[e], 0.0f, unsound);
-      ++counted;
-      hidable += maskable[l[e]];
+      for (int e = 0; e < kEach; ++e) {
+        const int i = first + e * kRaceThreads;
+        if (i >= panel.nonzeros) continue;
+        list.key[i] = x[e];
+        low = fminf(low, x[e]);
+        high = fmaxf(high, x[e]);
+        unsound = fmaf(x[e], 0.0f, unsound);
+      }
     }
+  };
+  if (whole.values) {
+    gather(std::true_type());
+  } else {
+    // share: 0
+    gather(std::false_type());
   }
+  unsigned hidable = 0;
+  if (maskable.data != nullptr)  // share: 0
+    for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads)
+      hidable += maskable[list.position[i]];
   unsigned may_hide = 0;
   if (maskable.data != nullptr) may_hide = count_flags(maskable, row.positions);  // share: 0
-  counted = __reduce_add_sync(kAllLanes, counted);
   hidable = __reduce_add_sync(kAllLanes, hidable);
   may_hide = __reduce_add_sync(kAllLanes, may_hide);
   for (int step = kWarp / 2; step > 0; step /= 2) {
@@ -343,24 +337,22 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
     memory.lowest[warp] = low;
     memory.highest[warp] = high;
     memory.unsound[warp] = unsound;
-    memory.listed[warp] = counted;
     memory.maskable[warp] = may_hide;
     memory.valid[warp] = hidable;
   }
   __syncthreads();
-  counted = hidable = may_hide = 0;
+  hidable = may_hide = 0;
 #pragma unroll
   for (int w = 0; w < kRowWarps; ++w) {
     low = fminf(low, memory.lowest[w]);
     high = fmaxf(high, memory.highest[w]);
     unsound += memory.unsound[w];
-    counted += memory.listed[w];
     hidable += memory.valid[w];
     may_hide += memory.maskable[w];
   }
   // A column that stands twice in a row must not make their number negative.
-  panel.zeros = max(panel.valid - static_cast<int>(counted), 0);
-  panel.maskable_nonzeros = static_cast<int>(hidable);
+  panel.zeros = max(panel.valid - panel.nonzeros, 0);
+  panel.maskable_nonzeros = maskable.data == nullptr ? panel.nonzeros : static_cast<int>(hidable);
   panel.maskable = maskable.data == nullptr ? panel.valid : static_cast<int>(may_hide);
   if (panel.zeros > 0) {
     low = fminf(low, 0.0f);
@@ -382,8 +374,7 @@ __device__ __forceinline__ void sum_powers(const Panel& panel, const Candidates&
   for (int j = 0; j < kSums; ++j) sum[j] = 0.0;
 #pragma unroll 1
   for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads) {  // trips: nonzeros / threads
-    const bool counts = list.position[i] != kNoPosition;
-    add_powers(counts ? 1.0 : 0.0, counts ? panel.place(list.key[i]) : 0.0, panel.giants, sum);
+    add_powers(1.0, panel.place(list.key[i]), panel.giants, sum);
   }
   // The zeros join as one value of their weight, in one thread.
   if (threadIdx.x == 0 && panel.zeros > 0)  // share: 1 / warps
@@ -411,10 +402,10 @@ __device__ __forceinline__ double wide(float slope) {
 __device__ __forceinline__ void write_panel_moments(const Panel& panel, const float* slope,
                                                     int64_t num_slopes, const PanelMemory& memory,
                                                     const Moments& out, int64_t index) {
-  constexpr int kEach = 2;
+  constexpr int kEach = 4;
   const int count = static_cast<int>(num_slopes);
 #pragma unroll 1
-  for (int n = threadIdx.x; n < count; n += kEach * kRowThreads) {  // trips: N * H / (2 * threads)
+  for (int n = threadIdx.x; n < count; n += kEach * kRowThreads) {  // trips: N * H / (4 * threads)
     double alpha[kEach], y[kEach];
     Jet jet[kEach];
 #pragma unroll
@@ -464,9 +455,10 @@ __device__ __forceinline__ void sum_shares(const Panel& panel, const float* slop
 // Replaces the values of the list by their importance; returns that of a zero.
 __device__ __forceinline__ float weigh(const Panel& panel, const Candidates& list,
                                        const PanelMemory& memory) {
-  constexpr int kEach = 2;
+  constexpr int kEach = 4;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < panel.nonzeros; i += kEach * kRowThreads) {  // trips: nonzeros / (2 * threads)
+  for (int i = threadIdx.x; i < panel.nonzeros;
+       i += kEach * kRowThreads) {  // trips: nonzeros / (4 * threads)
     double t[kEach], f[kEach];
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {

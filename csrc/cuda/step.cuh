@@ -11,10 +11,12 @@ struct Whole {
   bool values, valid, maskable, out;  // of absent flags: true
 };
 
-// Context and penalty of a cell, where `directions` is not null. `constants` holds the parts of the
-// heads, whose sum is written to `constant`.
+// Context of a cell and its part of the penalty, where `affine` is not null: for each head and
+// element the direction and the head's part of the constant, whose sum over the heads is written to
+// `constant`.
 struct ContextOutput {
-  const float *directions, *constants, *out_bias;  // (heads, width) twice, (width,)
+  const float2* affine;   // (heads, width)
+  const float* out_bias;  // (width,)
   int64_t width;
   float *context, *average, *second, *squares, *occupied;  // (rows, ...)
   float* constant;                                         // (width,)

@@ -11,14 +11,6 @@ namespace mam::cuda {
 
 namespace {
 
-// Where a row's flags and list are in shared memory.
-__device__ Candidates list_in(uint32_t* shared, int64_t positions) {
-  const int words = static_cast<int>(words_of_flags(positions)),
-            most = static_cast<int>(most_candidates(positions));
-  return {shared + words, shared + 2 * words,
-          reinterpret_cast<float*>(shared + 2 * words + most), most};
-}
-
 __device__ float steepest_of(const float* slope, int64_t num_slopes) {
   float steepest = 0.0f;
   const int count = static_cast<int>(num_slopes);
@@ -50,83 +42,83 @@ __device__ void draw_cell_by_all_keys(const ValueStep& step, int64_t row, const 
                    mask);
 }
 
+// Sums over the latents of the means of 8 heads and of their products with those of 8 others: the
+// products as a matrix of 8 by 8, the sums in its rows.
+struct HeadSums {
+  double products[kRowWarps][8][8], totals[kRowWarps][8];
+};
+
 // Mean attended output of a cell and its part of the penalty: with the means m and r = out_bias +
 // constant (where the cell has tokens), the context is average(m) P + r. `second` gets m^T m.
 __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row, bool occupied) {
-  constexpr int kTile = 2;  // heads by heads of a thread
-  __shared__ float partial[kRowThreads][kTile * kTile + kTile];
+  __shared__ HeadSums sums;
   __shared__ float average[kRowThreads];
   const ContextOutput& out = step.context;
-  const int heads = static_cast<int>(step.heads),
-            latents = static_cast<int>(step.num_slopes / step.heads),
+  const int heads = static_cast<int>(step.heads), latents = static_cast<int>(step.num_latents),
             width = static_cast<int>(out.width);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const float* const mean = step.out.mean + row * step.num_slopes;
-  const int across = (heads + kTile - 1) / kTile, tiles = across * across;
   const float each = 1.0f / static_cast<float>(latents);
+  // phase: context, sums over the latents
 #pragma unroll 1
-  for (int first = 0; first < tiles; first += kRowThreads) {  // trips: 1
-    const int here = min(tiles - first, kRowThreads), parts = kRowThreads / here;
-    const int tile = first + static_cast<int>(threadIdx.x) % here,
-              part = static_cast<int>(threadIdx.x) / here;
-    const int h = tile / across * kTile, g = tile % across * kTile;
-    float sum[kTile][kTile] = {}, total[kTile] = {};
-    if (part < parts) {
-#pragma unroll 2
-      for (int n = part; n < latents; n += parts) {  // trips: N * tiles / threads / 2 | 0
-        float of_h[kTile], of_g[kTile];
+  for (int h = 0; h < heads; h += 8) {  // trips: H / 8
+#pragma unroll 1
+    for (int g = 0; g < heads; g += 8) {  // trips: H / 8
+      double products[2] = {0.0, 0.0}, totals[2] = {0.0, 0.0};
+      const int a = h + lane / 4, b = g + lane / 4;
+#pragma unroll 1
+      for (int n = 4 * warp + lane % 4; n - lane % 4 < latents;
+           n += 4 * kRowWarps) {  // trips: N / (4 * warps)
+        const bool there = n < latents;
+        const double left = there && a < heads ? mean[n * heads + a] : 0.0f;
+        const double right =
+            h == g ? left : there && b < heads ? static_cast<double>(mean[n * heads + b]) : 0.0;
+        multiply_add(products, left, right);
+        multiply_add(totals, left, 1.0);
+      }
+      const int column = 2 * (lane % 4);
+      sums.products[warp][lane / 4][column] = products[0];
+      sums.products[warp][lane / 4][column + 1] = products[1];
+      if (column == 0) sums.totals[warp][lane / 4] = totals[0];
+      __syncthreads();
+      if (threadIdx.x < 64) {  // share: 2 / warps
+        const int i = threadIdx.x / 8, j = threadIdx.x % 8;
+        double product = 0.0, total = 0.0;
 #pragma unroll
-        for (int i = 0; i < kTile; ++i) {
-          of_h[i] = h + i < heads ? mean[n * heads + h + i] : 0.0f;
-          of_g[i] = g + i < heads ? mean[n * heads + g + i] : 0.0f;
+        for (int w = 0; w < kRowWarps; ++w) {
+          product += sums.products[w][i][j];
+          total += sums.totals[w][i];
         }
-#pragma unroll
-        for (int i = 0; i < kTile; ++i) {
-          total[i] += of_h[i];
-#pragma unroll
-          for (int j = 0; j < kTile; ++j) sum[i][j] = fmaf(of_h[i], of_g[j], sum[i][j]);
+        if (h + i < heads && g + j < heads)
+          out.second[(row * heads + h + i) * heads + g + j] = static_cast<float>(product);
+        if (g == 0 && j == 0 && h + i < heads) {
+          const float mean_of_head = static_cast<float>(total) * each;
+          out.average[row * heads + h + i] = mean_of_head;
+          if (h + i < kRowThreads) average[h + i] = mean_of_head;
         }
       }
+      __syncthreads();
     }
-#pragma unroll
-    for (int i = 0; i < kTile; ++i) {
-      partial[threadIdx.x][kTile * kTile + i] = total[i];
-#pragma unroll
-      for (int j = 0; j < kTile; ++j) partial[threadIdx.x][kTile * i + j] = sum[i][j];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < here * (kTile * kTile + kTile); i += kRowThreads) {  // trips: tiles * 6 / threads
-      const int slot = i % (kTile * kTile + kTile), of = i / (kTile * kTile + kTile);
-      float whole = 0.0f;
-#pragma unroll 1
-      for (int p = 0; p < parts; ++p) whole += partial[p * here + of][slot];  // trips: threads / tiles
-      const int row_head = (first + of) / across * kTile, column_head = (first + of) % across * kTile;
-      if (slot < kTile * kTile) {
-        const int a = row_head + slot / kTile, b = column_head + slot % kTile;
-        if (a < heads && b < heads) out.second[row * heads * heads + a * heads + b] = whole;
-      } else if (column_head == 0 && row_head + slot - kTile * kTile < heads) {
-        const int a = row_head + slot - kTile * kTile;
-        out.average[row * heads + a] = whole * each;
-        if (a < kRowThreads) average[a] = whole * each;
-      }
-    }
-    __syncthreads();
   }
 
+  // phase: context
   float squares = 0.0f;
 #pragma unroll 1
   for (int c = threadIdx.x; c < width; c += kRowThreads) {  // trips: D / threads
     float constant = 0.0f, context = 0.0f;
+    const float2* affine = out.affine + c;
 #pragma unroll 4
-    for (int h = 0; h < heads; ++h) {  // trips: H / 4 | 0
-      constant += out.constants[h * width + c];
-      context = fmaf(h < kRowThreads ? average[h] : out.average[row * heads + h],
-                     out.directions[h * width + c], context);
+    for (int h = 0; h < heads; ++h, affine += width) {  // trips: H / 4 | 0
+      const float2 of_head = __ldg(affine);
+      constant += of_head.y;
+      context = fmaf(h < kRowThreads ? average[h] : out.average[row * heads + h], of_head.x,
+                     context);
     }
-    const float offset = out.out_bias[c] + (occupied ? constant : 0.0f);
+    const float offset = __ldg(out.out_bias + c) + (occupied ? constant : 0.0f);
     context += offset;
     out.context[row * width + c] = context;
     squares = fmaf(offset, context - 0.5f * offset, squares);
-    if (row == 0) out.constant[c] = constant;
+    if (row == 0) out.constant[c] = constant;  // share: 0
   }
   squares = block_reduce(squares, Sum());
   if (threadIdx.x == 0) {
@@ -135,7 +127,7 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
   }
 }
 
-__global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step) {
+__global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, Sizes sizes) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   __shared__ PanelMemory memory;
   // phase: set-up
@@ -144,8 +136,10 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step) {
   const Row row = row_of(step.values, step.valid, step.hidden, index);
   const bool draws = step.mask != nullptr;
   const FlagRow maskable = draws ? flag_row(step.maskable, index) : FlagRow{nullptr, 0};
-  const Candidates list = list_in(shared, positions);
   uint32_t* const nonzero = shared;
+  const Candidates list{shared + sizes.words, shared + 2 * sizes.words,
+                        reinterpret_cast<float*>(shared + 2 * sizes.words + sizes.most),
+                        sizes.words, sizes.most};
   const float steepest = steepest_of(step.slope, step.num_slopes);
   const Panel panel = look_at(row, maskable, step.whole, steepest, nonzero, list, memory);
   // phase: set-up
@@ -180,7 +174,7 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step) {
                 *reinterpret_cast<GeneralMemory*>(shared));
   }
   // phase: context
-  if (step.context.directions != nullptr) {
+  if (step.context.affine != nullptr) {
     __syncthreads();
     write_context(step, index, panel.valid > 0);
   }
@@ -211,11 +205,10 @@ void launch_value_step(ValueStep step, const Launch& where) {
                 by_four && whole_flags(step.valid) && aligned(step.hidden, 4),
                 by_four && whole_flags(step.maskable),
                 by_four && aligned(step.mask, 4) && aligned(step.importance, 16)};
-  const size_t words =
-      2 * words_of_flags(values.positions) + 2 * most_candidates(values.positions);
-  const size_t bytes = words * sizeof(uint32_t);
+  const Sizes sizes = sizes_of(values.positions);
+  const size_t bytes = 2 * (sizes.words + sizes.most) * sizeof(uint32_t);
   launch("value_attention", value_kernel, values.rows, kRowThreads,
-         bytes < sizeof(GeneralMemory) ? sizeof(GeneralMemory) : bytes, where, step);
+         bytes < sizeof(GeneralMemory) ? sizeof(GeneralMemory) : bytes, where, step, sizes);
 }
 
 size_t value_workspace(const Values& values, int64_t slopes) {

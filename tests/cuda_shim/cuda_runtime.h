@@ -153,7 +153,7 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
-inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline unsigned atomicOr(unsigned* address, unsigned value) {
   return std::exchange(*address, *address | value);
 }
