@@ -40,6 +40,23 @@ __device__ T block_reduce(T value, Operation combine) {
   return result;
 }
 
+// The same in a block of so many warps: fewer instructions.
+template <int Warps, typename T, typename Operation>
+__device__ __forceinline__ T block_reduce_of(T value, Operation combine) {
+  __shared__ T partial[Warps];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  T result = partial[0];
+#pragma unroll
+  for (int other = 1; other < Warps; ++other) result = combine(result, partial[other]);
+  __syncthreads();
+  return result;
+}
+
 // How much the warps before this one hold in total, given each warp's own amount; `total` is that
 // of the block.
 __device__ inline int before_warp(int amount, int& total) {

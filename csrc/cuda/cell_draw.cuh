@@ -133,13 +133,14 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
 __device__ __forceinline__ unsigned race_nonzeros(const CellDraw& cell, const Panel& panel,
                                                   const Candidates& list, const Interval& it,
                                                   const RandomRow& random) {
+  const bool flagged = cell.maskable.data != nullptr;
   unsigned marked = 0;
 #pragma unroll 1
   for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads) {  // trips: nonzeros / threads
     const uint32_t l = list.position[i];
     const float weight = list.key[i];
     cell.importance[l] = weight;
-    if (!cell.maskable[l]) continue;
+    if (flagged && !cell.maskable[l]) continue;  // share: 0
     const float q = it.decay(weight), v = uniform(random.word(l));
     if (v < it.surely(q)) {
       cell.mask[l] = 1;

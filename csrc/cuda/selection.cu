@@ -2,6 +2,7 @@
 // lies; one pass decides most positions from their random words, and the keys of the others decide
 // exactly. A row of which the sample does not tell enough is drawn by all keys.
 #include "draw.cuh"
+#include "draw_latents.cuh"
 
 namespace mam::cuda {
 
@@ -43,22 +44,9 @@ __global__ void __launch_bounds__(kRaceThreads)
   draw_by_all_keys(weights, positions, k, random, weighting, mask);
 }
 
-// The key of a latent: its uniform itself, computed again whenever it is looked at.
-struct UniformKeys {
-  RandomRow random;
-
-  __device__ uint32_t operator()(int64_t n) const {
-    return __float_as_uint(uniform(random.word(n)));
-  }
-};
-
 __global__ void __launch_bounds__(kRaceThreads)
     draw_latents_kernel(int64_t num_latents, int64_t size, Draw draw, int64_t* out) {
-  const UniformKeys keys{random_row(draw, 0)};
-  const Threshold threshold = find_threshold(keys, num_latents, static_cast<int>(size));
-  visit_in_order(keys, num_latents, threshold, [out](int64_t n, bool chosen, int index) {
-    if (chosen) out[index] = n;
-  });
+  choose_latents(num_latents, size, draw, out);
 }
 
 bool aligned(const void* data, int64_t bytes) {

@@ -154,8 +154,8 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
 }
 
 // The list of a dense row: its flagged positions and their values.
-__device__ __forceinline__ int list_dense(const Row& row, const uint32_t* nonzero,
-                                          const Candidates& list, unsigned& valid) {
+__device__ __forceinline__ int list_dense(const uint32_t* nonzero, const Candidates& list,
+                                          unsigned& valid) {
   // where: most_flagged = most_nonzero
   return list_flagged(nonzero, list.words, list.position, list.most, valid);
 }
@@ -275,7 +275,7 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
     valid = flag_nonzeros(row, whole, nonzero, list.words);
     // phase: list of nonzeros
     __syncthreads();
-    panel.nonzeros = list_dense(row, nonzero, list, valid);
+    panel.nonzeros = list_dense(nonzero, list, valid);
     if (row.valid.all()) valid = static_cast<unsigned>(row.positions);
   } else {
     // share: 0

@@ -12,14 +12,12 @@ struct Whole {
 };
 
 // Context of a cell and its part of the penalty, where `affine` is not null: for each head and
-// element the direction and the head's part of the constant, whose sum over the heads is written to
-// `constant`.
+// element the direction and the head's part of the constant.
 struct ContextOutput {
   const float2* affine;   // (heads, width)
   const float* out_bias;  // (width,)
   int64_t width;
   float *context, *average, *second, *squares, *occupied;  // (rows, ...)
-  float* constant;                                         // (width,)
 };
 
 struct ValueStep {

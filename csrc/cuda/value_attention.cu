@@ -19,7 +19,7 @@ __device__ float steepest_of(const float* slope, int64_t num_slopes) {
     const float size = fabsf(__ldg(slope + n));
     if (size < INFINITY) steepest = fmaxf(steepest, size);
   }
-  return block_reduce(steepest, Max());
+  return block_reduce_of<kRowWarps>(steepest, Max());
 }
 
 // floor(mask_ratio n) of the n positions that may be hidden, or what the caller says.
@@ -118,9 +118,8 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
     context += offset;
     out.context[row * width + c] = context;
     squares = fmaf(offset, context - 0.5f * offset, squares);
-    if (row == 0) out.constant[c] = constant;  // share: 0
   }
-  squares = block_reduce(squares, Sum());
+  squares = block_reduce_of<kRowWarps>(squares, Sum());
   if (threadIdx.x == 0) {
     out.squares[row] = squares;
     out.occupied[row] = occupied ? 1.0f : 0.0f;
@@ -131,30 +130,25 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   __shared__ PanelMemory memory;
   // phase: set-up
-  const int64_t index = blockIdx.x, positions = step.values.positions;
-  const int64_t moments = index * step.num_slopes;
-  const Row row = row_of(step.values, step.valid, step.hidden, index);
-  const bool draws = step.mask != nullptr;
-  const FlagRow maskable = draws ? flag_row(step.maskable, index) : FlagRow{nullptr, 0};
+  const int64_t index = blockIdx.x;
   uint32_t* const nonzero = shared;
   const Candidates list{shared + sizes.words, shared + 2 * sizes.words,
                         reinterpret_cast<float*>(shared + 2 * sizes.words + sizes.most),
                         sizes.words, sizes.most};
+  const bool draws = step.mask != nullptr;
   const float steepest = steepest_of(step.slope, step.num_slopes);
-  const Panel panel = look_at(row, maskable, step.whole, steepest, nonzero, list, memory);
-  // phase: set-up
-  const bool single = panel.giants > 0;
+  const Panel panel =
+      look_at(row_of(step.values, step.valid, step.hidden, index),
+              draws ? flag_row(step.maskable, index) : FlagRow{nullptr, 0}, step.whole, steepest,
+              nonzero, list, memory);
+  // phase: power sums
   bool drawn = false;
-  const RandomRow random = draws ? random_row(step.draw, index) : RandomRow{};
-  float* const importance = draws ? step.importance + index * positions : nullptr;
-  uint8_t* const mask = draws ? step.mask + index * positions : nullptr;
-  int k = 0;
-  if (single) {
-    // phase: power sums
+  if (panel.giants > 0) {
     sum_powers(panel, list, memory);
     // phase: moments of the slopes
     if (step.all_slopes)
-      write_panel_moments(panel, step.slope, step.num_slopes, memory, step.out, moments);
+      write_panel_moments(panel, step.slope, step.num_slopes, memory, step.out,
+                          index * step.num_slopes);
     if (draws) {
       // phase: series of the importance
       sum_shares(panel, step.slope, step.latents, step.num_latents, step.num_chosen,
@@ -162,15 +156,20 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
       // phase: importance of the nonzeros
       const float of_zero = weigh(panel, list, memory);
       __syncthreads();
-      k = positions_to_hide(step, index, panel.maskable);
-      drawn = draw_cell({row.valid.valid, maskable, step.whole, importance, mask}, panel, of_zero,
-                        nonzero, list, positions, k, random, step.weighting);
+      const int64_t positions = step.values.positions;
+      drawn = draw_cell({flag_row(step.valid, index), flag_row(step.maskable, index), step.whole,
+                         step.importance + index * positions, step.mask + index * positions},
+                        panel, of_zero, nonzero, list, positions,
+                        positions_to_hide(step, index, panel.maskable),
+                        random_row(step.draw, index), step.weighting);
     }
   } else {
     // share: 0
-    general_row(row, positions, step.slope, step.num_slopes, steepest, step.out, moments,
+    general_row(row_of(step.values, step.valid, step.hidden, index), step.values.positions,
+                step.slope, step.num_slopes, steepest, step.out, index * step.num_slopes,
                 {step.latents, step.num_chosen, step.heads},
-                step.normalizer == nullptr ? nullptr : step.normalizer + moments, importance,
+                draws ? step.normalizer + index * step.num_slopes : nullptr,
+                draws ? step.importance + index * step.values.positions : nullptr,
                 *reinterpret_cast<GeneralMemory*>(shared));
   }
   // phase: context
@@ -182,7 +181,9 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
   // phase: all keys
   __syncthreads();
   // share: 0
-  draw_cell_by_all_keys(step, index, importance, maskable, random, mask);
+  draw_cell_by_all_keys(step, index, step.importance + index * step.values.positions,
+                        flag_row(step.maskable, index), random_row(step.draw, index),
+                        step.mask + index * step.values.positions);
 }
 
 bool aligned(const void* data, uintptr_t bytes) {
