@@ -70,7 +70,7 @@ def _trips(
             if function.instructions[i].frames
         ]
         taken = {note for other, _, note in stated if other.blocks > loop.blocks}
-        best = _best_note(own, taken)
+        best = _best_note(own, taken) or _best_note([x for x in own if x.name == "BRA"], taken)
         title = _title(function, loop, own)
         if best is None:
             if any(other.header == loop.header for other, _, _ in stated):

@@ -109,9 +109,11 @@ def _product(instruction: Instruction) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def limits(count: Count, moved: float, device: Device) -> dict[str, float]:
-    """Seconds that each unit of the device needs at least; ``count`` is of the whole grid."""
-    each = device.multiprocessors * device.clock
+def limits(count: Count, moved: float, blocks: int, device: Device) -> dict[str, float]:
+    """Seconds that each unit of the device needs at least; ``count`` is of the whole grid, whose
+    blocks run on as many multiprocessors at most.
+    """
+    each = min(device.multiprocessors, blocks) * device.clock
     return {
         "issue": count.issue / (device.schedulers * each),
         "alu": count.alu / (device.alu * each),

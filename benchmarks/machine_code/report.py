@@ -96,7 +96,7 @@ def _row(
     counted = count(binary.function, sizes | {"threads": threads, "warps": warps, "blocks": blocks})
     grid = Count()
     grid.plus(counted.total, blocks * warps)
-    seconds = limits(grid, value(moved, sizes), H200)
+    seconds = limits(grid, value(moved, sizes), blocks, H200)
     return Row(
         path.name, backend, name, arch, 1, blocks, threads, binary.registers, shared,
         binary.local, counted, seconds,

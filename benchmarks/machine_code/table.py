@@ -94,6 +94,7 @@ CELLS = {
     "newton_steps": 1,
     "candidates": 575,
     "most_flagged": 3.6,
+    "raced": 128,  # latents
 }
 
 VALUE_PATH = Path(
@@ -101,6 +102,15 @@ VALUE_PATH = Path(
     CELLS,
     "B",
     cuda=(
+        Kernel(
+            "project",
+            "csrc/cuda/step.cu",
+            "project_kernel",
+            blocks="16 * H + 1",
+            threads="128",
+            shared="4 * (3 * D / H + D)",
+            bytes="4 * (4 * D * D + N * D)",
+        ),
         Kernel(
             "value",
             "csrc/cuda/value_attention.cu",
@@ -111,7 +121,49 @@ VALUE_PATH = Path(
             # values, importance and mask, moments
             bytes="B * (L * (4 + 4 + 1) + 8 * N * H)",
         ),
+        Kernel(
+            "finish",
+            "csrc/cuda/step.cu",
+            "finish_kernel",
+            blocks="H * H",
+            threads="128",
+            bytes="4 * B * H * H",
+        ),
     ),
 )
 
-PATHS = (SELECTION, VALUE_PATH)
+VALUE_PATH_BACKWARD = Path(
+    "value_path_backward",
+    CELLS | {"partials": 128},
+    "B",
+    cuda=(
+        Kernel(
+            "rows_backward",
+            "csrc/cuda/step.cu",
+            "rows_backward_kernel",
+            blocks="128",
+            threads="256",
+            shared="4 * (D + H + H * H + N * H + (H + 2) * D)",
+            bytes="B * (8 * N * H + 4 * D) + 4 * partials * (N * H + (H + 2) * D)",
+        ),
+        Kernel(
+            "heads_backward",
+            "csrc/cuda/step.cu",
+            "heads_backward_kernel",
+            blocks="H + 1",
+            threads="512",
+            shared="4 * (N + 3 * D + 3 * D / H)",
+            bytes="4 * (partials * (N * H + (H + 2) * D) + 8 * D * D)",
+        ),
+        Kernel(
+            "rest_backward",
+            "csrc/cuda/step.cu",
+            "rest_backward_kernel",
+            blocks="ceil(D / 32) + N * D / 256",
+            threads="256",
+            bytes="4 * (2 * D * D + N * D)",
+        ),
+    ),
+)
+
+PATHS = (SELECTION, VALUE_PATH, VALUE_PATH_BACKWARD)

@@ -35,7 +35,9 @@ __device__ T block_reduce(T value, Operation combine) {
   if (lane == 0) partial[warp] = value;
   __syncthreads();
   T result = partial[0];
-  for (int other = 1; other < warps; ++other) result = combine(result, partial[other]);
+#pragma unroll 1
+  for (int other = 1; other < warps; ++other)  // trips: warps
+    result = combine(result, partial[other]);
   __syncthreads();
   return result;
 }
@@ -66,7 +68,8 @@ __device__ inline int before_warp(int amount, int& total) {
   __syncthreads();
   int before = 0;
   total = 0;
-  for (int other = 0; other < warps; ++other) {
+#pragma unroll 1
+  for (int other = 0; other < warps; ++other) {  // trips: warps
     if (other < warp) before += amounts[other];
     total += amounts[other];
   }

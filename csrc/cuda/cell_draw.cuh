@@ -166,12 +166,12 @@ struct CellKeys {
   }
 };
 
-// Importance and mask of a cell whose list holds the importance of its nonzeros. False where only
-// the importance is right, and the mask has to be drawn by all keys.
-__device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& panel, float of_zero,
+// Importance and mask of a cell whose list holds the importance of its nonzeros. `drawn`, in shared
+// memory, becomes true where the mask is right too; else it has to be drawn by all keys.
+__device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& panel, float of_zero,
                                           const uint32_t* nonzero, const Candidates& list,
                                           int64_t positions, int k, const RandomRow& random,
-                                          const Weighting& weighting) {
+                                          const Weighting& weighting, bool& drawn) {
   __shared__ Interval shared_interval;
   // phase: interval
   if (threadIdx.x < kWarp) {  // share: 1 / warps
@@ -181,9 +181,9 @@ __device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& pan
     for (int s = 0; s < 4 * kSampleQuads; ++s) {
       const unsigned i =
           static_cast<unsigned>(panel.nonzeros) * (s * kWarp + threadIdx.x) / kSample;
-      sample[s] = panel.nonzeros > 0 ? list.key[i] : -1.0f;
-      if (!drawable(sample[s], weighting.eps) ||
-          (flagged && panel.nonzeros > 0 && !cell.maskable[list.position[i]]))
+      const float weight = panel.nonzeros > 0 ? list.key[i] : -1.0f;
+      sample[s] = drawable(weight, weighting.eps) ? weight : -1.0f;
+      if (flagged && panel.nonzeros > 0 && !cell.maskable[list.position[i]])  // share: 0
         sample[s] = -1.0f;
     }
     const float zeros = static_cast<float>(panel.maskable - panel.maskable_nonzeros);
@@ -195,13 +195,13 @@ __device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& pan
     if (threadIdx.x == 0) shared_interval = it;
   }
   __syncthreads();
-  const Interval it = shared_interval;
   ZeroCurves curves;
-  if (it.known) {
+  if (shared_interval.known) {
     constexpr float kWords = 0x1p23f;
-    const float q = it.decay(of_zero);
-    curves.surely -= static_cast<uint32_t>(it.surely(q) * kWords);
-    curves.perhaps -= min(static_cast<uint32_t>(it.perhaps(q) * kWords) + 2u, 1u << 23);
+    const float q = shared_interval.decay(of_zero);
+    curves.surely -= static_cast<uint32_t>(shared_interval.surely(q) * kWords);
+    curves.perhaps -=
+        min(static_cast<uint32_t>(shared_interval.perhaps(q) * kWords) + 2u, 1u << 23);
   }
   // phase: pass over the zeros
   unsigned marked;
@@ -216,14 +216,17 @@ __device__ __forceinline__ bool draw_cell(const CellDraw& cell, const Panel& pan
   }
   __syncthreads();
   // phase: race of the nonzeros
+  const Interval it = shared_interval;  // read only now: registers are scarce in the pass
   marked += race_nonzeros(cell, panel, list, it, random);
   __syncthreads();
-  if (!it.known) return false;
+  if (!it.known) return;
   // phase: candidates
   const int count = list_flagged(list.flags, list.words, list.position, list.most, marked);
-  if (count > list.most) return false;
-  return mark_smallest(list, count, k - static_cast<int>(marked), it.from, it.to,
-                       CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask);
+  if (count > list.most) return;
+  if (mark_smallest(list, count, k - static_cast<int>(marked), it.from, it.to,
+                    CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask) &&
+      threadIdx.x == 0)
+    drawn = true;
 }
 
 }  // namespace mam::cuda

@@ -87,9 +87,11 @@ struct Threshold {
 __device__ inline int find_bin(const uint32_t* histogram, int& rank, int& in_bin) {
   __shared__ int found[3];
   int counts[kBinsPerThread], sum = 0;
+#pragma unroll
   for (int i = 0; i < kBinsPerThread; ++i)
     sum += counts[i] = static_cast<int>(histogram[threadIdx.x * kBinsPerThread + i]);
   int before = block_exclusive_sum(sum);
+#pragma unroll
   for (int i = 0; i < kBinsPerThread; ++i) {
     if (before <= rank && rank < before + counts[i]) {
       found[0] = static_cast<int>(threadIdx.x) * kBinsPerThread + i;
@@ -113,13 +115,16 @@ __device__ Threshold find_threshold(const Key& key, int64_t positions, int k) {
   __shared__ uint32_t histogram[kBins];
   uint32_t prefix = 0;
   int rank = k - 1, in_bin = 0;
-  for (int digit = 0; digit < kDigits; ++digit) {
+#pragma unroll 1
+  for (int digit = 0; digit < kDigits; ++digit) {  // trips: 3
     const int bits_here = digit == kDigits - 1 ? kLastDigitBits : kDigitBits;
     const int above = 31 - digit * kDigitBits, shift = above - bits_here;
     const uint32_t digit_mask = (1u << bits_here) - 1u;
-    for (int bin = threadIdx.x; bin < kBins; bin += kRaceThreads) histogram[bin] = 0;
+#pragma unroll 1
+    for (int bin = threadIdx.x; bin < kBins; bin += kRaceThreads) histogram[bin] = 0;  // trips: 16
     __syncthreads();
-    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {
+#pragma unroll 1
+    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {  // trips: raced / threads
       const uint32_t bits = key(l);
       if (bits < kNeverDrawn && bits >> above == prefix >> above)
         atomicAdd(&histogram[bits >> shift & digit_mask], 1u);
@@ -136,7 +141,8 @@ template <typename Key, typename Visit>
 __device__ void visit_in_order(const Key& key, int64_t positions, const Threshold& threshold,
                                const Visit& visit) {
   int ties_before = 0, chosen_before = 0;
-  for (int64_t first = 0; first < positions; first += kRaceThreads) {
+#pragma unroll 1
+  for (int64_t first = 0; first < positions; first += kRaceThreads) {  // trips: raced / threads
     const int64_t l = first + threadIdx.x;
     const uint32_t bits = l < positions ? key(l) : kNeverDrawn;
     int ties = 0, chosen = 0;

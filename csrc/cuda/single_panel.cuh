@@ -262,6 +262,18 @@ __device__ __forceinline__ void polynomials(const double* coefficient, int giant
   }
 }
 
+// 1 / x for a normal number, to a rounding or two.
+__device__ __forceinline__ double reciprocal(double x) {
+#ifdef MAM_CUDA_SHIM
+  return 1.0 / x;
+#else
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  y = fma(y, fma(-x, y, 1.0), y);
+  return fma(y, fma(-x, y, 1.0), y);
+#endif
+}
+
 // Lists the nonzeros of a row and finds what its series needs. With giants = 0 the row is not for
 // this way. Every thread gets the same.
 __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable,
@@ -361,7 +373,7 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
   const double half = 0.5 * (static_cast<double>(high) - low);
   panel.middle = low + half;
   panel.half = half;
-  panel.reciprocal = half > 0.0 ? 1.0 / half : 0.0;
+  panel.reciprocal = half > 0.0 ? reciprocal(half) : 0.0;
   if (unsound == 0.0f) panel.giants = giants_for(static_cast<float>(half) * 1.000001f * steepest);
   return panel;
 }
@@ -380,18 +392,6 @@ __device__ __forceinline__ void sum_powers(const Panel& panel, const Candidates&
   if (threadIdx.x == 0 && panel.zeros > 0)  // share: 1 / warps
     add_powers(panel.zeros, panel.place(0.0), panel.giants, sum);
   gather_powers(sum, memory, memory.powers);
-}
-
-// 1 / x for a normal number, to a rounding or two.
-__device__ __forceinline__ double reciprocal(double x) {
-#ifdef MAM_CUDA_SHIM
-  return 1.0 / x;
-#else
-  double y;
-  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
-  y = fma(y, fma(-x, y, 1.0), y);
-  return fma(y, fma(-x, y, 1.0), y);
-#endif
 }
 
 __device__ __forceinline__ double wide(float slope) {
@@ -439,15 +439,21 @@ __device__ __forceinline__ void sum_shares(const Panel& panel, const float* slop
   double sum[kSums];
 #pragma unroll
   for (int j = 0; j < kSums; ++j) sum[j] = 0.0;
-  const int count = static_cast<int>(num_chosen) * heads;
+  // A thread keeps to one head, or where there are more heads than threads to a few.
+  const int abreast = heads < kRowThreads ? heads : kRowThreads, rounds = kRowThreads / abreast;
+  const int chosen = static_cast<int>(num_chosen), first = static_cast<int>(threadIdx.x) / abreast;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kRowThreads) {  // trips: chosen * H / threads
-    const int64_t latent = __ldg(latents + i / heads);
-    if (latent < 0 || latent >= num_latents) continue;
-    const double y[1] = {wide(__ldg(slope + latent * heads + i % heads)) * panel.half};
-    double p[1];
-    polynomials(memory.powers, panel.giants, y, p);
-    add_powers(reciprocal(p[0]), y[0], panel.giants, sum);
+  for (int h = static_cast<int>(threadIdx.x) % abreast; h < heads; h += abreast) {  // trips: 1
+#pragma unroll 1
+    for (int i = first < rounds ? first : chosen; i < chosen;
+         i += rounds) {  // trips: chosen * H / threads
+      const int64_t latent = __ldg(latents + i);
+      if (latent < 0 || latent >= num_latents) continue;
+      const double y[1] = {wide(__ldg(slope + static_cast<int>(latent) * heads + h)) * panel.half};
+      double p[1];
+      polynomials(memory.powers, panel.giants, y, p);
+      add_powers(reciprocal(p[0]), y[0], panel.giants, sum);
+    }
   }
   gather_powers(sum, memory, memory.shares);
 }

@@ -12,7 +12,7 @@ namespace mam::cuda {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-constexpr int kSplits = 8;  // blocks of a head, each with a part of its latents and elements
+constexpr int kSplits = 16;  // blocks of a head, each with a part of its latents and elements
 constexpr int kBackThreads = 256, kBackWarps = kBackThreads / kWarp;
 constexpr int kHeadThreads = 512, kHeadWarps = kHeadThreads / kWarp;
 constexpr int64_t kMostPartials = 128;  // blocks that add up the gradient over the cells
@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   if (head == heads) {  // share: 1 / blocks
     if (threadIdx.x == 0) *to.finished = 0;
+    // phase: draw of the latents
     if (to.chosen != nullptr) choose_latents(latents, num_chosen, draw, to.chosen);
     return;
   }
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   const float* const value = key + static_cast<int64_t>(width) * width;
   // phase: units
 #pragma unroll 1
-  for (int i = warp; i < depth; i += kWarps) {  // trips: D / H / warps
+  for (int i = warp; i < depth; i += kWarps) {  // trips: D / H / warps | 0
     float of_u = 0.0f, of_g = 0.0f, of_e = 0.0f;
 #pragma unroll 4
     for (int c = lane; c < width; c += kWarp) {  // trips: D / 128 | 0
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
   // phase: folded
   const float* const query = from.in_weight + static_cast<int64_t>(head) * depth * width;
 #pragma unroll 1
-  for (int c = threadIdx.x; c < width; c += kThreads) {  // trips: D / threads
+  for (int c = threadIdx.x; c < width; c += kThreads) {  // trips: D / threads | 0
     float sum = 0.0f;
 #pragma unroll 8
     for (int i = 0; i < depth; ++i)  // trips: D / H / 8 | 0
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
   const float scale = rsqrtf(static_cast<float>(depth));
 #pragma unroll 1
   for (int n = split * kWarps + warp; n < latents;
-       n += kSplits * kWarps) {  // trips: N / 8 / warps
+       n += kSplits * kWarps) {  // trips: N / 16 / warps
     float sum = 0.0f;
 #pragma unroll 8
     for (int c = lane; c < width; c += kWarp)  // trips: D / 256 | 0
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   // phase: directions
 #pragma unroll 1
-  for (int c = split * kWarps + warp; c < width; c += kSplits * kWarps) {  // trips: D / 8 / warps
+  for (int c = split * kWarps + warp; c < width; c += kSplits * kWarps) {  // trips: D / 16 / warps
     float direction = 0.0f, constant = 0.0f;
 #pragma unroll 1
     for (int i = lane; i < depth; i += kWarp) {  // trips: D / H / 32
@@ -151,9 +152,11 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Finish of) {
   second = block_reduce_of<kWarps>(second, Sum());
   gram = block_reduce_of<kWarps>(gram, Sum());
   if (pair == 0)  // share: 1 / blocks
-    for (int c = threadIdx.x; c < width; c += kThreads) {
+#pragma unroll 1
+    for (int c = threadIdx.x; c < width; c += kThreads) {  // trips: D / threads
       float constant = 0.0f;
-      for (int h = 0; h < heads; ++h) constant += of.affine[h * width + c].y;
+#pragma unroll 4
+      for (int h = 0; h < heads; ++h) constant += of.affine[h * width + c].y;  // trips: H / 4 | 0
       of.constant[c] = constant;
     }
   if (threadIdx.x == 0) {
@@ -169,9 +172,9 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Finish of) {
   {
     __threadfence();
     double squares = 0.0, product = 0.0;
-    for (int64_t row = threadIdx.x; row < of.rows; row += kThreads)  // trips: B / threads
+    for (int64_t row = threadIdx.x; row < of.rows; row += kThreads)  // trips: B / threads | 0
       squares += of.squares[row];
-    for (int i = threadIdx.x; i < pairs; i += kThreads)  // trips: 1
+    for (int i = threadIdx.x; i < pairs; i += kThreads)  // trips: 1 | 0
       product += static_cast<double>(__ldcg(of.total + i)) * __ldcg(of.gram + i);
     const double whole = block_reduce_of<kWarps>(
         product + 2.0 * static_cast<double>(of.latents) * squares, Sum());
@@ -366,7 +369,8 @@ __global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackw
                 each = slopes + static_cast<int64_t>(heads + 2) * width;
   const float* const bias = of.partials + slopes + static_cast<int64_t>(heads) * width;
   if (head == heads) {  // share: 1 / blocks
-    for (int c = threadIdx.x; c < width; c += kHeadThreads)
+#pragma unroll 1
+    for (int c = threadIdx.x; c < width; c += kHeadThreads)  // trips: D / threads
       of.out.out_bias[c] = sum_partials(bias + c, of.blocks, each);
     return;
   }
@@ -379,11 +383,11 @@ __global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackw
   // phase: sums
 #pragma unroll 1
   for (int i = threadIdx.x; i < latents + 2 * width; i += kHeadThreads) {  // trips: (N + 2 * D) / threads
-    if (i < latents) {
+    if (i < latents) {  // share: N / (N + 2 * D)
       const float sum = scale * sum_partials(of.partials + i * heads + head, of.blocks, each);
       by_slope[i] = sum;
       of.by_slope[i * heads + head] = sum;
-    } else if (i < latents + width) {
+    } else if (i < latents + width) {  // share: D / (N + 2 * D)
       const int c = i - latents;
       float sum = sum_partials(of.partials + slopes + head * width + c, of.blocks, each);
       for (int g = 0; g < heads; ++g)  // trips: H

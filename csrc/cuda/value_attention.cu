@@ -63,18 +63,26 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
 #pragma unroll 1
   for (int h = 0; h < heads; h += 8) {  // trips: H / 8
 #pragma unroll 1
-    for (int g = 0; g < heads; g += 8) {  // trips: H / 8
+    for (int g = 0; g < heads; g += 8) {  // trips: H / 8 | 0
       double products[2] = {0.0, 0.0}, totals[2] = {0.0, 0.0};
-      const int a = h + lane / 4, b = g + lane / 4;
+      const int a = h + lane / 4, b = g + lane / 4, first = 4 * warp + lane % 4;
+      if (h == g) {
+        const float* at = mean + first * heads + a;
+        const bool counts = a < heads;
+#pragma unroll 2
+        for (int n = first; n - lane % 4 < latents; n += 4 * kRowWarps, at += 4 * kRowWarps * heads) {  // trips: N / (8 * warps) | 0
+          const double both = counts && n < latents ? *at : 0.0f;
+          multiply_add(products, both, both);
+          multiply_add(totals, both, 1.0);
+        }
+      } else {
+        // share: 0
 #pragma unroll 1
-      for (int n = 4 * warp + lane % 4; n - lane % 4 < latents;
-           n += 4 * kRowWarps) {  // trips: N / (4 * warps)
-        const bool there = n < latents;
-        const double left = there && a < heads ? mean[n * heads + a] : 0.0f;
-        const double right =
-            h == g ? left : there && b < heads ? static_cast<double>(mean[n * heads + b]) : 0.0;
-        multiply_add(products, left, right);
-        multiply_add(totals, left, 1.0);
+        for (int n = first; n - lane % 4 < latents; n += 4 * kRowWarps) {
+          const double left = n < latents && a < heads ? mean[n * heads + a] : 0.0f;
+          const double right = n < latents && b < heads ? mean[n * heads + b] : 0.0f;
+          multiply_add(products, left, right);
+        }
       }
       const int column = 2 * (lane % 4);
       sums.products[warp][lane / 4][column] = products[0];
@@ -91,7 +99,7 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
         }
         if (h + i < heads && g + j < heads)
           out.second[(row * heads + h + i) * heads + g + j] = static_cast<float>(product);
-        if (g == 0 && j == 0 && h + i < heads) {
+        if (g == h && j == 0 && h + i < heads) {
           const float mean_of_head = static_cast<float>(total) * each;
           out.average[row * heads + h + i] = mean_of_head;
           if (h + i < kRowThreads) average[h + i] = mean_of_head;
@@ -103,6 +111,7 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
 
   // phase: context
   float squares = 0.0f;
+  const float* const averages = heads <= kRowThreads ? average : out.average + row * heads;
 #pragma unroll 1
   for (int c = threadIdx.x; c < width; c += kRowThreads) {  // trips: D / threads
     float constant = 0.0f, context = 0.0f;
@@ -111,8 +120,7 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
     for (int h = 0; h < heads; ++h, affine += width) {  // trips: H / 4 | 0
       const float2 of_head = __ldg(affine);
       constant += of_head.y;
-      context = fmaf(h < kRowThreads ? average[h] : out.average[row * heads + h], of_head.x,
-                     context);
+      context = fmaf(averages[h], of_head.x, context);
     }
     const float offset = __ldg(out.out_bias + c) + (occupied ? constant : 0.0f);
     context += offset;
@@ -129,7 +137,9 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
 __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, Sizes sizes) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   __shared__ PanelMemory memory;
+  __shared__ bool drawn;  // kept here because registers are scarce
   // phase: set-up
+  if (threadIdx.x == 0) drawn = false;
   const int64_t index = blockIdx.x;
   uint32_t* const nonzero = shared;
   const Candidates list{shared + sizes.words, shared + 2 * sizes.words,
@@ -142,7 +152,6 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
               draws ? flag_row(step.maskable, index) : FlagRow{nullptr, 0}, step.whole, steepest,
               nonzero, list, memory);
   // phase: power sums
-  bool drawn = false;
   if (panel.giants > 0) {
     sum_powers(panel, list, memory);
     // phase: moments of the slopes
@@ -157,11 +166,11 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
       const float of_zero = weigh(panel, list, memory);
       __syncthreads();
       const int64_t positions = step.values.positions;
-      drawn = draw_cell({flag_row(step.valid, index), flag_row(step.maskable, index), step.whole,
+      draw_cell({flag_row(step.valid, index), flag_row(step.maskable, index), step.whole,
                          step.importance + index * positions, step.mask + index * positions},
                         panel, of_zero, nonzero, list, positions,
                         positions_to_hide(step, index, panel.maskable),
-                        random_row(step.draw, index), step.weighting);
+                        random_row(step.draw, index), step.weighting, drawn);
     }
   } else {
     // share: 0
@@ -173,11 +182,11 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
                 *reinterpret_cast<GeneralMemory*>(shared));
   }
   // phase: context
+  __syncthreads();
   if (step.context.affine != nullptr) {
-    __syncthreads();
     write_context(step, index, panel.valid > 0);
   }
-  if (drawn || !draws) return;
+  if (drawn || step.mask == nullptr) return;
   // phase: all keys
   __syncthreads();
   // share: 0
