@@ -110,8 +110,13 @@ def _rooted(instructions: list[Instruction]) -> list[Instruction]:
     entry = next((x.frames[-1] for x in instructions if x.frames), None)
     if entry is None or not Path(entry.file).is_file():
         return instructions
+    if not any(len(x.frames) > 1 for x in instructions):
+        return _of_package(instructions)  # Triton tells the innermost line alone
     lines = Path(entry.file).read_text().splitlines()
-    ends = (n for n in range(entry.line + 1, len(lines) + 1) if OUTSIDE.match(lines[n - 1]))
+    start = entry.line
+    while start < min(len(lines), entry.line + 4) and lines[start].startswith(("@", "def ")):
+        start += 1  # the decorators of a Triton kernel
+    ends = (n for n in range(start + 1, len(lines) + 1) if OUTSIDE.match(lines[n - 1]))
     last = next(ends, len(lines))
     rooted: list[Instruction] = []
     for x in instructions:
@@ -119,6 +124,15 @@ def _rooted(instructions: list[Instruction]) -> list[Instruction]:
         known = root and root.file == entry.file and entry.line - 4 <= root.line <= last
         rooted.append(x if known or not rooted else replace(x, frames=rooted[-1].frames))
     return rooted
+
+
+def _of_package(instructions: list[Instruction]) -> list[Instruction]:
+    """Instructions of Triton's own library take the lines of the one before them."""
+    owned: list[Instruction] = []
+    for x in instructions:
+        foreign = not x.frames or "site-packages" in x.frames[0].file
+        owned.append(replace(x, frames=owned[-1].frames) if foreign and owned else x)
+    return owned
 
 
 def _place(line: str) -> Place:

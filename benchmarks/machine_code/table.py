@@ -54,10 +54,12 @@ def call_selection() -> None:
     """Selection at the target size, by Triton."""
     import torch
 
+    from mam_kernels._core.call import Draw, Weighting
     from mam_kernels.ops.selection import triton
 
-    word, weights = torch.tensor(5), torch.empty(512, 20000)
-    triton.select(weights, torch.empty(512, dtype=torch.int32), None, None, word, word, 1e-8, 1.0)
+    draw = Draw(torch.tensor(5), torch.tensor(5), None)
+    counts = torch.empty(512, dtype=torch.int32)
+    triton.select(torch.empty(512, 20000), counts, None, draw, Weighting(1e-8, 1.0))
 
 
 SELECTION = Path(
@@ -78,6 +80,8 @@ SELECTION = Path(
     triton=call_selection,
     triton_modules=("mam_kernels.ops.selection.triton",),
     triton_bytes={"select_kernel": "5 * B * L"},
+    # one loop serves all lanes of a block: the largest count of 128
+    triton_sizes={"select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0}},
 )
 
 CELLS = {
