@@ -137,6 +137,7 @@ def step(
     weighting: Weighting,
     draw: Draw,
     visible: bool,
+    keep: bool,
 ) -> tuple:
     """Arguments of ``step``."""
     tokens, valid = _embeddings(tokens, valid)
@@ -148,7 +149,7 @@ def step(
         choice = choice._replace(latents=arguments.existing(choice.latents, num_latents))
     draw = arguments.checked_draw(draw, rows, device)
     weighting = arguments.checked_weighting(weighting)
-    return tokens, valid, parameters, heads, choice, weighting, draw, visible
+    return tokens, valid, parameters, heads, choice, weighting, draw, visible, keep
 
 
 def step_backward(
