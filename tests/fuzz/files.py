@@ -151,6 +151,7 @@ def _open(path: Path) -> str:
             raise Wrong(f"an error of more than one line: {error}") from error
         return "refused"
     truth, names = _read_cells(path)
+    truth = truth[cells.cell_ids]  # cells without a count are left out, and a note says so
     if any(set(LINE_ENDS) & set(name) for name in cells.genes):
         raise Wrong("a gene whose name ends a line was taken")
     if tuple(names) != tuple(cells.genes):
