@@ -16,11 +16,11 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Data, validated
-from scmam.config import Evaluation as Settings
-from scmam.data import from_anndata, open_cells
-from scmam.errors import CellsError, ConfigError, RunError
-from scmam.evaluation import (
+from scmam.config import Data, validated  # noqa: E402
+from scmam.config import Evaluation as Settings  # noqa: E402
+from scmam.data import from_anndata, open_cells  # noqa: E402
+from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
+from scmam.evaluation import (  # noqa: E402
     baseline,
     cross_validation,
     embed,
@@ -29,11 +29,11 @@ from scmam.evaluation import (
     fine_tuning,
     linear_probe,
 )
-from scmam.evaluation import reading as reading_module
-from scmam.evaluation.baselines import log_normalised
-from scmam.evaluation.embedding import sequence_reader
-from scmam.objective import build_pretraining
-from scmam.runs import create_folder, open_run, update_record, write_weights
+from scmam.evaluation import reading as reading_module  # noqa: E402
+from scmam.evaluation.baselines import log_normalised  # noqa: E402
+from scmam.evaluation.embedding import sequence_reader  # noqa: E402
+from scmam.objective import build_pretraining  # noqa: E402
+from scmam.runs import create_folder, open_run, update_record, write_weights  # noqa: E402
 
 CLASSES = ("B", "NK", "T")
 SETTINGS = Settings(folds=3, epochs=4, batch_size=16, hidden=16, lr=3e-3)
