@@ -4,6 +4,8 @@ The module reads parameters and never calls its submodules, so whatever changes 
 forward pass has to be found in its weights, or refused: nothing is ignored.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -37,7 +39,8 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
             f"pass is never called; got hooks on {type(module).__name__}"
         )
     if type(module).forward is nn.Linear.forward and not computed:
-        weight, bias = module.weight, module.bias
+        plain = cast(nn.Linear, module)  # or a module that borrows its forward pass
+        weight, bias = plain.weight, plain.bias
     else:
         weight, bias = _by_application(name, module, in_features, like)
     if bias is None:
@@ -90,6 +93,7 @@ def require_plain_attention(
             "forward pass is never called; got hooks. To adapt its weights, use "
             "torch.nn.utils.parametrize"
         )
+    module = cast(nn.MultiheadAttention, module)  # by its forward pass
     plain = module.in_proj_weight is not None and module.in_proj_bias is not None
     plain = plain and module.bias_k is None and not module.add_zero_attn and not module.dropout
     if not plain or module.embed_dim != width or module.num_heads != heads:

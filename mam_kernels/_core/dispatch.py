@@ -91,7 +91,7 @@ _in_use: ContextVar[str | None] = ContextVar("mam_kernels_backend", default=None
 """What ``use_backend`` set in this context; None: not inside one."""
 
 
-def named(backend: str | None) -> str:
+def named(backend: object) -> str:
     """The backend that a call names, or ``AUTOMATIC``.
 
     Raises:

@@ -139,7 +139,8 @@ class Operation:
         def forward(*flat: Any) -> Any:
             return self.overload(*flat)
 
-        forward.__signature__ = inspect.signature(forward)  # asked for in every call
+        # Asked for in every call. Set through vars: the type of a function has no such attribute.
+        vars(forward)["__signature__"] = inspect.signature(forward)
         members = {
             "forward": staticmethod(forward),
             "setup_context": staticmethod(setup_context),

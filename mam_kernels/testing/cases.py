@@ -6,9 +6,15 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def _moved(case: object, device: torch.device | str) -> dict[str, Any]:
+    """The fields of a case by their names, tensors on ``device``."""
+    return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(case).items()}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class ValueCase:
 
         Slopes stay float32, or become float64 with the values.
         """
-        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved = _moved(self, device)
         moved["values"] = moved["values"].to(dtype)
         moved["slope"] = moved["slope"].to(torch.promote_types(dtype, torch.float32))
         return replace(self, **moved)
@@ -51,7 +57,7 @@ class TokenCase:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "TokenCase":
         """On another device, in another type."""
-        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved = _moved(self, device)
         for name in ("query", "key", "value"):
             moved[name] = moved[name].to(dtype)
         return replace(self, **moved)
@@ -69,7 +75,7 @@ class SelectionCase:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "SelectionCase":
         """On another device, in another type."""
-        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved = _moved(self, device)
         return replace(self, **(moved | {"weights": moved["weights"].to(dtype)}))
 
 
@@ -124,7 +130,7 @@ def to_csr(x: Tensor) -> Tensor:
 
 
 def shuffled(csr: Tensor, generator: torch.Generator) -> Tensor:
-    """The same CSR matrix with the entries of each row in another order, which the format allows."""
+    """The same CSR matrix with the entries of each row in another order, as the format allows."""
     order = torch.cat(
         [
             start + torch.randperm(stop - start, generator=generator)
@@ -295,7 +301,7 @@ def token_cases() -> Iterator[TokenCase]:
 
 
 def selection_cases() -> Iterator[SelectionCase]:
-    """Near-uniform, skewed, sparse and degenerate weights; every number of samples that is an edge."""
+    """Near-uniform, skewed, sparse and degenerate weights; every edge of num_samples."""
     generator = torch.Generator().manual_seed(4)
 
     def case(
@@ -305,9 +311,10 @@ def selection_cases() -> Iterator[SelectionCase]:
         valid: Tensor | None = None,
         counts: Tensor | None = None,
     ) -> SelectionCase:
-        return SelectionCase(
-            name, weights, _counts(*weights.shape, ratio) if counts is None else counts, valid
-        )
+        if counts is None:
+            rows, positions = weights.shape
+            counts = _counts(rows, positions, ratio)
+        return SelectionCase(name, weights, counts, valid)
 
     yield case("near-uniform", 1.0 + 0.1 * torch.rand(4, 700, generator=generator))
     yield case("skewed", torch.rand(3, 400, generator=generator) ** 8)

@@ -111,7 +111,8 @@ def time_interleaved(
     repeats = {
         name: _repeats(contender, inputs[name], device) for name, contender in contenders.items()
     }
-    taken, first = ({name: [] for name in contenders} for _ in range(2))
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    first: dict[str, list[float]] = {name: [] for name in contenders}
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(samples):
         if done >= 3 and end is not None and time.perf_counter() > end:

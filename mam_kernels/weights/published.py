@@ -118,7 +118,8 @@ class _Parts:
     """The parts of a masking module among the tensors under its prefix."""
 
     def __init__(self, tensors: dict[str, Tensor], called: Mapping[str, str], where: str) -> None:
-        self.tensors, self.called, self.where, self.used = tensors, called, where, set()
+        self.tensors, self.called, self.where = tensors, called, where
+        self.used: set[str] = set()
 
     def state(self) -> dict[str, Tensor]:
         """The state dict of `MultinomialAttentionMasking`."""

@@ -173,13 +173,13 @@ def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
     """A new hidden file or folder beside `path`, locked while the block runs, and removed then
     where it is still there.
     """
-    form = {"dir": path.parent, "prefix": f".{path.name[:LONGEST]}.", "suffix": UNFINISHED}
+    prefix = f".{path.name[:LONGEST]}."
     while True:
         if folder:
-            beside = Path(tempfile.mkdtemp(**form))
+            beside = Path(tempfile.mkdtemp(UNFINISHED, prefix, path.parent))
             descriptor = os.open(beside, os.O_RDONLY)
         else:
-            descriptor, name = tempfile.mkstemp(**form)
+            descriptor, name = tempfile.mkstemp(UNFINISHED, prefix, path.parent)
             beside = Path(name)
         with suppress(OSError):  # a file system without locks: then nothing is ever removed there
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -217,7 +217,7 @@ def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
 def _place(source: Source, name: str, found: Found | None) -> Place:
     matrix = source.matrix(name)
     taken = found is not None and found.place == name
-    look = found.look if taken else first_look(matrix)
+    look = found.look if found is not None and taken else first_look(matrix)
     matrix.close()
     return Place(
         source.where(name),

@@ -119,7 +119,10 @@ class FileMatrix(Matrix):
         import h5py
 
         self.path, self.key = Path(path), key
-        self._file, self._opened_by, self._starts, self._columns_read = None, None, None, None
+        self._file: Any = None  # h5py.File
+        self._opened_by: int | None = None
+        self._starts: np.ndarray | None = None
+        self._columns_read: csr_matrix | None = None
         with h5py.File(path, "r") as file:
             node = file[key]
             if isinstance(node, h5py.Group):

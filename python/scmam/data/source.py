@@ -189,7 +189,7 @@ def _has_values(file: Any, key: str) -> bool:
 
 def _example() -> Source:
     package = importlib.util.find_spec("scanpy")  # importing it takes seconds
-    if package is None:
+    if package is None or package.origin is None:
         raise CellsError(
             "data.path: not given, and the example cells come with the package scanpy; install it,"
             " or give an .h5ad file"

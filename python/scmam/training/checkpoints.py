@@ -147,7 +147,7 @@ class LastCheckpoint(Checkpoint):
         stops = signal_number is not None and step < self.settings.steps
         if stops or step % self.settings.checkpoint_every == 0:
             trainer.save_checkpoint(self.path, weights_only=False)
-        if stops:
+        if stops and signal_number is not None:
             self.signals.before_stopping(signal_number, self.path.parent, trainer)
             raise Interrupted(signal_number)
 

@@ -103,12 +103,9 @@ class StepTimes(Callback):
         """
         self._read()
         medians = {name: median(times) if times else None for name, times in self._times.items()}
-        share = medians["masking_ms"] / medians["step_ms"] if medians["step_ms"] else None
-        waiting = (
-            sum(self._times["loader_ms"]) / sum(self._times["step_ms"])
-            if medians["step_ms"]
-            else None
-        )
+        step, masking = medians["step_ms"], medians["masking_ms"]
+        share = masking / step if step and masking is not None else None
+        waiting = sum(self._times["loader_ms"]) / sum(self._times["step_ms"]) if step else None
         return {
             "seconds": self._seconds_now(),
             **medians,
