@@ -142,12 +142,13 @@ def report(outcomes: list[Outcome]) -> str:
 
 def main() -> int:
     """Run the groups named on the command line, or all; returns the exit status."""
+    names = "; ".join(group.name for group in (*GROUPS, QUICK))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "groups",
         nargs="*",
         metavar="GROUP",
-        help=f"any of: {'; '.join(group.name for group in (*GROUPS, QUICK))}; default: all but the last",
+        help=f"any of: {names}; default: all but the last",
     )
     parser.add_argument("--jobs", type=int, default=2, help="groups at a time (default: 2)")
     options = parser.parse_args()
