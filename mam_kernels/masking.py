@@ -243,17 +243,18 @@ class MultinomialAttentionMasking(nn.Module):
         checks.require_device("tokens", data, self.latents.device, "the module")
         choice = self._choice(valid, maskable, num_masked, latents, shape, data.device)
         weighting = Weighting(self.eps, 1.0 / self.temperature)
-        parts = (
-            choice,
-            weighting,
-            checks.draw_source(seed, step, sample_ids, shape[0], data.device),
-        )
+        draw = checks.draw_source(seed, step, sample_ids, shape[0], data.device)
+        parts = (choice, weighting, draw)
         options = (self.num_heads, self.context_from == "visible", named(self.backend))
         if self.input_dim is None:
             dtype = torch.promote_types(cells.accumulated, self.latents.dtype)
             results = mask_values(self._read_parameters(dtype), cells, *parts, *options)
         else:
             tokens, parameters = self._computed(tokens)
+            # Keys and values are kept only where a gradient may be asked for.
+            keep = torch.is_grad_enabled() and any(x.requires_grad for x in (tokens, *parameters))
+            heads, visible, backend = options
+            options = (heads, visible, keep, backend)
             results = mask_tokens(tokens, valid, parameters, *parts, *options)
         mask, importance, context, penalty, *_ = results
         return MaskingOutput(mask, importance, context, penalty)
@@ -306,8 +307,7 @@ class MultinomialAttentionMasking(nn.Module):
             out_bias,
         )
         checks.require_whole([self.latents])
-        if any(x.dtype != dtype for x in parameters):
-            parameters = Parameters(*(x.to(dtype) for x in parameters))
+        parameters = Parameters(*(x.to(dtype) for x in parameters))
         if self.slope_norm is not None:
             with without_autocast(self.latents.device):
                 return collapse.with_slope_norm(parameters, self.num_heads, self.slope_norm)

@@ -58,13 +58,12 @@ struct OnlineSoftmax {
     const float in_tile =
         reduce_row(fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3])), Max());
     const float next = fmaxf(largest[i], in_tile);
-    if (next == -INFINITY) {
-      for (float& score : scores) score = 0.0f;
-      return 1.0f;
-    }
-    const float shrink = __expf(largest[i] - next);
+    // As long as no token was met, any finite base will do. Not a reason to return: the sum below
+    // exchanges values with every lane of the warp, which holds two rows.
+    const float base = next == -INFINITY ? 0.0f : next;
+    const float shrink = __expf(largest[i] - base);
     float added = 0.0f;
-    for (float& score : scores) added += score = __expf(score - next);
+    for (float& score : scores) added += score = __expf(score - base);
     largest[i] = next;
     sum[i] = sum[i] * shrink + reduce_row(added, Sum());
     return shrink;

@@ -83,3 +83,18 @@ def num_multiprocessors(device: torch.device) -> int:
         if device.type == "cuda"
         else 16
     )
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """The generation of an NVIDIA GPU: 80, 90, 100; 90 where none is at hand."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have there."""
+    kibibytes = {80: 163, 86: 99, 87: 163, 89: 99}.get(architecture(device))
+    return 1024 * (kibibytes or (227 if 90 <= architecture(device) < 120 else 99))

@@ -416,7 +416,7 @@ def sound_arguments(op: str, device: torch.device) -> dict[str, object]:
             "rows": B,
             "heads": H,
         },
-        "token_masking": {**masking, **embeddings},
+        "token_masking": {**masking, **embeddings, "keep": True},
         "token_masking_backward": {
             **incoming,
             **embeddings,

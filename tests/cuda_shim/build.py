@@ -3,7 +3,9 @@ the header files beside this one.
 
 The module takes CPU tensors (``device == "cpu"``). ``MAM_CUDA_EXTENSION=<path>`` makes
 ``mam_kernels`` use it as its CUDA backend; with ``MAM_SANITIZE=1`` it is built with the address and
-undefined-behaviour sanitizers, whose runtime then has to be preloaded into Python.
+undefined-behaviour sanitizers, whose runtime then has to be preloaded into Python. With
+``MAM_SHIM_RACES=1`` a launch fails where threads read what others wrote without a barrier between
+(races.cpp).
 
     python tests/cuda_shim/build.py [folder]        prints the path
 """
@@ -52,7 +54,15 @@ MACROS = {
 
 def sources() -> list[Path]:
     """What is compiled."""
-    return [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "bindings.cpp", SHIM / "scheduler.cpp"]
+    kernels = sorted((CSRC / "cuda").glob("*.cu"))
+    return [*kernels, CSRC / "bindings.cpp", SHIM / "scheduler.cpp", SHIM / "races.cpp"]
+
+
+def instrumented(source: Path) -> list[str]:
+    """The flags by which the accesses of a kernel's source are told to the detector of races."""
+    if os.environ.get("MAM_SHIM_RACES") != "1" or source.suffix != ".cu":
+        return []
+    return ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-Wno-tsan"]
 
 
 def headers() -> list[Path]:
@@ -83,6 +93,7 @@ def command() -> list[str]:
 def build(cache_dir: str | os.PathLike = CACHE) -> Path:
     """Compile what is not in ``cache_dir`` already; the path of the extension module."""
     key = hashlib.sha256(shlex.join(command()).encode() + sys.version.encode())
+    key.update(" ".join(flag for source in sources() for flag in instrumented(source)).encode())
     for path in (*sources(), *headers()):
         key.update(path.read_bytes())
     folder = Path(cache_dir) / key.hexdigest()[:16]
@@ -108,7 +119,8 @@ def load(cache_dir: str | os.PathLike = CACHE) -> ModuleType:
 
 def _compile(source: Path, folder: Path) -> Path:
     target = folder / f"{source.stem}.{os.getpid()}.o"
-    _run([*command(), "-x", "c++", "-c", str(source), "-o", str(target)])
+    flags = instrumented(source)
+    _run([*command(), *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
     return target
 
 

@@ -58,6 +58,73 @@ __global__ void race(int* out) {
   out[threadIdx.x] = seen[63 - threadIdx.x];
 }
 
+// Reads before others have written, but for a shuffle, which orders nothing.
+__global__ void race_in_a_warp(int* out) {
+  __shared__ int seen[64];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  seen[threadIdx.x] = lane;
+  const int one = __shfl_sync(kAllLanes, 1, 0);
+  out[threadIdx.x] = one + seen[threadIdx.x / 32 * 32 + 31 - lane];
+}
+
+__global__ void ordered_in_a_warp(int* out) {
+  __shared__ int seen[64];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  seen[threadIdx.x] = lane;
+  __syncwarp();
+  const int other = seen[threadIdx.x / 32 * 32 + 31 - lane];
+  __syncwarp();
+  seen[threadIdx.x] = other;
+  out[threadIdx.x] = seen[threadIdx.x];
+}
+
+// Writes where others may not have read yet.
+__global__ void write_after_read(int* out) {
+  __shared__ int seen[64];
+  seen[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  const int other = seen[63 - threadIdx.x];
+  seen[threadIdx.x] = other;
+  __syncthreads();
+  out[threadIdx.x] = seen[threadIdx.x];
+}
+
+__global__ void race_in_global_memory(int* out) {
+  out[threadIdx.x] = 1;
+  if (threadIdx.x == 40) out[0] = out[1];
+}
+
+// Threads write the bytes of the same words, which is no race.
+__global__ void neighbouring_bytes(int* out) {
+  unsigned char* bytes = reinterpret_cast<unsigned char*>(out);
+  bytes[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) out[63] = bytes[5];
+}
+
+__global__ void race_between_blocks(int* out) {
+  if (threadIdx.x == 0) out[blockIdx.x] = static_cast<int>(blockIdx.x) + out[0];
+}
+
+// The last block to arrive reads what the others wrote.
+__global__ void ordered_between_blocks(int* out) {
+  if (threadIdx.x != 0) return;
+  out[1 + blockIdx.x] = 5;
+  __threadfence();
+  if (atomicAdd(&out[0], 1) == static_cast<int>(gridDim.x) - 1) out[10] = out[1] + out[2];
+}
+
+__global__ void no_fence_between_blocks(int* out) {
+  if (threadIdx.x != 0) return;
+  out[1 + blockIdx.x] = 5;
+  if (atomicAdd(&out[0], 1) == static_cast<int>(gridDim.x) - 1) out[10] = out[1] + out[2];
+}
+
+__global__ void three_barriers(int* out) {
+  for (int round = 0; round < 3; ++round) __syncthreads();
+  out[threadIdx.x] = 0;
+}
+
 __global__ void uses_dynamic_shared(int* out) {
   MAM_DYNAMIC_SHARED(int, buffer);
   buffer[threadIdx.x] = static_cast<int>(threadIdx.x);
@@ -81,17 +148,31 @@ extern "C" __attribute__((visibility("default"))) const char* run(const char* na
                        {"missing_lane", missing_lane},
                        {"divergent_barrier", divergent_barrier},
                        {"race", race},
+                       {"race_in_a_warp", race_in_a_warp},
+                       {"ordered_in_a_warp", ordered_in_a_warp},
+                       {"write_after_read", write_after_read},
+                       {"race_in_global_memory", race_in_global_memory},
+                       {"neighbouring_bytes", neighbouring_bytes},
+                       {"race_between_blocks", race_between_blocks},
+                       {"ordered_between_blocks", ordered_between_blocks},
+                       {"no_fence_between_blocks", no_fence_between_blocks},
+                       {"three_barriers", three_barriers},
                        {"uses_dynamic_shared", uses_dynamic_shared}};
   message = "no such kernel";
   for (const Named& one : all) {
     if (std::string(one.name) != name) continue;
     message = "";
     try {
-      mam::cuda::launch(one.name, one.kernel, 1, threads, static_cast<size_t>(shared_bytes),
+      const int blocks = std::string(name).find("between_blocks") == std::string::npos ? 1 : 2;
+      mam::cuda::launch(one.name, one.kernel, blocks, threads, static_cast<size_t>(shared_bytes),
                         mam::Launch{}, out);
     } catch (const std::exception& error) {
       message = error.what();
     }
   }
   return message.c_str();
+}
+
+extern "C" __attribute__((visibility("default"))) unsigned barriers() {
+  return mam_shim::barriers();
 }

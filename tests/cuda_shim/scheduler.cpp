@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "races.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -93,7 +94,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   State state = State::kRunning;
   Place place{nullptr, 0};
-  unsigned mask = 0;  // of the exchange it waits in
+  unsigned mask = 0;      // of the exchange it waits in
+  bool ordering = false;  // whether that orders memory: __syncwarp
   char left[kExchangeBytes];
 };
 
@@ -112,7 +114,7 @@ struct Block {
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   Kernel kernel{};
-  unsigned threads = 0, current = 0;
+  unsigned threads = 0, current = 0, barriers = 0;
   std::string error;
 };
 
@@ -155,7 +157,9 @@ void resume(unsigned thread) {
   threadIdx = dim3(thread);
   void* fake_stack = nullptr;
   start_switch(&fake_stack, fiber.stack.get(), kStackBytes);
+  races::enter(thread, fiber.stack.get(), kStackBytes);
   block.scheduler.switch_to(fiber.context);
+  races::leave();
   finish_switch(fake_stack, nullptr, nullptr);
 }
 
@@ -194,6 +198,7 @@ bool release_warp(unsigned warp) {
     }
     if (!complete) continue;
     const unsigned mask = one.mask;
+    if (one.ordering) races::warp_barrier(warp, mask);
     for (unsigned lane = 0; lane < kLanes; ++lane) {
       if (!(mask >> lane & 1u)) continue;
       block.fibers[first + lane].state = State::kRunning;
@@ -211,6 +216,8 @@ bool release_block() {
     if (!same_place(fiber.place, block.fibers[0].place)) return false;
   }
   for (Fiber& fiber : block.fibers) fiber.state = State::kRunning;
+  ++block.barriers;
+  races::barrier();
   return true;
 }
 
@@ -264,6 +271,8 @@ bool run_block(Order& order) {
     fiber.state = State::kRunning;
     fiber.place = {nullptr, 0};
   }
+  block.barriers = 0;
+  races::begin_block(blockIdx.x, block.shared.data(), block.shared.size());
   std::fill(block.shared.begin(), block.shared.end(),
             static_cast<char>(0xff));  // NaN: nothing may rest on what a block finds
   while (!all_finished()) {
@@ -300,10 +309,16 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const Kernel& kernel) {
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   Order order(threads);
+  races::begin_grid(threads);
   for (unsigned index = 0; index < config.gridDim.x; ++index) {
     blockIdx = dim3(index);
     if (!run_block(order)) return cudaErrorLaunchFailure;
+    if (!races::found().empty()) {
+      block.error = races::found();
+      return cudaErrorLaunchFailure;
+    }
   }
+  races::end_grid();
   return cudaSuccess;
 }
 
@@ -316,6 +331,12 @@ void allow_dynamic_shared(size_t bytes) {
   block.allowed_shared = std::max(bytes, kSharedWithoutOptIn);
 }
 
+unsigned barriers() { return block.barriers; }
+
+void atomic(const void* address, size_t bytes) { races::atomic(address, bytes); }
+
+void fence() { races::fence(); }
+
 const char* last_error() { return block.error.c_str(); }
 
 void block_barrier(Place place) {
@@ -327,6 +348,7 @@ void exchange(unsigned mask, const void* value, size_t size, Place place) {
   Fiber& fiber = block.fibers[block.current];
   fiber.place = place;
   fiber.mask = mask;
+  fiber.ordering = size == 0;
   if (size > 0) std::memcpy(fiber.left, value, size);
   wait_as(State::kInExchange);
 }

@@ -5,6 +5,7 @@ hang or be undefined on a GPU.
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,22 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 THREADS = 64
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def samples(folder: Path) -> ctypes.CDLL:
+    """sample_kernels.cu, built with the flags that the environment asks for."""
+    library, sources = folder / "samples.so", Path(__file__).parent
+    objects = []
+    for name in ("sample_kernels.cu", "scheduler.cpp", "races.cpp"):
+        objects.append(str(folder / f"{name}.o"))
+        flags = ["-x", "c++", "-c", str(sources / name), "-o", objects[-1]]
+        command = [*build.command(), *build.instrumented(sources / name), *flags]
+        subprocess.run(command, check=True)
+    subprocess.run([build.command()[0], "-shared", *objects, "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def caller(library: ctypes.CDLL) -> Callable:
     """Runs a kernel of sample_kernels.cu: (message, output)."""
-    library = tmp_path_factory.mktemp("shim") / "samples.so"
-    folder = Path(__file__).parent
-    sources = [str(folder / "sample_kernels.cu"), str(folder / "scheduler.cpp")]
-    subprocess.run(
-        [*build.command(), "-shared", "-x", "c++", *sources, "-o", str(library)], check=True
-    )
-    function = ctypes.CDLL(str(library)).run
+    function = library.run
     function.restype = ctypes.c_char_p
 
     def call(name: str, threads: int = THREADS, shared_bytes: int = 0) -> tuple[str, list[int]]:
@@ -33,6 +40,24 @@ def run(tmp_path_factory):
         return message.decode(), list(out)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    return samples(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def run(library) -> Callable:
+    return caller(library)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Callable:
+    """The same, with the detector of races."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAM_SHIM_RACES", "1")
+        return caller(samples(tmp_path_factory.mktemp("races")))
 
 
 def test_barriers_and_ballots(run):
@@ -81,3 +106,47 @@ def test_dynamic_shared_memory(run):
 
 def test_too_many_threads(run):
     assert "invalid configuration" in run("rank_odd", threads=1056)[0]
+
+
+def test_barriers_are_counted(run, library):
+    run("three_barriers")
+    assert library.barriers() == 3
+    run("race")
+    assert library.barriers() == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "report"),
+    [
+        ("race", "shared memory that"),
+        ("race_in_a_warp", "shared memory that thread"),
+        ("write_after_read", "shared memory that"),
+        ("race_in_global_memory", "global memory that"),
+        ("race_between_blocks", "global memory that block 0 wrote"),
+        ("no_fence_between_blocks", "reads global memory that block 0 wrote"),
+    ],
+)
+def test_planted_races_are_found(watched, monkeypatch, kernel, report):
+    for order in ("forward", "reverse", "7"):  # whichever order hides the race from the results
+        monkeypatch.setenv("MAM_SHIM_ORDER", order)
+        message, _ = watched(kernel)
+        assert report in message
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "rank_odd",
+        "warp_operations",
+        "ordered_in_a_warp",
+        "neighbouring_bytes",
+        "ordered_between_blocks",
+        "three_barriers",
+    ],
+)
+def test_what_is_ordered_is_no_race(watched, kernel):
+    assert watched(kernel)[0] == ""
+
+
+def test_the_detector_is_asked_for(run):
+    assert run("race")[0] == ""

@@ -138,7 +138,8 @@ def step(
     weighting: Weighting,
     draw: Draw,
     visible: bool,
-) -> tuple[Tensor, Tensor | None, Parameters, int, Choice, Weighting, Draw, bool]:
+    keep: bool,
+) -> tuple[Tensor, Tensor | None, Parameters, int, Choice, Weighting, Draw, bool, bool]:
     """Arguments of ``step``."""
     tokens, valid = _embeddings(tokens, valid)
     (rows, positions, token_width), device = tokens.shape, tokens.device
@@ -149,7 +150,7 @@ def step(
         choice = choice._replace(latents=arguments.existing(choice.latents, num_latents))
     draw = arguments.checked_draw(draw, rows, device)
     weighting = arguments.checked_weighting(weighting)
-    return tokens, valid, parameters, heads, choice, weighting, draw, visible
+    return tokens, valid, parameters, heads, choice, weighting, draw, visible, keep
 
 
 def step_backward(

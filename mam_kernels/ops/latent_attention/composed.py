@@ -55,6 +55,7 @@ def step(
     weighting: Weighting,
     draw: Draw,
     visible: bool,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, TokenState]:
     """Mask, importance, context, penalty, and the state."""
@@ -82,8 +83,9 @@ def step(
         output = _output(attended, value_bias, _occupied(left, shape, value_bias), parameters)
         context = output.mean(dim=1)
         penalty = output.square().sum() / max(shape[0], 1)
+        kept = keys_values if keep else tokens.new_empty(0)
         unused = tokens.new_empty(0, dtype=torch.bool)
-        state = TokenState(attended, logsumexp, keys_values, left if visible else unused)
+        state = TokenState(attended, logsumexp, kept, left if visible else unused)
         return mask, importance, context, penalty, state
 
 
@@ -204,9 +206,8 @@ def step_backward(
             by_key, by_value = weight.tensor_split((width,))
             grad_tokens = torch.addmm(grads[0] @ by_key, grads[1], by_value).view_as(tokens)
         grad_query = grad_query.flatten(1).to(parameters.latents.dtype)
-        return grad_tokens, _unfolded(
-            grad_query, grad_weight, grad_value_bias, parameters
-        )._replace(out_weight=grad_out_weight, out_bias=grad_out_bias)
+        gradients = _unfolded(grad_query, grad_weight, grad_value_bias, parameters)
+        return grad_tokens, gradients._replace(out_weight=grad_out_weight, out_bias=grad_out_bias)
 
 
 def _unfolded(

@@ -3,13 +3,14 @@ penalty, and its gradient.
 
 A backend may offer the whole step, with the projection of the tokens inside its kernels:
 
-    step(tokens, valid, parameters, heads, choice, weighting, draw, visible)
+    step(tokens, valid, parameters, heads, choice, weighting, draw, visible, keep)
         -> mask, importance, context, penalty, state
     step_backward(grad_context, grad_penalty, tokens, valid, parameters, heads, state, wants_tokens)
         -> the gradient of the tokens (None unless it is wanted), and Parameters of gradients
 
-for float32 parameters; ``state`` is a ``TokenState`` whose ``keys_values`` is empty. On other
-backends and types the step is made of its parts, see ``composed.py``.
+for float32 parameters; ``state`` is a ``TokenState`` whose ``keys_values`` is empty unless ``keep``
+says that a gradient will be asked for. On other backends and types the step is made of its parts,
+see ``composed.py``.
 """
 
 from collections.abc import Callable
@@ -43,9 +44,10 @@ def _run(
     draw: Draw,
     heads: int,
     visible: bool,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    parts = (tokens, valid, parameters, heads, choice, weighting, draw, visible)
+    parts = (tokens, valid, parameters, heads, choice, weighting, draw, visible, keep)
     if step := _whole_step("step", parameters, tokens, backend):
         *results, state = step(*parts)
     else:
@@ -62,12 +64,12 @@ def _fake(
     draw: Draw,
     heads: int,
     visible: bool,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
     rows, positions, _ = tokens.shape
     count, width = parameters.latents.shape
     head_dim, exact = width // heads, torch.promote_types(tokens.dtype, torch.float32)
-    whole = _whole_step("step", parameters, tokens, backend)
     return (
         tokens.new_empty((rows, positions), dtype=torch.bool),
         tokens.new_empty((rows, positions), dtype=exact),
@@ -75,7 +77,7 @@ def _fake(
         tokens.new_empty((), dtype=exact),
         tokens.new_empty((rows, count, heads, head_dim)),
         tokens.new_empty((rows, count, heads), dtype=exact),
-        tokens.new_empty((0,) if whole else (rows, positions, 2, heads, head_dim)),
+        tokens.new_empty((rows, positions, 2, heads, head_dim) if keep else (0,)),
         tokens.new_empty((rows, positions) if visible else (0,), dtype=torch.bool),
     )
 
@@ -136,7 +138,7 @@ masking_backward = Operation(
 
 
 def _save(ctx, parts: list, results: tuple[Tensor, ...]) -> None:
-    tokens, valid, parameters, *_, heads, _visible, backend = parts
+    tokens, valid, parameters, *_, heads, _visible, _keep, backend = parts
     mask, importance, _context, _penalty, *state = results
     ctx.mark_non_differentiable(mask, importance, *state)
     ctx.save_for_backward(tokens, valid, *parameters, *state)
@@ -173,6 +175,7 @@ masking = Operation(
         "draw": Draw,
         "heads": int,
         "visible": bool,
+        "keep": bool,
         "backend": str,
     },
     {
