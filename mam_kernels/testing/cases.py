@@ -225,9 +225,8 @@ def value_cases() -> Iterator[ValueCase]:
     yield case("CSR, padded", csr, slopes(8, 4), ratio=0.2, valid=valid, maskable=valid)
     yield replace(case("CSR, any order", shuffled(csr, generator), slopes(8, 4)), sample_ids=ids(5))
 
-    yield case(
-        "steep slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=6.0)
-    )  # several panels of the power series
+    # Several panels of the power series.
+    yield case("steep slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=6.0))
 
 
 def large_value_case() -> ValueCase:

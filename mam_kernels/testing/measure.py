@@ -21,9 +21,8 @@ import torch
 
 from .._core import extension
 
-TYPICAL_CACHE_BYTES = (
-    64 * 2**20
-)  # assumed where the machine does not tell the size of its last-level cache
+# Assumed where the machine does not tell the size of its last-level cache.
+TYPICAL_CACHE_BYTES = 64 * 2**20
 SMALLEST_SAMPLE_SECONDS = 20e-3  # a sample on the CPU repeats a short call until it lasts this long
 
 

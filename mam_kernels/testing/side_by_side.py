@@ -43,9 +43,8 @@ class Row:
     baseline: str  # the contender that ratios are against
     cells: int  # rows that one call processes
     timing: Timing  # of a call
-    ratio: (
-        float | None
-    )  # time of the baseline over that of the contender, per cell; None for the baseline itself
+    # Time of the baseline over that of the contender, per cell; None for the baseline itself.
+    ratio: float | None
     peak: Peak  # beyond inputs and outputs
     input_bytes: int  # of a call
 

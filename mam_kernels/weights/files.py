@@ -61,9 +61,8 @@ def write(
         "arguments": dict(arguments),
         "version": __version__,
     }
-    metadata = {
-        ENTRY: json.dumps(description, allow_nan=False)
-    }  # one entry: of several the order, and so the file, would vary
+    # One entry: of several the order, and so the file, would vary.
+    metadata = {ENTRY: json.dumps(description, allow_nan=False)}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

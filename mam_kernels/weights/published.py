@@ -24,11 +24,12 @@ from .files import (
 )
 from .modules import empty
 
+# Where a checkpoint may keep its state dict; Lightning's is the first.
 NESTED = (
     "state_dict",
     "model_state_dict",
     "model",
-)  # where a checkpoint may keep its state dict; Lightning's is the first
+)
 PARTS = ("latents", "input_proj", "cross_attention")
 LATENTS = ("", ".weight")  # a parameter, or an embedding's
 PROJECTIONS = ("q", "k", "v")

@@ -223,9 +223,8 @@ IMPORTS = {module_name(path): imported_modules(path) for path in FILES}
 def test_the_parser_of_imports_sees_what_it_should():
     assert {"mam_kernels._core.philox", "torch"} <= IMPORTS["mam_kernels.ops.selection.reference"]
     assert "mam_kernels._core.dispatch" in IMPORTS["mam_kernels.ops.value_attention.ops"]
-    assert (
-        "mam_kernels._core.extension" in IMPORTS["mam_kernels._core.dispatch"]
-    )  # inside a function
+    # Inside a function.
+    assert "mam_kernels._core.extension" in IMPORTS["mam_kernels._core.dispatch"]
 
 
 def test_the_engine_never_imports_the_single_cell_layer_or_its_libraries():

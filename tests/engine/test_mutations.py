@@ -26,9 +26,8 @@ from mam_kernels.ops.selection import reference as selection
 from mam_kernels.ops.value_attention import reference as value
 from mam_kernels.testing import cases, tolerances
 
-checker = importlib.import_module(
-    "mam_kernels.testing.check"
-)  # the package's own `check` is the function
+# The package's own `check` is the function.
+checker = importlib.import_module("mam_kernels.testing.check")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")  # torch calls its CSR support beta
 

@@ -229,9 +229,8 @@ def test_two_processes_read_the_steps_of_one_and_each_its_own_blocks(backed):
         set(np.array(list(chain(*share[: loader.READ_AHEAD // (2 * BATCH)]))) // BLOCK)
         for share in shares
     ]
-    assert len(window[0] & window[1]) < 0.4 * len(
-        window[0] | window[1]
-    )  # every block, if each took every other cell
+    # Every block, if each took every other cell.
+    assert len(window[0] & window[1]) < 0.4 * len(window[0] | window[1])
 
 
 def test_blocks_are_drawn_from_large_matrices_wherever_they_are(files, monkeypatch):

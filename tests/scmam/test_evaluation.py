@@ -456,9 +456,8 @@ def test_a_gpu_gives_the_same(cells, pretraining):
         fine_tune(on_gpu, cells, settings, 7),
         fine_tune(pretraining, cells, settings, 7),
     )
-    assert found.mean("accuracy") == pytest.approx(
-        expected.mean("accuracy"), abs=0.1
-    )  # dropout draws other numbers
+    # Dropout draws other numbers.
+    assert found.mean("accuracy") == pytest.approx(expected.mean("accuracy"), abs=0.1)
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -527,9 +526,8 @@ def test_probe_of_an_untrained_encoder_on_real_cells(real_cells):
         build_pretraining(config, real_cells.num_genes), real_cells, Settings(max_tokens=64)
     )
     assert len(found.classes) == 10
-    assert (
-        0.5 < found.mean("accuracy") < 0.8
-    )  # the largest class is 34 % of the cells; the counts themselves give 0.83
+    # The largest class is 34 % of the cells; the counts themselves give 0.83.
+    assert 0.5 < found.mean("accuracy") < 0.8
 
 
 def test_probe_of_the_harder_file(tmp_path):

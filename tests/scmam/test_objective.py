@@ -117,9 +117,8 @@ def test_a_cell_is_left_alone_where_nothing_would_be_visible(batch):
 
 
 def test_what_the_encoder_has_no_room_for_is_hidden(batch):
-    objective = pretraining(
-        "uniform-nonzero", **{"model.max_encoder_tokens": 6}
-    )  # 80/10/10: some hidden values are shown
+    # 80/10/10: some hidden values are shown.
+    objective = pretraining("uniform-nonzero", **{"model.max_encoder_tokens": 6})
     seen = []
     objective.model.encoder.register_forward_pre_hook(
         lambda module, args: seen.append(args[1].sum(1))

@@ -147,9 +147,8 @@ def _read(path: Path) -> Source:
         from anndata import read_h5ad
 
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of a layout that was current when the file was written
+            # A layout that was current when the file was written.
+            warnings.simplefilter("ignore")
             return MemorySource(read_h5ad(path), path.name)
     except (CellsError, ImportError):
         raise

@@ -33,9 +33,8 @@ class Encoded(NamedTuple):
 class Reconstruction(NamedTuple):
     """Predictions of both heads; ``outputs`` numbers for each."""
 
-    gene_ids: (
-        Tensor | None
-    )  # (B, M) int64: the genes that the decoder predicts; None: all, in their order
+    # (B, M) int64: the genes that the decoder predicts; None: all, in their order.
+    gene_ids: Tensor | None
     genes: Tensor  # (B, M, outputs), from the decoder
     cell: Tensor  # (B, G, outputs), from the pooled encoder output alone
 

@@ -92,9 +92,8 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(
-            {**state_dict, "dirpath": self.dirpath}
-        )  # a folder that was moved keeps what was best
+        # A folder that was moved keeps what was best.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(Checkpoint):

@@ -158,9 +158,8 @@ def _watchers(folder: Path, training: Training, validates: bool) -> list[Callbac
 def _tensorboard(folder: Path) -> TensorBoardLogger:
     checkpoint = checkpoint_to_go_on_from(folder)
     done = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
-    return TensorBoardLogger(
-        folder, name="tensorboard", version="", purge_step=done + 1
-    )  # what is done again is not shown twice
+    # What is done again is not shown twice.
+    return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=done + 1)
 
 
 @contextlib.contextmanager
