@@ -103,7 +103,7 @@ def require_all(p_values: dict[object, float]) -> None:
 
 
 def dkw_bound(count: int, alpha: float = TEST_ALPHA) -> float:
-    """P(sup |F_n - F| > bound) <= alpha (Dvoretzky, Kiefer and Wolfowitz, with Massart's constant)."""
+    """P(sup |F_n - F| > bound) <= alpha: Dvoretzky, Kiefer and Wolfowitz, Massart's constant."""
     return math.sqrt(math.log(2.0 / alpha) / (2.0 * count))
 
 
@@ -547,7 +547,7 @@ def correlation_p_value(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("what", NEIGHBOURS)
-def test_words_of_different_streams_steps_seeds_and_samples_are_independent_and_their_uniforms_uncorrelated(
+def test_words_of_different_streams_steps_seeds_and_samples_are_independent(
     what,
 ):
     one, other = (bits_of(**options) for options in NEIGHBOURS[what])

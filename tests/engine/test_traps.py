@@ -320,7 +320,11 @@ import torch, mam_kernels as mam
 ids = torch.tensor([2**31 + 1, 2**32 - 1, 0])
 for positions, k in ((3000, 900), (70, 23)):
     draw = dict(seed=2**63 + 5, step=2**32 - 1, sample_ids=ids)
-    masks = [mam.sample_without_replacement(torch.ones(3, positions), k, **draw, backend=b) for b in ("triton", "reference")]
+    weights = torch.ones(3, positions)
+    masks = [
+        mam.sample_without_replacement(weights, k, **draw, backend=backend)
+        for backend in ("triton", "reference")
+    ]
     print(torch.equal(*masks), masks[0].sum(dim=1).tolist() == [k] * 3)
 """
     assert run_python(script, TRITON_INTERPRET="1").split() == ["True"] * 4
@@ -413,7 +417,8 @@ import mam_kernels as mam
 
 rank, rendezvous = int(sys.argv[1]), sys.argv[2]
 store = dist.FileStore(rendezvous, 2)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+limit = datetime.timedelta(seconds=60)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
 torch.set_num_threads(1)
 
 class Model(nn.Module):
@@ -447,7 +452,8 @@ def train(scheme, use, **options):
     both = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(both, mine)
     without = [name for name, p in model.module.named_parameters() if p.grad is None]
-    print(scheme, "+".join(use) or "nothing", torch.equal(*both), bool(mine.isfinite().all()), len(without))
+    finite = bool(mine.isfinite().all())
+    print(scheme, "+".join(use) or "nothing", torch.equal(*both), finite, len(without))
 
 for scheme in ("encoder", "decoder", "both", "separate"):
     train(scheme, ("encoder", "decoder", "penalty"))

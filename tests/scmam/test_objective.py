@@ -18,9 +18,15 @@ from mam_kernels.strategies import CellValues, Draw
 
 GENES = 50
 SMALL = {
-    "model.width": 16, "model.heads": 2, "model.encoder_layers": 1, "model.bins": 4, "model.decoder_genes": 30, "masking.latent_dim": 16,
-    "masking.num_latents": 8, "masking.latent_heads": 2,
-}  # fmt: skip
+    "model.width": 16,
+    "model.heads": 2,
+    "model.encoder_layers": 1,
+    "model.bins": 4,
+    "model.decoder_genes": 30,
+    "masking.latent_dim": 16,
+    "masking.num_latents": 8,
+    "masking.latent_heads": 2,
+}
 SCHEDULE = torch.tensor([[0.1, 0.4]])
 
 
