@@ -1,6 +1,6 @@
 """The weights that a masking module computes with, where its submodules were wrapped or hooked.
 
-The module reads parameters and never calls its submodules, so whatever changes a submodule's
+The module reads parameters and never calls its submodules, so every change of a submodule's
 forward pass has to be found in its weights, or refused: nothing is ignored.
 """
 

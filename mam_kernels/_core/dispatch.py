@@ -140,7 +140,7 @@ def _missing(backend: str) -> str | None:
             importlib.import_module("triton")
         except ModuleNotFoundError:
             return "the package triton is not installed"
-        except Exception as error:  # whatever a broken installation raises is the reason
+        except Exception as error:  # any error of a broken installation is the reason
             return f"the package triton does not import: {error}"
         if not interpreting() and not torch.cuda.is_available():
             return (

@@ -121,8 +121,8 @@ def transposed(flags: Tensor) -> Tensor:
 
 
 def to_csr(x: Tensor) -> Tensor:
-    """The matrix in CSR, without torch's warning that its sparse tensors are in beta: nobody who
-    validates a machine can act on it.
+    """The matrix in CSR, without torch's warning that its sparse tensors are in beta: the user who
+    validates a machine cannot act on it.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")

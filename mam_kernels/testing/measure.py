@@ -345,7 +345,7 @@ def _sampled_high_water(mark: _HighWater) -> Iterator[None]:
 
     def watch() -> None:
         while not finished.wait(2e-4):
-            mark.bytes = max(mark.bytes, _resident_bytes())
+            mark.bytes = max(mark.bytes, _resident_bytes() or 0)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -354,7 +354,7 @@ def _sampled_high_water(mark: _HighWater) -> Iterator[None]:
     finally:
         finished.set()
         watcher.join()
-        mark.bytes = max(mark.bytes, _resident_bytes())
+        mark.bytes = max(mark.bytes, _resident_bytes() or 0)
 
 
 def _resident_bytes() -> int | None:

@@ -189,7 +189,7 @@ def measure_against(
     """Time and peak memory of contenders that take one tensor of cells (B, ...), and their ratios
     to one of them.
 
-    Nothing is checked here: whoever calls it has made sure that the contenders compute the same.
+    Nothing is checked here: the caller has checked that the contenders compute the same.
     """
     device = contenders[baseline].inputs[0][0].device
     # Memory first, before anything that a contender keeps between calls has grown to the full size.

@@ -116,7 +116,7 @@ def _looked(name: str, look: Look) -> list[Check]:
     found: list[Check] = []
     try:
         found.extend(look())
-    except Exception as error:  # whatever breaks here is what the doctor is asked about
+    except Exception as error:  # any failure is what the check reports
         found.append(Check(name, False, f"{type(error).__name__}: {error}"))
     return found
 

@@ -1,6 +1,6 @@
 """Files and folders that are whole or not there, and the exclusive use of a folder.
 
-Whatever is written is written beside its place first, under a hidden name, and renamed. The writer
+Every file is written beside its place first, under a hidden name, and renamed. The writer
 holds a lock on the hidden file for as long as it lives. A hidden file without such a lock was left
 by a writer that was killed, and the next one in the same folder removes it.
 """

@@ -236,7 +236,7 @@ def test_explain_of_a_named_backend_that_cannot_run_chooses_none_and_says_why():
     assert "->" not in str(explanation)
 
 
-def test_explain_computes_nothing_and_takes_the_random_state_of_nobody():
+def test_explain_computes_nothing_and_leaves_the_random_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     mam.explain(mam.sample_without_replacement, weights(), 3)

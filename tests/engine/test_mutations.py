@@ -1,7 +1,7 @@
 """A wrong backend is found out: mistakes are planted in a copy of the reference, which then stands
 in for a backend.
 
-Each mutant is one mistake that somebody makes when writing a kernel. ``mam.testing.check`` must
+Each mutant is one mistake that is easily made in a kernel. ``mam.testing.check`` must
 report it; the copy without a mistake
 must pass. Two kinds: a line of the source changed (``LINES``), and a backend that misuses its
 arguments or its results (``WRAPPERS``).

@@ -105,7 +105,7 @@ def test_two_processes_continue_to_the_bit_after_a_restart_in_the_middle_of_an_e
 
 
 @pytest.mark.parametrize(("run", "use"), [("one adapter", ("decoder",)), ("mask alone", ())])
-def test_sharded_parameters_without_a_gradient_keep_nobody_waiting(run, use, together):
+def test_sharded_parameters_without_a_gradient_do_not_block(run, use, together):
     expected = train(Model(use=use))
     assert of_both(together[run]) == expected.masks
     assert close(together[run][0].parameters, expected.parameters)

@@ -6,9 +6,9 @@ import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse
@@ -75,6 +75,11 @@ class Matrix(ABC):
 
     def close(self) -> None:  # noqa: B027  nothing is open in memory
         """Close an open file; reading rows opens it again."""
+
+
+def _sizes(shape: Iterable[Any]) -> tuple[int, int]:
+    """A shape as plain integers; the matrix in a file checks that they are two."""
+    return cast(tuple[int, int], tuple(map(int, shape)))
 
 
 class MemoryMatrix(Matrix):
@@ -384,7 +389,7 @@ class Rows:
     def _counts(self, rows: csr_matrix, cells: np.ndarray) -> csr_matrix:
         if self.conversion is not None:
             rows = self.conversion(rows, cells)
-        if self.columns is None:
+        if self._places is None:
             return rows
         columns = self._places[rows.indices]
         taken = columns >= 0

@@ -45,7 +45,7 @@ class Study:
         record: ``study.json``: status, cells, versions, date, seconds, failures.
     """
 
-    def __init__(self, folder: Path, config: Config, record: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Config, record: dict[str, Any]) -> None:
         self.folder, self.config, self.record = folder, config, record
 
     @property

@@ -138,7 +138,7 @@ def _train(
 ) -> None:
     """Train, and write the results into the folder.
 
-    Whatever ends it early is written into run.json, by the process that writes.
+    The error that ends it early is written into run.json, by the process that writes.
     """
     results, wait_for_others = {"steps": 0, "seconds": 0.0}, None
     try:
