@@ -40,7 +40,8 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
         )
     if type(module).forward is nn.Linear.forward and not computed:
         plain = cast(nn.Linear, module)  # or a module that borrows its forward pass
-        weight, bias = plain.weight, plain.bias
+        weight: Tensor = plain.weight
+        bias: Tensor | None = plain.bias
     else:
         weight, bias = _by_application(name, module, in_features, like)
     if bias is None:

@@ -245,17 +245,18 @@ class MultinomialAttentionMasking(nn.Module):
         weighting = Weighting(self.eps, 1.0 / self.temperature)
         draw = checks.draw_source(seed, step, sample_ids, shape[0], data.device)
         parts = (choice, weighting, draw)
-        options = (self.num_heads, self.context_from == "visible", named(self.backend))
+        visible, backend = self.context_from == "visible", named(self.backend)
         if self.input_dim is None:
             dtype = torch.promote_types(cells.accumulated, self.latents.dtype)
+            options = (self.num_heads, visible, backend)
             results = mask_values(self._read_parameters(dtype), cells, *parts, *options)
         else:
             tokens, parameters = self._computed(tokens)
             # Keys and values are kept only where a gradient may be asked for.
             keep = torch.is_grad_enabled() and any(x.requires_grad for x in (tokens, *parameters))
-            heads, visible, backend = options
-            options = (heads, visible, keep, backend)
-            results = mask_tokens(tokens, valid, parameters, *parts, *options)
+            results = mask_tokens(
+                tokens, valid, parameters, *parts, self.num_heads, visible, keep, backend
+            )
         mask, importance, context, penalty, *_ = results
         return MaskingOutput(mask, importance, context, penalty)
 

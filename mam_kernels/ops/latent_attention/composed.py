@@ -85,7 +85,8 @@ def step(
         penalty = output.square().sum() / max(shape[0], 1)
         kept = keys_values if keep else tokens.new_empty(0)
         unused = tokens.new_empty(0, dtype=torch.bool)
-        state = TokenState(attended, logsumexp, kept, left if visible else unused)
+        seen = left if visible and left is not None else unused
+        state = TokenState(attended, logsumexp, kept, seen)
         return mask, importance, context, penalty, state
 
 

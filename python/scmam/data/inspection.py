@@ -71,7 +71,7 @@ class Inspection:
                 " MiB"
             )
             lines.append(f" {mark} {place.where} ({size}) {place.holds}")
-        if self.usable:
+        if self.depth is not None and self.detected is not None:
             lines += [
                 "   * is taken",
                 "",
@@ -151,7 +151,7 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
         counts=None if found is None else found.unit,
         density=None if found is None else found.look.stored / max(1, shape[0] * shape[1]),
         depth=None if found is None else _five(found.depth),
-        detected=None if found is None else _five(detected),
+        detected=None if detected is None else _five(detected),
         label=label,
         labels=labels,
         donors={column: _sizes(source, column) for column in dict.fromkeys(donors)},

@@ -235,7 +235,7 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     if schedule is None:
         schedule = open_run(config.masking.matched_to).schedule() if begun is None else begun
     schedule = schedule.detach().to("cpu", torch.float32)
-    if begun is not None and not torch.equal(begun, schedule):
+    if run is not None and begun is not None and not torch.equal(begun, schedule):
         raise RunError(
             f"{run.folder}: was begun with other hidden shares than those of"
             f" {config.masking.matched_to} now; delete it to train it anew"
