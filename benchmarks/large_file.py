@@ -37,12 +37,13 @@ COMPRESSIONS = ("none", "lzf", "gzip")
 WRITTEN_TOGETHER = 512  # cells
 TYPES = 12  # of cells, each with genes of its own
 LARGEST_COUNT = 255
+# 16 is what large files are read with by default.
 READERS = (
     {"block": 1},
     {"block": 16},
     {"block": 64},
     {"block": 16, "workers": 2},
-)  # 16 is what large files are read with by default
+)
 PACKAGES = ("anndata", "h5py", "lightning", "scipy")
 MEBIBYTE = 2**20
 

@@ -16,7 +16,7 @@ def folder(named: Path | None) -> Path:
 
 
 def save(target: Path, name: str, sections: dict[str, Sequence[Row]], **more: object) -> Path:
-    """Write `name`.json: the rows of each section, and whatever else there is to say."""
+    """Write `name`.json: the rows of each section, and further entries."""
     target.mkdir(parents=True, exist_ok=True)
     path = target / f"{name}.json"
     unfinished = path.with_suffix(".partial")

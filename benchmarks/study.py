@@ -76,9 +76,8 @@ def value_path(sizes: Sizes) -> list[Row]:
     few = [tokens[: sizes.paper_cells].clone() for tokens in dense[:2]]
     variants = []
     for name in workloads.backends_on("cpu", "value_mask", torch.float32):
-        sets = (
-            few if name == "reference" else dense
-        )  # the specification loops over cells, and holds their attention
+        # The specification loops over cells, and holds their attention.
+        sets = few if name == "reference" else dense
         variants.append(Variant(f"{name}, dense", name, sets))
         variants.append(
             Variant(f"{name}, sparse CSR", name, [tokens.to_sparse_csr() for tokens in sets])

@@ -129,9 +129,8 @@ def slope_of(rows: list[dict[str, Any]], size: str) -> dict[str, float]:
     """
     x = torch.tensor([float(row[size]) for row in rows], dtype=torch.float64)
     y = torch.tensor([row["median_us"] * row["cells"] for row in rows], dtype=torch.float64)
-    design = (
-        torch.stack([torch.ones_like(x), x], dim=1) / y[:, None]
-    )  # relative errors, so that small sizes count as well
+    # Relative errors, so that small sizes count as well.
+    design = torch.stack([torch.ones_like(x), x], dim=1) / y[:, None]
     fixed, each = torch.linalg.lstsq(design, torch.ones_like(y)[:, None]).solution[:, 0].tolist()
     worst = float(((fixed + each * x) / y - 1).abs().max())
     return {"fixed_us": fixed, "us_each": each, "largest_relative_error": worst}

@@ -86,7 +86,7 @@ def select_by_exponential_topk(weights: Tensor) -> Tensor:
 
 
 def topk_of_keys(keys: Tensor) -> Tensor:
-    """`torch.topk` alone, on keys that somebody else made: a bound for every selection that is
+    """`torch.topk` alone, on given keys: a bound for every selection that is
     built on it.
     """
     return keys.topk(num_selected(keys), dim=1, largest=False, sorted=False).indices

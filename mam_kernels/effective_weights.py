@@ -1,8 +1,10 @@
 """The weights that a masking module computes with, where its submodules were wrapped or hooked.
 
-The module reads parameters and never calls its submodules, so whatever changes a submodule's
+The module reads parameters and never calls its submodules, so every change of a submodule's
 forward pass has to be found in its weights, or refused: nothing is ignored.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,9 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
             f"pass is never called; got hooks on {type(module).__name__}"
         )
     if type(module).forward is nn.Linear.forward and not computed:
-        weight, bias = module.weight, module.bias
+        plain = cast(nn.Linear, module)  # or a module that borrows its forward pass
+        weight: Tensor = plain.weight
+        bias: Tensor | None = plain.bias
     else:
         weight, bias = _by_application(name, module, in_features, like)
     if bias is None:
@@ -90,6 +94,7 @@ def require_plain_attention(
             "forward pass is never called; got hooks. To adapt its weights, use "
             "torch.nn.utils.parametrize"
         )
+    module = cast(nn.MultiheadAttention, module)  # by its forward pass
     plain = module.in_proj_weight is not None and module.in_proj_bias is not None
     plain = plain and module.bias_k is None and not module.add_zero_attn and not module.dropout
     if not plain or module.embed_dim != width or module.num_heads != heads:

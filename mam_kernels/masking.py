@@ -188,8 +188,8 @@ class MultinomialAttentionMasking(nn.Module):
 
     def extra_repr(self) -> str:
         names = ("input_dim", "latent_dim", "num_latents", "num_heads", "mask_ratio")
-        names += ("latent_fraction", "temperature", "context_from", "eps", "slope_norm", "backend")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        rest = ("latent_fraction", "temperature", "context_from", "eps", "slope_norm", "backend")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names + rest)
 
     def forward(
         self,
@@ -237,7 +237,7 @@ class MultinomialAttentionMasking(nn.Module):
             data, valid, shape = cells.values, cells.valid, (cells.rows, cells.num_positions)
         else:
             self._require_embeddings(tokens)
-            data, shape = tokens, tokens.shape[:2]
+            data, shape = tokens, (tokens.shape[0], tokens.shape[1])
             valid = checks.require_flags("valid", valid, *shape, tokens.device)
             checks.require_finite("tokens", tokens, valid)
         checks.require_device("tokens", data, self.latents.device, "the module")
@@ -245,24 +245,25 @@ class MultinomialAttentionMasking(nn.Module):
         weighting = Weighting(self.eps, 1.0 / self.temperature)
         draw = checks.draw_source(seed, step, sample_ids, shape[0], data.device)
         parts = (choice, weighting, draw)
-        options = (self.num_heads, self.context_from == "visible", named(self.backend))
+        visible, backend = self.context_from == "visible", named(self.backend)
         if self.input_dim is None:
             dtype = torch.promote_types(cells.accumulated, self.latents.dtype)
+            options = (self.num_heads, visible, backend)
             results = mask_values(self._read_parameters(dtype), cells, *parts, *options)
         else:
             tokens, parameters = self._computed(tokens)
             # Keys and values are kept only where a gradient may be asked for.
             keep = torch.is_grad_enabled() and any(x.requires_grad for x in (tokens, *parameters))
-            heads, visible, backend = options
-            options = (heads, visible, keep, backend)
-            results = mask_tokens(tokens, valid, parameters, *parts, *options)
+            results = mask_tokens(
+                tokens, valid, parameters, *parts, self.num_heads, visible, keep, backend
+            )
         mask, importance, context, penalty, *_ = results
         return MaskingOutput(mask, importance, context, penalty)
 
     def _require_embeddings(self, tokens: object) -> None:
         shape = f"(B, L, {self.input_dim})"
-        checks.require_floating("tokens", tokens, shape, 3)
-        checks.require_shape("tokens", tokens, (None, None, self.input_dim), "(B, L, input_dim)")
+        found = checks.require_floating("tokens", tokens, shape, 3)
+        checks.require_shape("tokens", found, (None, None, self.input_dim), "(B, L, input_dim)")
 
     def _choice(
         self,

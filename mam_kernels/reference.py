@@ -81,7 +81,8 @@ def sample_without_replacement(
     sample_ids: Tensor | None = None,
 ) -> Tensor:
     """The ``k`` smallest of ``E_l / w_l``; (B, L) bool."""
-    counts = checks.row_counts("num_samples", num_samples, *weights.shape, weights.device)
+    rows, positions = weights.shape
+    counts = checks.row_counts("num_samples", num_samples, rows, positions, weights.device)
     draw = checks.draw_source(seed, step, sample_ids, weights.shape[0], weights.device)
     return selection.select(weights, counts, valid, draw)
 
@@ -90,7 +91,8 @@ def inclusion_probabilities(
     weights: Tensor, num_samples: int | Tensor, *, valid: Tensor | None = None
 ) -> Tensor:
     """``pi_l = 1 - exp(-w_l t)`` with ``sum_l pi_l = k``; (B, L)."""
-    counts = checks.row_counts("num_samples", num_samples, *weights.shape, weights.device)
+    rows, positions = weights.shape
+    counts = checks.row_counts("num_samples", num_samples, rows, positions, weights.device)
     probability, _ = inclusion.probabilities(weights, counts, valid)
     return probability
 

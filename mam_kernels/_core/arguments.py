@@ -186,20 +186,20 @@ def checked_parameters(
     integer("heads", heads, 1)
     if width % heads:
         raise ValueError(f"heads: expected a divisor of the latents' width, {width}; got {heads}")
-    shapes = Parameters(
-        latents=latents.shape,
-        in_weight=(3 * width, width),
-        in_bias=(3 * width,),
-        token_weight=(width, token_width),
-        token_bias=(width,),
-        out_weight=(width, width),
-        out_bias=(width,),
-    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": latents.shape,
+        "in_weight": (3 * width, width),
+        "in_bias": (3 * width,),
+        "token_weight": (width, token_width),
+        "token_bias": (width,),
+        "out_weight": (width, width),
+        "out_bias": (width,),
+    }
     kind = (latents.dtype,)
     return Parameters(
         *(
-            None if x is None else flat(name, x, kind, shape, device)
-            for name, x, shape in zip(Parameters._fields, parameters, shapes, strict=True)
+            None if x is None else flat(name, x, kind, shapes[name], device)
+            for name, x in zip(Parameters._fields, parameters, strict=True)
         )
     )
 

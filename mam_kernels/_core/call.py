@@ -39,6 +39,19 @@ class Choice(NamedTuple):
     latents: Tensor | None  # R, (|R|,) int64; None: num_drawn of the latents are drawn
     num_drawn: int  # |R|
 
+    def given(self) -> tuple[Tensor, Tensor]:
+        """``num_masked`` and ``latents``, for the kernels that need both.
+
+        Raises:
+            ValueError: one of them is None.
+        """
+        if self.num_masked is None or self.latents is None:
+            raise ValueError(
+                f"choice: expected num_masked and latents as tensors; got {self.num_masked} and "
+                f"{self.latents}"
+            )
+        return self.num_masked, self.latents
+
 
 class Draw(NamedTuple):
     """The source of the random bits: a mask is a function of these three."""

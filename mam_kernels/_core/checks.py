@@ -11,6 +11,7 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -72,11 +73,21 @@ def describe(x: object) -> str:
     return f"{type(x).__name__} {shortened(x)}"
 
 
-def _is_array(x: object) -> bool:
+class _Array(Protocol):
+    """What the messages need of an array."""
+
+    @property
+    def dtype(self) -> object: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def _is_array(x: object) -> TypeGuard[_Array]:
     return hasattr(x, "dtype") and bool(getattr(x, "shape", ()))
 
 
-def _is_dense(x: object) -> bool:
+def _is_dense(x: object) -> TypeGuard[Tensor]:
     """A tensor whose elements are in memory one by one: not nested, sparse or masked."""
     return (
         isinstance(x, Tensor)
@@ -151,7 +162,7 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
         TypeError, ValueError: not floating point, not (B, L), another sparse layout, values that
             want a gradient, or ``valid`` is not (B, L) bool on their device.
     """
-    require_floating(name, values, "(B, L)", 2, dense=False)
+    values = require_floating(name, values, "(B, L)", 2, dense=False)
     rows, positions = values.shape
     if torch.is_grad_enabled() and values.requires_grad:
         raise ValueError(
@@ -159,7 +170,7 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
             "it, or give it as embeddings (B, L, 1) with input_dim=1, which is the same "
             "attention, differentiable in its tokens"
         )
-    valid = require_flags("valid", valid, rows, positions, values.device)
+    flags = require_flags("valid", valid, rows, positions, values.device)
     if values.layout == torch.sparse_csr:
         entries, crow = values.values(), values.crow_indices()
         if len(crow) != rows + 1:
@@ -172,13 +183,13 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
                 f"{len(entries)}"
             )
         require_finite(name, entries)
-        return Cells(entries, crow, values.col_indices(), valid, positions)
+        return Cells(entries, crow, values.col_indices(), flags, positions)
     if values.layout != torch.strided:
         raise TypeError(
             f"{name}: expected a dense tensor or sparse CSR; got layout {values.layout}"
         )
-    require_finite(name, values, valid)
-    return Cells(values, None, None, valid, positions)
+    require_finite(name, values, flags)
+    return Cells(values, None, None, flags, positions)
 
 
 def require_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
@@ -246,12 +257,17 @@ def require_number(
     name: str, x: object, low: float, high: float, *, open_low: bool = False
 ) -> float:
     """A real number in [low, high], or in (low, high] with ``open_low``."""
-    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+    if not _is_real(x):
         raise TypeError(f"{name}: expected a number; got {describe(x)}")
     if not (low < x <= high if open_low else low <= x <= high):
         interval = f"{'(' if open_low else '['}{low}, {high}]"
         raise ValueError(f"{name}: expected a number in {interval}; got {x!r}")
     return float(x)
+
+
+def _is_real(x: object) -> TypeGuard[float]:
+    """A real number of Python, of numpy or of the standard library; no bool."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
 def require_count(name: str, x: object, low: int = 1) -> int:
@@ -265,8 +281,11 @@ def require_count(name: str, x: object, low: int = 1) -> int:
     return int(x)
 
 
-def _is_integer(x: object) -> bool:
-    """An integer of Python, of numpy, or a symbolic one of torch; no bool."""
+def _is_integer(x: object) -> TypeGuard[int]:
+    """An integer of Python, of numpy, or a symbolic one of torch; no bool.
+
+    To the type checker all three are ``int``: they are compared and converted alike.
+    """
     return isinstance(x, (int, torch.SymInt, numbers.Integral)) and not isinstance(x, bool)
 
 
@@ -327,6 +346,7 @@ def draw_source(
     generator of the device.
     """
     step_word = _word("step", step, 0, 2**32, device)
+    ids = None
     if sample_ids is not None:
         if not _is_dense(sample_ids) or sample_ids.dtype not in INTEGERS:
             raise TypeError(
@@ -335,21 +355,17 @@ def draw_source(
             )
         require_shape("sample_ids", sample_ids, (rows,), "(B,)")
         require_device("sample_ids", sample_ids, device, "the data")
-        sample_ids = sample_ids.to(torch.int64).contiguous()
-        if (
-            values_are_checked()
-            and rows
-            and (int(sample_ids.min()) < 0 or int(sample_ids.max()) >= 2**32)
-        ):
+        ids = sample_ids.to(torch.int64).contiguous()
+        if values_are_checked() and rows and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
             raise ValueError(
-                f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {sample_ids.tolist()}"
+                f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {ids.tolist()}"
             )
     if seed is None:  # last, so that a call that fails takes nothing from the generator
         limits = torch.iinfo(torch.int64)
         seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
     else:
         seed_word = _word("seed", seed, -(2**63), 2**64, device)
-    return Draw(seed_word, step_word, sample_ids)
+    return Draw(seed_word, step_word, ids)
 
 
 def as_tensor(word: Tensor | int) -> Tensor:

@@ -15,10 +15,10 @@ def require_sound(cells: Cells) -> None:
     Raises:
         ValueError: something is not so. It names a row.
     """
-    values, crow, col, _, positions = cells
-    if crow is None:
+    values, offsets, col, _, positions = cells
+    if offsets is None or col is None:
         return
-    stored, crow = len(values), crow.to(torch.int64)
+    stored, crow = len(values), offsets.to(torch.int64)
     first, last = crow[:-1], crow[1:]
     if int(crow[0]) != 0:
         raise ValueError(_wrong(0, f"crow to begin at 0; got {int(crow[0])}"))

@@ -91,7 +91,7 @@ _in_use: ContextVar[str | None] = ContextVar("mam_kernels_backend", default=None
 """What ``use_backend`` set in this context; None: not inside one."""
 
 
-def named(backend: str | None) -> str:
+def named(backend: object) -> str:
     """The backend that a call names, or ``AUTOMATIC``.
 
     Raises:
@@ -140,7 +140,7 @@ def _missing(backend: str) -> str | None:
             importlib.import_module("triton")
         except ModuleNotFoundError:
             return "the package triton is not installed"
-        except Exception as error:  # whatever a broken installation raises is the reason
+        except Exception as error:  # any error of a broken installation is the reason
             return f"the package triton does not import: {error}"
         if not interpreting() and not torch.cuda.is_available():
             return (

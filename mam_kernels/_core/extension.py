@@ -62,7 +62,7 @@ def requires(name: str) -> Callable[[_Function], _Function]:
     """
 
     def mark(launcher: _Function) -> _Function:
-        launcher.requires = name
+        vars(launcher)["requires"] = name
         return launcher
 
     return mark
@@ -123,7 +123,7 @@ def values(lib: ModuleType, cells: Cells) -> object:
     ``Values``.
     """
     data, crow, col, _, num_positions = cells
-    if crow is None:
+    if crow is None or col is None:
         return lib.Values(
             data.data_ptr(), dtype(lib, data), *data.shape, *data.stride(), 0, 0, False, 0
         )
@@ -170,8 +170,9 @@ def draw(lib: ModuleType, source: Draw, stream: int) -> object:
 
 def _word(lib: ModuleType, x: Tensor | int) -> tuple[int, int]:
     """The word itself and 0, or 0 and its address."""
-    on_device = isinstance(x, Tensor) and x.device.type == lib.device
-    return (0, x.data_ptr()) if on_device else (int(x), 0)
+    if isinstance(x, Tensor) and x.device.type == lib.device:
+        return 0, x.data_ptr()
+    return int(x), 0
 
 
 def launch(lib: ModuleType, device: torch.device) -> object:

@@ -139,7 +139,8 @@ class Operation:
         def forward(*flat: Any) -> Any:
             return self.overload(*flat)
 
-        forward.__signature__ = inspect.signature(forward)  # asked for in every call
+        # Asked for in every call. Set through vars: the type of a function has no such attribute.
+        vars(forward)["__signature__"] = inspect.signature(forward)
         members = {
             "forward": staticmethod(forward),
             "setup_context": staticmethod(setup_context),
@@ -152,7 +153,7 @@ class Operation:
 
 def _refuse_some_on_meta(names: list[str], flat: tuple) -> None:
     """torch takes the function of shapes where any argument is on "meta"; the results of another
-    device would be memory that nobody writes. The words of a draw may stay on the CPU.
+    device would be memory that is never written. The words of a draw may stay on the CPU.
     """
     tensors = [(name, x) for name, x in zip(names, flat, strict=True) if isinstance(x, Tensor)]
     on_meta = [name for name, x in tensors if x.is_meta]

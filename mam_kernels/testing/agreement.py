@@ -7,6 +7,7 @@ paper computation itself is at the module's precision, up to the factor and the 
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from .._core.checks import count_masked
 from .paper import PaperMasking
 from .tolerances import FACTOR, FLOORS, Comparison, compare_mask
+
+if TYPE_CHECKING:
+    from ..masking import MultinomialAttentionMasking
 
 PENALTY_WEIGHT = 1e-5  # of the published loss
 
@@ -28,11 +32,12 @@ def paper_twin(module: nn.Module) -> PaperMasking:
     """The paper computation with the sizes and the weights of a
     `mam_kernels.MultinomialAttentionMasking`.
     """
-    num_latents, latent_dim = module.latents.shape
-    sizes = (module.input_dim, latent_dim, num_latents, module.num_heads)
-    twin = PaperMasking(*sizes, module.mask_ratio, module.latent_fraction, module.eps)
-    twin.load_state_dict(module.state_dict())
-    return twin.to(module.latents.device, module.latents.dtype)
+    ours = cast("MultinomialAttentionMasking", module)
+    num_latents, latent_dim = ours.latents.shape
+    sizes = (ours.input_dim, latent_dim, num_latents, ours.num_heads)
+    twin = PaperMasking(*sizes, ours.mask_ratio, ours.latent_fraction, ours.eps)
+    twin.load_state_dict(ours.state_dict())
+    return twin.to(ours.latents.device, ours.latents.dtype)
 
 
 def forward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
@@ -52,7 +57,7 @@ def forward_backward(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
     importance, *gradients)``.
     """
     parameters = list(module.parameters())
-    weight = _weight(module.latents)
+    weight = _weight(cast(Tensor, module.latents))
 
     def run(tokens: Tensor, **options) -> tuple[Tensor, ...]:
         out = module(tokens, **options)
@@ -134,7 +139,10 @@ def _quantities(
         names, wanted = (*names, "tokens"), (*wanted, tokens)
     out = module(tokens, valid=valid, latents=latents)
     gradients = torch.autograd.grad(
-        _loss(out, _weight(module.latents)), wanted, allow_unused=True, materialize_grads=True
+        _loss(out, _weight(cast(Tensor, module.latents))),
+        wanted,
+        allow_unused=True,
+        materialize_grads=True,
     )
     values = {
         "importance": out.importance,
@@ -159,7 +167,9 @@ def _compare_draw(
     own importance defines.
     """
     out = module(tokens, valid=valid, latents=latents, seed=0)
-    counts = count_masked(module.mask_ratio, valid, *out.mask.shape, out.mask.device)
+    ratio = cast("MultinomialAttentionMasking", module).mask_ratio
+    rows, positions = out.mask.shape
+    counts = count_masked(ratio, valid, rows, positions, out.mask.device)
     return compare_mask(
         "mask",
         out.mask,

@@ -6,9 +6,15 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def _moved(case: object, device: torch.device | str) -> dict[str, Any]:
+    """The fields of a case by their names, tensors on ``device``."""
+    return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(case).items()}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class ValueCase:
 
         Slopes stay float32, or become float64 with the values.
         """
-        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved = _moved(self, device)
         moved["values"] = moved["values"].to(dtype)
         moved["slope"] = moved["slope"].to(torch.promote_types(dtype, torch.float32))
         return replace(self, **moved)
@@ -51,7 +57,7 @@ class TokenCase:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "TokenCase":
         """On another device, in another type."""
-        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved = _moved(self, device)
         for name in ("query", "key", "value"):
             moved[name] = moved[name].to(dtype)
         return replace(self, **moved)
@@ -69,7 +75,7 @@ class SelectionCase:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "SelectionCase":
         """On another device, in another type."""
-        moved = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in vars(self).items()}
+        moved = _moved(self, device)
         return replace(self, **(moved | {"weights": moved["weights"].to(dtype)}))
 
 
@@ -115,8 +121,8 @@ def transposed(flags: Tensor) -> Tensor:
 
 
 def to_csr(x: Tensor) -> Tensor:
-    """The matrix in CSR, without torch's warning that its sparse tensors are in beta: nobody who
-    validates a machine can act on it.
+    """The matrix in CSR, without torch's warning that its sparse tensors are in beta: the user who
+    validates a machine cannot act on it.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -124,7 +130,7 @@ def to_csr(x: Tensor) -> Tensor:
 
 
 def shuffled(csr: Tensor, generator: torch.Generator) -> Tensor:
-    """The same CSR matrix with the entries of each row in another order, which the format allows."""
+    """The same CSR matrix with the entries of each row in another order, as the format allows."""
     order = torch.cat(
         [
             start + torch.randperm(stop - start, generator=generator)
@@ -219,9 +225,8 @@ def value_cases() -> Iterator[ValueCase]:
     yield case("CSR, padded", csr, slopes(8, 4), ratio=0.2, valid=valid, maskable=valid)
     yield replace(case("CSR, any order", shuffled(csr, generator), slopes(8, 4)), sample_ids=ids(5))
 
-    yield case(
-        "steep slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=6.0)
-    )  # several panels of the power series
+    # Several panels of the power series.
+    yield case("steep slopes", expression(3, 200, 0.3, generator), slopes(6, 2, scale=6.0))
 
 
 def large_value_case() -> ValueCase:
@@ -295,7 +300,7 @@ def token_cases() -> Iterator[TokenCase]:
 
 
 def selection_cases() -> Iterator[SelectionCase]:
-    """Near-uniform, skewed, sparse and degenerate weights; every number of samples that is an edge."""
+    """Near-uniform, skewed, sparse and degenerate weights; every edge of num_samples."""
     generator = torch.Generator().manual_seed(4)
 
     def case(
@@ -305,9 +310,10 @@ def selection_cases() -> Iterator[SelectionCase]:
         valid: Tensor | None = None,
         counts: Tensor | None = None,
     ) -> SelectionCase:
-        return SelectionCase(
-            name, weights, _counts(*weights.shape, ratio) if counts is None else counts, valid
-        )
+        if counts is None:
+            rows, positions = weights.shape
+            counts = _counts(rows, positions, ratio)
+        return SelectionCase(name, weights, counts, valid)
 
     yield case("near-uniform", 1.0 + 0.1 * torch.rand(4, 700, generator=generator))
     yield case("skewed", torch.rand(3, 400, generator=generator) ** 8)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,8 @@ from .tolerances import Comparison, compare, compare_mask, element_error
 
 EPS = 1e-8
 SEED, STEP = 0x1234_5678_9ABC_DEF0, 0xC0DE_0007
+# Another weighting than the published one: it shows a forgotten ``eps`` or temperature.
 WEIGHTING = {"temperature": 0.5, "eps": 0.03}
-"""Another weighting than the published one, under which a forgotten ``eps`` or temperature is seen.
-"""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -31,7 +31,7 @@ class ValidationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was compared on one backend: the operation, the case and the worst of its comparisons."""
+    """What was compared on one backend: the operation, the case and its comparisons."""
 
     backend: str
     op: str
@@ -90,10 +90,10 @@ def check_token_path(
     dtype, scale = case.key.dtype, case.key.shape[-1] ** -0.5
     seed, step = words()
 
-    def run(op: str, *arguments: object) -> object:
+    def run(op: str, *arguments: object) -> Any:  # as many tensors as the operation gives
         return dispatch.implementation(op, backend, case.key)(*arguments)
 
-    exact = [x.double() for x in (case.query, case.key, case.value)]
+    exact = case.query.double(), case.key.double(), case.value.double()
     right = latent.forward(*exact, case.valid, scale)
     plain = latent.forward(case.query, case.key, case.value, case.valid, scale)
     output, logsumexp = run("latent_attention", case.query, case.key, case.value, case.valid, scale)
@@ -108,16 +108,16 @@ def check_token_path(
     grad_output = torch.randn(output.shape, generator=generator).to(output)
     grad_logsumexp = torch.randn(logsumexp.shape, generator=generator).to(logsumexp)
     for name, gradient in (("", None), (" with that of the log-sum-exp", grad_logsumexp)):
-        arguments = (case.query, case.key, case.value, case.valid, output, logsumexp, scale)
-        got = run("latent_attention_backward", grad_output, gradient, *arguments)
-        at_precision = latent.backward(grad_output, gradient, *arguments)
+        given = (case.query, case.key, case.value, case.valid, output, logsumexp, scale)
+        got = run("latent_attention_backward", grad_output, gradient, *given)
+        at_precision = latent.backward(grad_output, gradient, *given)
         widened = None if gradient is None else gradient.double()
         truth = latent.backward(grad_output.double(), widened, *exact, case.valid, *right, scale)
         for which, *three in zip(("query", "key", "value"), got, at_precision, truth, strict=True):
             # The gradient of a whole tensor is one row: the error of a sum is relative to its
             # terms, not to what is left of them.
-            three = [x[None] for x in three]
-            found.append(compare(f"gradient of the {which}{name}", *three, dtype))
+            left, middle, best = (x[None] for x in three)
+            found.append(compare(f"gradient of the {which}{name}", left, middle, best, dtype))
 
     right_importance = latent.importance(
         exact[0], exact[1], right[1], case.latents, case.valid, scale
@@ -199,7 +199,7 @@ def findings(backend: str, device: torch.device | str) -> Iterator[Finding]:
         dtype,
         device,
         cases.value_cases(),
-        partial(check_value_path, **WEIGHTING),
+        partial(check_value_path, temperature=WEIGHTING["temperature"], eps=WEIGHTING["eps"]),
     )
     yield from _run(
         "token path",
@@ -207,7 +207,7 @@ def findings(backend: str, device: torch.device | str) -> Iterator[Finding]:
         dtype,
         device,
         cases.token_cases(),
-        partial(check_token_path, **WEIGHTING),
+        partial(check_token_path, temperature=WEIGHTING["temperature"], eps=WEIGHTING["eps"]),
     )
     for num_latents, size in ((1, 1), (5, 5), (128, 38)):
         yield Finding(
@@ -252,7 +252,7 @@ def check(backend: str | None = None, device: str | torch.device | None = None) 
     if backend is not None:
         dispatch.named(backend)
         missing = dispatch.backends()[backend]
-        if not missing:
+        if isinstance(missing, dispatch.Unavailable):
             raise dispatch.BackendUnavailableError(
                 f"backend: {backend!r} cannot be validated: {missing.reason}"
             )
@@ -281,7 +281,8 @@ def summary(found: list[Finding]) -> str:
             (finding.backend, finding.op, str(finding.dtype).removeprefix("torch.")), []
         ).append(finding)
     lines = [
-        f"{'backend':<10} {'operation':<11} {'type':<9} {'cases':>5} {'compared':>8}  closest to its tolerance"
+        f"{'backend':<10} {'operation':<11} {'type':<9} {'cases':>5} {'compared':>8}  "
+        "closest to its tolerance"
     ]
     for (backend, op, dtype), group in groups.items():
         comparisons = [comparison for finding in group for comparison in finding.comparisons]
@@ -291,6 +292,7 @@ def summary(found: list[Finding]) -> str:
         )
         verdict = "ok  " if all(comparison.holds for comparison in comparisons) else "MISS"
         lines.append(
-            f"{backend:<10} {op:<11} {dtype:<9} {len(group):>5} {len(comparisons):>8}  {verdict} {worst}"
+            f"{backend:<10} {op:<11} {dtype:<9} {len(group):>5} {len(comparisons):>8}  "
+            f"{verdict} {worst}"
         )
     return "\n".join(lines)

@@ -21,9 +21,8 @@ import torch
 
 from .._core import extension
 
-TYPICAL_CACHE_BYTES = (
-    64 * 2**20
-)  # assumed where the machine does not tell the size of its last-level cache
+# Assumed where the machine does not tell the size of its last-level cache.
+TYPICAL_CACHE_BYTES = 64 * 2**20
 SMALLEST_SAMPLE_SECONDS = 20e-3  # a sample on the CPU repeats a short call until it lasts this long
 
 
@@ -111,7 +110,8 @@ def time_interleaved(
     repeats = {
         name: _repeats(contender, inputs[name], device) for name, contender in contenders.items()
     }
-    taken, first = ({name: [] for name in contenders} for _ in range(2))
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    first: dict[str, list[float]] = {name: [] for name in contenders}
     end = None if seconds is None else time.perf_counter() + seconds
     for done in range(samples):
         if done >= 3 and end is not None and time.perf_counter() > end:
@@ -345,7 +345,7 @@ def _sampled_high_water(mark: _HighWater) -> Iterator[None]:
 
     def watch() -> None:
         while not finished.wait(2e-4):
-            mark.bytes = max(mark.bytes, _resident_bytes())
+            mark.bytes = max(mark.bytes, _resident_bytes() or 0)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -354,7 +354,7 @@ def _sampled_high_water(mark: _HighWater) -> Iterator[None]:
     finally:
         finished.set()
         watcher.join()
-        mark.bytes = max(mark.bytes, _resident_bytes())
+        mark.bytes = max(mark.bytes, _resident_bytes() or 0)
 
 
 def _resident_bytes() -> int | None:

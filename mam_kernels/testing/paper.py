@@ -67,11 +67,11 @@ class PaperMasking(nn.Module):
         `num_masked` is the number of hidden positions of every cell (default: the mask ratio of its
         valid positions); `latents` fixes the subset of the latents, which is random otherwise.
         """
-        projected = self.input_proj(
-            tokens.unsqueeze(-1) if self.input_dim is None else tokens
-        )  # (B, L, Dz)
+        # (B, L, Dz)
+        projected = self.input_proj(tokens.unsqueeze(-1) if self.input_dim is None else tokens)
         queries = self.latents.expand(len(tokens), -1, -1)  # (B, N, Dz)
         padding = None if valid is None else ~valid
+        # (B, N, Dz), (B, H, N, L)
         attended, weights = self.cross_attention(
             queries,
             projected,
@@ -79,7 +79,7 @@ class PaperMasking(nn.Module):
             key_padding_mask=padding,
             need_weights=True,
             average_attn_weights=False,
-        )  # (B, N, Dz), (B, H, N, L)
+        )
         if latents is None:
             latents = torch.randperm(len(self.latents), device=tokens.device)[: self.num_chosen]
         importance = weights.detach()[:, :, latents].sum(dim=(1, 2)).float()

@@ -5,6 +5,7 @@ ratio unless the results agree.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,8 @@ class Row:
     baseline: str  # the contender that ratios are against
     cells: int  # rows that one call processes
     timing: Timing  # of a call
-    ratio: (
-        float | None
-    )  # time of the baseline over that of the contender, per cell; None for the baseline itself
+    # Time of the baseline over that of the contender, per cell; None for the baseline itself.
+    ratio: float | None
     peak: Peak  # beyond inputs and outputs
     input_bytes: int  # of a call
 
@@ -119,7 +119,7 @@ def side_by_side(
         require_agreement(
             modules[variant.name], _like(paper_tokens[0], variant.tokens[0]), paper=paper
         )
-    others = {}
+    others: dict[str, nn.Module] = {}
     for name in rivals:
         progress(f"{name}: comparing with the paper computation")
         others |= _rival(name, paper, paper_tokens[0], progress)
@@ -156,17 +156,20 @@ def _rival(
     name: str, paper: PaperMasking, tokens: Tensor, progress: Callable[[str], None]
 ) -> dict[str, nn.Module]:
     """A rival by its name, checked; nothing where it does not run."""
-    rival = torch.compile(copy.deepcopy(paper)) if name == COMPILED else _AttendOnly(paper)
+    rival: nn.Module
+    if name == COMPILED:
+        # A compiled module is a module; torch's annotation says only that it can be called.
+        rival = cast(nn.Module, torch.compile(copy.deepcopy(paper)))
+    else:
+        rival = _AttendOnly(paper)
     try:
         for step in DIRECTIONS.values():
             step(rival)(_small(tokens))
         found = rival(tokens)
-    except (
-        Exception
-    ) as error:  # torch's compiler needs one for C++, and names many reasons why it cannot go on
-        progress(
-            f"{name}: left out, for it does not run here ({type(error).__name__}: {str(error).splitlines()[0]})"
-        )
+    except Exception as error:
+        # torch.compile needs a C++ compiler, and raises errors of many types where it fails.
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        progress(f"{name}: left out, because it does not run here ({reason})")
         return {}
     wanted = paper(tokens)
     for what in ("context", "penalty"):
@@ -186,7 +189,7 @@ def measure_against(
     """Time and peak memory of contenders that take one tensor of cells (B, ...), and their ratios
     to one of them.
 
-    Nothing is checked here: whoever calls it has made sure that the contenders compute the same.
+    Nothing is checked here: the caller has checked that the contenders compute the same.
     """
     device = contenders[baseline].inputs[0][0].device
     # Memory first, before anything that a contender keeps between calls has grown to the full size.
@@ -230,5 +233,5 @@ def _like(tokens: Tensor, example: Tensor) -> Tensor:
 def with_backend(module: nn.Module, backend: str) -> nn.Module:
     """A copy of a masking module that runs on a backend."""
     module = copy.deepcopy(module)
-    module.backend = backend
+    vars(module)["backend"] = backend
     return module

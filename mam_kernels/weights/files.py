@@ -61,9 +61,8 @@ def write(
         "arguments": dict(arguments),
         "version": __version__,
     }
-    metadata = {
-        ENTRY: json.dumps(description, allow_nan=False)
-    }  # one entry: of several the order, and so the file, would vary
+    # One entry: of several the order, and so the file, would vary.
+    metadata = {ENTRY: json.dumps(description, allow_nan=False)}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -136,7 +135,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
                     f"{path}: expected tensors and plain values; got objects, which could run code"
                     f" ({listed(objects)}); save a state dict"
                 )
-        with path.open("rb") as file:  # of a path torch.load would go by the suffix
+        with path.open("rb") as file:  # given a path, torch.load would decide by the suffix
             return torch.load(file, map_location=map_location, weights_only=True)
     except WeightsError:
         raise

@@ -24,11 +24,12 @@ from .files import (
 )
 from .modules import empty
 
+# Where a checkpoint may keep its state dict; Lightning's is the first.
 NESTED = (
     "state_dict",
     "model_state_dict",
     "model",
-)  # where a checkpoint may keep its state dict; Lightning's is the first
+)
 PARTS = ("latents", "input_proj", "cross_attention")
 LATENTS = ("", ".weight")  # a parameter, or an embedding's
 PROJECTIONS = ("q", "k", "v")
@@ -118,7 +119,8 @@ class _Parts:
     """The parts of a masking module among the tensors under its prefix."""
 
     def __init__(self, tensors: dict[str, Tensor], called: Mapping[str, str], where: str) -> None:
-        self.tensors, self.called, self.where, self.used = tensors, called, where, set()
+        self.tensors, self.called, self.where = tensors, called, where
+        self.used: set[str] = set()
 
     def state(self) -> dict[str, Tensor]:
         """The state dict of `MultinomialAttentionMasking`."""
@@ -127,13 +129,15 @@ class _Parts:
             latents = latents[0]
         if latents.dim() != 2 or not latents.is_floating_point():
             raise WeightsError(
-                f"{self.where}: expected floating-point latents of shape (N, Dz) or (1, N, Dz); got {checks.describe(latents)}"
+                f"{self.where}: expected floating-point latents of shape (N, Dz) or (1, N, Dz); "
+                f"got {checks.describe(latents)}"
             )
         width = latents.shape[1]
         weight = self._required("input_proj", ".weight")
         if weight.dim() != 2:
             raise WeightsError(
-                f"{self.where}: expected input_proj.weight of shape (Dz, D); got {checks.describe(weight)}"
+                f"{self.where}: expected input_proj.weight of shape (Dz, D); "
+                f"got {checks.describe(weight)}"
             )
         zeros = latents.new_zeros(width)
         state = {
@@ -153,8 +157,8 @@ class _Parts:
         }
         if rest := [name for name in self.tensors if name not in self.used]:
             raise WeightsError(
-                f"{self.where}: expected latents, input_proj and cross_attention alone; got {listed(rest)} too;"
-                " what is no part of the masking is to be named in ignore"
+                f"{self.where}: expected latents, input_proj and cross_attention alone; "
+                f"got {listed(rest)} too; what is no part of the masking is to be named in ignore"
             )
         return state
 
@@ -172,7 +176,8 @@ class _Parts:
         if any(weight.shape != (len(zeros), len(zeros)) for weight in weights):
             raise WeightsError(
                 f"{self.where}: expected projections of shape {(len(zeros), len(zeros))};"
-                f" got {', '.join(str(tuple(weight.shape)) for weight in weights)} for query, key and value"
+                f" got {', '.join(str(tuple(weight.shape)) for weight in weights)}"
+                " for query, key and value"
             )
         bias = self._take("cross_attention", ".in_proj_bias")
         if bias is None:
@@ -200,7 +205,8 @@ class _Parts:
         found = self._take(part, *endings)
         if found is None:
             raise WeightsError(
-                f"{self.where}: expected {self.called[part]}{endings[0]}; got {listed(self.tensors)}"
+                f"{self.where}: expected {self.called[part]}{endings[0]}; "
+                f"got {listed(self.tensors)}"
             )
         return found
 
@@ -219,7 +225,8 @@ def _state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str
         raise TypeError(f"source: expected a path or a state dict; got {type(source).__name__}")
     if not isinstance(contents, Mapping):
         raise WeightsError(
-            f"{where}: expected a state dict or a checkpoint that holds one; got {checks.describe(contents)[:80]}"
+            f"{where}: expected a state dict or a checkpoint that holds one; "
+            f"got {checks.describe(contents)[:80]}"
         )
     inner = next(
         (contents[name] for name in NESTED if isinstance(contents.get(name), Mapping)), contents
@@ -248,7 +255,8 @@ def _found_prefix(tensors: Mapping[str, Tensor], called: Mapping[str, str], wher
     }
     if not starts:
         raise WeightsError(
-            f"{where}: expected tensors of {called['cross_attention']}, such as {endings[0]}; got {listed(tensors)}"
+            f"{where}: expected tensors of {called['cross_attention']}, such as {endings[0]}; "
+            f"got {listed(tensors)}"
         )
     latents = tuple(called["latents"] + ending for ending in LATENTS)
     found = sorted(
@@ -256,6 +264,7 @@ def _found_prefix(tensors: Mapping[str, Tensor], called: Mapping[str, str], wher
     ) or sorted(starts)
     if len(found) > 1:
         raise WeightsError(
-            f"{where}: expected one masking module; got {len(found)}; give one of these as prefix: {listed(map(repr, found))}"
+            f"{where}: expected one masking module; got {len(found)}; give one of these as "
+            f"prefix: {listed(map(repr, found))}"
         )
     return found[0]

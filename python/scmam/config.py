@@ -433,9 +433,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _problem(detail: Mapping[str, Any]) -> str:
-    where = (
-        ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"
-    )  # not which type of a union
+    # Not which type of a union.
+    where = ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown setting"
     message = detail["msg"].removeprefix("Value error, ")

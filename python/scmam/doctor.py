@@ -116,7 +116,7 @@ def _looked(name: str, look: Look) -> list[Check]:
     found: list[Check] = []
     try:
         found.extend(look())
-    except Exception as error:  # whatever breaks here is what the doctor is asked about
+    except Exception as error:  # any failure is what the check reports
         found.append(Check(name, False, f"{type(error).__name__}: {error}"))
     return found
 
@@ -147,7 +147,10 @@ def _backends() -> Iterator[Check]:
 
     states = mam_kernels.backends()
     for name, state in states.items():
-        yield Check(f"backend {name}", True, state.detail if state else f"not here: {state.reason}")
+        if isinstance(state, mam_kernels.Available):
+            yield Check(f"backend {name}", True, state.detail)
+        else:
+            yield Check(f"backend {name}", True, f"not here: {state.reason}")
     if not any(state for name, state in states.items() if name != "reference"):
         yield Check(
             "backends",

@@ -36,7 +36,7 @@ def build_strategy(
             _latents(settings, embed_dim), settings.ratio, settings.zero_ratio
         )
     if settings.strategy == "uniform":
-        selection = Uniform(settings.ratio, settings.zero_ratio)
+        selection: MaskingStrategy = Uniform(settings.ratio, settings.zero_ratio)
     elif settings.strategy == "expression":
         selection = ExpressionSampling(settings.ratio, settings.zero_ratio)
     else:

@@ -1,6 +1,6 @@
 """Files and folders that are whole or not there, and the exclusive use of a folder.
 
-Whatever is written is written beside its place first, under a hidden name, and renamed. The writer
+Every file is written beside its place first, under a hidden name, and renamed. The writer
 holds a lock on the hidden file for as long as it lives. A hidden file without such a lock was left
 by a writer that was killed, and the next one in the same folder removes it.
 """
@@ -173,13 +173,13 @@ def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
     """A new hidden file or folder beside `path`, locked while the block runs, and removed then
     where it is still there.
     """
-    form = {"dir": path.parent, "prefix": f".{path.name[:LONGEST]}.", "suffix": UNFINISHED}
+    prefix = f".{path.name[:LONGEST]}."
     while True:
         if folder:
-            beside = Path(tempfile.mkdtemp(**form))
+            beside = Path(tempfile.mkdtemp(UNFINISHED, prefix, path.parent))
             descriptor = os.open(beside, os.O_RDONLY)
         else:
-            descriptor, name = tempfile.mkstemp(**form)
+            descriptor, name = tempfile.mkstemp(UNFINISHED, prefix, path.parent)
             beside = Path(name)
         with suppress(OSError):  # a file system without locks: then nothing is ever removed there
             fcntl.flock(descriptor, fcntl.LOCK_EX)

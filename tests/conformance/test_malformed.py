@@ -604,6 +604,6 @@ def test_latents_out_of_range_are_refused_or_stay_in_bounds(op, backend, device)
         if device.type == "cpu":
             expected = f"ValueError: latents: expected indices in [0, {N}); got {latent}"
             assert in_child({"call": call}) == {"call": expected}
-        else:  # nobody waits to look at them: the nearest that exist stand for them
+        else:  # they are not read, so the nearest that exist stand for them
             call()
             torch.cuda.synchronize()

@@ -205,9 +205,8 @@ def test_products_in_cpp(count, heads, head, rows):
 def test_many_cells_lose_nothing():
     rows, count, heads, head = 3000, 4, 2, 4
     single = parameters_of(count, heads, head, torch.float32)
-    outputs = step_in_cpp(
-        single, others_of(rows, heads, count, dtype=torch.float32, shift=3.0)
-    )  # means of one sign, whose sums grow
+    # Means of one sign, whose sums grow.
+    outputs = step_in_cpp(single, others_of(rows, heads, count, dtype=torch.float32, shift=3.0))
     _, _, context, penalty, state = outputs
     kept = state_of(state, rows, count, heads, heads * head)
     inputs = (kept.mean, kept.occupied, kept.directions, kept.constant, single.out_bias)
@@ -314,9 +313,8 @@ def test_a_mode_sees_the_operation_and_changes_nothing():
 
 
 @needs_cpp
-@pytest.mark.parametrize(
-    "rows", [1, 3, 37]
-)  # fewer than the threads, so that several work on one row; some; more
+# Fewer than the threads, so that several work on one row; some; more.
+@pytest.mark.parametrize("rows", [1, 3, 37])
 @pytest.mark.parametrize("density", [0.1, 0.9])
 def test_the_number_of_threads_changes_no_bit(rows, density):
     generator = torch.Generator().manual_seed(rows)

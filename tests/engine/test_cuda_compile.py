@@ -20,12 +20,12 @@ THREADS = {  # of a block, by what the kernel's name contains; others are small 
     "select_kernel": 512,
     "draw_latents_kernel": 512,
 }
-BLOCKS_AT_ONCE = (
-    2  # at least so many fit on a multiprocessor, so that one works while the other waits
-)
+# At least so many fit on a multiprocessor, so that one works while the other waits.
+BLOCKS_AT_ONCE = 2
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<arch>\d+)'"
-    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads"
     r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
 )

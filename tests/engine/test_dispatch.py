@@ -236,7 +236,7 @@ def test_explain_of_a_named_backend_that_cannot_run_chooses_none_and_says_why():
     assert "->" not in str(explanation)
 
 
-def test_explain_computes_nothing_and_takes_the_random_state_of_nobody():
+def test_explain_computes_nothing_and_leaves_the_random_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     mam.explain(mam.sample_without_replacement, weights(), 3)
@@ -376,7 +376,10 @@ def test_use_backend_of_an_unknown_name_is_an_error_and_changes_nothing(name):
 
 
 def test_environment_variable_chooses_for_the_process():
-    script = "import torch, mam_kernels as mam; print(mam.explain(mam.sample_without_replacement, torch.ones(1, 2), 1).chosen)"
+    script = (
+        "import torch, mam_kernels as mam; "
+        "print(mam.explain(mam.sample_without_replacement, torch.ones(1, 2), 1).chosen)"
+    )
     assert run_python(script, MAM_BACKEND="reference").stdout.strip() == "reference"
     assert run_python(script, MAM_BACKEND="").stdout.strip() == ("cpu" if has_cpu else "reference")
 
@@ -392,14 +395,17 @@ def test_environment_variable_yields_to_use_backend_and_to_an_argument(monkeypat
     assert dispatch.requested("cpu") == "cpu"
 
 
-def test_environment_variable_with_an_unknown_name_is_an_error_of_the_first_call_not_of_the_import():
-    script = "import torch, mam_kernels as mam; print('imported'); mam.sample_without_replacement(torch.ones(1, 2), 1)"
+def test_environment_variable_with_an_unknown_name_is_an_error_of_the_first_call_not_the_import():
+    script = (
+        "import torch, mam_kernels as mam; print('imported'); "
+        "mam.sample_without_replacement(torch.ones(1, 2), 1)"
+    )
     result = run_python(script, MAM_BACKEND="fastest")
     assert result.returncode != 0
     assert result.stdout.strip() == "imported"
     assert (
-        "ValueError: MAM_BACKEND: expected one of triton, cuda, cpu, reference, or None to choose; got 'fastest'"
-        in result.stderr
+        "ValueError: MAM_BACKEND: expected one of triton, cuda, cpu, reference, or None to choose; "
+        "got 'fastest'" in result.stderr
     )
 
 

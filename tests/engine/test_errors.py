@@ -528,8 +528,13 @@ def test_what_stands_in_the_padding_is_no_error_while_values_are_checked(call):
     names = {sample: ["weights"], attend_values: ["values"], attend_tokens: ["key", "value"]}.get(
         call, ["tokens"]
     )
-    good = {"tokens": rand(B, L) if call is mask_values else rand(B, L, D), "weights": rand(B, L), "values": rand(B, L),
-            "key": rand(B, L, H, WIDTH), "value": rand(B, L, H, WIDTH)}  # fmt: skip
+    good = {
+        "tokens": rand(B, L) if call is mask_values else rand(B, L, D),
+        "weights": rand(B, L),
+        "values": rand(B, L),
+        "key": rand(B, L, H, WIDTH),
+        "value": rand(B, L, H, WIDTH),
+    }
     with mam.check_values():
         result = call(valid=valid, **{name: spoiled(good[name], float("nan")) for name in names})
     floats = [
@@ -561,7 +566,10 @@ def test_checking_is_off_by_default_nests_and_is_restored_after_an_exception():
 
 @pytest.mark.parametrize(("setting", "raises"), [("1", True), ("0", False), ("", False)])
 def test_environment_variable_turns_checking_on(setting, raises):
-    script = "import torch, mam_kernels as mam; mam.sample_without_replacement(torch.tensor([[float('nan'), 1.0]]), 1)"
+    script = (
+        "import torch, mam_kernels as mam; "
+        "mam.sample_without_replacement(torch.tensor([[float('nan'), 1.0]]), 1)"
+    )
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "MAM_CHECK_VALUES": setting}
     result = subprocess.run(

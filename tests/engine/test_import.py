@@ -103,7 +103,9 @@ before = set(sys.modules)
 import mam_kernels
 new = set(sys.modules) - before
 print(sorted(name for name in new if not name.startswith("mam_kernels")))
-print(sorted(name for name in new if name.startswith("mam_kernels") and name.split(".")[-1] in {"_cpu", "_cuda", "native", "triton", "cuda", "cpu", "testing", "reference"}))
+late = {"_cpu", "_cuda", "native", "triton", "cuda", "cpu", "testing", "reference"}
+ours = [name for name in new if name.startswith("mam_kernels")]
+print(sorted(name for name in ours if name.split(".")[-1] in late))
 """
     others, ours = run_python(script).splitlines()
     heavy = (
@@ -138,17 +140,22 @@ print(torch.cuda.is_initialized())
 def test_import_takes_less_than_a_second_beyond_torch():
     # Some 0.03 s where it was measured; the bound is for a loaded machine, and for the compiler
     # that an import must not load (2 s).
-    script = "import torch, time; start = time.process_time(); import mam_kernels; print(time.process_time() - start)"
+    script = (
+        "import torch, time; start = time.process_time(); "
+        "import mam_kernels; print(time.process_time() - start)"
+    )
     assert min(float(run_python(script)) for _ in range(2)) < 1.0
 
 
 def test_import_leaves_the_random_state_the_threads_and_the_defaults_of_torch_alone():
     script = """
 import torch, logging
-before = (torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), len(logging.getLogger().handlers))
+def settings():
+    random, threads = torch.get_rng_state().tolist(), torch.get_num_threads()
+    return random, threads, torch.get_default_dtype(), len(logging.getLogger().handlers)
+before = settings()
 import mam_kernels
-after = (torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), len(logging.getLogger().handlers))
-print(before == after)
+print(settings() == before)
 """
     assert run_python(script) == "True"
 
@@ -157,9 +164,23 @@ print(before == after)
 
 
 PUBLIC = (
-    "MultinomialAttentionMasking", "ContextInjection", "sample_without_replacement", "value_attention", "latent_attention",
-    "attention_importance", "inclusion_probabilities", "integrations", "backends", "use_backend", "explain", "testing", "reference", "Available", "Unavailable", "ValueMoments",
-)  # fmt: skip
+    "MultinomialAttentionMasking",
+    "ContextInjection",
+    "sample_without_replacement",
+    "value_attention",
+    "latent_attention",
+    "attention_importance",
+    "inclusion_probabilities",
+    "integrations",
+    "backends",
+    "use_backend",
+    "explain",
+    "testing",
+    "reference",
+    "Available",
+    "Unavailable",
+    "ValueMoments",
+)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -175,7 +196,7 @@ def test_what_is_announced_exists_and_is_documented(name):
 
 def test_unknown_names_raise_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
-        mam.no_such_name
+        mam.no_such_name  # noqa: B018  the access is what raises
 
 
 def test_reference_offers_the_functions_by_the_same_names():
@@ -223,9 +244,8 @@ IMPORTS = {module_name(path): imported_modules(path) for path in FILES}
 def test_the_parser_of_imports_sees_what_it_should():
     assert {"mam_kernels._core.philox", "torch"} <= IMPORTS["mam_kernels.ops.selection.reference"]
     assert "mam_kernels._core.dispatch" in IMPORTS["mam_kernels.ops.value_attention.ops"]
-    assert (
-        "mam_kernels._core.extension" in IMPORTS["mam_kernels._core.dispatch"]
-    )  # inside a function
+    # Inside a function.
+    assert "mam_kernels._core.extension" in IMPORTS["mam_kernels._core.dispatch"]
 
 
 def test_the_engine_never_imports_the_single_cell_layer_or_its_libraries():

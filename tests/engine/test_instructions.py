@@ -38,9 +38,8 @@ def test_a_change_beyond_the_tolerance_is_named():
     now = {"instructions": {name: {"selection": 1040, "gone": 10} for name in instructions.SETS}}
     assert instructions.changes(kept, now)[0] == "avx2, selection: 1,040 instructions, +4.0%"
     fewer = {"instructions": {name: {"selection": 900, "gone": 10} for name in instructions.SETS}}
-    assert len(instructions.changes(kept, fewer)) == len(
-        instructions.SETS
-    )  # what was won is kept too
+    # What was won is kept too.
+    assert len(instructions.changes(kept, fewer)) == len(instructions.SETS)
 
 
 def test_counts_are_kept_of_every_call():

@@ -41,9 +41,8 @@ def test_repeats_short_calls():
 
 
 def test_reports_the_first_call_of_a_sample_by_itself():
-    slow = iter(
-        [0.0] * 4 + [0.008, 0.0, 0.0, 0.0] * 3
-    )  # one call to begin with, three to find how many make a sample, then three samples
+    # One call to begin with, three to find how many make a sample, then three samples.
+    slow = iter([0.0] * 4 + [0.008, 0.0, 0.0, 0.0] * 3)
     timing = measure.time_interleaved(
         {"some": Contender(lambda: time.sleep(0.005 + next(slow)))}, samples=3
     )["some"]
@@ -91,9 +90,8 @@ def test_peak_memory_is_what_was_held_beyond_the_outputs(scratch_mib):
 
 def test_peak_memory_counts_what_was_freed_before():
     kept = [torch.ones(MIB // 4) for _ in range(64)]
-    del (
-        kept
-    )  # the allocator may keep these pages; a call that takes them again must be charged for them
+    # The allocator may keep these pages; a call that takes them again must be charged for them.
+    del kept
     peak = measure.peak_memory(hold, (32,), small_inputs=(1,))
     if peak.bytes is None:
         pytest.skip(peak.method)

@@ -229,8 +229,11 @@ def test_the_published_penalty_is_the_root_of_ours_times_the_batch(kind):
 def test_types_and_shapes_of_what_is_returned(kind):
     out = module_of(kind)(tokens_of(kind), seed=1)
     assert [(x.shape, x.dtype) for x in out] == [
-        ((3, 20), torch.bool), ((3, 20), torch.float32), ((3, DZ), torch.float32), ((), torch.float32),
-    ]  # fmt: skip
+        ((3, 20), torch.bool),
+        ((3, 20), torch.float32),
+        ((3, DZ), torch.float32),
+        ((), torch.float32),
+    ]
     assert [x.requires_grad for x in out] == [False, False, True, True]
     assert out._fields == ("mask", "importance", "context", "penalty")
 
@@ -526,7 +529,7 @@ def test_activation_checkpointing_recomputes_the_same_mask_and_gradients(kind, u
         torch.testing.assert_close(mine, right)
 
 
-def test_activation_checkpointing_restores_torchs_generator_so_that_a_missing_seed_is_the_same_again():
+def test_activation_checkpointing_restores_torchs_generator_so_a_missing_seed_is_the_same_again():
     module, tokens, masks = module_of(mask_ratio=0.5), tokens_of("values", 3, 60), []
 
     def step(scale: Tensor) -> Tensor:

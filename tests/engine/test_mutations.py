@@ -1,7 +1,7 @@
 """A wrong backend is found out: mistakes are planted in a copy of the reference, which then stands
 in for a backend.
 
-Each mutant is one mistake that somebody makes when writing a kernel. ``mam.testing.check`` must
+Each mutant is one mistake that is easily made in a kernel. ``mam.testing.check`` must
 report it; the copy without a mistake
 must pass. Two kinds: a line of the source changed (``LINES``), and a backend that misuses its
 arguments or its results (``WRAPPERS``).
@@ -26,9 +26,8 @@ from mam_kernels.ops.selection import reference as selection
 from mam_kernels.ops.value_attention import reference as value
 from mam_kernels.testing import cases, tolerances
 
-checker = importlib.import_module(
-    "mam_kernels.testing.check"
-)  # the package's own `check` is the function
+# The package's own `check` is the function.
+checker = importlib.import_module("mam_kernels.testing.check")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")  # torch calls its CSR support beta
 
@@ -247,7 +246,8 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "weight_of_zeros * mean**2 + (weight * (cell.values - mean[..., None]) ** 2).sum(dim=-1)",
+                "weight_of_zeros * mean**2 "
+                "+ (weight * (cell.values - mean[..., None]) ** 2).sum(dim=-1)",
                 "(weight * cell.values**2).sum(dim=-1)",
             )
         ],
@@ -302,8 +302,10 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "exists = values.new_ones(num_positions, dtype=torch.bool) if valid is None else valid\n    columns = columns.to(torch.int64)",
-                "exists = values.new_ones(num_positions, dtype=torch.bool)\n    columns = columns.to(torch.int64)",
+                "exists = values.new_ones(num_positions, dtype=torch.bool) "
+                "if valid is None else valid\n    columns = columns.to(torch.int64)",
+                "exists = values.new_ones(num_positions, dtype=torch.bool)"
+                "\n    columns = columns.to(torch.int64)",
             )
         ],
     ),
@@ -332,8 +334,10 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "value",
         [
             (
-                "return torch.full_like(slope, -torch.inf), torch.zeros_like(slope), torch.zeros_like(slope)",
-                "return torch.full_like(slope, torch.nan), torch.zeros_like(slope), torch.zeros_like(slope)",
+                "return torch.full_like(slope, -torch.inf), "
+                "torch.zeros_like(slope), torch.zeros_like(slope)",
+                "return torch.full_like(slope, torch.nan), "
+                "torch.zeros_like(slope), torch.zeros_like(slope)",
             )
         ],
     ),
@@ -446,7 +450,8 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "latent",
         [
             (
-                "kept_key, kept_value = _kept(key[b], _row(valid, b)), _kept(value[b], _row(valid, b))",
+                "kept_key, kept_value = _kept(key[b], _row(valid, b)), "
+                "_kept(value[b], _row(valid, b))",
                 "kept_key, kept_value = key[b], value[b]",
             )
         ],
@@ -478,7 +483,7 @@ def _whatever_the_line_breaks(code: str) -> str:
 
 
 def mutated(name: str, replacements: list[tuple[str, str]]) -> ModuleType:
-    """A copy of a source file, with replacements; the module that ``import`` gives stays as it is."""
+    """A copy of a source file, with replacements; the imported module stays as it is."""
     original = SOURCES[name]
     source = inspect.getsource(original)
     for old, new in replacements:
@@ -496,7 +501,7 @@ def mutated(name: str, replacements: list[tuple[str, str]]) -> ModuleType:
 def backend_of(
     name: str | None = None, replacements: list[tuple[str, str]] | None = None
 ) -> Callable[[str], Callable]:
-    """A backend made of copies of the reference, one of them with a mistake: operation -> function."""
+    """A backend of copies of the reference, one of them with a mistake: operation -> function."""
     copies = {each: mutated(each, replacements or [] if each == name else []) for each in SOURCES}
     copies["selection"].philox = copies["philox"]
     copies["value"].select = copies["latent"].select = copies["selection"].select
@@ -667,8 +672,15 @@ for _op in ("value_mask", "token_mask"):
         _op,
         _changed_result(_last_row_as_first, 1),
     )
-for _op, _results in {"value_attention": 3, "latent_attention": 2, "latent_attention_backward": 3, "attention_logsumexp": 1,
-                      "attention_importance": 1, "draw_latents": 1}.items():  # fmt: skip
+NUM_RESULTS = {
+    "value_attention": 3,
+    "latent_attention": 2,
+    "latent_attention_backward": 3,
+    "attention_logsumexp": 1,
+    "attention_importance": 1,
+    "draw_latents": 1,
+}
+for _op, _results in NUM_RESULTS.items():
     for _index in range(_results):
         change = (lambda x: x.flip(0)) if _op == "draw_latents" else _last_element_wrong
         WRAPPERS[f"{_op} has a wrong last element in result {_index}"] = (

@@ -1,5 +1,5 @@
 """``torch.ops.mam_kernels.*`` called past the public functions: what does not fit together is
-refused by name, and never computed on memory that nobody wrote.
+refused by name, and never computed on memory that was not written.
 """
 
 import pytest

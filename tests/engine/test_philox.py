@@ -39,7 +39,7 @@ def philox_by_integers(seed: int, counter: tuple[int, int, int, int]) -> tuple[i
 
 
 def bits_by_integers(position: int, sample_id: int, step: int, seed: int, stream: int) -> int:
-    """The 32 bits of a position: word ``l & 3`` of counter ``(l >> 2, sample id, step, stream)``."""
+    """The bits of position l: word ``l & 3`` of counter ``(l >> 2, sample id, step, stream)``."""
     return philox_by_integers(seed, (position >> 2, sample_id, step, stream))[position & 3]
 
 

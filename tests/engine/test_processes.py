@@ -50,9 +50,8 @@ def of_both(ranks: list[Trained]) -> dict[tuple[int, int], list[bool]]:
 def test_the_loop_hides_genes_of_every_cell_in_every_epoch_and_trains(alone):
     for kind, trained in alone.items():
         assert len(trained.masks) == EPOCHS * CELLS
-        assert (
-            len({tuple(mask) for mask in trained.masks.values()}) > CELLS
-        )  # another epoch, another mask
+        # Another epoch, another mask.
+        assert len({tuple(mask) for mask in trained.masks.values()}) > CELLS
         assert all(sum(mask) == 12 for mask in trained.masks.values())
         before = Model(kind).state_dict()
         assert not any(torch.equal(trained.parameters[name], x) for name, x in before.items())
@@ -106,7 +105,7 @@ def test_two_processes_continue_to_the_bit_after_a_restart_in_the_middle_of_an_e
 
 
 @pytest.mark.parametrize(("run", "use"), [("one adapter", ("decoder",)), ("mask alone", ())])
-def test_sharded_parameters_without_a_gradient_keep_nobody_waiting(run, use, together):
+def test_sharded_parameters_without_a_gradient_do_not_block(run, use, together):
     expected = train(Model(use=use))
     assert of_both(together[run]) == expected.masks
     assert close(together[run][0].parameters, expected.parameters)

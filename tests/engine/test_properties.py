@@ -41,8 +41,12 @@ def weight_rows(draw) -> Tensor:
             torch.randint(4, uniform.shape, generator=generator)
         ]
         return torch.where(uniform < 0.5, odd, uniform)
-    return {"near-uniform": 1 + 0.1 * uniform, "skewed": uniform**20, "equal": torch.ones_like(uniform),
-            "sparse": torch.where(uniform < 0.8, 0.0, uniform)}[kind]  # fmt: skip
+    return {
+        "near-uniform": 1 + 0.1 * uniform,
+        "skewed": uniform**20,
+        "equal": torch.ones_like(uniform),
+        "sparse": torch.where(uniform < 0.8, 0.0, uniform),
+    }[kind]
 
 
 @st.composite
@@ -258,8 +262,11 @@ def test_csr_equals_dense(backend, data, values, index_type):
     assert torch.equal(sparse.mask, dense.mask)
     assert element_error(sparse.importance, dense.importance) <= 2 * FLOORS[torch.float32]
     slope = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    for ours, theirs in zip(mam.value_attention(csr, slope, valid=valid, backend=backend),
-                            mam.value_attention(values, slope, valid=valid, backend=backend), strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        mam.value_attention(csr, slope, valid=valid, backend=backend),
+        mam.value_attention(values, slope, valid=valid, backend=backend),
+        strict=True,
+    ):
         assert row_error(ours, theirs) <= 2 * FLOORS[torch.float32]
 
 
@@ -280,8 +287,11 @@ def test_csr_entries_in_any_order_and_stored_zeros_change_nothing(backend, data,
         check_invariants=False,
     )
     slope = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    for ours, theirs in zip(mam.value_attention(full, slope, backend=backend), mam.value_attention(values, slope, backend=backend),
-                            strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        mam.value_attention(full, slope, backend=backend),
+        mam.value_attention(values, slope, backend=backend),
+        strict=True,
+    ):
         assert row_error(ours, theirs) <= 2 * FLOORS[torch.float32]
     module = module_of(backend)
     assert torch.equal(module(full, seed=3).mask, module(values, seed=3).mask)

@@ -27,10 +27,11 @@ TEST_ALPHA = 1e-9
 MAX_TESTS = 500
 BACKENDS = [name for name in ("reference", "cpu") if mam.backends()[name]]
 SEED = 20260917
+# As many replicates as fit into a fraction of a second.
 ROWS = {
     "reference": 50_000,
     "cpu": 200_000,
-}  # as many replicates as fit into a fraction of a second
+}
 FUSED_ROWS = {"reference": 3_000, "cpu": 200_000}  # the reference takes one cell at a time
 LATENT_DRAWS = {"reference": 1_000, "cpu": 5_000}  # one call each
 
@@ -102,7 +103,7 @@ def require_all(p_values: dict[object, float]) -> None:
 
 
 def dkw_bound(count: int, alpha: float = TEST_ALPHA) -> float:
-    """P(sup |F_n - F| > bound) <= alpha (Dvoretzky, Kiefer and Wolfowitz, with Massart's constant)."""
+    """P(sup |F_n - F| > bound) <= alpha: Dvoretzky, Kiefer and Wolfowitz, Massart's constant."""
     return math.sqrt(math.log(2.0 / alpha) / (2.0 * count))
 
 
@@ -485,9 +486,8 @@ def bits_of(
 @pytest.mark.parametrize("stream", [philox.STREAM_POSITIONS, philox.STREAM_LATENTS])
 def test_uniforms_are_uniform_on_the_unit_interval(stream):
     u = philox.uniforms(bits_of(stream)).double().numpy().ravel()
-    assert (
-        kolmogorov_distance(u) <= dkw_bound(u.size) + 2.0**-24
-    )  # a float32 below 1 is at most half of 2**-23 from what it rounds
+    # A float32 below 1 is at most half of 2**-23 from what it rounds.
+    assert kolmogorov_distance(u) <= dkw_bound(u.size) + 2.0**-24
     cells = np.bincount((u * 256).astype(int), minlength=256)
     require_all(
         {cell: binomial_p_value(int(count), u.size, 1 / 256) for cell, count in enumerate(cells)}
@@ -547,7 +547,7 @@ def correlation_p_value(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("what", NEIGHBOURS)
-def test_words_of_different_streams_steps_seeds_and_samples_are_independent_and_their_uniforms_uncorrelated(
+def test_words_of_different_streams_steps_seeds_and_samples_are_independent(
     what,
 ):
     one, other = (bits_of(**options) for options in NEIGHBOURS[what])

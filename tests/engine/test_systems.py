@@ -447,7 +447,7 @@ def test_jacobians_go_backward_and_forward_mode_is_refused(kind):
     torch.testing.assert_close(jacobian["latents"][2, 3], row, rtol=1e-4, atol=1e-6)
     with pytest.raises(
         NotImplementedError,
-        match=r"forward-mode derivatives \(jvp, jacfwd, hessian\) are not computed; use reverse mode",
+        match=r"forward-mode derivatives \(jvp, jacfwd, hessian\) are not computed; use reverse",
     ):
         jvp(lambda state: call(state, tokens, seed=1).context, (state,), (state,))
 
@@ -474,7 +474,10 @@ def test_vmap_without_a_seed_wants_to_know_whether_the_draws_are_to_differ():
 
 def test_token_attention_alone_is_transformed_too():
     query, tokens = torch.randn(3, 2, 4), torch.randn(2, 9, 2, 4)
-    total = lambda query: mam.latent_attention(query, tokens, tokens)[0].square().sum()
+
+    def total(query):
+        return mam.latent_attention(query, tokens, tokens)[0].square().sum()
+
     (expected,) = torch.autograd.grad(total(query.requires_grad_()), [query])
     torch.testing.assert_close(grad(total)(query.detach()), expected)
 

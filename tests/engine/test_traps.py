@@ -107,15 +107,13 @@ def found_bits(where: dict[str, int], positions: int = 64) -> Tensor:
 def test_24_bit_uniform_tail_is_reached_so_that_a_tiny_weight_can_win_its_race(backend):
     bits, position = found_bits(TINY_BITS), TINY_BITS["position"]
     uniforms = philox.uniforms(bits)
-    assert (
-        float(uniforms[position]) == 1.5 * 2**-32
-    )  # a uniform of 24 bits is 0, or at least 2**-25
+    # A uniform of 24 bits is 0, or at least 2**-25.
+    assert float(uniforms[position]) == 1.5 * 2**-32
     weights = torch.ones(1, 64)
     weights[0, position] = 2e-7
     others = uniforms[torch.arange(64) != position].min()
-    assert (
-        uniforms[position] / 2e-7 < others < 2.0**-25 / 2e-7
-    )  # the right key wins, that of 24 bits would lose
+    # The right key wins, that of 24 bits would lose.
+    assert uniforms[position] / 2e-7 < others < 2.0**-25 / 2e-7
     ids = torch.tensor([TINY_BITS["sample_id"]])
     mask = mam.sample_without_replacement(weights, 1, seed=0, sample_ids=ids, backend=backend)
     assert mask[0].nonzero()[:, 0].tolist() == [position]
@@ -124,9 +122,8 @@ def test_24_bit_uniform_tail_is_reached_so_that_a_tiny_weight_can_win_its_race(b
 @both_backends
 def test_u_equal_to_1_does_not_make_an_infinite_key_that_is_never_drawn(backend):
     bits, position = found_bits(HUGE_BITS), HUGE_BITS["position"]
-    assert (
-        float(bits[position].float() * 2.0**-32) == 1.0
-    )  # rounded to float32, which the clamp must undo
+    # Rounded to float32, which the clamp must undo.
+    assert float(bits[position].float() * 2.0**-32) == 1.0
     assert float(philox.uniforms(bits)[position]) < 1.0
     ids, weights = torch.tensor([HUGE_BITS["sample_id"]]), torch.ones(1, 64)
     every = mam.sample_without_replacement(weights, 64, seed=0, sample_ids=ids, backend=backend)
@@ -188,12 +185,10 @@ def test_ties_go_to_the_lower_index_in_a_row_of_20k_which_has_some(path, backend
 def test_floor_not_round_of_k_at_every_length_up_to_20000():
     ratio, lengths = 0.3, range(20_001)
     expected = [math.floor(ratio * n) for n in lengths]
-    assert (
-        sum(expected[n] != round(ratio * n) for n in lengths) > 5000
-    )  # where rounding would be seen
-    assert (
-        sum(math.floor(ratio * n + 0.5) != round(ratio * n) for n in lengths) > 500
-    )  # and the two roundings differ
+    # Where rounding would be seen.
+    assert sum(expected[n] != round(ratio * n) for n in lengths) > 5000
+    # And the two roundings differ.
+    assert sum(math.floor(ratio * n + 0.5) != round(ratio * n) for n in lengths) > 500
     device = torch.device("cpu")
     assert [int(checks.count_masked(ratio, None, 1, n, device)) for n in lengths[::7]] == expected[
         ::7
@@ -325,7 +320,11 @@ import torch, mam_kernels as mam
 ids = torch.tensor([2**31 + 1, 2**32 - 1, 0])
 for positions, k in ((3000, 900), (70, 23)):
     draw = dict(seed=2**63 + 5, step=2**32 - 1, sample_ids=ids)
-    masks = [mam.sample_without_replacement(torch.ones(3, positions), k, **draw, backend=b) for b in ("triton", "reference")]
+    weights = torch.ones(3, positions)
+    masks = [
+        mam.sample_without_replacement(weights, k, **draw, backend=backend)
+        for backend in ("triton", "reference")
+    ]
     print(torch.equal(*masks), masks[0].sum(dim=1).tolist() == [k] * 3)
 """
     assert run_python(script, TRITON_INTERPRET="1").split() == ["True"] * 4
@@ -418,7 +417,8 @@ import mam_kernels as mam
 
 rank, rendezvous = int(sys.argv[1]), sys.argv[2]
 store = dist.FileStore(rendezvous, 2)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+limit = datetime.timedelta(seconds=60)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
 torch.set_num_threads(1)
 
 class Model(nn.Module):
@@ -452,7 +452,8 @@ def train(scheme, use, **options):
     both = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(both, mine)
     without = [name for name, p in model.module.named_parameters() if p.grad is None]
-    print(scheme, "+".join(use) or "nothing", torch.equal(*both), bool(mine.isfinite().all()), len(without))
+    finite = bool(mine.isfinite().all())
+    print(scheme, "+".join(use) or "nothing", torch.equal(*both), finite, len(without))
 
 for scheme in ("encoder", "decoder", "both", "separate"):
     train(scheme, ("encoder", "decoder", "penalty"))

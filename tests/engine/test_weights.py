@@ -250,9 +250,10 @@ def test_of_two_modules_one_is_named(published, values):
     ):
         from_published(both, num_heads=H)
     assert_same(from_published(both, num_heads=H, prefix="second."), published, values, 1e-5)
+    # Has no latents beside it.
     decoder = {
         f"decoder.cross_attention.{n}": t for n, t in published.cross_attention.state_dict().items()
-    }  # has no latents beside it
+    }
     first = {name: tensor for name, tensor in both.items() if name.startswith("first")}
     assert_same(from_published(first | decoder, num_heads=H), other, values, 1e-5)
 

@@ -1,5 +1,5 @@
 """What the masking module reads is what its submodules say: the effective weight of one that was
-wrapped, and a refusal by name of whatever cannot be read.
+wrapped, and a refusal by name of what cannot be read.
 """
 
 import copy

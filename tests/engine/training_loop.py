@@ -82,9 +82,8 @@ class Trained:
 
     masks: dict[tuple[int, int], list[bool]] = field(default_factory=dict)  # by step and cell
     losses: list[float] = field(default_factory=list)
-    parameters: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # whole, also where they were sharded
+    # whole, also where they were sharded.
+    parameters: dict[str, Tensor] = field(default_factory=dict)
     without_gradient: list[str] = field(default_factory=list)
 
 

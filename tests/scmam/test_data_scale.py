@@ -22,18 +22,18 @@ pytest.importorskip("lightning", reason="pretraining is Lightning's")
 pytest.importorskip("scanpy", reason="the real cells are scanpy's")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data, load_config
-from scmam.data import CellLoader, Cells, cell_batch, inspect, loader, matrix, open_cells, reading
-from scmam.errors import CellsError, ConfigError
-from scmam.objective import build_pretraining
-from scmam.runs import Run, open_run
-from scmam.sequences import CellBatch
-from scmam.training import pretrain
-from scmam.training.module import PretrainingModule
+from scmam.config import Data, load_config  # noqa: E402
+from scmam.data import CellLoader, Cells, cell_batch, inspect, loader, matrix, open_cells, reading  # noqa: E402
+from scmam.errors import CellsError, ConfigError  # noqa: E402
+from scmam.objective import build_pretraining  # noqa: E402
+from scmam.runs import Run, open_run  # noqa: E402
+from scmam.sequences import CellBatch  # noqa: E402
+from scmam.training import pretrain  # noqa: E402
+from scmam.training.module import PretrainingModule  # noqa: E402
 
-from benchmarks import large_file
-from tests.examples import run_examples
-from tests.scmam.small import SMALL_MODEL
+from benchmarks import large_file  # noqa: E402
+from tests.examples import run_examples  # noqa: E402
+from tests.scmam.small import SMALL_MODEL  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CELLS, GENES = 20_000, 5_000
@@ -229,9 +229,8 @@ def test_two_processes_read_the_steps_of_one_and_each_its_own_blocks(backed):
         set(np.array(list(chain(*share[: loader.READ_AHEAD // (2 * BATCH)]))) // BLOCK)
         for share in shares
     ]
-    assert len(window[0] & window[1]) < 0.4 * len(
-        window[0] | window[1]
-    )  # every block, if each took every other cell
+    # Every block, if each took every other cell.
+    assert len(window[0] & window[1]) < 0.4 * len(window[0] | window[1])
 
 
 def test_blocks_are_drawn_from_large_matrices_wherever_they_are(files, monkeypatch):

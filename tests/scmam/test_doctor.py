@@ -39,9 +39,10 @@ def test_versions_know_what_is_not_installed(monkeypatch):
 def test_the_validation_run_on_real_cells(monkeypatch, capsys):
     pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
     pytest.importorskip("lightning", reason="the single-cell layer is not installed")
+    # It has tests of its own.
     monkeypatch.setattr(
         "mam_kernels.testing.check", lambda: "heading\ncpu value path float32 1 2 ok it agrees"
-    )  # it has tests of its own
+    )
     examination = examine(progress=True)
     assert "validation run ..." in capsys.readouterr().out
     found = by_name(examination)

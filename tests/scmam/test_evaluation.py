@@ -16,11 +16,11 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Data, validated
-from scmam.config import Evaluation as Settings
-from scmam.data import from_anndata, open_cells
-from scmam.errors import CellsError, ConfigError, RunError
-from scmam.evaluation import (
+from scmam.config import Data, validated  # noqa: E402
+from scmam.config import Evaluation as Settings  # noqa: E402
+from scmam.data import from_anndata, open_cells  # noqa: E402
+from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
+from scmam.evaluation import (  # noqa: E402
     baseline,
     cross_validation,
     embed,
@@ -29,11 +29,11 @@ from scmam.evaluation import (
     fine_tuning,
     linear_probe,
 )
-from scmam.evaluation import reading as reading_module
-from scmam.evaluation.baselines import log_normalised
-from scmam.evaluation.embedding import sequence_reader
-from scmam.objective import build_pretraining
-from scmam.runs import create_folder, open_run, update_record, write_weights
+from scmam.evaluation import reading as reading_module  # noqa: E402
+from scmam.evaluation.baselines import log_normalised  # noqa: E402
+from scmam.evaluation.embedding import sequence_reader  # noqa: E402
+from scmam.objective import build_pretraining  # noqa: E402
+from scmam.runs import create_folder, open_run, update_record, write_weights  # noqa: E402
 
 CLASSES = ("B", "NK", "T")
 SETTINGS = Settings(folds=3, epochs=4, batch_size=16, hidden=16, lr=3e-3)
@@ -456,9 +456,8 @@ def test_a_gpu_gives_the_same(cells, pretraining):
         fine_tune(on_gpu, cells, settings, 7),
         fine_tune(pretraining, cells, settings, 7),
     )
-    assert found.mean("accuracy") == pytest.approx(
-        expected.mean("accuracy"), abs=0.1
-    )  # dropout draws other numbers
+    # Dropout draws other numbers.
+    assert found.mean("accuracy") == pytest.approx(expected.mean("accuracy"), abs=0.1)
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -527,9 +526,8 @@ def test_probe_of_an_untrained_encoder_on_real_cells(real_cells):
         build_pretraining(config, real_cells.num_genes), real_cells, Settings(max_tokens=64)
     )
     assert len(found.classes) == 10
-    assert (
-        0.5 < found.mean("accuracy") < 0.8
-    )  # the largest class is 34 % of the cells; the counts themselves give 0.83
+    # The largest class is 34 % of the cells; the counts themselves give 0.83.
+    assert 0.5 < found.mean("accuracy") < 0.8
 
 
 def test_probe_of_the_harder_file(tmp_path):

@@ -248,9 +248,8 @@ def test_error_of_a_rate_is_that_of_the_draws(cells):
     between = tally.hidden_by_draw.numpy().std(axis=0, ddof=1) / cells.num_cells / math.sqrt(8)
     binomial = np.sqrt(table["hidden"] * (1 - table["hidden"]) / (8 * cells.num_cells))
     assert table["hidden_error"].to_numpy() == pytest.approx(np.maximum(between, binomial))
-    assert np.sqrt((between**2).mean()) == pytest.approx(
-        binomial.mean(), rel=0.1
-    )  # the cells are independent where slopes are 0
+    # The cells are independent where slopes are 0.
+    assert np.sqrt((between**2).mean()) == pytest.approx(binomial.mean(), rel=0.1)
 
 
 def test_latents_drawn_anew_add_to_the_error(cells):
@@ -276,9 +275,8 @@ def test_reference_of_strategies_that_draw_zeros_apart(cells, masking):
     assert table["uniform"].sum() == pytest.approx(table["hidden"].sum())
     error = np.sqrt(table["uniform"] * (1 - table["uniform"]) / found.masks)
     z = ((table["hidden"] - table["uniform"]) / error).abs()
-    assert (
-        z.max() < 6.0
-    )  # 765 genes beyond 6 standard errors: fewer than 2 in a million such tables
+    # 765 genes beyond 6 standard errors: fewer than 2 in a million such tables.
+    assert z.max() < 6.0
     shares = (0.25, 0.05) if masking["strategy"] == "matched" else (0.3, 0.03)
     assert found.hidden_nonzero == pytest.approx(shares[0], abs=0.01)
     assert found.hidden_zero == pytest.approx(shares[1], abs=0.01)

@@ -174,9 +174,8 @@ def test_expression_is_drawn_in_proportion_to_the_value():
     assert mask.sum(1).tolist() == [1] * 4000
     share = mask.double().mean(0)
     for position, p in enumerate((1 / 8, 2 / 8, 5 / 8, 0.0)):
-        assert abs(share[position] - p) <= 5.5 * math.sqrt(
-            p * (1 - p) / 4000
-        )  # exceeded by chance once in 2e7
+        # Exceeded by chance once in 2e7.
+        assert abs(share[position] - p) <= 5.5 * math.sqrt(p * (1 - p) / 4000)
 
 
 def test_matched_follows_its_schedule_and_keeps_the_last_row(values):
@@ -249,9 +248,8 @@ def test_entropy_is_that_of_the_drawable_positions():
     importance = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 1.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]])
     two = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
     entropy = masking_entropy(masking.Masking(mask, importance, None, None), 0.0, 1.0)
-    assert entropy.item() == pytest.approx(
-        (1 + two) / 2
-    )  # the third cell has one drawable position, so no entropy
+    # The third cell has one drawable position, so no entropy.
+    assert entropy.item() == pytest.approx((1 + two) / 2)
     sharp = masking_entropy(masking.Masking(mask[1:2], importance[1:2], None, None), 0.0, 0.5)
     assert sharp.item() == pytest.approx(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2))
     assert masking_entropy(masking.Masking(mask, None, None, None), 0.0, 1.0).item() == 1.0
@@ -271,9 +269,8 @@ def test_all_puts_the_token_everywhere(values):
     ("scheme", "shares"), [("80/10/10", (0.8, 0.1, 0.1)), ("90/10", (0.9, 0.1, 0.0))]
 )
 def test_shares_of_token_random_and_unchanged(scheme, shares):
-    values = (
-        torch.arange(1.0, 41.0).expand(500, -1).contiguous()
-    )  # all distinct, so a random value is seen as one
+    # All distinct, so a random value is seen as one.
+    values = torch.arange(1.0, 41.0).expand(500, -1).contiguous()
     mask = torch.ones_like(values, dtype=torch.bool)
     mask[:, ::4] = False
     out = corrupt(values, mask, scheme, torch.arange(500), seed=0, step=0)

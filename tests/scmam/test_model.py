@@ -269,7 +269,8 @@ from scmam.objective import Pretraining
 from scmam.sequences import CellBatch
 
 torch.set_num_threads(1)
-names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens", "decoder_genes", "recompute")
+names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens",
+         "decoder_genes", "recompute")
 size = SimpleNamespace(**dict.fromkeys(names), size="tiny", depth="token", dropout=0.0)
 objective = Pretraining(build_model(size, 20000), Uniform(0.3, 0.03), corruption="80/10/10")
 counts = torch.poisson(torch.full((8, 20000), 0.1))
@@ -277,7 +278,8 @@ batch = CellBatch(counts, counts.sum(1), torch.arange(8), torch.zeros(8, dtype=t
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 losses = objective(batch, seed=0, step=0)
 losses.total.backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, float(losses.total.detach()))
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(grown, float(losses.total.detach()))
 """
 
 

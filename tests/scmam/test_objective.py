@@ -18,9 +18,15 @@ from mam_kernels.strategies import CellValues, Draw
 
 GENES = 50
 SMALL = {
-    "model.width": 16, "model.heads": 2, "model.encoder_layers": 1, "model.bins": 4, "model.decoder_genes": 30, "masking.latent_dim": 16,
-    "masking.num_latents": 8, "masking.latent_heads": 2,
-}  # fmt: skip
+    "model.width": 16,
+    "model.heads": 2,
+    "model.encoder_layers": 1,
+    "model.bins": 4,
+    "model.decoder_genes": 30,
+    "masking.latent_dim": 16,
+    "masking.num_latents": 8,
+    "masking.latent_heads": 2,
+}
 SCHEDULE = torch.tensor([[0.1, 0.4]])
 
 
@@ -117,9 +123,8 @@ def test_a_cell_is_left_alone_where_nothing_would_be_visible(batch):
 
 
 def test_what_the_encoder_has_no_room_for_is_hidden(batch):
-    objective = pretraining(
-        "uniform-nonzero", **{"model.max_encoder_tokens": 6}
-    )  # 80/10/10: some hidden values are shown
+    # 80/10/10: some hidden values are shown.
+    objective = pretraining("uniform-nonzero", **{"model.max_encoder_tokens": 6})
     seen = []
     objective.model.encoder.register_forward_pre_hook(
         lambda module, args: seen.append(args[1].sum(1))

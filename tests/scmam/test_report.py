@@ -616,9 +616,8 @@ def test_names_from_files_stand_as_they_are(source, shown):
         "blood <cells>.h5ad",
     ):
         assert name in shown.text, name
-    assert (
-        "NA" in [cells[0] for cells in shown.cells if cells] or "NA" in shown.text.split()
-    )  # a gene's name, not a missing value
+    # A gene's name, not a missing value.
+    assert "NA" in [cells[0] for cells in shown.cells if cells] or "NA" in shown.text.split()
 
 
 def test_warnings_of_the_interpretation_are_visible(shown):
@@ -957,9 +956,8 @@ def test_umap_gets_a_fixed_seed_and_standardised_components(monkeypatch):
     assert flat.shape == (60, 2)
     assert given["random_state"] == 0
     assert given["reduced"].shape == (60, 4)
-    np.testing.assert_allclose(
-        given["reduced"].var(axis=0).sum(), 4, rtol=1e-4
-    )  # four columns of variance 1
+    # Four columns of variance 1.
+    np.testing.assert_allclose(given["reduced"].var(axis=0).sum(), 4, rtol=1e-4)
     assert maps.project(features[:, :1], "pca").shape == (60, 2)
 
 

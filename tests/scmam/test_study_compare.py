@@ -536,9 +536,8 @@ def test_the_worker_matches_a_run_to_another(real, work):
     hidden = [
         run.metrics().query("phase == 'train'").hidden_nonzero.to_numpy() for run in (matched, mam)
     ]
-    assert (
-        np.abs(hidden[0] - hidden[1]).max() < 0.06
-    )  # a gene of some twenty that are not zero: each cell hides whole ones
+    # A gene of some twenty that are not zero: each cell hides whole ones.
+    assert np.abs(hidden[0] - hidden[1]).max() < 0.06
     assert hidden[1].std() > 0.02  # which is not for want of something to follow
     assert np.corrcoef(hidden)[0, 1] > 0.99
     assert not (matched.folder / "genes").exists()

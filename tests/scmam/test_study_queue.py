@@ -380,7 +380,7 @@ def test_bars_on_a_terminal(tmp_path):
     )
     os.close(end)
     shown = b""
-    with contextlib.suppress(OSError):  # the end of a terminal that nobody writes to any more
+    with contextlib.suppress(OSError):  # the end of a terminal without a writer
         while more := os.read(terminal, 4096):
             shown += more
     os.close(terminal)

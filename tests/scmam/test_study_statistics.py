@@ -13,10 +13,11 @@ from scmam.study.folder import Study
 from scmam.study.statistics import SUMMARY_COLUMNS, summary_of
 from scmam.study.table import summary_text
 
+# Quantiles of Student's t with so many degrees of freedom, from a table.
 T_975 = {
     1: 12.706204736432095,
     2: 4.302652729911275,
-}  # quantiles of Student's t with so many degrees of freedom, from a table
+}
 
 
 def scores(arm, seed, *folds, method="linear-probe"):
@@ -77,9 +78,8 @@ def test_differences_are_paired_by_seed():
         (0.1, 0.1 - half, 0.1 + half)
     )
     t = 0.1 / (0.1 / math.sqrt(3))
-    assert mam.p_value == pytest.approx(
-        1 - t / math.sqrt(2 + t * t)
-    )  # two-sided p of Student's t with two degrees of freedom
+    # two-sided p of Student's t with two degrees of freedom.
+    assert mam.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))
 
 
 def test_the_reference_is_not_compared_with_itself():

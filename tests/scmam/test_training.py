@@ -743,7 +743,7 @@ for name, changes in arms.items():
 
 @pytest.mark.slow
 def test_two_processes(cells: Cells, tmp_path: Path) -> None:
-    """Parameters without a gradient keep nobody waiting, and the mean over processes is the mean
+    """Parameters without a gradient block no process, and the mean over processes is the mean
     over all cells.
     """
     few = {

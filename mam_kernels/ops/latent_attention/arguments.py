@@ -43,7 +43,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, sca
     """Arguments of ``forward``."""
     query, key, value = _tokens(query, {"key": key, "value": value})
     _scale(scale)
-    return query, key, value, flags("valid", valid, *key.shape[:2], key.device), scale
+    return query, key, value, flags("valid", valid, key.shape[0], key.shape[1], key.device), scale
 
 
 def logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) -> tuple:
@@ -54,7 +54,7 @@ def logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) ->
 def _scores(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) -> tuple:
     query, key = _tokens(query, {"key": key})
     _scale(scale)
-    return query, key, flags("valid", valid, *key.shape[:2], key.device), scale
+    return query, key, flags("valid", valid, key.shape[0], key.shape[1], key.device), scale
 
 
 def backward(
@@ -125,7 +125,8 @@ def mask(
 def _embeddings(tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """tokens (B, L, D)."""
     one("tokens", tokens, FLOATING, (None, None, None), None)
-    return _dense_width(tokens), flags("valid", valid, *tokens.shape[:2], tokens.device)
+    rows, positions, _ = tokens.shape
+    return _dense_width(tokens), flags("valid", valid, rows, positions, tokens.device)
 
 
 def step(
@@ -138,7 +139,7 @@ def step(
     draw: Draw,
     visible: bool,
     keep: bool,
-) -> tuple:
+) -> tuple[Tensor, Tensor | None, Parameters, int, Choice, Weighting, Draw, bool, bool]:
     """Arguments of ``step``."""
     tokens, valid = _embeddings(tokens, valid)
     (rows, positions, token_width), device = tokens.shape, tokens.device

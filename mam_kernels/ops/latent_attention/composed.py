@@ -2,6 +2,7 @@
 products of torch around the backend's attention.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ def step(
             logsumexp = _logsumexp(deciding, key, valid, scale, backend)
             arguments = (deciding, key, logsumexp, valid, scale, chosen, weighting, draw)
             mask, importance = _mask(*arguments, backend)
-            left = ~mask if valid is None else valid & ~mask
+            left: Tensor | None = ~mask if valid is None else valid & ~mask
             attended, logsumexp = attend(query, key, value, left, scale, backend)
         else:
             left = valid
@@ -84,14 +85,15 @@ def step(
         penalty = output.square().sum() / max(shape[0], 1)
         kept = keys_values if keep else tokens.new_empty(0)
         unused = tokens.new_empty(0, dtype=torch.bool)
-        state = TokenState(attended, logsumexp, kept, left if visible else unused)
+        seen = left if visible and left is not None else unused
+        state = TokenState(attended, logsumexp, kept, seen)
         return mask, importance, context, penalty, state
 
 
-def _occupied(attended: Tensor | None, shape: tuple[int, int], like: Tensor) -> Tensor:
+def _occupied(attended: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     """1 where a cell has tokens that are attended to, else 0; (B,)."""
     if attended is None:
-        return like.new_full(shape[:1], float(shape[1] > 0))
+        return like.new_full((shape[0],), float(shape[1] > 0))
     return attended.any(dim=1).to(like.dtype)
 
 

@@ -161,7 +161,7 @@ def mask(
     device = key.device
     hidden = torch.empty(key.shape[:2], dtype=torch.bool, device=device)
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
-    latents, num_masked = choice.latents, choice.num_masked
+    num_masked, latents = choice.given()
     queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
         scratch = extension.workspace(lib.attention_workspace(queries, keys), device)

@@ -57,7 +57,7 @@ def attend_backward(
     given = (grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale)
     if _is_empty(query, key):
         arguments.backward(*given)
-        return tuple(x.new_zeros(x.shape) for x in (query, key, value))
+        return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
     return run(*given)
 
 
@@ -172,13 +172,14 @@ def _dense_width(x: Tensor) -> Tensor:
 
 def _check_heads(query: object, key: object, others: dict[str, object]) -> None:
     """query (N, H, d), key and the others (B, L, H, d), of one dtype on one device."""
-    checks.require_floating("query", query, "(N, H, d)", 3)
-    checks.require_floating("key", key, "(B, L, H, d)", 4)
+    query = checks.require_floating("query", query, "(N, H, d)", 3)
+    key = checks.require_floating("key", key, "(B, L, H, d)", 4)
     checks.require_shape("key", key, (None, None, *query.shape[1:]), "(B, L, H, d)")
-    for name, x in others.items():
-        checks.require_floating(name, x, "(B, L, H, d)", 4)
-        checks.require_shape(name, x, key.shape, "(B, L, H, d)")
-    for name, x in {"key": key, **others}.items():
+    tensors = {"key": key}
+    for name, other in others.items():
+        tensors[name] = checks.require_floating(name, other, "(B, L, H, d)", 4)
+        checks.require_shape(name, tensors[name], key.shape, "(B, L, H, d)")
+    for name, x in tensors.items():
         checks.require_device(name, x, query.device, "query")
         if x.dtype != query.dtype:
             raise TypeError(

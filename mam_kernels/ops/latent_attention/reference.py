@@ -136,6 +136,7 @@ def mask(
     draw: Draw,
 ) -> tuple[Tensor, Tensor]:
     """The draw, and the importance of the chosen latents; (B, L) bool and (B, L)."""
-    weights = importance(query, key, logsumexp, choice.latents, valid, scale)
+    num_masked, latents = choice.given()
+    weights = importance(query, key, logsumexp, latents, valid, scale)
     maskable = valid if choice.maskable is None else choice.maskable
-    return select(weights, choice.num_masked, maskable, draw, weighting), weights
+    return select(weights, num_masked, maskable, draw, weighting), weights

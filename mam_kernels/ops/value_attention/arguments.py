@@ -44,7 +44,7 @@ def step(
     weighting: Weighting,
     draw: Draw,
     visible: bool,
-) -> tuple:
+) -> tuple[Cells, Parameters, int, Choice, Weighting, Draw, bool]:
     """Arguments of ``step``."""
     cells, device = arguments.checked_cells(cells), cells.values.device
     parameters = arguments.checked_parameters(parameters, heads, device)
@@ -71,8 +71,8 @@ def step_backward(
     count, width = parameters.latents.shape
     size, kinds = state_size(rows, count, heads, width), (torch.float32, torch.float64)
     state = flat("state", state, kinds, (size,), device)
-    kinds = kinds[:1] if state.dtype == torch.float32 else kinds
-    incoming = arguments.incoming(grad_context, grad_penalty, kinds, (rows, width), device)
+    allowed = kinds[:1] if state.dtype == torch.float32 else kinds
+    incoming = arguments.incoming(grad_context, grad_penalty, allowed, (rows, width), device)
     return *incoming, parameters, heads, state, rows
 
 

@@ -2,7 +2,7 @@
 penalty after it.
 
 The derivation is in README.md. Both are small, a few products of the size of the parameters, and
-every call pays for them whatever the batch; hence hand-written gradients, which touch each
+every call pays for them at any batch size; hence hand-written gradients, which touch each
 parameter once. This is the version in products of torch, for any device and type;
 ``csrc/cpu/collapse.cpp`` is the one for float32 on the CPU, where the host cost of the products is
 most of what they take.

@@ -32,21 +32,22 @@ class State(NamedTuple):
     gram: Tensor  # (H, H)
 
 
-def state_shapes(rows: int, latents: int, heads: int, width: int) -> State:
-    """The shapes of the state's parts."""
+def state_shapes(rows: int, latents: int, heads: int, width: int) -> list[tuple[int, ...]]:
+    """The shapes of the parts of ``State``, in their order."""
     moments, square = (rows, latents, heads), (heads, heads)
-    return State(
+    by_head = (heads, width)
+    return [
         moments,
         moments,
         (rows,),
         (rows, heads),
-        (heads, width),
+        by_head,
         (width,),
-        (heads, width),
+        by_head,
         (3, width),
         square,
         square,
-    )
+    ]
 
 
 def parts_of(state: Tensor, rows: int, latents: int, heads: int, width: int) -> State:
@@ -87,10 +88,11 @@ def step(
                 cells, deciding, choice._replace(latents=every), weighting, draw, backend
             )
             left = ~mask if cells.valid is None else cells.valid & ~mask
-            moments = _moments(cells._replace(valid=left), slope, backend)
+            log_partition, mean, variance = _moments(cells._replace(valid=left), slope, backend)
         else:
-            mask, importance, *moments = _mask(cells, slope, choice, weighting, draw, backend)
-        log_partition, mean, variance = moments
+            mask, importance, log_partition, mean, variance = _mask(
+                cells, slope, choice, weighting, draw, backend
+            )
         occupied = (log_partition[:, 0, 0] != -torch.inf).to(dtype)
         context = collapse.context(
             mean, occupied, directions, constant, parameters.out_bias.to(dtype)
@@ -158,10 +160,15 @@ def step_backward(
         kept.gram,
     )
     with without_autocast(state.device):
-        *incoming, grad_out_bias = (
+        grad_slope, grad_directions, grad_constant, grad_out_bias = (
             x.to(exact) for x in collapse.context_backward(*(x.to(computed) for x in inputs))
         )
         gradients = collapse.project_backward(
-            *incoming, parameters, kept.folded.to(exact), kept.unit.to(exact)
+            grad_slope,
+            grad_directions,
+            grad_constant,
+            parameters,
+            kept.folded.to(exact),
+            kept.unit.to(exact),
         )
         return *gradients, grad_out_bias

@@ -17,7 +17,8 @@ from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 
 def _empty_moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (cells.rows, *slope.shape), cells.values.device
-    return tuple(torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
+    log_partition = torch.empty(shape, dtype=torch.float32, device=device)
+    return log_partition, torch.empty_like(log_partition), torch.empty_like(log_partition)
 
 
 def moments(lib: ModuleType, cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +53,7 @@ def mask(
     device, out = cells.values.device, _empty_moments(cells, slope)
     hidden = torch.empty((cells.rows, cells.num_positions), dtype=torch.bool, device=device)
     importance = torch.empty(hidden.shape, dtype=torch.float32, device=device)
-    latents, num_masked = choice.latents, choice.num_masked
+    num_masked, latents = choice.given()
     values = extension.values(lib, cells)
     with extension.on(device):
         scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)

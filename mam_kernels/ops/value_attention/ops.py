@@ -39,7 +39,8 @@ def _run(cells: Cells, slope: Tensor, backend: str) -> tuple[Tensor, Tensor, Ten
     run = implementation("value_attention", backend, cells.values)
     if _is_empty(cells, slope):
         arguments.moments(cells, slope)
-        return tuple(empty_moments(cells, slope))
+        log_partition, mean, variance = empty_moments(cells, slope)
+        return log_partition, mean, variance
     return run(cells, slope)
 
 
@@ -51,7 +52,8 @@ def _is_empty(cells: Cells, slope: Tensor) -> bool:
 
 def _fake(cells: Cells, slope: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     shape = (cells.rows, *slope.shape)
-    return tuple(slope.new_empty(shape, dtype=cells.accumulated) for _ in ValueMoments._fields)
+    log_partition = slope.new_empty(shape, dtype=cells.accumulated)
+    return log_partition, torch.empty_like(log_partition), torch.empty_like(log_partition)
 
 
 def _save(ctx, parts: list, moments: tuple[Tensor, Tensor, Tensor]) -> None:

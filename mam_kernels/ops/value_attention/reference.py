@@ -49,7 +49,7 @@ def separate(cells: Cells) -> list[Cell]:
     require_sound(cells)
     values, crow, col, valid, num_positions = cells
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    if crow is None:
+    if crow is None or col is None:
         return [
             dense_cell(row, None if valid is None else valid[b]) for b, row in enumerate(values)
         ]
@@ -68,9 +68,8 @@ def cell_moments(cell: Cell, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     score = slope[..., None] * cell.values  # (N, H, S)
     # that of a zero, too: an infinite slope has no softmax
     lowest = (slope * 0.0 if cell.num_zeros else torch.full_like(slope, -torch.inf))[..., None]
-    shift = (
-        torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()
-    )  # any constant is exact; the maximum is also safe
+    # Any constant is exact; the maximum is also safe.
+    shift = torch.cat([lowest, score], dim=-1).amax(dim=-1).detach()
     weight = torch.exp(score - shift[..., None])
     weight_of_zeros = (
         cell.num_zeros * torch.exp(-shift) if cell.num_zeros else torch.zeros_like(shift)
@@ -110,7 +109,7 @@ def mask(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The masking step: moments, importance of the chosen latents, and the draw."""
     log_partition, mean, variance = moments(cells, slope)
-    latents = choice.latents
+    num_masked, latents = choice.given()
     chosen = slope[latents].to(log_partition.dtype)
     importance = torch.stack(
         [
@@ -119,5 +118,5 @@ def mask(
         ]
     )
     maskable = cells.valid if choice.maskable is None else choice.maskable
-    hidden = select(importance, choice.num_masked, maskable, draw, weighting)
+    hidden = select(importance, num_masked, maskable, draw, weighting)
     return hidden, importance, log_partition, mean, variance

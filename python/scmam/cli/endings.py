@@ -5,7 +5,7 @@ continue.
 import functools
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import typer
 
@@ -42,7 +42,7 @@ def ends_tidily(resume: str) -> Callable[[Command], Command]:
                 print(f"\ninterrupted: {resume}", file=sys.stderr)
                 raise typer.Exit(INTERRUPTED) from None
 
-        return wrapped
+        return cast(Command, wrapped)  # of the same signature: typer reads it from __wrapped__
 
     return decorate
 

@@ -13,7 +13,7 @@ from ..config import Config
 
 WIDTH = 110
 HEADER = """\
-Every setting of scmam. A file may leave out whatever should keep its default:
+Every setting of scmam. A file may leave out what keeps its default:
   scmam compare --config THIS_FILE --out study
 Flags go before the file: --set training.steps=200, or a flag of its own such as --steps 200."""
 

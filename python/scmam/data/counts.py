@@ -38,9 +38,8 @@ class Found:
     matrix: Matrix
     conversion: Conversion | None
     look: Look  # at all of the values as they are stored
-    sums: (
-        np.ndarray
-    )  # (cells of the file,) float64: total of the counts over all genes of the place
+    # (cells of the file,) float64: total of the counts over all genes of the place.
+    sums: np.ndarray
     # (cells of the file,) float64: total count of each cell, over genes that are not in the file
     # too where it is known
     depth: np.ndarray

@@ -89,9 +89,8 @@ class JoinedSource(Source):
         import anndata
 
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of names that occur in several files: cells are told apart by their row
+            # Of names that occur in several files: cells are told apart by their row.
+            warnings.simplefilter("ignore")
             return anndata.concat(
                 [anndata.AnnData(obs=source.obs) for source in self.sources], join="outer"
             ).obs

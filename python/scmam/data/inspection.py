@@ -71,7 +71,7 @@ class Inspection:
                 " MiB"
             )
             lines.append(f" {mark} {place.where} ({size}) {place.holds}")
-        if self.usable:
+        if self.depth is not None and self.detected is not None:
             lines += [
                 "   * is taken",
                 "",
@@ -151,7 +151,7 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
         counts=None if found is None else found.unit,
         density=None if found is None else found.look.stored / max(1, shape[0] * shape[1]),
         depth=None if found is None else _five(found.depth),
-        detected=None if found is None else _five(detected),
+        detected=None if detected is None else _five(detected),
         label=label,
         labels=labels,
         donors={column: _sizes(source, column) for column in dict.fromkeys(donors)},
@@ -217,7 +217,7 @@ def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
 def _place(source: Source, name: str, found: Found | None) -> Place:
     matrix = source.matrix(name)
     taken = found is not None and found.place == name
-    look = found.look if taken else first_look(matrix)
+    look = found.look if found is not None and taken else first_look(matrix)
     matrix.close()
     return Place(
         source.where(name),

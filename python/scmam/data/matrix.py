@@ -6,9 +6,9 @@ import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse
@@ -77,6 +77,11 @@ class Matrix(ABC):
         """Close an open file; reading rows opens it again."""
 
 
+def _sizes(shape: Iterable[Any]) -> tuple[int, int]:
+    """A shape as plain integers; the matrix in a file checks that they are two."""
+    return cast(tuple[int, int], tuple(map(int, shape)))
+
+
 class MemoryMatrix(Matrix):
     """A matrix in memory: dense, or sparse of any layout; `name` is for errors."""
 
@@ -119,7 +124,10 @@ class FileMatrix(Matrix):
         import h5py
 
         self.path, self.key = Path(path), key
-        self._file, self._opened_by, self._starts, self._columns_read = None, None, None, None
+        self._file: Any = None  # h5py.File
+        self._opened_by: int | None = None
+        self._starts: np.ndarray | None = None
+        self._columns_read: csr_matrix | None = None
         with h5py.File(path, "r") as file:
             node = file[key]
             if isinstance(node, h5py.Group):
@@ -381,7 +389,7 @@ class Rows:
     def _counts(self, rows: csr_matrix, cells: np.ndarray) -> csr_matrix:
         if self.conversion is not None:
             rows = self.conversion(rows, cells)
-        if self.columns is None:
+        if self._places is None:
             return rows
         columns = self._places[rows.indices]
         taken = columns >= 0

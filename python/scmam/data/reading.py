@@ -2,7 +2,6 @@
 every step put in words.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -210,10 +209,11 @@ def _kept_genes(
             raise CellsError(
                 "data.min_cells: drops genes, but data.vocabulary says which there are; set it to 0"
             )
-        vocabulary = read_vocabulary(data.vocabulary)
-        columns, sentence = vocabulary_columns(
-            vocabulary, names, path=Path(data.vocabulary), where=where, var=var
-        )
+        path = data.vocabulary
+        if path is None:
+            raise CellsError("data.vocabulary: required by data.genes = vocabulary; got None")
+        vocabulary = read_vocabulary(path)
+        columns, sentence = vocabulary_columns(vocabulary, names, path=path, where=where, var=var)
         return columns, vocabulary, [sentence]
     columns, notes = np.arange(len(names)), []
     if data.min_cells:

@@ -147,9 +147,8 @@ def _read(path: Path) -> Source:
         from anndata import read_h5ad
 
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of a layout that was current when the file was written
+            # A layout that was current when the file was written.
+            warnings.simplefilter("ignore")
             return MemorySource(read_h5ad(path), path.name)
     except (CellsError, ImportError):
         raise
@@ -189,7 +188,7 @@ def _has_values(file: Any, key: str) -> bool:
 
 def _example() -> Source:
     package = importlib.util.find_spec("scanpy")  # importing it takes seconds
-    if package is None:
+    if package is None or package.origin is None:
         raise CellsError(
             "data.path: not given, and the example cells come with the package scanpy; install it,"
             " or give an .h5ad file"

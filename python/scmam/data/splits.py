@@ -145,10 +145,11 @@ def holdout(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarr
             f"{cells.source}: {count} cells cannot be split; set training.validation to 0"
         )
     random = np.random.default_rng(seed)
-    donors = np.unique(cells.donors) if cells.donors is not None else np.empty(0)
+    everyone = cells.donors
+    donors = np.empty(0) if everyone is None else np.unique(everyone)
     aside = round(share * len(donors))
-    if 0 < aside < len(donors):
-        kept = np.isin(cells.donors, random.permutation(donors)[:aside])
+    if everyone is not None and 0 < aside < len(donors):
+        kept = np.isin(everyone, random.permutation(donors)[:aside])
     else:
         kept = np.zeros(count, dtype=bool)
         kept[random.permutation(count)[: min(count - 1, max(1, round(share * count)))]] = True

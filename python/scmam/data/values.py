@@ -15,10 +15,11 @@ EQUAL = 1e-3
 LARGEST_LOG = (
     15.0  # natural logarithm of 3 million: a larger value was never the log of a normalised count
 )
+# Recovered counts: nearly all are this close to a whole number, and none further than the second.
 TIGHT, LOOSE = (
     0.05,
     0.25,
-)  # recovered counts: nearly all are this close to a whole number, and none further than the second
+)
 # the share that may be further than `TIGHT`; values that are no counts at all are at 0.25 on
 # average
 FEW = 0.01

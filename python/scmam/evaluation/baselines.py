@@ -80,9 +80,8 @@ def _by_components(values: csr_matrix, codes: np.ndarray) -> tuple[Predict, str]
     penalty = PENALTIES["pca"]
 
     def predict(_: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        components = min(
-            COMPONENTS, len(train) - 1, values.shape[1] - 1
-        )  # arpack finds fewer than there are
+        # ARPACK finds fewer than there are.
+        components = min(COMPONENTS, len(train) - 1, values.shape[1] - 1)
         # arpack centres without making the matrix dense; a fixed random_state fixes the vector that
         # it starts from
         reduce = PCA(components, svd_solver="arpack", random_state=0).fit(values[train])

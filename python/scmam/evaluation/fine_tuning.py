@@ -57,6 +57,9 @@ class Classifier(nn.Module):
             ``(features - mean) @ axes``.
     """
 
+    mean: Tensor
+    axes: Tensor
+
     def __init__(
         self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, axes: Tensor
     ) -> None:

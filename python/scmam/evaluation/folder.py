@@ -90,9 +90,8 @@ def evaluate(
     _require_methods(methods)
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
-    folds(
-        known, settings.folds, settings.fold_seed
-    )  # whatever is wrong with the labels is said before the work, not after
+    # An error in the labels is reported before the work, not after.
+    folds(known, settings.folds, settings.fold_seed)
     say: Say = _print if progress else silent
     pretraining = run.load(_device(run.config.training.device))
     folder, seed, weights = (

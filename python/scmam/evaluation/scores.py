@@ -62,7 +62,7 @@ class Evaluation:
 
         Every evaluated cell is counted once.
         """
-        return np.sum([fold.confusion for fold in self.folds], axis=0, dtype=np.int64)
+        return np.stack([fold.confusion for fold in self.folds]).sum(axis=0, dtype=np.int64)
 
     def to_json(self) -> str:
         """As text; `from_json` gives the same again."""

@@ -5,6 +5,7 @@ what is there and visible, the decoder reads every gene, with the encoder's outp
 token in its place.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,9 +33,8 @@ class Encoded(NamedTuple):
 class Reconstruction(NamedTuple):
     """Predictions of both heads; ``outputs`` numbers for each."""
 
-    gene_ids: (
-        Tensor | None
-    )  # (B, M) int64: the genes that the decoder predicts; None: all, in their order
+    # (B, M) int64: the genes that the decoder predicts; None: all, in their order.
+    gene_ids: Tensor | None
     genes: Tensor  # (B, M, outputs), from the decoder
     cell: Tensor  # (B, G, outputs), from the pooled encoder output alone
 
@@ -61,9 +61,8 @@ class Encoder(nn.Module):
         if self.depth is not None:
             cell = cell + self.depth(torch.log1p(depth)[:, None, None])
         tokens = torch.cat([cell, tokens], dim=1)
-        attended = torch.cat(
-            [valid.new_ones(len(valid), 1), valid], dim=1
-        )  # so that no row is without a token
+        # The cell token is attended to, so that no row is without a token.
+        attended = torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)
         tokens = through(self.blocks, tokens, attended, recompute=self.recompute)
         tokens = self.norm(tokens)
         return Encoded(tokens[:, 1:], tokens[:, 0], valid)
@@ -262,9 +261,12 @@ class CellModel(nn.Module):
         if limit is None or limit >= self.num_genes:
             return None
         counts = hidden.sum(dim=1).clamp(max=limit)
-        draw = {"seed": substream(seed, "decoder"), "step": step, "sample_ids": cell_ids}
-        drawn = mam.sample_without_replacement(hidden.float(), counts, **draw)
-        drawn |= mam.sample_without_replacement((~hidden).float(), limit - counts, **draw)
-        return drawn.nonzero()[:, 1].view(
-            len(hidden), limit
-        )  # every row draws exactly as many: there are G >= limit genes
+        draw = partial(
+            mam.sample_without_replacement,
+            seed=substream(seed, "decoder"),
+            step=step,
+            sample_ids=cell_ids,
+        )
+        drawn = draw(hidden.float(), counts) | draw((~hidden).float(), limit - counts)
+        # Every row draws exactly as many: there are G >= limit genes.
+        return drawn.nonzero()[:, 1].view(len(hidden), limit)

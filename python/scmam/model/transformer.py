@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 def through(
-    blocks: Iterable[Block], tokens: Tensor, attended: Tensor | None, *, recompute: bool
+    blocks: Iterable[nn.Module], tokens: Tensor, attended: Tensor | None, *, recompute: bool
 ) -> Tensor:
     """Tokens through blocks, one after the other; with ``recompute`` only each block's input is
     kept for the backward pass.

@@ -11,9 +11,8 @@ class Arm(NamedTuple):
     """One way to pretrain."""
 
     what: str  # for tables and help
-    masking: Mapping[
-        str, Any
-    ]  # settings of `masking` that differ from a plain uniform mask without latents
+    # Settings of `masking` that differ from a plain uniform mask without latents.
+    masking: Mapping[str, Any]
     training: Mapping[str, Any] = {}  # settings of `training` that differ from the study's
 
 

@@ -65,7 +65,7 @@ def compare(
     if earlier is not None:
         config = joined(earlier, config)
     tasks = planned(config, folder, interpret=interpret)
-    # Whatever can be refused is refused above and here, before anything is written or trained.
+    # Errors in the settings are raised above and here, before anything is written or trained.
     summary = (
         _cells_summary(config, cells)
         if earlier is None or not all(task.done() for task in tasks)

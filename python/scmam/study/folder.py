@@ -45,7 +45,7 @@ class Study:
         record: ``study.json``: status, cells, versions, date, seconds, failures.
     """
 
-    def __init__(self, folder: Path, config: Config, record: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Config, record: dict[str, Any]) -> None:
         self.folder, self.config, self.record = folder, config, record
 
     @property
@@ -153,9 +153,8 @@ def evaluation_file(run: Path, method: str) -> Path:
 
 def evaluation_files(run: Path) -> list[Path]:
     """The scores of a run that are there, in the order of the methods."""
-    files = (
-        evaluation_file(run, method) for method in Evaluation().methods
-    )  # all there are, by default
+    # All there are, by default.
+    files = (evaluation_file(run, method) for method in Evaluation().methods)
     return [path for path in files if path.is_file()]
 
 

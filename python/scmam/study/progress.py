@@ -6,9 +6,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from .queue import Outcome, Watcher
 from .tasks import Task
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
 REDRAW = 0.5
@@ -98,7 +102,7 @@ class Bars(Lines):
             transient=True,
         )
         self.overall = self.display.add_task("study", total=total)
-        self.rows: dict[str, object] = {}
+        self.rows: dict[str, TaskID] = {}
 
     def started(self, task: Task, again: bool) -> None:
         if again:
@@ -118,8 +122,10 @@ class Bars(Lines):
         self.last = time.monotonic()
         for task, (stage, _) in running.items():
             step = _step(task, stage)
-            done = {} if step is None else {"total": task.steps, "completed": step}
-            self.display.update(self.rows[task.name], description=f"{task.name}: {stage}", **done)
+            row = self.rows[task.name]
+            self.display.update(row, description=f"{task.name}: {stage}")
+            if step is not None:
+                self.display.update(row, total=task.steps, completed=step)
 
     def say(self, text: str) -> None:
         self.display.console.print(text, markup=False, highlight=False, soft_wrap=True)

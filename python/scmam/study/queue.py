@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..errors import ConfigError
 from .tasks import Task
@@ -91,8 +91,10 @@ def run_tasks(
 
     if not tasks:
         return []
-    topic, reports = f"scmam-{uuid.uuid4().hex}", queue.SimpleQueue()
-    by_name, outcomes = {task.name: task for task in tasks}, {}
+    topic = f"scmam-{uuid.uuid4().hex}"
+    reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    by_name = {task.name: task for task in tasks}
+    outcomes: dict[str, Outcome] = {}
     running: dict[Task, tuple[str, float]] = {}  # what each is at, and since when it runs
     with _connected(min(jobs, len(tasks)), scheduler) as client, client.as_current():
         watcher.opened(client.dashboard_link)
@@ -104,7 +106,7 @@ def run_tasks(
                 task,
                 tuple(command),
                 topic=topic,
-                needed=futures.get(task.needs),
+                needed=None if task.needs is None else futures.get(task.needs),
                 lock=lock if scheduler is None else None,
                 key=f"{task.name}, {topic}",
                 priority=-place,
@@ -176,7 +178,8 @@ def perform(
         return "interrupted", 0.0
     if needed is not None and needed[0] is not None:
         return f"not started, because {task.needs} failed", 0.0
-    worker, begin, error = get_worker(), time.monotonic(), []
+    worker, begin = get_worker(), time.monotonic()
+    error: list[str] = []
 
     def report(line: str) -> None:
         said = json.loads(line)
@@ -191,7 +194,8 @@ def perform(
     status = process.poll()
     if status is None:
         _end(process)
-    process.stdin.close()
+    if process.stdin is not None:
+        process.stdin.close()
     reader.join(timeout=1)
     if status is None or (status == 0 and task.done()) or error:
         report(json.dumps({"stage": ENDED}))
@@ -277,7 +281,7 @@ def _outcome(task: Task, future: "Future", before: Mapping[str, Outcome]) -> Out
         if error is None and not task.done():
             error = f"{task.outputs[0]} is not there: workers have to share the study's folder"
         return Outcome(task, error, seconds)
-    if task.needs in before and before[task.needs].error is not None:
+    if task.needs is not None and task.needs in before and before[task.needs].error is not None:
         return Outcome(task, f"not started, because {task.needs} failed", 0.0)
     kind = "" if isinstance(failure, ProcessDied) else f"{type(failure).__name__}: "
     return Outcome(task, f"{kind}{failure}", 0.0)

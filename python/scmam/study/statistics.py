@@ -43,7 +43,7 @@ def collect(study: Study) -> "pandas.DataFrame":
 
     from ..evaluation import Evaluation
 
-    files = [
+    files: list[tuple[str, int | None, Path]] = [
         (arm, seed, path)
         for arm, seed in study.finished()
         for path in evaluation_files(run_folder(study.folder, arm, seed))

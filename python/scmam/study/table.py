@@ -1,6 +1,7 @@
 """The comparison as text for a terminal of 80 columns."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .folder import Study
@@ -71,7 +72,7 @@ def _block(
     return "\n".join(lines)
 
 
-def _baselines(summary: "pandas.DataFrame", names: list[str], width: int) -> str:
+def _baselines(summary: "pandas.DataFrame", names: Sequence[str], width: int) -> str:
     lines = [f"{'on the data itself':{width}}{'accuracy':>13}{'macro-F1':>13}"]
     for name in names:
         means = summary[summary.arm == name].set_index("metric")["mean"]

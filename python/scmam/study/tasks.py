@@ -137,7 +137,8 @@ def _after_needs(tasks: Iterable[Task]) -> list[Task]:
     Raises:
         ConfigError: tasks that wait for each other.
     """
-    waiting, ordered = list(tasks), []
+    waiting = list(tasks)
+    ordered: list[Task] = []
     while waiting:
         names = {task.name for task in ordered}
         ready = [task for task in waiting if task.needs is None or task.needs in names]

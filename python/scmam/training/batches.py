@@ -4,10 +4,10 @@ that are kept aside.
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from ..config import Training
 from ..data import CellLoader, Cells, holdout
@@ -77,8 +77,19 @@ class CellData(LightningDataModule):
         self.validation = cells.subset(kept_aside) if len(kept_aside) else None
         self.batches: TrainingBatches | None = None
 
+    def _attached(self) -> Trainer:
+        """The trainer that the batches are for.
+
+        Raises:
+            RuntimeError: no trainer has taken these cells.
+        """
+        if self.trainer is None:
+            raise RuntimeError("trainer: expected one that trains with these cells; got None")
+        return self.trainer
+
     def train_dataloader(self) -> TrainingBatches:
-        enough = len(self.training) >= self.settings.batch_size * self.trainer.world_size
+        processes = self._attached().world_size
+        enough = len(self.training) >= self.settings.batch_size * processes
         loader = self._loader(
             self.training, seed=self.settings.seed, drop_last=enough, workers=self.settings.workers
         )
@@ -98,8 +109,14 @@ class CellData(LightningDataModule):
             cells,
             self.settings.batch_size,
             sparse=True,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=self._attached().global_rank,
+            world_size=self._attached().world_size,
             pin_memory=self.pin_memory,
             **options,
         )
+
+
+def batches_of(trainer: Trainer) -> TrainingBatches:
+    """The training batches of the ``CellData`` that a trainer trains with."""
+    # Lightning sets the attribute in fit, and does not declare it.
+    return cast(Any, trainer).datamodule.batches

@@ -92,9 +92,8 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(
-            {**state_dict, "dirpath": self.dirpath}
-        )  # a folder that was moved keeps what was best
+        # A folder that was moved keeps what was best.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(Checkpoint):
@@ -147,7 +146,7 @@ class LastCheckpoint(Checkpoint):
         stops = signal_number is not None and step < self.settings.steps
         if stops or step % self.settings.checkpoint_every == 0:
             trainer.save_checkpoint(self.path, weights_only=False)
-        if stops:
+        if stops and signal_number is not None:
             self.signals.before_stopping(signal_number, self.path.parent, trainer)
             raise Interrupted(signal_number)
 

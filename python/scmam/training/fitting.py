@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -158,9 +158,8 @@ def _watchers(folder: Path, training: Training, validates: bool) -> list[Callbac
 def _tensorboard(folder: Path) -> TensorBoardLogger:
     checkpoint = checkpoint_to_go_on_from(folder)
     done = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
-    return TensorBoardLogger(
-        folder, name="tensorboard", version="", purge_step=done + 1
-    )  # what is done again is not shown twice
+    # What is done again is not shown twice.
+    return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=done + 1)
 
 
 @contextlib.contextmanager
@@ -196,7 +195,8 @@ def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
     except (ScmamError, OSError):
         raise
     except Exception as error:
-        restored = next(call for call in trainer.callbacks if isinstance(call, Restored))
+        callbacks = cast(Any, trainer).callbacks  # set by Lightning, and not declared
+        restored = next(call for call in callbacks if isinstance(call, Restored))
         if checkpoint is None or restored.done:
             raise
         raise RunError(
@@ -218,6 +218,8 @@ def _take_best(folder: Path, module: PretrainingModule) -> None:
 
 def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> dict[str, Any]:
     """Entries of run.json that are known at the end."""
+    if data.batches is None:
+        raise RuntimeError("data: expected cells that were trained on; got some without batches")
     training, timing = run.config.training, times.summary()
     per_step = training.batch_size * training.accumulate * trainer.world_size
     metrics = run.metrics()

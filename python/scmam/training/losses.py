@@ -8,7 +8,7 @@ out first, so that no step appears twice.
 import csv
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,7 +19,8 @@ from ..errors import RunError
 from ..objective import Losses
 from ..runs import METRIC_COLUMNS
 from ..storage import write_file
-from .module import rate_factor
+from .batches import batches_of
+from .module import PretrainingModule, rate_factor
 
 STEPS_TOGETHER = (
     10  # rows that are kept before they are written: a GPU is waited for that much less often
@@ -91,7 +92,7 @@ class LossLog(Callback):
         self._sum = outputs["losses"] if self._sum is None else self._sum + outputs["losses"]
         if (batch_idx + 1) % self.settings.accumulate:
             return
-        epoch = trainer.datamodule.batches.epoch_of(batch_idx)
+        epoch = batches_of(trainer).epoch_of(batch_idx)
         self._waiting.append(
             (
                 (batch_idx + 1) // self.settings.accumulate,
@@ -105,16 +106,12 @@ class LossLog(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer)
-        epoch = trainer.datamodule.batches.epoch_of(
-            trainer.global_step * self.settings.accumulate - 1
-        )
+        vector = cast(PretrainingModule, pl_module).validation_losses
+        losses = [] if vector is None else vector.tolist()
+        epoch = batches_of(trainer).epoch_of(trainer.global_step * self.settings.accumulate - 1)
         self._add_finite(
             trainer,
-            [
-                self._row(
-                    trainer.global_step, epoch, "validation", pl_module.validation_losses.tolist()
-                )
-            ],
+            [self._row(trainer.global_step, epoch, "validation", losses)],
         )
 
     def on_save_checkpoint(

@@ -13,9 +13,8 @@ from ..config import Training
 from ..objective import Losses, Pretraining
 from ..sequences import CellBatch
 
-VALIDATION_STEP = (
-    0  # of the masks of validation: always the same one, so that losses can be compared
-)
+# The step of the masks of validation: always the same, so that losses can be compared.
+VALIDATION_STEP = 0
 
 
 class PretrainingModule(LightningModule):
@@ -34,7 +33,7 @@ class PretrainingModule(LightningModule):
         super().__init__()
         self.pretraining, self.settings, self.dropout = pretraining, training, dropout
         self.validation_losses: Tensor | None = None  # (8,) as `Losses`: of the last validation
-        self._sums: Tensor | None = None
+        self._sums = torch.zeros(0)  # of the losses, then the cells; set as a validation begins
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
         if self.dropout:  # a function of (seed, batch number, process) as well

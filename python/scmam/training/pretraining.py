@@ -138,7 +138,7 @@ def _train(
 ) -> None:
     """Train, and write the results into the folder.
 
-    Whatever ends it early is written into run.json, by the process that writes.
+    The error that ends it early is written into run.json, by the process that writes.
     """
     results, wait_for_others = {"steps": 0, "seconds": 0.0}, None
     try:
@@ -235,7 +235,7 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     if schedule is None:
         schedule = open_run(config.masking.matched_to).schedule() if begun is None else begun
     schedule = schedule.detach().to("cpu", torch.float32)
-    if begun is not None and not torch.equal(begun, schedule):
+    if run is not None and begun is not None and not torch.equal(begun, schedule):
         raise RunError(
             f"{run.folder}: was begun with other hidden shares than those of"
             f" {config.masking.matched_to} now; delete it to train it anew"

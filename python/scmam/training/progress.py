@@ -26,7 +26,7 @@ class StepBar(TQDMProgressBar):
         self.losses = log
 
     @property
-    def total_train_batches(self) -> int:
+    def total_train_batches(self) -> int | float:
         return self.trainer.num_training_batches
 
     def init_train_tqdm(self) -> Tqdm:

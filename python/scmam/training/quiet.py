@@ -11,7 +11,7 @@ LOGGERS = (
     "lightning.fabric.utilities.distributed",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
 )
-WARNINGS = (  # beginnings of messages, each with the reason why nobody has to do anything about it
+WARNINGS = (  # beginnings of messages, each with the reason why it needs no action
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own code
     r"GPU available but not used",  # the user said so
     r"Checkpoint directory .* exists and is not empty",  # a run that goes on

@@ -48,7 +48,10 @@ class StopSignals:
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in {signal.SIGINT, signal.SIGTERM, self.requeue_signal} - {None}:
+        numbers = {signal.SIGINT, signal.SIGTERM}
+        if self.requeue_signal is not None:
+            numbers.add(self.requeue_signal)
+        for number in numbers:
             self._replaced[number] = signal.getsignal(number)
             signal.signal(number, self._receive)
 

@@ -6,10 +6,13 @@ Measured without making a GPU wait.
 import time
 from collections import deque
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from .batches import batches_of
+from .module import PretrainingModule
 
 WARMUP = 5  # steps at the beginning of each session that are not measured
 KEPT = 1000  # steps, the last ones
@@ -40,8 +43,9 @@ class StepTimes(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._on_gpu = pl_module.device.type == "cuda"
-        self._skip = min(WARMUP, (pl_module.settings.steps - trainer.global_step) // 2)
-        strategy = pl_module.pretraining.strategy
+        module = cast(PretrainingModule, pl_module)
+        self._skip = min(WARMUP, (module.settings.steps - trainer.global_step) // 2)
+        strategy = module.pretraining.strategy
         self._hooks = [
             strategy.register_forward_pre_hook(self._enter),
             strategy.register_forward_hook(self._leave),
@@ -59,9 +63,9 @@ class StepTimes(Callback):
         if len(self._backward) == 2:
             self._masking.append(tuple(self._backward))
         self._backward = []
-        if (batch_idx + 1) % pl_module.settings.accumulate:
+        if (batch_idx + 1) % cast(PretrainingModule, pl_module).settings.accumulate:
             return
-        now, waited = self._now(), trainer.datamodule.batches.take_waited()
+        now, waited = self._now(), batches_of(trainer).take_waited()
         if self._skip > 0:
             self._skip -= 1
         elif self._last is not None:
@@ -103,12 +107,9 @@ class StepTimes(Callback):
         """
         self._read()
         medians = {name: median(times) if times else None for name, times in self._times.items()}
-        share = medians["masking_ms"] / medians["step_ms"] if medians["step_ms"] else None
-        waiting = (
-            sum(self._times["loader_ms"]) / sum(self._times["step_ms"])
-            if medians["step_ms"]
-            else None
-        )
+        step, masking = medians["step_ms"], medians["masking_ms"]
+        share = masking / step if step and masking is not None else None
+        waiting = sum(self._times["loader_ms"]) / sum(self._times["step_ms"]) if step else None
         return {
             "seconds": self._seconds_now(),
             **medians,
