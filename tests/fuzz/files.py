@@ -172,14 +172,16 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
     with h5py.File(path, "r") as file:
         index = file["var"].attrs["_index"]
         names = [x.decode() if isinstance(x, bytes) else str(x) for x in file["var"][index][:]]
-        cells = len(file["obs"][file["obs"].attrs["_index"]])
+        # anndata takes a group without an index as columns, and numbers the cells
+        obs = file["obs"]
+        cells = len(obs[obs.attrs["_index"]]) if "_index" in obs.attrs else None
         x = file["X"]
         if isinstance(x, h5py.Dataset):
             dense = x[:]
         else:
             shape = tuple(int(size) for size in x.attrs["shape"])
             parts = [x[name][:] for name in ("indptr", "indices", "data")]
-            if shape != (cells, len(names)):
+            if shape != (shape[0] if cells is None else cells, len(names)):
                 raise Wrong(f"taken: the shape {shape} of {cells} cells and {len(names)} genes")
             by_columns = x.attrs["encoding-type"] == "csc_matrix"
             rows, columns = shape[::-1] if by_columns else shape

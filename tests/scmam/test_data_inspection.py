@@ -120,3 +120,8 @@ def test_the_example_cells():
     assert seen.depth[2] == pytest.approx(3334, abs=1)
     assert list(seen.labels) == ["bulk_labels", "louvain"]
     assert not seen.warnings
+
+
+def test_a_column_of_matrices_is_no_label():
+    obs = pd.DataFrame({"celltype": ["a", "b"] * 5, "nested": [sparse.csr_matrix((1, 2))] * 10})
+    assert categorical_columns(obs) == ["celltype"]
