@@ -8,6 +8,7 @@ TRITON ?= 3.7.1
 OLDEST_TORCH = 2.11.0
 OLDEST_TRITON = 3.6.0
 REPORT ?= report
+FRAMEWORKS ?= .venv-frameworks
 SECONDS ?= 600
 
 # The first of these that runs, is new enough and can make an environment. A shim may exist without
@@ -27,7 +28,7 @@ CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '
 LINTED = mam_kernels python tests benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-oldest wheel gpu fuzz bench docs lint format clean
+.PHONY: help demo test quick test-oldest test-frameworks wheel gpu fuzz bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -40,6 +41,11 @@ test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (a
 
 quick: $(VENV)/dev.stamp ## the tests for the loop of work (about 2 min)
 	$(IN)python tests/run_groups.py quick
+
+test-frameworks: $(FRAMEWORKS)/stamp ## the frameworks' own classes, in environments of their own; downloads 30 packages
+	$(FRAMEWORKS)/new/bin/python -m pytest -q -p no:cacheprovider tests/frameworks
+	$(FRAMEWORKS)/transformers4/bin/python -m pytest -q -p no:cacheprovider \
+	  tests/frameworks tests/integrations/test_hugging_face.py
 
 test-oldest: ## the engine's tests with the oldest torch that is supported, in an environment of its own
 	$(MAKE) VENV=.venv-oldest TORCH=$(OLDEST_TORCH) TRITON=$(OLDEST_TRITON) .venv-oldest/engine-test.stamp
@@ -80,8 +86,8 @@ format: $(VENV)/lint.stamp ## bring the code into shape
 	$(IN)clang-format -i $(CPP)
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) .venv-oldest build dist docs/_build *.egg-info mam_kernels/*.so $(REPORT) \
-	  .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-oldest $(FRAMEWORKS) build dist docs/_build *.egg-info mam_kernels/*.so \
+	  $(REPORT) .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Torch comes first and by name, so that the wheel is the one which the user's pip is
@@ -113,6 +119,21 @@ $(VENV)/docs.stamp: $(VENV)/engine.stamp
 
 $(VENV)/dev.stamp: $(VENV)/engine.stamp
 	$(PIP) "mam-kernels[dev]" 'triton==$(TRITON); sys_platform == "linux"'
+	@touch $@
+
+# They see the packages of $(VENV), and add or replace what the frameworks need. Their own pins
+# contradict each other, so --no-deps.
+SITE = import site; print(site.getsitepackages()[0])
+$(FRAMEWORKS)/stamp: $(VENV)/dev.stamp tests/frameworks/new.txt tests/frameworks/transformers4.txt
+	for name in new transformers4; do \
+	  $(IN)python -m venv --without-pip $(FRAMEWORKS)/$$name && \
+	  python=$(FRAMEWORKS)/$$name/bin/python && \
+	  shared=$$($$python -c "$(SITE)")/shared.pth && \
+	  $(IN)python -c "$(SITE)" > $$shared && \
+	  printf '%s\n' "$(CURDIR)" "$(CURDIR)/python" >> $$shared && \
+	  $(IN)python -m pip --python $$python install --quiet --no-deps \
+	    -r tests/frameworks/$$name.txt || exit 1; \
+	done
 	@touch $@
 
 $(VENV)/engine-test.stamp: $(VENV)/engine.stamp

@@ -14,6 +14,9 @@
 #include "cpu/kernels.h"
 #include "cpu/step.h"
 #endif
+#ifdef MAM_TOKEN_GRADIENTS
+#include "cuda/step.h"
+#endif
 
 namespace py = pybind11;
 
@@ -195,10 +198,10 @@ void bind_token_gradients(py::module_& m) {
 }
 #endif
 
-#ifdef MAM_CPU_DISPATCH
+// The whole step of scalar values, and its gradient.
 void bind_step(py::module_& m) {
-  using mam::cpu::Projection;
-  using mam::cpu::Step;
+  using backend::Projection;
+  using backend::Step;
   py::class_<Projection>(m, "Projection", py::module_local())
       .def(py::init([](Address latents, Address in_weight, Address in_bias, Address token_weight,
                        Address token_bias, Address out_weight, int64_t num_latents, int64_t heads,
@@ -213,6 +216,7 @@ void bind_step(py::module_& m) {
                           heads,
                           width};
       }));
+#ifdef MAM_CPU_DISPATCH
   m.def(
       "project",
       [](const Projection& from, Address slope, Address directions, Address constant,
@@ -224,20 +228,31 @@ void bind_step(py::module_& m) {
       },
       NoGil());
   m.def("state_size", &mam::cpu::State::size, "Elements of the state of a masking step.");
+  m.def("step_workspace", [](int64_t, int64_t, int64_t, int64_t, int64_t) { return 0; });
+  m.def("step_backward_workspace", [](int64_t, int64_t, int64_t, int64_t) { return 0; });
+#else
+  m.def("state_size", &backend::state_size, "Elements of the state of a masking step.");
+  m.def("step_workspace", &backend::step_workspace, "Bytes of scratch memory for masking_step.");
+  m.def("step_backward_workspace", &backend::step_backward_workspace,
+        "Bytes of scratch memory for masking_step_backward.");
+#endif
   m.def(
       "masking_step",
       [](const Projection& parameters, Address out_bias, const Values& values, const Flags& valid,
          const Flags& maskable, Address chosen, int64_t num_chosen, Address num_masked,
          double mask_ratio, const Draw& draw, const Weighting& weighting, bool visible,
          Address mask, Address importance, Address context, Address penalty, Address state,
-         const Launch& launch) {
+         [[maybe_unused]] Address workspace, const Launch& launch) {
         const Step step{
             parameters, at<float>(out_bias),     values,     valid, maskable,  at<int64_t>(chosen),
             num_chosen, at<int32_t>(num_masked), mask_ratio, draw,  weighting, visible};
-        mam::cpu::masking_step(step,
-                               {at<uint8_t>(mask), at<float>(importance), at<float>(context),
-                                at<float>(penalty), at<float>(state)},
-                               launch.threads);
+        const backend::StepOutput out{at<uint8_t>(mask), at<float>(importance), at<float>(context),
+                                      at<float>(penalty), at<float>(state)};
+#ifdef MAM_CPU_DISPATCH
+        backend::masking_step(step, out, launch.threads);
+#else
+        backend::masking_step(step, out, at<void>(workspace), launch);
+#endif
       },
       NoGil());
   m.def(
@@ -245,17 +260,24 @@ void bind_step(py::module_& m) {
       [](const Projection& parameters, Address out_bias, int64_t rows, Address state,
          Address grad_context, Address grad_penalty, Address latents, Address in_weight,
          Address in_bias, Address token_weight, Address token_bias, Address out_weight,
-         Address grad_out_bias, const Launch& launch) {
-        mam::cpu::masking_step_backward(
-            parameters, at<float>(out_bias), rows, at<float>(state),
-            {at<float>(grad_context), at<float>(grad_penalty)},
+         Address grad_out_bias, [[maybe_unused]] Address workspace, const Launch& launch) {
+        const backend::StepGradient incoming{at<float>(grad_context), at<float>(grad_penalty)};
+#ifdef MAM_CPU_DISPATCH
+        backend::masking_step_backward(
+            parameters, at<float>(out_bias), rows, at<float>(state), incoming,
             {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
              at<float>(token_bias), at<float>(out_weight)},
             at<float>(grad_out_bias), launch.threads);
+#else
+        backend::masking_step_backward(
+            parameters, at<float>(out_bias), rows, at<float>(state), incoming,
+            {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
+             at<float>(token_bias), at<float>(out_weight), at<float>(grad_out_bias)},
+            at<void>(workspace), launch);
+#endif
       },
       NoGil());
 }
-#endif
 
 py::dict build_info() {
   py::dict info;
@@ -278,9 +300,7 @@ PYBIND11_MODULE(MAM_MODULE, m) {
 #ifdef MAM_TOKEN_GRADIENTS
   bind_token_gradients(m);
 #endif
-#ifdef MAM_CPU_DISPATCH
   bind_step(m);
-#endif
   m.attr("device") = MAM_DEVICE;
   m.attr("build_info") = build_info();
 }

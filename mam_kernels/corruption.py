@@ -2,6 +2,8 @@
 sometimes the true one.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -85,7 +87,8 @@ def corruption_shares(scheme: str | tuple[float, float]) -> tuple[float, float]:
     token, wrong = scheme
     if min(token, wrong) < 0 or token + wrong > 1:
         raise ValueError(
-            f"corruption: expected shares of mask token and random value that add up to at most 1; got {scheme!r}"
+            "corruption: expected shares of mask token and random value that add up to at most 1; "
+            f"got {scheme!r}"
         )
     return token, wrong
 
@@ -117,3 +120,35 @@ def draw_outcomes(
     return Outcomes(
         kind < token_share, (kind >= token_share) & (kind < token_share + random_share), which
     )
+
+
+class IdSet:
+    """A set of token ids, from which random bits choose by arithmetic alone: a table would have to
+    follow a module to its device.
+
+    Args:
+        ids: integers; one that comes twice counts once.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        ordered = sorted(set(ids))
+        if not ordered:
+            raise ValueError("random_ids: expected at least one id; got none")
+        self.size, self.first = len(ordered), ordered[0]
+        steps = (
+            (rank, high - low - 1) for rank, (low, high) in enumerate(pairwise(ordered), start=1)
+        )
+        self.gaps = [
+            (rank, gap) for rank, gap in steps if gap
+        ]  # from the id of this rank on, so many more are left out
+
+    def choose(self, which: Tensor) -> Tensor:
+        """Ids for int64 random bits, each as likely but for the remainder of 2**32."""
+        rank = which % self.size
+        ids = rank + self.first
+        for start, gap in self.gaps:
+            ids = ids + gap * (rank >= start)
+        return ids

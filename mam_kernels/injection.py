@@ -22,28 +22,58 @@ class ContextInjection(nn.Module):
 
     Args:
         latent_dim: ``Dz``, the width of ``MaskingOutput.context``.
-        embed_dim: ``De``, the width of the model's token embeddings.
+        embed_dim: ``De``, the width of the model's token embeddings, of the encoder where the
+            decoder differs.
         scheme: where it is added: "encoder"; "decoder", the published best; "both", by one adapter;
             "separate", both, an adapter each.
+        decoder_dim: the width of the decoder's token embeddings. None: ``embed_dim``, as published.
+        start: first weights of the adapters: "random", as of ``torch.nn.Linear``; "zero", so that
+            the context comes in as far as training wants it.
 
     Raises:
-        TypeError, ValueError: an argument is not as above.
+        TypeError, ValueError: an argument is not as above, or "both" with two widths.
     """
 
-    def __init__(self, latent_dim: int, embed_dim: int, scheme: str = "decoder") -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        embed_dim: int,
+        scheme: str = "decoder",
+        *,
+        decoder_dim: int | None = None,
+        start: str = "random",
+    ) -> None:
         super().__init__()
         self.latent_dim = checks.require_count("latent_dim", latent_dim)
         self.embed_dim = checks.require_count("embed_dim", embed_dim)
+        self.decoder_dim = (
+            embed_dim if decoder_dim is None else checks.require_count("decoder_dim", decoder_dim)
+        )
         _require_name("scheme", scheme, SCHEMES)
+        _require_name("start", start, STARTS)
+        if scheme == "both" and self.decoder_dim != embed_dim:
+            raise ValueError(
+                f"decoder_dim: expected embed_dim = {embed_dim}, since one adapter serves both; "
+                f"got {decoder_dim}"
+            )
         self.scheme = scheme
         if scheme == "separate":
             self.encoder_adapter = nn.Linear(latent_dim, embed_dim)
-            self.decoder_adapter = nn.Linear(latent_dim, embed_dim)
+            self.decoder_adapter = nn.Linear(latent_dim, self.decoder_dim)
         else:
-            self.adapter = nn.Linear(latent_dim, embed_dim)
+            self.adapter = nn.Linear(
+                latent_dim, self.decoder_dim if scheme == "decoder" else embed_dim
+            )
+        if start == "zero":
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
 
     def extra_repr(self) -> str:
-        return f"latent_dim={self.latent_dim}, embed_dim={self.embed_dim}, scheme={self.scheme!r}"
+        widths = "" if self.decoder_dim == self.embed_dim else f"decoder_dim={self.decoder_dim}, "
+        return (
+            f"latent_dim={self.latent_dim}, embed_dim={self.embed_dim}, {widths}"
+            f"scheme={self.scheme!r}"
+        )
 
     def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """From the context (B, Dz) to (encoder_shift, decoder_shift), each (B, 1, De), or None
@@ -72,53 +102,3 @@ def _shift(adapter: nn.Linear, context: Tensor) -> Tensor:
     The context is float32 also where the model, the adapter with it, was cast to a narrower type.
     """
     return adapter(context.to(adapter.weight.dtype))[:, None]
-
-
-class Injection(nn.Module):
-    """``ContextInjection`` for an encoder and a decoder that may differ in width.
-
-    Args:
-        latent_dim: ``Dz``, the width of the context.
-        encoder_width, decoder_width: of their token embeddings.
-        scheme: as in ``ContextInjection``.
-        start: first weights of the adapters. "random"; "zero": the context comes in as far as
-            training wants it.
-    """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        encoder_width: int,
-        decoder_width: int,
-        scheme: str,
-        *,
-        start: str = "random",
-    ) -> None:
-        super().__init__()
-        _require_name("start", start, STARTS)
-        if scheme == "both" and encoder_width != decoder_width:
-            raise ValueError(
-                f"injection: both shares one adapter, so widths must be equal; got {encoder_width} and {decoder_width}"
-            )
-        if scheme == "separate":
-            self.encoder = ContextInjection(latent_dim, encoder_width, "encoder")
-            self.decoder = ContextInjection(latent_dim, decoder_width, "decoder")
-        else:
-            self.shared = ContextInjection(
-                latent_dim, encoder_width if scheme == "encoder" else decoder_width, scheme
-            )
-        self.scheme = scheme
-        if start == "zero":
-            for parameter in self.parameters():
-                nn.init.zeros_(parameter)
-
-    def forward(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """From the context (B, Dz) to (encoder_shift, decoder_shift), each (B, 1, width), or None
-        where the scheme adds nothing.
-        """
-        context = context.to(
-            next(self.parameters()).dtype
-        )  # the engine computes in float32 or better
-        if self.scheme == "separate":
-            return self.encoder(context)[0], self.decoder(context)[1]
-        return self.shared(context)

@@ -227,8 +227,9 @@ class MultinomialAttentionMasking(nn.Module):
             output projection.
 
         Raises:
-            TypeError, ValueError: an argument is not as above; ``BackendUnavailableError`` if the
-                named backend cannot run.
+            TypeError, ValueError: an argument is not as above, or a submodule cannot be read;
+                ``BackendUnavailableError`` if the named backend cannot run.
+            NotImplementedError: forward-mode differentiation.
         """
         refuse_compiled_transforms()
         if self.input_dim is None:

@@ -1,24 +1,70 @@
-"""Masking strategies behind one interface: from the values of cells to what is hidden, and what the
-latents say of the cells.
+"""Masking strategies behind one interface: from a batch of cells and a draw to what is hidden, and
+what the latents say of the cells.
 
-Every strategy draws by the engine: a mask is a function of (seed, step, cell id), whatever the
-batch, the device or a restart.
+A strategy is called as ``strategy(cells, draw)``. Every strategy draws by the engine: a mask is a
+function of (seed, step, cell id), whatever the batch, the device or a restart.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ._core.call import Draw
 from .entropy import drawing_entropy
 from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.selection.ops import sample_without_replacement
 from .sequences import Sequences, gather
+from .shares import Share, share_of
 
 Embed = Callable[[Sequences], Tensor]
 """(B, T) sequences to (B, T, width) embeddings of gene and value."""
+
+
+class CellValues(NamedTuple):
+    """A batch of ``B`` cells over ``G`` positions, as the strategies read it."""
+
+    values: Tensor  #: (B, G) dense: values or token ids; zeros take part
+    stored: Tensor | None = None  #: the same as sparse CSR; None: they came dense
+    valid: Tensor | None = None  #: (B, G) bool, attended to; None: everywhere
+    maskable: Tensor | None = None  #: (B, G) bool, may be hidden; None: as valid
+    #: what latents for embeddings attend to: (B, G, D) of every position, or a function that makes
+    #: them of the non-zero genes
+    embed: Embed | Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        *,
+        valid: Tensor | None = None,
+        maskable: Tensor | None = None,
+        embed: Embed | Tensor | None = None,
+    ) -> "CellValues":
+        """Of values (B, G) that are dense or sparse CSR, whose missing entries are zeros."""
+        sparse = values.layout == torch.sparse_csr
+        return cls(
+            values.to_dense() if sparse else values, values if sparse else None, valid, maskable,
+            embed,
+        )  # fmt: skip
+
+    @property
+    def read(self) -> Tensor:
+        """The values as attention reads them: sparse where they came so."""
+        return self.values if self.stored is None else self.stored
+
+    @property
+    def drawable(self) -> Tensor | None:
+        """(B, G) bool, True where a position may be hidden; None: everywhere."""
+        if self.valid is None or self.maskable is None:
+            return self.valid if self.maskable is None else self.maskable
+        return self.valid & self.maskable
+
+    def among(self, positions: Tensor) -> Tensor:
+        """The drawable ones of ``positions`` (B, G) bool."""
+        drawable = self.drawable
+        return positions if drawable is None else positions & drawable
 
 
 class Masking(NamedTuple):
@@ -47,25 +93,13 @@ class MaskingStrategy(nn.Module):
         """
         return 0.0, 1.0
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
         """Decide what is hidden.
 
         Args:
-            values: (B, G) float32, not negative; zeros take part.
-            cell_ids: (B,) int64.
-            seed, step: of the draw.
-            embed: gene and value embeddings, for the strategies that attend to them.
-            stored: the values as sparse CSR too, where they came so: attention to values then reads
-                the non-zeros alone.
+            cells: the batch; ``CellValues.of(values)`` makes one of dense or CSR values.
+            draw: seed and step, ints or int64 of 0 dims, and the cell ids (B,) int64, or None for
+                the index of the row.
         """
         raise NotImplementedError
 
@@ -73,54 +107,44 @@ class MaskingStrategy(nn.Module):
 class Nothing(MaskingStrategy):
     """Nothing is hidden."""
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        return Masking(torch.zeros_like(values, dtype=torch.bool), None, None, None)
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        return Masking(torch.zeros_like(cells.values, dtype=torch.bool), None, None, None)
 
 
 class Uniform(MaskingStrategy):
     """Every position alike.
 
     Args:
-        ratio: share of the positions, or of the non-zeros where ``zero_ratio`` is given.
-        zero_ratio: share of the zeros.
+        ratio: share of the positions, or of the non-zeros where ``zero_ratio`` is given; a number,
+            or a ``Share``.
+        zero_ratio: share of the zeros; 0 hides non-zeros alone. None: zeros and non-zeros are drawn
+            together.
     """
 
-    def __init__(self, ratio: float, zero_ratio: float | None = None) -> None:
+    def __init__(self, ratio: float | Share, zero_ratio: float | Share | None = None) -> None:
         super().__init__()
-        self.ratio, self.zero_ratio = ratio, zero_ratio
+        self.share = share_of("ratio", ratio)
+        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
-        if self.zero_ratio is None:
-            mask = sample_without_replacement(
-                torch.ones_like(values), math.floor(self.ratio * values.shape[1]), **draw
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        if self.zero_share is None:
+            drawable = cells.drawable
+            weights = (
+                torch.ones_like(cells.values, dtype=torch.float32)
+                if drawable is None
+                else drawable.float()
             )
+            counts = self.share.count(cells.values, drawable, draw)
+            mask = sample_without_replacement(weights, counts, **draw._asdict())
         else:
-            mask = _uniform(values != 0, self.ratio, draw) | _uniform(
-                values == 0, self.zero_ratio, draw
+            nonzero = cells.values != 0
+            mask = _uniform(cells.among(nonzero), self.share, draw) | _uniform(
+                cells.among(~nonzero), self.zero_share, draw
             )
         return Masking(mask, None, None, None)
 
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
+        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
 class ExpressionSampling(MaskingStrategy):
@@ -132,26 +156,21 @@ class ExpressionSampling(MaskingStrategy):
         zero_ratio: share of the zeros, drawn uniformly; None: none.
     """
 
-    def __init__(self, ratio: float, zero_ratio: float | None = None) -> None:
+    def __init__(self, ratio: float | Share, zero_ratio: float | Share | None = None) -> None:
         super().__init__()
-        self.ratio, self.zero_ratio = ratio, zero_ratio or 0.0
+        self.share = share_of("ratio", ratio)
+        self.zero_share = share_of("zero_ratio", 0.0 if zero_ratio is None else zero_ratio)
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
-        mask = sample_without_replacement(values, _share(values != 0, self.ratio), **draw)
-        return Masking(mask | _uniform(values == 0, self.zero_ratio, draw), values, None, None)
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        nonzero = cells.among(cells.values != 0)
+        weights = cells.values.float() * nonzero
+        counts = self.share.count(cells.values, nonzero, draw)
+        mask = sample_without_replacement(weights, counts, **draw._asdict())
+        zeros = _uniform(cells.among(cells.values == 0), self.zero_share, draw)
+        return Masking(mask | zeros, weights, None, None)
 
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
+        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
 class MatchedFractions(MaskingStrategy):
@@ -176,26 +195,19 @@ class MatchedFractions(MaskingStrategy):
                 "schedule: expected shares in [0, 1];"
                 f" got values from {schedule.min():g} to {schedule.max():g}"
             )
-        self.shares = schedule.tolist()
+        self.register_buffer("shares", schedule.double(), persistent=False)
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        zeros, nonzeros = self.shares[min(step, len(self.shares) - 1)]
-        draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
-        return Masking(
-            _uniform(values != 0, nonzeros, draw) | _uniform(values == 0, zeros, draw),
-            None,
-            None,
-            None,
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        last = len(self.shares) - 1
+        if isinstance(draw.step, Tensor):
+            zeros, nonzeros = self.shares[draw.step.clamp(max=last).to(self.shares.device)]
+        else:
+            zeros, nonzeros = self.shares[min(draw.step, last)]
+        there = cells.values != 0
+        mask = _uniform_counts(cells.among(there), nonzeros, draw) | _uniform_counts(
+            cells.among(~there), zeros, draw
         )
+        return Masking(mask, None, None, None)
 
 
 class ContextOnly(MaskingStrategy):
@@ -214,24 +226,10 @@ class ContextOnly(MaskingStrategy):
         super().__init__()
         self.selection, self.latents, self.visible = selection, latents, visible
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        chosen = self.selection(values, cell_ids, seed=seed, step=step, embed=embed)
-        out = _context(
-            self.latents,
-            values if stored is None else stored,
-            ~chosen.mask if self.visible else None,
-            seed,
-            step,
-        )
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        chosen = self.selection(cells, draw)
+        valid = _without(cells.valid, chosen.mask) if self.visible else cells.valid
+        out = _context(self.latents, cells, valid, draw)
         return chosen._replace(context=out.context, penalty=out.penalty)
 
 
@@ -240,118 +238,121 @@ class ValueAttention(MaskingStrategy):
 
     Args:
         latents: the engine's module, for scalar values.
-        ratio: share of the positions, or of the non-zeros where ``zero_ratio`` is given.
+        ratio: share of the positions, or of the non-zeros where ``zero_ratio`` is given; None:
+            ``mask_ratio`` of the latents.
         zero_ratio: share of the zeros, drawn uniformly; None: zeros and non-zeros are drawn
             together.
     """
 
     def __init__(
-        self, latents: MultinomialAttentionMasking, ratio: float, zero_ratio: float | None = None
+        self,
+        latents: MultinomialAttentionMasking,
+        ratio: float | Share | None = None,
+        zero_ratio: float | Share | None = None,
     ) -> None:
         super().__init__()
-        self.latents, self.ratio, self.zero_ratio = latents, ratio, zero_ratio
+        if latents.input_dim is not None:
+            raise ValueError(
+                f"latents: expected input_dim=None, since they attend to values; "
+                f"got input_dim={latents.input_dim}"
+            )
+        self.latents = latents
+        self.share = None if ratio is None else share_of("ratio", ratio)
+        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
 
     def weighting(self) -> tuple[float, float]:
         return self.latents.eps, self.latents.temperature
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        return attend_to_values(
-            self.latents,
-            values,
-            self.ratio,
-            self.zero_ratio,
-            cell_ids,
-            seed=seed,
-            step=step,
-            stored=stored,
-        )
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        if self.zero_share is None:
+            out = _attend(self.latents, cells.read, cells, cells.drawable, self.share, draw)
+            return Masking(*out)
+        nonzero = cells.values != 0
+        out = _attend(self.latents, cells.read, cells, cells.among(nonzero), self.share, draw)
+        mask = out.mask | _uniform(cells.among(~nonzero), self.zero_share, draw)
+        if self.latents.context_from == "visible":  # without the hidden zeros too
+            seen = _context(self.latents, cells, _without(cells.valid, mask), draw)
+            out = out._replace(context=seen.context, penalty=seen.penalty)
+        return Masking(mask, out.importance, out.context, out.penalty)
 
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
-
-
-def attend_to_values(
-    latents: MultinomialAttentionMasking,
-    values: Tensor,
-    ratio: float,
-    zero_ratio: float | None,
-    cell_ids: Tensor,
-    *,
-    seed: int | Tensor,
-    step: int | Tensor,
-    stored: Tensor | None = None,
-) -> Masking:
-    """What ``ValueAttention`` hides; arguments as there."""
-    draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
-    read = values if stored is None else stored
-    if zero_ratio is None:
-        return Masking(*latents(read, num_masked=math.floor(ratio * values.shape[1]), **draw))
-    nonzero = values != 0
-    out = latents(read, maskable=nonzero, num_masked=_share(nonzero, ratio), **draw)
-    mask = out.mask | _uniform(~nonzero, zero_ratio, draw)
-    if latents.context_from == "visible" and zero_ratio > 0:  # without the hidden zeros too
-        seen = _context(latents, read, ~mask, seed, step)
-        out = out._replace(context=seen.context, penalty=seen.penalty)
-    return Masking(mask, out.importance * nonzero, out.context, out.penalty)
+        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
 class EmbeddingAttention(MaskingStrategy):
-    """Multinomial Attention Masking on the embeddings of the non-zero genes: the latents see which
-    gene it is, not its value alone.
+    """Multinomial Attention Masking on embeddings: the latents see which gene it is, not its value
+    alone.
 
-    This goes beyond the published code. Zeros are hidden uniformly.
+    Where ``cells.embed`` holds the embeddings of every position, the valid ones are attended to.
+    Where it is a function, the non-zero genes are gathered, embedded and attended to. This goes
+    beyond the published code.
 
     Args:
         latents: the engine's module, for embeddings.
-        ratio: share of the non-zeros.
-        zero_ratio: share of the zeros.
+        ratio: share of the positions, or of the non-zeros where ``zero_ratio`` is given or the
+            non-zeros are gathered; None: ``mask_ratio`` of the latents.
+        zero_ratio: share of the zeros, drawn uniformly; None: they are not drawn apart.
     """
 
     def __init__(
-        self, latents: MultinomialAttentionMasking, ratio: float, zero_ratio: float
+        self,
+        latents: MultinomialAttentionMasking,
+        ratio: float | Share | None = None,
+        zero_ratio: float | Share | None = None,
     ) -> None:
         super().__init__()
-        self.latents, self.ratio, self.zero_ratio = latents, ratio, zero_ratio
+        if latents.input_dim is None:
+            raise ValueError(
+                "latents: expected input_dim, the width of the embeddings; got input_dim=None"
+            )
+        self.latents = latents
+        self.share = None if ratio is None else share_of("ratio", ratio)
+        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
 
     def weighting(self) -> tuple[float, float]:
         return self.latents.eps, self.latents.temperature
 
-    def forward(
-        self,
-        values: Tensor,
-        cell_ids: Tensor,
-        *,
-        seed: int,
-        step: int,
-        embed: Embed | None = None,
-        stored: Tensor | None = None,
-    ) -> Masking:
-        if embed is None:
+    def forward(self, cells: CellValues, draw: Draw) -> Masking:
+        if cells.embed is None:
             raise ValueError("embed: expected a function from sequences to embeddings; got None")
-        draw = {"seed": seed, "step": step, "sample_ids": cell_ids}
-        nonzero = values != 0
-        there = gather(values, nonzero)
-        out = self.latents(
-            embed(there), there.valid, num_masked=_share(there.valid, self.ratio), **draw
-        )
-        mask, importance = torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values)
-        mask[nonzero] = out.mask[there.valid]  # both in the order of rows, then genes
-        importance[nonzero] = out.importance[there.valid]
-        return Masking(
-            mask | _uniform(~nonzero, self.zero_ratio, draw), importance, out.context, out.penalty
-        )
+        nonzero = cells.values != 0
+        if isinstance(cells.embed, Tensor):
+            drawable = cells.drawable if self.zero_share is None else cells.among(nonzero)
+            out = Masking(*_attend(self.latents, cells.embed, cells, drawable, self.share, draw))
+        else:
+            out = self._gathered(cells, nonzero, draw)
+        if self.zero_share is None:
+            return out
+        zeros = _uniform(cells.among(~nonzero), self.zero_share, draw)
+        return out._replace(mask=out.mask | zeros)
+
+    def _gathered(self, cells: CellValues, nonzero: Tensor, draw: Draw) -> Masking:
+        there = gather(cells.values, nonzero if cells.valid is None else nonzero & cells.valid)
+        taken, maskable = there.valid, there.valid
+        if cells.maskable is not None:
+            maskable = taken & cells.maskable.gather(1, there.gene_ids)
+        sequences = CellValues(there.values, valid=taken, maskable=maskable)
+        out = _attend(self.latents, cells.embed(there), sequences, maskable, self.share, draw)
+        rows, slots = taken.nonzero(as_tuple=True)
+        positions = there.gene_ids[rows, slots]
+        mask = torch.zeros_like(nonzero)
+        importance = torch.zeros_like(nonzero, dtype=out.importance.dtype)
+        mask[rows, positions] = out.mask[rows, slots]
+        importance[rows, positions] = out.importance[rows, slots]
+        return Masking(mask, importance, out.context, out.penalty)
 
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}, zero_ratio={self.zero_ratio}"
+        return f"ratio={self.share}, zero_ratio={self.zero_share}"
+
+
+def attention(
+    latents: MultinomialAttentionMasking,
+    ratio: float | Share | None = None,
+    zero_ratio: float | Share | None = None,
+) -> MaskingStrategy:
+    """``ValueAttention`` or ``EmbeddingAttention``, as ``input_dim`` of the latents says."""
+    kind = ValueAttention if latents.input_dim is None else EmbeddingAttention
+    return kind(latents, ratio, zero_ratio)
 
 
 def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
@@ -369,24 +370,48 @@ def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
     return shares.sum() / known.sum()  # an index would wait for a GPU
 
 
-def _context(
+def _attend(
     latents: MultinomialAttentionMasking,
-    values: Tensor,
-    valid: Tensor | None,
-    seed: int | Tensor,
-    step: int | Tensor,
+    tokens: Tensor,
+    cells: CellValues,
+    drawable: Tensor | None,
+    share: Share | None,
+    draw: Draw,
+) -> MaskingOutput:
+    """What the latents hide of the ``drawable``; their importance is 0 elsewhere."""
+    counts = None if share is None else share.count(cells.values, drawable, draw)
+    maskable = None if drawable is cells.valid else drawable
+    out = latents(tokens, cells.valid, maskable, num_masked=counts, **draw._asdict())
+    if drawable is None:
+        return out
+    return out._replace(importance=out.importance * drawable)
+
+
+def _context(
+    latents: MultinomialAttentionMasking, cells: CellValues, valid: Tensor | None, draw: Draw
 ) -> MaskingOutput:
     """Context and penalty of what is ``valid``; with nothing to hide, "visible" and "all" are the
     same.
     """
-    return latents(values, valid, num_masked=0, seed=seed, step=step)
+    tokens = cells.read if latents.input_dim is None else cells.embed
+    return latents(tokens, valid, num_masked=0, seed=draw.seed, step=draw.step)
 
 
-def _share(positions: Tensor, ratio: float) -> Tensor:
-    """``floor(ratio * n)`` of the ``n`` True in each row; int64 (B,)."""
-    return torch.floor(positions.sum(dim=1, dtype=torch.float64) * ratio).to(torch.int64)
+def _without(valid: Tensor | None, mask: Tensor) -> Tensor:
+    return ~mask if valid is None else valid & ~mask
 
 
-def _uniform(positions: Tensor, ratio: float, draw: dict[str, Any]) -> Tensor:
-    """The share ``ratio`` of the True of each row, each alike."""
-    return sample_without_replacement(positions.float(), _share(positions, ratio), **draw)
+def _uniform(positions: Tensor, share: Share, draw: Draw) -> Tensor:
+    """A share of the True of each row, each alike."""
+    return _uniform_counts(positions, share.count(positions, positions, draw), draw, counted=True)
+
+
+def _uniform_counts(
+    positions: Tensor, amount: Tensor, draw: Draw, *, counted: bool = False
+) -> Tensor:
+    """``amount`` (B,) of the True of each row; or, not ``counted``, the ratio ``amount``, rounded
+    down.
+    """
+    if not counted:
+        amount = torch.floor(positions.sum(dim=1, dtype=torch.float64) * amount).to(torch.int64)
+    return sample_without_replacement(positions.float(), amount, **draw._asdict())

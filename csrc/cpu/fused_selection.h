@@ -17,8 +17,6 @@ namespace MAM_ISA {
 // weights differ much, which leaves more keys.
 constexpr int64_t kFewestFused = 2048, kFewestSpread = 4096;
 
-constexpr int32_t kSmallestWeightBits = 0x00800000;  // of kSmallestWeight
-
 struct WeightRow {
   const float* weight;
   const uint8_t* flags;
@@ -39,11 +37,6 @@ static MAM_APART int32_t largest_lane(Int vector) {
   int32_t largest = vector[0];
   for (int i = 1; i < kFloats; ++i) largest = vector[i] > largest ? vector[i] : largest;
   return largest;
-}
-
-// The bits of the least weight that can be drawn. Not inlined, as above.
-static MAM_APART int32_t least_ordinary(float eps) {
-  return eps >= kSmallestWeight ? 0 : kSmallestWeightBits;
 }
 
 template <bool Careful>
@@ -67,7 +60,7 @@ static MAM_APART Survey survey(const WeightRow& row, float eps) {
   const int32_t low = ~largest_lane(~least), high = largest_lane(greatest);
   // As integers floats >= 0 have their order, those below are less, and those beyond the finite are
   // more. So without care the extremes tell whether it was needed.
-  const bool ordinary = low >= least_ordinary(eps) && high < kInfiniteKey;
+  const bool ordinary = low >= (eps > 0.0f ? 0 : 1) && high < kInfiniteKey;
   if (!Careful && !ordinary) return survey<true>(row, eps);
   return {total_of(drawable), bits<Float>(splat<Int>(low))[0], bits<Float>(splat<Int>(high))[0],
           !Careful};

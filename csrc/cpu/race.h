@@ -160,7 +160,7 @@ MAM_INLINE void for_vectors(const float* weight, const uint8_t* flags, int64_t f
 
 // All ones where a weight may be drawn; as drawable() of mam/keys.h.
 MAM_INLINE Int drawable_lanes(Float weight, float eps) {
-  return (weight >= 0.0f) & (weight + eps >= kSmallestWeight) & (weight <= 0x1.fffffep127f);
+  return (weight >= 0.0f) & (weight + eps > 0.0f) & (weight <= 0x1.fffffep127f);
 }
 
 static float largest_drawable(const float* weight, const uint8_t* flags, int64_t positions,

@@ -35,7 +35,26 @@ __device__ T block_reduce(T value, Operation combine) {
   if (lane == 0) partial[warp] = value;
   __syncthreads();
   T result = partial[0];
-  for (int other = 1; other < warps; ++other) result = combine(result, partial[other]);
+#pragma unroll 1
+  for (int other = 1; other < warps; ++other)  // trips: warps
+    result = combine(result, partial[other]);
+  __syncthreads();
+  return result;
+}
+
+// The same in a block of so many warps: fewer instructions.
+template <int Warps, typename T, typename Operation>
+__device__ __forceinline__ T block_reduce_of(T value, Operation combine) {
+  __shared__ T partial[Warps];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  T result = partial[0];
+#pragma unroll
+  for (int other = 1; other < Warps; ++other) result = combine(result, partial[other]);
   __syncthreads();
   return result;
 }
@@ -49,7 +68,8 @@ __device__ inline int before_warp(int amount, int& total) {
   __syncthreads();
   int before = 0;
   total = 0;
-  for (int other = 0; other < warps; ++other) {
+#pragma unroll 1
+  for (int other = 0; other < warps; ++other) {  // trips: warps
     if (other < warp) before += amounts[other];
     total += amounts[other];
   }

@@ -8,57 +8,85 @@
 
 namespace mam::cuda {
 
-constexpr int kRowThreads = 256;
+constexpr int kRowThreads = 128, kRowWarps = kRowThreads / kWarp;
 constexpr int kLoads = 4;                     // entries a thread reads before it uses the first
 constexpr int kRound = kRowThreads * kLoads;  // entries a block takes in at a time
 constexpr int kGathered = 2 * kRound;         // capacity of the shared memory for nonzeros
 
-// The entries of one row: every position where the values are dense, the stored ones in CSR. Of
-// unsound indices only what is in bounds is followed.
-struct Row {
-  const void* data;
-  DType dtype;
-  int64_t first, stride, entries, positions;
-  const void* col;
-  bool index64;
+// Which positions of a row are attended to: those that are valid and not hidden.
+struct Attended {
   FlagRow valid;
+  const uint8_t* hidden = nullptr;  // contiguous, or null
 
-  __device__ int64_t position(int64_t entry) const {
-    return col == nullptr ? entry : load_index(col, index64, first + entry);
-  }
-  __device__ float value(int64_t entry) const { return load(data, dtype, first + entry * stride); }
-  __device__ bool has(int64_t position) const {
-    return position >= 0 && position < positions && valid[position];
+  __device__ bool all() const { return valid.data == nullptr && hidden == nullptr; }
+  __device__ bool operator[](int64_t position) const {
+    return valid[position] && (hidden == nullptr || hidden[position] == 0);
   }
 };
 
-__device__ inline Row row_of(const Values& values, const Flags& valid, int64_t row) {
-  const FlagRow flags = flag_row(valid, row);
+// The entries of one row: every position where the values are dense, the stored ones in CSR.
+struct Row {
+  const void* data;
+  DType dtype;
+  int64_t first, stride, entries;
+  const void* col;
+  bool index64;
+  Attended valid;
+
+  int64_t positions;
+
+  // Of an entry whose column is out of range, -1.
+  __device__ int64_t position(int64_t entry) const {
+    if (col == nullptr) return entry;
+    const int64_t l = load_index(col, index64, first + entry);
+    return l >= 0 && l < positions ? l : -1;
+  }
+  __device__ float value(int64_t entry) const { return load(data, dtype, first + entry * stride); }
+};
+
+__device__ inline int64_t clamped(int64_t x, int64_t least, int64_t most) {
+  return x < least ? least : x > most ? most : x;
+}
+
+__device__ inline Row row_of(const Values& values, const Flags& valid, const uint8_t* hidden,
+                             int64_t row) {
+  const Attended flags{flag_row(valid, row),
+                       hidden == nullptr ? nullptr : hidden + row * values.positions};
   if (values.crow == nullptr) {
     return {values.data,
             values.dtype,
             row * values.stride_row,
             values.stride_position,
             values.positions,
-            values.positions,
             nullptr,
             false,
-            flags};
+            flags,
+            values.positions};
   }
-  const int64_t first = bounded(load_index(values.crow, values.index64, row), values.stored + 1);
-  const int64_t last = bounded(load_index(values.crow, values.index64, row + 1), values.stored + 1);
-  const int64_t entries = last < first ? 0 : min(last - first, values.positions);
-  return {values.data,      values.dtype, first,          1,    entries,
-          values.positions, values.col,   values.index64, flags};
+  // A matrix whose offsets are wrong is not read beyond what it stores, nor is a row longer than
+  // its positions: its nonzeros are written to memory for as many.
+  const int64_t first = clamped(load_index(values.crow, values.index64, row), 0, values.stored);
+  const int64_t most = min(values.stored, first + values.positions);
+  const int64_t last = clamped(load_index(values.crow, values.index64, row + 1), first, most);
+  return {values.data,    values.dtype, first,           1, last - first, values.col,
+          values.index64, flags,        values.positions};
+}
+
+// How many of this thread's positions are flagged.
+template <typename Flagged>
+__device__ unsigned count_flags(const Flagged& flags, int64_t positions) {
+  unsigned count = 0;
+  for (int64_t l = threadIdx.x; l < positions; l += kRowThreads) count += flags[l];
+  return count;
 }
 
 // Gathers valid nonzeros of the entries from `next` on, `end` excluded, until they or the room in
 // shared memory run out; moves `next` on and returns how many there are. Their order is fixed.
 // `positions` may be null. Every thread of the block calls this; it ends in a barrier.
 __device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end, float* values,
-                                      uint32_t* positions) {
+                                      uint32_t* positions, int capacity = kGathered) {
   int count = 0;
-  for (; next < end && count + kRound <= kGathered; next += kRound) {
+  for (; next < end && count + kRound <= capacity; next += kRound) {
     float x[kLoads];
     uint32_t where[kLoads];
     unsigned ballot[kLoads];
@@ -67,7 +95,7 @@ __device__ inline int gather_nonzeros(const Row& row, int64_t& next, int64_t end
       const int64_t entry = next + i * kRowThreads + threadIdx.x;
       x[i] = entry < end ? row.value(entry) : 0.0f;
       const int64_t position = entry < end ? row.position(entry) : 0;
-      if (x[i] != 0.0f && !row.has(position)) x[i] = 0.0f;
+      if (x[i] != 0.0f && (position < 0 || !row.valid[position])) x[i] = 0.0f;
       where[i] = static_cast<uint32_t>(position);
     }
     int in_warp = 0, in_round;

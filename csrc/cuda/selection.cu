@@ -1,123 +1,79 @@
-// Sampling without replacement: one block a row. The largest weight, then every key, then the k-th
-// smallest key, then the mask.
-//
-// The keys of a row stay in shared memory where they fit, else in the caller's workspace.
-#include "race.cuh"
+// Sampling without replacement: one block a row. A sample of the weights tells where the k-th key
+// lies; one pass decides most positions from their random words, and the keys of the others decide
+// exactly. A row of which the sample does not tell enough is drawn by all keys.
+#include "draw.cuh"
+#include "draw_latents.cuh"
 
 namespace mam::cuda {
 
 namespace {
 
-constexpr int64_t kPositionsInShared = 20480;
-
-struct StoredKeys {
-  const uint32_t* data;
-
-  __device__ uint32_t operator()(int64_t l) const { return data[l]; }
-};
-
-struct Weights {
-  const void* data;
-  DType dtype;
-  int64_t first, stride;
-  FlagRow valid;
-  float eps;
-
-  // A weight that cannot be drawn is reported as -1.
-  __device__ float operator[](int64_t l) const {
-    if (!valid[l]) return -1.0f;
-    const float weight = load(data, dtype, first + l * stride);
-    return drawable(weight, eps) ? weight : -1.0f;
-  }
-};
-
-__device__ void write_keys(const Weights& weights, int64_t positions, float largest,
-                           const Weighting& weighting, const RandomRow& random, uint32_t* keys) {
-  for (int64_t quad = threadIdx.x; quad * 4 < positions; quad += kRaceThreads) {
-    const PhiloxWords words = random.words(quad);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t l = quad * 4 + i;
-      if (l >= positions) break;
-      const float weight = weights[l];
-      const float relative =
-          relative_weight(weight, largest, weighting.eps, weighting.inverse_temperature);
-      keys[l] = weight < 0.0f ? kNeverDrawn : __float_as_uint(race_key(words.word[i], relative));
-    }
-  }
-}
-
-__device__ void write_mask(const StoredKeys& keys, int64_t positions, int k, uint8_t* mask) {
-  if (k <= 0) {
-    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) mask[l] = 0;
-    return;
-  }
-  const Threshold threshold = find_threshold(keys, positions, k);
-  if (threshold.taken < threshold.present) {
-    visit_in_order(keys, positions, threshold,
-                   [mask](int64_t l, bool chosen, int) { mask[l] = chosen; });
-  } else {
-    for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads)
-      mask[l] = keys(l) <= threshold.key;
-  }
-}
+enum class Layout : int { whole, flagged, any };
 
 __global__ void __launch_bounds__(kRaceThreads)
     select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
-                  Weighting weighting, uint8_t* mask, uint32_t* workspace) {
-  MAM_DYNAMIC_SHARED(uint32_t, shared_keys);
+                  Weighting weighting, Layout layout, Sizes sizes, uint8_t* mask) {
+  MAM_DYNAMIC_SHARED(uint32_t, shared);
+  // phase: set-up
   const int64_t row = blockIdx.x, positions = values.positions;
   const Weights weights{
       values.data,          values.dtype, row * values.stride_row, values.stride_position,
       flag_row(valid, row), weighting.eps};
-  uint32_t* keys = workspace == nullptr ? shared_keys : workspace + row * positions;
-
-  float largest = -1.0f;
-  int count = 0;
-  for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {
-    const float weight = weights[l];
-    largest = fmaxf(largest, weight);
-    count += weight >= 0.0f;
+  const int k = static_cast<int>(min(static_cast<int64_t>(num_samples[row]), positions));
+  const RandomRow random = random_row(draw, row);
+  mask += row * positions;
+  const Candidates candidates{shared, shared + sizes.words,
+                              reinterpret_cast<float*>(shared + sizes.words + sizes.most),
+                              sizes.words, sizes.most};
+  bool drawn = false;
+  if (positions >= kFewestSampled && k > 0 && weighting.inverse_temperature == 1.0f) {
+    if (layout == Layout::whole) {
+      drawn = draw_in_one_pass<true, false>(weights, positions, k, random, candidates, mask);
+    } else if (layout == Layout::flagged) {
+      // share: 0
+      drawn = draw_in_one_pass<true, true>(weights, positions, k, random, candidates, mask);
+    } else {
+      // share: 0
+      drawn = draw_in_one_pass<false, false>(weights, positions, k, random, candidates, mask);
+    }
   }
-  largest = block_reduce(largest, Max());
-  count = block_reduce(count, Sum());
-
-  write_keys(weights, positions, largest, weighting, random_row(draw, row), keys);
+  if (drawn) return;
+  // phase: all keys
   __syncthreads();
-  write_mask(StoredKeys{keys}, positions, min(num_samples[row], count), mask + row * positions);
+  // share: 0
+  draw_by_all_keys(weights, positions, k, random, weighting, mask);
 }
-
-// The key of a latent: its uniform itself, computed again whenever it is looked at.
-struct UniformKeys {
-  RandomRow random;
-
-  __device__ uint32_t operator()(int64_t n) const {
-    return __float_as_uint(uniform(random.word(n)));
-  }
-};
 
 __global__ void __launch_bounds__(kRaceThreads)
     draw_latents_kernel(int64_t num_latents, int64_t size, Draw draw, int64_t* out) {
-  const UniformKeys keys{random_row(draw, 0)};
-  const Threshold threshold = find_threshold(keys, num_latents, static_cast<int>(size));
-  visit_in_order(keys, num_latents, threshold, [out](int64_t n, bool chosen, int index) {
-    if (chosen) out[index] = n;
-  });
+  choose_latents(num_latents, size, draw, out);
+}
+
+bool aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+Layout layout_of(const Values& weights, const Flags& valid, const uint8_t* mask) {
+  const bool whole = weights.dtype == DType::float32 && weights.stride_position == 1 &&
+                     weights.positions % 4 == 0 && weights.stride_row % 4 == 0 &&
+                     aligned(weights.data, 16) && aligned(mask, 4);
+  if (whole && valid.data == nullptr) return Layout::whole;
+  const bool flagged =
+      whole && valid.stride_position == 1 && valid.stride_row % 4 == 0 && aligned(valid.data, 4);
+  return flagged ? Layout::flagged : Layout::any;
 }
 
 }  // namespace
 
-size_t select_workspace(int64_t rows, int64_t positions) {
-  return positions <= kPositionsInShared ? 0 : rows * positions * sizeof(uint32_t);
-}
+size_t select_workspace(int64_t, int64_t) { return 0; }
 
 void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw,
-            const Weighting& weighting, uint8_t* mask, void* workspace, const Launch& where) {
-  const bool in_shared = weights.positions <= kPositionsInShared;
-  const size_t shared_bytes = in_shared ? weights.positions * sizeof(uint32_t) : 0;
-  launch("select", select_kernel, weights.rows, kRaceThreads, shared_bytes, where, weights, valid,
-         num_samples, draw, weighting, mask,
-         in_shared ? nullptr : static_cast<uint32_t*>(workspace));
+            const Weighting& weighting, uint8_t* mask, void*, const Launch& where) {
+  const Sizes sizes = sizes_of(weights.positions);
+  const size_t words = sizes.words + 2 * sizes.most;
+  launch("select", select_kernel, weights.rows, kRaceThreads, words * sizeof(uint32_t), where,
+         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), sizes,
+         mask);
 }
 
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,

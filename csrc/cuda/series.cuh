@@ -9,7 +9,6 @@ namespace mam::cuda {
 
 constexpr int kMaxOrder = 40, kMaxPanels = 16;
 constexpr double kLargestBeta = 5.0, kTruncation = 1e-11;
-constexpr int kRowWarps = kRowThreads / kWarp;
 
 // The interval from `low` on, in panels twice `half` wide; no panels where the series do not reach.
 struct Series {
@@ -23,12 +22,6 @@ struct Series {
     const double place = (x - low) * (0.5 * reciprocal());
     return min(static_cast<int>(fmax(place, 0.0)), panels - 1);
   }
-};
-
-// What the importance of a row is computed from: sum over j of share[panel][j] t^j.
-struct RowSeries {
-  Series series;
-  double share[kMaxPanels * kMaxOrder];
 };
 
 __device__ inline Series plan_series(float low, float high, float steepest) {

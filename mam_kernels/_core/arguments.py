@@ -18,7 +18,10 @@ from .checks import FLOATING, LARGEST_COUNT, describe, values_are_checked
 from .csr import require_sound
 
 SMALLEST_EPS = 2.0**-100
-"""An ``eps`` below this counts as 0; one above hides every weight that is not a normal float32."""
+"""An ``eps`` below this counts as 0: what a thread flushes to zero must not decide a draw."""
+
+LARGEST_EPS = 1e6
+"""As the module has it."""
 
 LARGEST_EXPONENT = 1e30
 """Under it every weight but the largest vanishes, and it is finite in float32."""
@@ -165,10 +168,10 @@ def checked_draw(draw: Draw, rows: int | None, device: torch.device) -> Draw:
 
 
 def checked_weighting(weighting: Weighting) -> Weighting:
-    """Finite, and not below 0."""
+    """Finite, and not below 0; the sum of a weight and ``eps`` is finite in float32."""
     eps, exponent = weighting
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps: expected a finite number >= 0; got {eps}")
+    if not 0.0 <= eps <= LARGEST_EPS:
+        raise ValueError(f"eps: expected a number in [0, {LARGEST_EPS:g}]; got {eps}")
     if not 0.0 < exponent < math.inf:
         raise ValueError(f"inverse_temperature: expected a finite number > 0; got {exponent}")
     return Weighting(eps if eps >= SMALLEST_EPS else 0.0, min(exponent, LARGEST_EXPONENT))

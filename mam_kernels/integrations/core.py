@@ -1,24 +1,28 @@
 """One masking step in anybody's terms: which positions are hidden, what stands there, what is to be
 predicted, and the context.
 
-Every adapter translates a framework's arguments into those of ``MaskingStep``. What True means in a
-padding mask is translated in one place, ``real_tokens``.
+Every adapter translates a framework's arguments into those of ``MaskingStep.mask``, by one
+description of its batches, a ``BatchFormat``.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._core import checks
-from ..corruption import corruption_shares, draw_outcomes
-from ..injection import Injection
+from ..corruption import IdSet, corruption_shares, draw_outcomes
+from ..injection import ContextInjection
 from ..masking import MultinomialAttentionMasking
-from ..strategies import Masking, masking_entropy
+from ..strategies import CellValues, Draw, Masking, MaskingStrategy, attention, masking_entropy
+from .formats import BatchFormat, real_tokens, warn_of_untried
 from .parameter_groups import parameter_groups
+from .places import ContextHook, Place, place_of
+from .reading import NotReadError, ReadingWatch, is_compiled
+
+__all__ = ["PENALTY", "MaskedBatch", "MaskingStep", "real_tokens"]
 
 PENALTY = 1e-5
 """The published weight of ``MaskedBatch.penalty`` in a loss."""
@@ -32,110 +36,105 @@ class MaskedBatch(NamedTuple):
 
     # (B, L), of the type of the inputs: with the mask value, or a random one, at hidden positions
     inputs: Tensor
-    labels: (
-        Tensor  # (B, L), likewise: what is true at hidden positions, the value to ignore elsewhere
-    )
+    # (B, L), likewise: what is true at hidden positions, the value to ignore elsewhere
+    labels: Tensor
     mask: Tensor  # (B, L) bool, True = hidden: where a loss is computed
-    importance: (
-        Tensor  # (B, L) float32 >= 0: what positions were drawn in proportion to; no gradient
-    )
-    encoder_shift: (
-        Tensor | None
-        # (B, 1, De): the context, to be added to every token of the encoder; None: the scheme adds
-        # nothing
-    )
+    # (B, L) float32 >= 0: what positions were drawn in proportion to; no gradient
+    importance: Tensor
+    # (B, 1, De): the context, to be added to every token of the encoder; None: the scheme adds
+    # nothing
+    encoder_shift: Tensor | None
     decoder_shift: Tensor | None  # (B, 1, De), of the decoder
     # scalar, before its weight: mean over cells of the squared norm of the latents' output
     penalty: Tensor
+    # other tensors that were made of ``inputs``, for a model that reads those instead
+    derived: tuple[Tensor, ...] = ()
 
     @contextmanager
     def injected(
-        self, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+        self,
+        encoder: nn.Module | Place | None = None,
+        decoder: nn.Module | Place | None = None,
     ) -> Iterator[None]:
-        """While active, the context is added to the first argument of ``encoder`` and of
+        """While active, the context is added to the token embeddings of ``encoder`` and of
         ``decoder``, each time they are called.
+
+        The first time, it is seen whether those embeddings were made of the masked inputs; not
+        where the module was compiled.
 
         Args:
             encoder: the model's stack of encoder layers, whose first argument is the token
-                embeddings (B, L, De); None where the scheme adds nothing to the encoder.
+                embeddings (B, L, De); a ``Place`` names another argument, a key of a dict, another
+                layout, or what the module returns. None where the scheme adds nothing to the
+                encoder.
             decoder: the same of a decoder.
 
         Raises:
-            ValueError: the scheme adds the context where no module is given, or does not where one
-                is; or the first argument of a module is not (B, L, De).
+            TypeError, ValueError: the scheme adds the context where no module is given, or does
+                not where one is; or there are no token embeddings at the place.
+            NotReadError: the model did not read the masked inputs.
             RuntimeError: a module was not called, so the context reached nothing.
         """
         hooks = []
-        for name, module, shift in (
+        for name, place, shift in (
             ("encoder", encoder, self.encoder_shift),
             ("decoder", decoder, self.decoder_shift),
         ):
-            if (module is None) != (shift is None):
+            if (place is None) != (shift is None):
                 there = "nothing to add" if shift is None else "a context to add"
                 raise ValueError(
-                    f"{name}: expected {'None' if shift is None else 'a module'}, as the scheme has {there}; got {module}"
+                    f"{name}: expected {'None' if shift is None else 'a module'}, "
+                    f"as the scheme has {there}; got {place}"
                 )
-            if module is not None:
-                hooks.append(_ContextHook.of(module))
-                hooks[-1].name, hooks[-1].shift, hooks[-1].called = name, shift, False
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.shift = None
-        for hook in hooks:
+            if place is not None:
+                checked = place_of(name, place)
+                hook = ContextHook.of(checked)
+                hook.start(name, shift, checked.layout)
+                hooks.append((hook, checked.module))
+        with ExitStack() as stack:
+            watch = self._watch([hook for hook, module in hooks if not is_compiled(module)])
+            if watch is not None:
+                stack.enter_context(watch)
+            try:
+                yield
+            finally:
+                for hook, _ in hooks:
+                    hook.stop()
+        for hook, _ in hooks:
             if not hook.called:
                 raise RuntimeError(
-                    f"{hook.name}: its module was not called while the context was injected; name the one that the model runs, and where"
-                    " the model was compiled before its first injection, call torch.compiler.reset()"
+                    f"{hook.name}: its module was not called while the context was injected; name "
+                    f"the one that the model runs, and where the model was compiled before its "
+                    f"first injection, call torch.compiler.reset()"
                 )
+        if watch is not None:
+            self._require_read([hook for hook, _ in hooks])
 
-
-class _ContextHook:
-    """A forward pre-hook that adds ``shift`` to the first argument, and does nothing while that is
-    None.
-
-    It stays with its module: torch.compile does not notice hooks that come and go.
-    """
-
-    def __init__(self) -> None:
-        self.name, self.shift, self.called = "", None, False
-
-    @classmethod
-    def of(cls, module: nn.Module) -> "_ContextHook":
-        """The hook of a module, which is given one the first time."""
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, cls):
-                return hook
-        hook = cls()
-        module.register_forward_pre_hook(hook, with_kwargs=True)
-        return hook
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        shift = self.shift
-        if shift is None:
+    def _watch(self, hooks: list[ContextHook]) -> ReadingWatch | None:
+        """One that these hooks ask, where it is not known yet what arrives at them."""
+        new = [hook for hook in hooks if not hook.verified]
+        if not new or torch.compiler.is_compiling() or self.inputs.device.type == "meta":
             return None
-        tokens = args[0] if args else None
-        if (
-            not isinstance(tokens, Tensor)
-            or tokens.dim() != 3
-            or (tokens.shape[0], tokens.shape[2]) != (shift.shape[0], shift.shape[2])
-        ):
-            wanted = f"({shift.shape[0]}, L, {shift.shape[2]})"
-            got = (
-                checks.describe(tokens)
-                if isinstance(tokens, Tensor)
-                else f"{type(tokens).__name__} by position"
+        watch = ReadingWatch((self.inputs, *self.derived))
+        for hook in new:
+            hook.watch = watch
+        return watch
+
+    @staticmethod
+    def _require_read(hooks: list[ContextHook]) -> None:
+        unread = [hook.name for hook in hooks if not (hook.verified or hook.reads_masked)]
+        if unread:
+            raise NotReadError(
+                f"{unread[0]}: its token embeddings were not made of the masked inputs of this "
+                f"step, so the model trains on another mask; give the model masked.inputs"
             )
-            raise ValueError(
-                f"{self.name}: expected a module whose first argument is token embeddings {wanted}; got {got}"
-            )
-        self.called = True
-        return (tokens + shift.to(tokens.dtype), *args[1:]), kwargs
+        for hook in hooks:
+            hook.verified = True
 
 
 class MaskingStep(nn.Module):
-    """From a batch to what a model reads and predicts, by the engine's latents.
+    """From a batch to what a model reads and predicts, by the engine's latents or any other
+    strategy.
 
     A mask is a function of (seed, step, sample id). Without a ``step``, training counts its calls,
     in a buffer that checkpoints hold, so that a resumed training hides the same; evaluation takes
@@ -143,6 +142,7 @@ class MaskingStep(nn.Module):
 
     Args:
         masker: the engine's module; how many positions are hidden, and how sharply, is set there.
+            Or one of ``mam_kernels.strategies``.
         mask_value: what stands at a hidden position: the id of the mask token, or a value that no
             gene has.
         ignore_value: of ``labels`` where nothing is hidden.
@@ -151,11 +151,13 @@ class MaskingStep(nn.Module):
         random_ids: what random values are taken from, each as likely; None: the non-zero values of
             the same cell.
         embed_dim: ``De``, the width of the model's token embeddings, of the encoder where the
-            decoder differs.
+            decoder differs. None where nothing is injected.
         decoder_dim: of the decoder; None: the same.
         scheme: where the context is added: "encoder", "decoder", "both", "separate", or "none".
+            None: "encoder", or "none" for a strategy without latents.
         injection_start: first weights of its adapters, "random" or "zero".
         seed: of the masks; None: one from torch's generator for each call.
+        batches: what the batches mean that ``mask`` and ``check`` take.
 
     Raises:
         TypeError, ValueError: an argument is not as above.
@@ -163,44 +165,45 @@ class MaskingStep(nn.Module):
 
     def __init__(
         self,
-        masker: MultinomialAttentionMasking,
+        masker: MultinomialAttentionMasking | MaskingStrategy,
         *,
         mask_value: float,
-        embed_dim: int,
+        embed_dim: int | None = None,
         ignore_value: float = -100,
         corruption: str | tuple[float, float] = "all",
         random_ids: Iterable[int] | None = None,
         decoder_dim: int | None = None,
-        scheme: str = "encoder",
+        scheme: str | None = None,
         injection_start: str = "random",
         seed: int | None = None,
+        batches: BatchFormat | None = None,
     ) -> None:
         super().__init__()
-        self.masker = masker
-        self.injection = (
-            None
-            if scheme == "none"
-            else Injection(
-                masker.latent_dim,
-                embed_dim,
-                decoder_dim or embed_dim,
-                scheme,
-                start=injection_start,
-            )
-        )
+        self.batches = BatchFormat("loop") if batches is None else batches
+        warn_of_untried(self.batches.framework)
+        self.strategy = strategy_of(masker)
+        self.injection = _injection(self.strategy, embed_dim, decoder_dim, scheme, injection_start)
         self.mask_value, self.ignore_value = mask_value, ignore_value
         self.shares = corruption_shares(corruption)
         self.seed = seed
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.random_ids = None if random_ids is None else _IdSet(random_ids)
+        self.random_ids = None if random_ids is None else IdSet(random_ids)
+
+    @property
+    def masker(self) -> MultinomialAttentionMasking | None:
+        """The engine's module; None for a strategy without latents."""
+        return self.strategy.latents
 
     @property
     def device(self) -> torch.device:
         """Of the module, and of the batches it takes."""
-        return self.masker.latents.device
+        return self.steps.device
 
     def extra_repr(self) -> str:
-        return f"mask_value={self.mask_value}, ignore_value={self.ignore_value}, shares={self.shares}, seed={self.seed}"
+        return (
+            f"mask_value={self.mask_value}, ignore_value={self.ignore_value}, "
+            f"shares={self.shares}, seed={self.seed}"
+        )
 
     def forward(
         self,
@@ -228,54 +231,107 @@ class MaskingStep(nn.Module):
             TypeError, ValueError: an argument is not as above.
         """
         draw = self._draw(inputs, seed, step, sample_ids)
-        masking = self.select(tokens, valid, maskable, draw)
+        embedded = tokens.dim() == 3
+        cells = CellValues(
+            inputs if embedded else tokens, None, valid, maskable, tokens if embedded else None
+        )
+        masking = self.strategy(cells, draw)
+        importance = masking.importance
+        if importance is None:
+            drawable = cells.drawable
+            importance = (valid if drawable is None else drawable).float()
         encoder_shift, decoder_shift = (
             (None, None) if self.injection is None else self.injection(masking.context)
         )
         corrupted = self._corrupt(inputs, masking.mask, valid, draw)
         labels = inputs.masked_fill(~masking.mask, self.ignore_value)
+        penalty = masking.penalty
+        if penalty is None:
+            penalty = torch.zeros((), device=inputs.device)
         return MaskedBatch(
-            corrupted,
-            labels,
-            masking.mask,
-            masking.importance,
-            encoder_shift,
-            decoder_shift,
-            masking.penalty,
+            corrupted, labels, masking.mask, importance, encoder_shift, decoder_shift, penalty
         )
 
-    def select(
-        self, tokens: Tensor, valid: Tensor, maskable: Tensor | None, draw: checks.Draw
-    ) -> Masking:
-        """Which positions are hidden."""
-        out = self.masker(
-            tokens, valid, maskable, seed=draw.seed, step=draw.step, sample_ids=draw.sample_ids
-        )
-        drawable = valid if maskable is None else valid & maskable
-        return Masking(out.mask, out.importance * drawable, out.context, out.penalty)
+    def mask(
+        self,
+        inputs: Tensor,
+        *,
+        values: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        ids: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        step: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> MaskedBatch:
+        """Mask a batch whose positions mean what ``batches`` says.
+
+        Args:
+            inputs: (B, L), what the model reads.
+            values: (B, L) float, which latents for values attend to; None: the inputs.
+            embeddings: (B, L, D), which latents for embeddings attend to.
+            ids: (B, L), which gene or special token stands at each position.
+            padding_mask: (B, L).
+            seed, step, sample_ids: as in ``forward``.
+        """
+        valid, maskable = self.batches.positions(inputs, ids, padding_mask)
+        tokens = self.tokens(inputs if values is None else values, embeddings)
+        return MaskingStep.forward(
+            self, inputs, tokens, valid, maskable=maskable, seed=seed, step=step,
+            sample_ids=sample_ids,
+        )  # fmt: skip
 
     def entropy(self, masked: MaskedBatch) -> Tensor:
         """Of the distribution that positions were drawn from, over the logarithm of their number: 1
         is uniform masking. Scalar.
         """
         return masking_entropy(
-            Masking(masked.mask, masked.importance, None, None),
-            self.masker.eps,
-            self.masker.temperature,
+            Masking(masked.mask, masked.importance, None, None), *self.strategy.weighting()
         )
+
+    @torch.no_grad()
+    def statistics(self, masked: MaskedBatch, error: Tensor | None = None) -> dict[str, Tensor]:
+        """What to look at in the first hundred steps, scalars, without a synchronisation.
+
+        Args:
+            masked: of this step.
+            error: (B, L), the model's loss at each position, or a scalar, its mean over the hidden
+                ones; None: none.
+
+        Returns:
+            ``hidden``, the share of the genes that may be hidden which is; ``hidden_nonzero`` and
+            ``hidden_zero``, of those that are not zero, and that are (NaN where there are none);
+            ``entropy`` of the masks, 1 = uniform; ``penalty``, before its weight; ``loss``, at
+            hidden positions, where ``error`` was given.
+        """
+        drawable = (masked.importance > 0) | masked.mask
+        true = torch.where(masked.mask, masked.labels, masked.inputs)
+        nonzero = drawable & (true != 0)
+        found = {
+            "hidden": _share(masked.mask, drawable),
+            "hidden_nonzero": _share(masked.mask, nonzero),
+            "hidden_zero": _share(masked.mask, drawable & ~nonzero),
+            "entropy": self.entropy(masked).float(),
+            "penalty": masked.penalty.detach(),
+        }
+        if error is not None:
+            found["loss"] = error.detach()
+            if error.dim():
+                found["loss"] = (error * masked.mask).sum() / masked.mask.sum().clamp(min=1)
+        return found
 
     def tokens(self, values: Tensor, embeddings: Tensor | None) -> Tensor:
         """What the latents attend to: the values, or the embeddings where ``masker.input_dim`` is
         theirs.
         """
-        if self.masker.input_dim is None and embeddings is None:
+        input_dim = None if self.masker is None else self.masker.input_dim
+        if input_dim is None and embeddings is None:
             return values
-        if self.masker.input_dim is None or embeddings is None:
-            expected = (
-                "None" if self.masker.input_dim is None else f"(B, L, {self.masker.input_dim})"
-            )
+        if input_dim is None or embeddings is None:
+            expected = "None" if input_dim is None else f"(B, L, {input_dim})"
             raise ValueError(
-                f"embeddings: expected {expected}, as input_dim of the masker says; got {checks.describe(embeddings)}"
+                f"embeddings: expected {expected}, as input_dim of the masker says; "
+                f"got {checks.describe(embeddings)}"
             )
         return embeddings
 
@@ -303,7 +359,7 @@ class MaskingStep(nn.Module):
         seed: int | Tensor | None,
         step: int | Tensor | None,
         sample_ids: Tensor | None,
-    ) -> checks.Draw:
+    ) -> Draw:
         if step is None:
             step = self.steps.clone() if self.training else 0
             if self.training:
@@ -316,9 +372,9 @@ class MaskingStep(nn.Module):
             if draw.sample_ids is None
             else draw.sample_ids
         )
-        return draw._replace(sample_ids=ids)
+        return Draw(draw.seed, draw.step, ids)
 
-    def _corrupt(self, inputs: Tensor, mask: Tensor, valid: Tensor, draw: checks.Draw) -> Tensor:
+    def _corrupt(self, inputs: Tensor, mask: Tensor, valid: Tensor, draw: Draw) -> Tensor:
         if self.shares[0] == 1.0:
             return inputs.masked_fill(mask, self.mask_value)
         positions = torch.arange(inputs.shape[1], device=inputs.device)
@@ -346,117 +402,50 @@ class MaskingStep(nn.Module):
         )
 
 
-class _IdSet:
-    """A set of token ids, from which random bits choose by arithmetic alone: a table would have to
-    follow the module to its device.
-    """
-
-    def __init__(self, ids: Iterable[int]) -> None:
-        ordered = sorted(set(ids))
-        if not ordered:
-            raise ValueError("random_ids: expected at least one id; got none")
-        self.size, self.first = len(ordered), ordered[0]
-        steps = (
-            (rank, high - low - 1) for rank, (low, high) in enumerate(pairwise(ordered), start=1)
-        )
-        self.gaps = [
-            (rank, gap) for rank, gap in steps if gap
-        ]  # from the id of this rank on, so many more are left out
-
-    def choose(self, which: Tensor) -> Tensor:
-        """Ids for int64 random bits, each as likely but for the remainder of 2**32."""
-        rank = which % self.size
-        ids = rank + self.first
-        for start, gap in self.gaps:
-            ids = ids + gap * (rank >= start)
-        return ids
-
-
-def real_tokens(name: str, mask: Tensor | None, inputs: Tensor, *, true_means: str) -> Tensor:
-    """Where there is a token and no padding, from a framework's padding mask.
-
-    Args:
-        name: of the mask in the framework, for messages.
-        mask: (B, L), bool or integers 0 and 1. None: no padding.
-        inputs: (B, L), for shape and device.
-        true_means: what True, or 1, stands for: "token" or "padding".
-
-    Returns:
-        (B, L) bool, True = token.
-
-    Raises:
-        TypeError, ValueError: a mask is not as above; or (on the CPU, and inside
-            ``mam_kernels.check_values``) it holds other numbers, or a row that is all padding.
-    """
-    require_meaning(true_means)
-    if mask is None:
-        return torch.ones_like(inputs, dtype=torch.bool)
-    if not isinstance(mask, Tensor) or mask.dtype not in (torch.bool, *checks.INTEGERS):
-        raise TypeError(
-            f"{name}: expected a bool or integer tensor of shape {tuple(inputs.shape)}; got {checks.describe(mask)}"
-        )
-    checks.require_shape(name, mask, inputs.shape, "(B, L)")
-    checks.require_device(name, mask, inputs.device, "the batch")
-    if (
-        values_are_looked_at(mask)
-        and mask.dtype != torch.bool
-        and bool(((mask != 0) & (mask != 1)).any())
-    ):
-        raise ValueError(f"{name}: expected 0 and 1; got values from {mask.min()} to {mask.max()}")
-    valid = mask.bool() if true_means == "token" else ~mask.bool()
-    require_any(name, valid, f"a token ({1 if true_means == 'token' else 0})")
-    return valid
-
-
-def require_meaning(true_means: str) -> None:
-    """One of the two things that True stands for in padding masks."""
-    if true_means not in ("token", "padding"):
-        raise ValueError(f"true_means: expected token or padding; got {true_means!r}")
-
-
-def require_ids(name: str, ids: Tensor, vocab_size: int, device: torch.device) -> None:
-    """Integers (B, L) on the model's device and in [0, vocab_size); the range is looked at as in
-    ``real_tokens``.
-    """
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(
-            f"{name}: expected an int64 or int32 tensor of shape (B, L); got {checks.describe(ids)}"
-        )
-    checks.require_shape(name, ids, (None, None), "(B, L)")
-    checks.require_device(name, ids, device, "the model")
-    if (
-        values_are_looked_at(ids)
-        and ids.numel()
-        and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size)
-    ):
-        raise ValueError(
-            f"{name}: expected ids in [0, {vocab_size}), the vocabulary; got ids from {int(ids.min())} to {int(ids.max())}"
-        )
-
-
-def require_any(name: str, flags: Tensor, what: str) -> None:
-    """At least one True in each row of ``flags`` (B, L); looked at as in ``real_tokens``."""
-    if values_are_looked_at(flags) and not bool(flags.any(dim=1).all()):
-        row = int((~flags.any(dim=1)).nonzero()[0])
-        raise ValueError(f"{name}: expected {what} in each row; got none in row {row}")
-
-
-def not_among(ids: Tensor, special_ids: Iterable[int]) -> Tensor:
-    """(B, L) bool, True where an id is none of these."""
-    other = torch.ones_like(ids, dtype=torch.bool)
-    for special in special_ids:
-        other = other & (ids != special)
-    return other
-
-
-def require_values(name: str, values: Tensor, device: torch.device) -> None:
-    """Floating-point values (B, L) on the device of the module."""
-    checks.require_floating(name, values, "(B, L)", 2)
-    checks.require_device(name, values, device, "the module")
-
-
-def values_are_looked_at(x: Tensor) -> bool:
-    """Whether looking at values costs little: on the CPU, or where it was asked for."""
-    return checks.values_are_checked() or (
-        x.device.type == "cpu" and not torch.compiler.is_compiling()
+def strategy_of(masker: MultinomialAttentionMasking | MaskingStrategy) -> MaskingStrategy:
+    """A strategy as it is, and of the engine's module the one that hides its ``mask_ratio``."""
+    if isinstance(masker, MaskingStrategy):
+        return masker
+    if isinstance(masker, MultinomialAttentionMasking):
+        return attention(masker)
+    raise TypeError(
+        "masker: expected a MultinomialAttentionMasking, or a strategy of mam_kernels.strategies; "
+        f"got {type(masker).__name__}"
     )
+
+
+def require_input_dim(
+    masker: MultinomialAttentionMasking | MaskingStrategy, embeddings: bool, why: str
+) -> None:
+    """Latents for embeddings, or for values."""
+    latents = masker.latents if isinstance(masker, MaskingStrategy) else masker
+    found = getattr(latents, "input_dim", None)
+    if latents is not None and (found is None) == embeddings:
+        wanted = "input_dim, the width of the embeddings" if embeddings else "input_dim=None"
+        raise ValueError(f"masker: expected {wanted}, since {why}; got input_dim={found}")
+
+
+def _injection(
+    strategy: MaskingStrategy,
+    embed_dim: int | None,
+    decoder_dim: int | None,
+    scheme: str | None,
+    start: str,
+) -> ContextInjection | None:
+    latents = strategy.latents
+    if scheme is None:
+        scheme = "none" if latents is None else "encoder"
+    if scheme == "none":
+        return None
+    if latents is None:
+        raise ValueError(
+            f"scheme: expected none, since {type(strategy).__name__} has no latents, "
+            f"and so no context; got {scheme!r}"
+        )
+    return ContextInjection(
+        latents.latent_dim, embed_dim, scheme, decoder_dim=decoder_dim, start=start
+    )
+
+
+def _share(mask: Tensor, among: Tensor) -> Tensor:
+    return (mask & among).sum() / among.sum()

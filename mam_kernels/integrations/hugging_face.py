@@ -4,27 +4,33 @@ by ``Trainer`` or ``accelerate``.
 The collator only pads. Masking happens on the device, inside the model that is trained.
 """
 
+import importlib
 import inspect
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedModel
+from transformers.utils import ModelOutput, cached_file
 
 from ..masking import MultinomialAttentionMasking
 from . import core
-from .checking import FirstBatch, check_first_batch
+from .checking import FirstBatch, check_batch
+from .formats import BatchFormat, require_ids
+
+# Spelled so up to version 4.
+Config = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
 
 
-class MamConfig(PreTrainedConfig):
+class MamConfig(Config):
     """Configuration of ``MamForMaskedLM``.
 
     Args:
         backbone: the configuration of the model inside, as a dict.
-        architecture: the name of its class in ``transformers``.
+        architecture: the name of its class in ``transformers``, or "module:class" of another.
         mask_token_id: id of the mask token.
         special_token_ids: ids that are never hidden and that latents do not attend to: padding,
             mask, begin, end and the like.
@@ -96,6 +102,10 @@ class MamForMaskedLM(PreTrainedModel):
         require_masked_language_model(self.model)
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
         _require_mask_token(config, vocab_size)
+        config.tie_word_embeddings = getattr(self.model.config, "tie_word_embeddings", True)
+        tied = getattr(self.model, "_tied_weights_keys", None)
+        if isinstance(tied, (list, tuple, set)):  # up to version 4, which does not look inside
+            self._tied_weights_keys = list(tied)  # patterns, which are searched for
         width = self.model.get_input_embeddings().weight.shape[1]
         seen = (
             width
@@ -113,6 +123,13 @@ class MamForMaskedLM(PreTrainedModel):
             scheme=config.injection,
             injection_start=config.injection_start,
             seed=config.masking_seed,
+            batches=BatchFormat(
+                "hugging-face",
+                "input_ids",
+                "attention_mask",
+                "token",
+                tuple(sorted({*config.special_token_ids, config.mask_token_id})),
+            ),
         )
         if model is not None:
             for module in model.modules():
@@ -145,12 +162,47 @@ class MamForMaskedLM(PreTrainedModel):
         require_masked_language_model(model)
         config = MamConfig(
             model.config.to_dict(),
-            type(model).__name__,
+            _name_of(type(model)),
             mask_token_id=mask_token_id,
             special_token_ids=list(special_token_ids),
             **options,
         )
         return cls(config, model).to(model.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        *arguments: Any,
+        model: PreTrainedModel | None = None,
+        **options: Any,
+    ) -> "MamForMaskedLM":
+        """Read what ``save_pretrained`` wrote; arguments as of ``transformers``.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a name in the hub.
+            *arguments: as there.
+            model: of the class that was wrapped, whose weights are replaced; needed where that
+                class cannot be imported. None: it is built.
+            **options: as there.
+        """
+        if model is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)
+        # Theirs would build on a meta device, and leave buffers that no file holds as they fall.
+        wrapped = cls(cls.config_class.from_pretrained(pretrained_model_name_or_path), model)
+        missing, unexpected = wrapped.load_state_dict(
+            _stored_weights(pretrained_model_name_or_path), strict=False
+        )
+        wrapped.tie_weights()
+        tensors = wrapped.state_dict(keep_vars=True)
+        held = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+        lacking = [name for name in missing if id(tensors[name]) not in held]
+        if lacking or unexpected:
+            raise ValueError(
+                f"model: expected the class that was saved in {pretrained_model_name_or_path}; "
+                f"{type(model).__name__} lacks {unexpected[:3]}, and the file {lacking[:3]}"
+            )
+        return wrapped.eval()
 
     def mask_batch(
         self,
@@ -161,23 +213,25 @@ class MamForMaskedLM(PreTrainedModel):
         step: int | Tensor | None = None,
     ) -> core.MaskedBatch:
         """What ``forward`` hides of a batch; arguments as there."""
-        core.require_ids(
+        require_ids(
             "input_ids",
             input_ids,
             self.model.get_input_embeddings().weight.shape[0],
             self.masking.device,
-        )
-        valid = core.real_tokens("attention_mask", attention_mask, input_ids, true_means="token")
-        valid = valid & core.not_among(
-            input_ids, {*self.config.special_token_ids, self.config.mask_token_id}
         )
         embed = (
             self.model.get_input_embeddings()
             if self.config.tokens_from is None
             else self.model.get_submodule(self.config.tokens_from)
         )
-        return self.masking(
-            input_ids, embed(input_ids), valid, seed=seed, step=step, sample_ids=sample_ids
+        return self.masking.mask(
+            input_ids,
+            embeddings=embed(input_ids),
+            ids=input_ids,
+            padding_mask=attention_mask,
+            seed=seed,
+            step=step,
+            sample_ids=sample_ids,
         )
 
     def forward(
@@ -211,12 +265,14 @@ class MamForMaskedLM(PreTrainedModel):
         """
         if not return_loss:
             raise ValueError(
-                "return_loss: expected True; call the model inside, wrapped.model, for outputs without masking"
+                "return_loss: expected True; call the model inside, wrapped.model, for outputs "
+                "without masking"
             )
         for name in ("labels", "inputs_embeds"):
             if model_arguments.pop(name, None) is not None:
                 raise ValueError(
-                    f"{name}: expected None, since masking makes them; pass input_ids as they are, padded by PaddingCollator"
+                    f"{name}: expected None, since masking makes them; pass input_ids as they are, "
+                    "padded by PaddingCollator"
                 )
         masked = self.mask_batch(input_ids, attention_mask, sample_ids, seed, step)
         embeddings = self.model.get_input_embeddings()(masked.inputs)
@@ -248,14 +304,11 @@ class MamForMaskedLM(PreTrainedModel):
 
     def check(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> FirstBatch:
         """Whether a batch is what ``forward`` takes it for."""
-        return check_first_batch(
+        return check_batch(
+            self.masking,
             ids=input_ids,
             padding_mask=attention_mask,
-            true_means="token",
-            special_ids=self.config.special_token_ids,
-            mask_value=self.config.mask_token_id,
             vocab_size=self.model.get_input_embeddings().weight.shape[0],
-            module=self,
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -289,7 +342,8 @@ class PaddingCollator:
         for index, example in enumerate(examples):
             if "input_ids" not in example or not len(example["input_ids"]):
                 raise ValueError(
-                    f"examples: expected at least one token in input_ids of each; got {sorted(example)} at {index} without any"
+                    "examples: expected at least one token in input_ids of each; "
+                    f"got {sorted(example)} at {index} without any"
                 )
         sequences = [
             torch.as_tensor(example["input_ids"], dtype=torch.int64) for example in examples
@@ -313,17 +367,20 @@ def require_masked_language_model(model: object) -> None:
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
-            f"model: expected a transformers.PreTrainedModel with a masked-language-modeling head; got {type(model).__name__}"
+            "model: expected a transformers.PreTrainedModel with a masked-language-modeling head; "
+            f"got {type(model).__name__}"
         )
     name = type(model).__name__
     known = type(model) in MODEL_FOR_MASKED_LM_MAPPING.values()
     if model.get_output_embeddings() is None:
         raise ValueError(
-            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, which has no head that predicts tokens"
+            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, "
+            "which has no head that predicts tokens"
         )
     if model.config.is_encoder_decoder or (model.can_generate() and not known):
         raise ValueError(
-            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, which generates text"
+            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, "
+            "which generates text"
         )
     accepted = inspect.signature(model.forward).parameters
     missing = [
@@ -333,14 +390,16 @@ def require_masked_language_model(model: object) -> None:
     ]
     if missing:
         raise ValueError(
-            f"model: expected a forward that takes inputs_embeds, attention_mask and labels; {name} lacks {', '.join(missing)}"
+            "model: expected a forward that takes inputs_embeds, attention_mask and labels; "
+            f"{name} lacks {', '.join(missing)}"
         )
 
 
 def _require_mask_token(config: MamConfig, vocab_size: int) -> None:
     if config.mask_token_id is None:
         raise ValueError(
-            "mask_token_id: expected the id of a mask token; got None: add one to the vocabulary, and resize the embeddings"
+            "mask_token_id: expected the id of a mask token; got None: add one to the vocabulary, "
+            "and resize the embeddings"
         )
     for name, ids in (
         ("mask_token_id", [config.mask_token_id]),
@@ -349,18 +408,48 @@ def _require_mask_token(config: MamConfig, vocab_size: int) -> None:
         outside = [i for i in ids if not 0 <= i < vocab_size]
         if outside:
             raise ValueError(
-                f"{name}: expected ids in [0, {vocab_size}), the model's vocabulary; got {outside[0]}"
+                f"{name}: expected ids in [0, {vocab_size}), the model's vocabulary; "
+                f"got {outside[0]}"
             )
+
+
+def _name_of(kind: type) -> str:
+    """By which ``_built`` finds a class again."""
+    if getattr(transformers, kind.__name__, None) is kind:
+        return kind.__name__
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _built(config: MamConfig) -> PreTrainedModel:
     """The model of a configuration, with random weights."""
-    architecture = getattr(transformers, config.architecture, None)
-    if architecture is None:
+    module, _, name = config.architecture.rpartition(":")
+    try:
+        architecture = importlib.import_module(module) if module else transformers
+        for part in name.split("."):
+            architecture = getattr(architecture, part)
+    except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"architecture: expected a class of transformers; got {config.architecture!r}: pass model= beside the folder"
-        )
+            f"architecture: expected a class of transformers; got {config.architecture!r}: "
+            "pass model= beside the folder"
+        ) from error
     return architecture(AutoConfig.for_model(**config.backbone))
+
+
+def _stored_weights(folder: str) -> dict[str, Tensor]:
+    """The tensors of a saved model, in one file or several."""
+    from safetensors.torch import load_file
+
+    index = cached_file(
+        folder, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False
+    )
+    names = ["model.safetensors"]
+    if index is not None:
+        with open(index, encoding="utf-8") as file:
+            names = sorted(set(json.load(file)["weight_map"].values()))
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        weights |= load_file(cached_file(folder, name))
+    return weights
 
 
 def _width_of(module: nn.Module, name: str) -> int:
@@ -370,6 +459,7 @@ def _width_of(module: nn.Module, name: str) -> int:
         made = module(torch.zeros(1, 1, dtype=torch.int64, device=parameter.device))
     if not isinstance(made, Tensor) or made.dim() != 3:
         raise ValueError(
-            f"tokens_from: expected a submodule from input_ids (B, L) to embeddings (B, L, D); got {name!r}"
+            "tokens_from: expected a submodule from input_ids (B, L) to embeddings (B, L, D); "
+            f"got {name!r}"
         )
     return made.shape[2]

@@ -14,14 +14,18 @@ Works with ``lightning`` and with ``pytorch_lightning``, and imports neither.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import core
+from .formats import warn_of_untried
+from .places import ContextHook, Place, place_of
+from .reading import NotReadError, reached_modules
 
-LIGHTNING = ("lightning.", "pytorch_lightning.")
+OURS_OR_LIGHTNING_S = (__name__, "lightning.", "pytorch_lightning.")
 SCALED = (
     "lr",
     "initial_lr",
@@ -36,9 +40,12 @@ class MaskedPretrainingMixin:
     """Placed before a LightningModule: batches are masked before its steps see them, and the
     penalty joins its loss.
 
-    ``masking/penalty`` and ``masking/entropy`` (1 = uniform masks) are logged with each training
-    step. What the module does in validation is masked too, by the masks of step 0. Checkpoints hold
-    the masking and how many batches it masked.
+    What ``MaskingStep.statistics`` says is logged with each training step, as ``masking/entropy``
+    (1 = uniform masks). What the module does in validation is masked too, by the masks of step 0.
+    Checkpoints hold the masking and how many batches it masked.
+
+    The first time that each of the two steps runs, it is seen whether the model reads the masked
+    inputs; a module that masks by itself is an error that names what to override.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -46,11 +53,10 @@ class MaskedPretrainingMixin:
         inherited = getattr(
             cls, "validation_step", None
         )  # Lightning's own does nothing, and overriding it would ask for validation
-        ours_or_lightning_s = (__name__, *LIGHTNING)
         if (
             inherited is not None
             and "validation_step" not in vars(cls)
-            and not inherited.__module__.startswith(ours_or_lightning_s)
+            and not inherited.__module__.startswith(OURS_OR_LIGHTNING_S)
         ):
             cls.validation_step = _masked_validation(inherited)
 
@@ -58,8 +64,8 @@ class MaskedPretrainingMixin:
         self,
         masking: core.MaskingStep,
         *,
-        encoder: str | None = None,
-        decoder: str | None = None,
+        encoder: str | Place | None = None,
+        decoder: str | Place | None = None,
         lr: float = 1e-4,
         weight_decay: float | None = None,
         penalty: float = core.PENALTY,
@@ -69,7 +75,7 @@ class MaskedPretrainingMixin:
         Args:
             masking: any of ``mam_kernels.integrations``; becomes ``self.masking``.
             encoder, decoder: names of the submodules whose first argument the context is added to,
-                as "model.transformer_encoder".
+                as "model.transformer_encoder"; or a ``Place`` of one, for another argument.
             lr: learning rate of the masking; it follows the module's schedule.
             weight_decay: of the masking; None: that of the module.
             penalty: weight of the latents' squared output norm in the loss.
@@ -80,20 +86,28 @@ class MaskedPretrainingMixin:
         """
         if not isinstance(masking, core.MaskingStep):
             raise TypeError(
-                f"masking: expected a MaskingStep of mam_kernels.integrations; got {type(masking).__name__}"
+                "masking: expected a MaskingStep of mam_kernels.integrations; "
+                f"got {type(masking).__name__}"
             )
         if hasattr(self, "masking"):
             raise ValueError(
-                f"masking: expected a module without an attribute of this name; {type(self).__name__} has one"
+                "masking: expected a module without an attribute of this name; "
+                f"{type(self).__name__} has one"
             )
         if not self.automatic_optimization:
             raise ValueError(
-                "automatic_optimization: expected True, since the penalty is added to the loss that training_step returns; got False"
+                "automatic_optimization: expected True, since the penalty is added to the loss "
+                "that training_step returns; got False"
             )
-        for name in filter(None, (encoder, decoder)):
-            self.get_submodule(name)
+        places = {
+            name: None if place is None else place_of(name, place, named=True)
+            for name, place in (("encoder", encoder), ("decoder", decoder))
+        }
+        for place in filter(None, places.values()):
+            self.get_submodule(place.module)
+        warn_of_untried("lightning")
         self.masking = masking
-        self._places = {"encoder": encoder, "decoder": decoder}
+        self._places, self._steps_seen = places, set()
         self._masking_lr, self._masking_weight_decay, self._penalty = lr, weight_decay, penalty
 
     def mask_batch(self, batch: Any) -> tuple[Any, core.MaskedBatch]:
@@ -106,14 +120,9 @@ class MaskedPretrainingMixin:
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         batch, masked = self.mask_batch(batch)
-        with masked.injected(**self._modules_at()):
+        with self._masked_by(masked, "training_step"):
             output = super().training_step(batch, *args, **kwargs)
-        self.log_dict(
-            {
-                "masking/penalty": masked.penalty.detach(),
-                "masking/entropy": self.masking.entropy(masked).float(),
-            }
-        )
+        self.log_dict({f"masking/{name}": x for name, x in self.masking.statistics(masked).items()})
         if output is None:  # Lightning skips the step
             return None
         penalty = self._penalty * masked.penalty
@@ -133,17 +142,45 @@ class MaskedPretrainingMixin:
         )
         return configured
 
-    def _modules_at(self) -> dict[str, nn.Module | None]:
-        return {
-            place: None if name is None else self.get_submodule(name)
-            for place, name in self._places.items()
+    @contextmanager
+    def _masked_by(self, masked: core.MaskedBatch, step: str) -> Iterator[None]:
+        """While a step of the module runs: inject the context, and the first time see that the
+        masked inputs are read.
+        """
+        places = {
+            name: None if place is None else place._replace(module=self.get_submodule(place.module))
+            for name, place in self._places.items()
         }
+        there = [place for place in places.values() if place is not None]
+        first = step not in self._steps_seen
+        try:
+            if first and not there:
+                with reached_modules(self, (masked.inputs, *masked.derived)), masked.injected():
+                    yield
+            else:
+                for place in there if first else ():
+                    ContextHook.of(place).verified = False
+                with masked.injected(**places):
+                    yield
+        except NotReadError as error:
+            owner = next(
+                kind.__name__
+                for kind in type(self).__mro__
+                if step in vars(kind)
+                and not vars(kind)[step].__module__.startswith(OURS_OR_LIGHTNING_S)
+            )
+            raise NotReadError(
+                f"{step}: the model did not read the masked inputs, so {owner}.{step} masks by "
+                f"itself or reads another part of the batch; override {step} so that it uses what "
+                f"mask_batch returns"
+            ) from error
+        self._steps_seen.add(step)
 
 
 def _masked_validation(inherited: Any) -> Any:
     def validation_step(self: MaskedPretrainingMixin, batch: Any, *args: Any, **kwargs: Any) -> Any:
         batch, masked = self.mask_batch(batch)
-        with masked.injected(**self._modules_at()):
+        with self._masked_by(masked, "validation_step"):
             return inherited(self, batch, *args, **kwargs)
 
     return validation_step

@@ -1,7 +1,8 @@
 """scGPT-style pretraining: pairs of gene and value, padded, ``<cls>`` first (bowang-lab/scGPT,
 ``TransformerModel``).
 
-Their ``src_key_padding_mask`` is True at padding, hidden values become -1, and padded ones are -2.
+Their ``src_key_padding_mask`` is True at padding, hidden values become -1. Padded values are -2
+where their tutorials tokenize, and 0 as their ``DataCollator`` pads.
 """
 
 from collections.abc import Iterable
@@ -11,16 +12,18 @@ from torch import Tensor
 
 from .._core import checks
 from ..masking import MultinomialAttentionMasking
+from ..strategies import MaskingStrategy
 from . import core
-from .checking import FirstBatch, check_first_batch
+from .checking import FirstBatch, check_batch
+from .formats import BatchFormat, require_values
 
 
 class ScGptMasking(core.MaskingStep):
-    """In place of ``random_mask_value``.
+    """In place of ``random_mask_value``, and of the masking of ``DataCollator``.
 
     Args:
         masker: the engine's module; ``input_dim=None`` attends to values, ``input_dim=embed_dim``
-            to embeddings.
+            to embeddings. Or a strategy.
         embed_dim: ``d_model``.
         special_ids: ids of ``<cls>``, ``<pad>`` and other tokens that are no gene.
         mask_value: what stands at a hidden value.
@@ -30,16 +33,21 @@ class ScGptMasking(core.MaskingStep):
 
     def __init__(
         self,
-        masker: MultinomialAttentionMasking,
-        embed_dim: int,
+        masker: MultinomialAttentionMasking | MaskingStrategy,
+        embed_dim: int | None = None,
         *,
         special_ids: Iterable[int],
         mask_value: float = -1,
         pad_value: float = -2,
         **options: Any,
     ) -> None:
-        super().__init__(masker, mask_value=mask_value, embed_dim=embed_dim, **options)
-        self.special_ids, self.pad_value = tuple(special_ids), pad_value
+        batches = BatchFormat(
+            "scgpt", "values", "src_key_padding_mask", "padding", tuple(special_ids),
+            pad_value=pad_value,
+        )  # fmt: skip
+        super().__init__(
+            masker, mask_value=mask_value, embed_dim=embed_dim, batches=batches, **options
+        )
 
     def forward(
         self,
@@ -55,8 +63,9 @@ class ScGptMasking(core.MaskingStep):
         """Mask a batch.
 
         Args:
-            gene_ids: (B, L) int64.
-            values: (B, L) float, binned or not, nothing hidden yet.
+            gene_ids: (B, L) int64: their ``genes``, or ``gene`` of ``DataCollator``.
+            values: (B, L) float, binned or not, nothing hidden yet: their ``target_values``, or
+                ``expr`` of ``DataCollator``.
             src_key_padding_mask: (B, L) bool, True = padding.
             embeddings: (B, L, D), as ``model.encoder(gene_ids) + model.value_encoder(values)``,
                 where the masker attends to embeddings.
@@ -64,23 +73,15 @@ class ScGptMasking(core.MaskingStep):
 
         Returns:
             A ``MaskedBatch``: ``inputs`` are the values that the model reads, ``mask`` is where its
-                loss is computed.
+            loss is computed.
         """
-        core.require_values("values", values, self.device)
+        require_values("values", values, self.device)
         checks.require_shape("gene_ids", gene_ids, values.shape, "(B, L)")
         checks.require_device("gene_ids", gene_ids, values.device, "values")
-        real = core.real_tokens(
-            "src_key_padding_mask", src_key_padding_mask, values, true_means="padding"
-        )
-        valid = real & core.not_among(gene_ids, self.special_ids)
-        return super().forward(
-            values,
-            self.tokens(values, embeddings),
-            valid,
-            seed=seed,
-            step=step,
-            sample_ids=sample_ids,
-        )
+        return self.mask(
+            values, embeddings=embeddings, ids=gene_ids, padding_mask=src_key_padding_mask,
+            seed=seed, step=step, sample_ids=sample_ids,
+        )  # fmt: skip
 
     def check(
         self,
@@ -90,7 +91,7 @@ class ScGptMasking(core.MaskingStep):
         vocab_size: int | None = None,
     ) -> FirstBatch:
         """Whether a batch is what this adapter takes it for."""
-        return check_first_batch(
-            ids=gene_ids, values=values, padding_mask=src_key_padding_mask, true_means="padding", mask_value=self.mask_value,
-            pad_value=self.pad_value, special_ids=self.special_ids, vocab_size=vocab_size, module=self,
+        return check_batch(
+            self, ids=gene_ids, values=values, padding_mask=src_key_padding_mask,
+            vocab_size=vocab_size,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from .files import WeightsError, fill, one_line, read, write
 # into the other, and its settings. The backend is left out, for it belongs to a machine.
 SIZES = {
     MultinomialAttentionMasking: ("input_dim", "latent_dim", "num_latents", "num_heads"),
-    ContextInjection: ("latent_dim", "embed_dim", "scheme"),
+    ContextInjection: ("latent_dim", "embed_dim", "scheme", "decoder_dim"),
 }
 SETTINGS = {
     MultinomialAttentionMasking: (

@@ -233,13 +233,15 @@ def _masks_hold(run: "Run", cells: "Cells") -> Check:
     import numpy as np
     import torch
 
+    from mam_kernels.strategies import CellValues, Draw
+
     from .sequences import expression
 
     pretraining, batch = run.load(), cells.batch(np.arange(min(64, cells.num_cells)))
     values = expression(batch.counts, batch.depth, VALIDATION.data.transform)
     with torch.no_grad():
         draws = [
-            pretraining.strategy(values, batch.cell_ids, seed=0, step=step).mask
+            pretraining.strategy(CellValues.of(values), Draw(0, step, batch.cell_ids)).mask
             for step in (0, 0, 1)
         ]
     expected = math.floor(VALIDATION.masking.ratio * cells.num_genes)

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 import mam_kernels as mam
 from mam_kernels.corruption import corrupt
-from mam_kernels.injection import Injection
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
-from mam_kernels.strategies import MaskingStrategy, masking_entropy
+from mam_kernels.strategies import CellValues, Draw, MaskingStrategy, masking_entropy
 
 from .masking import build_strategy
 from .model import CellModel, build_model
@@ -88,13 +87,18 @@ class Pretraining(nn.Module):
         self.loss = loss
         self.cell_loss = cell_loss
         self.penalty = penalty
-        self.injection: Injection | None = None
+        self.injection: mam.ContextInjection | None = None
         if injection != "none":
             if strategy.latents is None:
                 wanted = "a strategy without latents has no context to inject"
                 raise ValueError(f"injection: {wanted}; got {injection!r}")
-            widths = (strategy.latents.latent_dim, model.width, model.decoder_width)
-            self.injection = Injection(*widths, injection, start=injection_start)
+            self.injection = mam.ContextInjection(
+                strategy.latents.latent_dim,
+                model.width,
+                injection,
+                decoder_dim=model.decoder_width,
+                start=injection_start,
+            )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no
@@ -102,10 +106,9 @@ class Pretraining(nn.Module):
 
         Sparse CSR counts go to the engine as they are; the model works on the dense values.
         """
-        values, stored = _dense(expression(batch.counts, batch.depth, self.transform))
-        masking = self.strategy(
-            values, batch.cell_ids, seed=seed, step=step, embed=self._embed, stored=stored
-        )
+        cells = self.cells(expression(batch.counts, batch.depth, self.transform))
+        values = cells.values
+        masking = self.strategy(cells, Draw(seed, step, batch.cell_ids))
         mask, corrupted, token, visible = self.hide(
             values, masking.mask, batch.cell_ids, seed=seed, step=step
         )
@@ -122,7 +125,7 @@ class Pretraining(nn.Module):
             decoder_shift=decoder_shift,
             gene_ids=gene_ids,
         )
-        target = values if self.loss == "mse" else _dense(batch.counts)[0]
+        target = values if self.loss == "mse" else _dense(batch.counts)
         sampled = (
             (target, mask)
             if gene_ids is None
@@ -163,8 +166,14 @@ class Pretraining(nn.Module):
     def features(self, batch: CellBatch) -> Tensor:
         """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
         return self.model.features(
-            _dense(expression(batch.counts, batch.depth, self.transform))[0], batch.depth
+            _dense(expression(batch.counts, batch.depth, self.transform)), batch.depth
         )
+
+    def cells(self, values: Tensor) -> CellValues:
+        """Values (B, G), dense or sparse CSR, as the strategy reads them: with this model's
+        embeddings.
+        """
+        return CellValues.of(values, embed=self._embed)
 
     def parameter_groups(
         self,
@@ -271,9 +280,9 @@ def build_pretraining(
         )
 
 
-def _dense(values: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Values (B, G) as a dense tensor, and as sparse CSR where they are."""
-    return (values.to_dense(), values) if values.layout == torch.sparse_csr else (values, None)
+def _dense(values: Tensor) -> Tensor:
+    """Values (B, G), dense or sparse CSR, as a dense tensor."""
+    return values.to_dense() if values.layout == torch.sparse_csr else values
 
 
 def _keep_something(values: Tensor, mask: Tensor) -> Tensor:

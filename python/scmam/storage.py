@@ -19,6 +19,9 @@ from .errors import RunError, ScmamError
 
 UNFINISHED = ".unfinished"  # how hidden names end
 LONGEST = 100  # characters of a name that its hidden name repeats
+# Seconds to wait for a lock whose owner was killed. The processes that it had started hold the lock
+# until they have written their checkpoints.
+ORPHANS = 15.0
 # What the system says of a place that cannot be written to. Any other OSError is a defect.
 CANNOT_WRITE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
@@ -104,7 +107,7 @@ def remove_unfinished(*folders: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, refusal: str, patience: float = 0.0) -> Iterator[int]:
+def alone(path: Path, refusal: str, patience: float = ORPHANS) -> Iterator[int]:
     """Hold a lock file against other processes.
 
     The system releases it when the last process that holds the descriptor ends, however it ends.
@@ -112,7 +115,7 @@ def alone(path: Path, refusal: str, patience: float = 0.0) -> Iterator[int]:
     Args:
         path: of the lock file, which is removed at the end.
         refusal: the error where another process holds it; ``{owner}`` becomes its number.
-        patience: seconds to wait for it.
+        patience: seconds to wait for it where its owner is no longer there.
 
     Yields:
         The descriptor. A process that inherits it holds the lock too.
@@ -130,8 +133,8 @@ def alone(path: Path, refusal: str, patience: float = 0.0) -> Iterator[int]:
             if _is_open_at(descriptor, path):
                 break
         except BlockingIOError:
-            if time.monotonic() >= end:
-                owner = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+            if time.monotonic() >= end or _lives(owner):
                 os.close(descriptor)
                 raise RunError(refusal.replace("{owner}", owner)) from None
         os.close(descriptor)  # it is held, or its owner removed it a moment ago
@@ -188,6 +191,17 @@ def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
     finally:
         _remove(beside)
         os.close(descriptor)
+
+
+def _lives(owner: str) -> bool:
+    """Whether a process is there, as far as this machine can tell."""
+    try:
+        os.kill(int(owner), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _is_open_at(descriptor: int, path: Path) -> bool:

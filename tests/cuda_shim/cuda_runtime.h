@@ -21,8 +21,10 @@
 #define __device__
 #define __host__
 #define __shared__ static
+#define __constant__ static const
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __forceinline__ inline
 #define MAM_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(mam_shim::dynamic_shared())
 
 struct dim3 {
@@ -151,8 +153,38 @@ MAM_SHIM_ATOMIC T atomicAdd(T* address, typename std::common_type<T>::type value
 
 inline void __threadfence() { mam_shim::fence(); }
 
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, MAM_SHIM_CALLER) {
+  mam_shim::exchange(mask, &value, sizeof(value), {file, line});
+  unsigned sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    if (mask >> i & 1u) sum += mam_shim::read_lane<unsigned>(i);
+  }
+  return sum;
+}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline void __threadfence() {}
+template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  return std::exchange(*address, *address | value);
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __expf(float x) { return expf(x); }
+inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // NaN: 0
+inline float __uint_as_float(unsigned x) {
+  float value;
+  std::memcpy(&value, &x, sizeof(value));
+  return value;
+}
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   std::memcpy(&bits, &x, sizeof(bits));

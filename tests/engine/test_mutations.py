@@ -156,12 +156,12 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "padding drawn": ("selection", [("        drawable &= valid\n", "        pass\n")]),
     "zero weights drawn": (
         "selection",
-        [("(weights + eps >= smallest)", "(weights + eps >= 0)")],
+        [("(weights + eps >= tiny)", "(weights + eps >= 0)")],
     ),
     "negative weights drawn": (
         "selection",
         [
-            ("(weights >= 0) & (weights + eps > 0)", "(weights != 0)"),
+            ("(weights >= 0) & (weights + eps >= tiny)", "(weights != 0)"),
             ("weights + eps, 0.0)", "weights.abs(), 0.0)"),
         ],
     ),
@@ -190,7 +190,7 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the row's index instead of its sample id": (
         "selection",
-        [("if sample_ids is None else sample_ids\n", "\n")],
+        [("if draw.sample_ids is None else draw.sample_ids\n", "\n")],
     ),
     "latents not sorted": ("selection", [("order[:size].sort().values", "order[:size]")]),
     "the largest latents": ("selection", [("order[:size].sort()", "order[-size:].sort()")]),
@@ -369,9 +369,13 @@ LINES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "latent",
         [
             (
-                "torch.where(empty[..., None], 0.0, torch.exp(scores - torch.where(empty, 0.0, logsumexp)[..., None]))",
+                "torch.exp(scores - torch.where(empty, 0.0, logsumexp)[..., None])",
                 "torch.exp(scores - logsumexp[..., None])",
-            )
+            ),
+            (
+                "torch.where(empty[..., None] | torch.isneginf(scores), 0.0, attention)",
+                "attention",
+            ),
         ],
     ),
     "padding of the first row for all": (

@@ -224,7 +224,8 @@ def test_other_names_and_what_is_no_part(published, values):
     )
     with pytest.raises(
         WeightsError,
-        match=r"^source under mask\.: expected .* alone; got adapter\.weight too; .* named in ignore$",
+        match=r"^source under mask\.: expected .* alone; got adapter\.weight too; .* named"
+        r" in ignore$",
     ):
         from_published(state, num_heads=H, names=names)
     with pytest.raises(
@@ -244,7 +245,8 @@ def test_of_two_modules_one_is_named(published, values):
     }
     with pytest.raises(
         WeightsError,
-        match=r"^source: expected one masking module; got 2; give one of these as prefix: 'first\.', 'second\.'$",
+        match=r"^source: expected one masking module; got 2; give one of these as prefix:"
+        r" 'first\.', 'second\.'$",
     ):
         from_published(both, num_heads=H)
     assert_same(from_published(both, num_heads=H, prefix="second."), published, values, 1e-5)
@@ -283,7 +285,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ({"latents": None}, "expected latents; got input_proj.weight, input_proj.bias, "),
         (
             {"latents": torch.ones(2, N, DZ)},
-            "expected floating-point latents of shape (N, Dz) or (1, N, Dz); got torch.float32 of shape (2, ",
+            "expected floating-point latents of shape (N, Dz) or (1, N, Dz); got torch.float32 of"
+            " shape (2, ",
         ),
         (
             {"latents": torch.ones(N, 8)},
@@ -299,7 +302,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ),
         (
             {"cross_attention__in_proj_weight": None},
-            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got latents, ",
+            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got"
+            " latents, ",
         ),
         (
             {"cross_attention__out_proj__weight": None},
@@ -307,7 +311,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ),
         (
             {"cross_attention__bias_k": torch.ones(1, 1, DZ)},
-            "expected latents, input_proj and cross_attention alone; got cross_attention.bias_k too",
+            "expected latents, input_proj and cross_attention alone; got cross_attention.bias_k"
+            " too",
         ),
         (
             {"input_proj__2__weight": torch.ones(DZ, DZ)},
@@ -315,7 +320,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ),
         (
             {"cross_attention__in_proj_bias": torch.ones(DZ)},
-            "expected the tensors of MultinomialAttentionMasking; got cross_attention.in_proj_bias, torch.float32 of shape (16,) on cpu,"
+            "expected the tensors of MultinomialAttentionMasking; got"
+            " cross_attention.in_proj_bias, torch.float32 of shape (16,) on cpu,"
             " instead of shape (48,)",
         ),
     ],
@@ -333,7 +339,8 @@ def test_projections_of_keys_of_another_width_are_refused(published):
     }
     with pytest.raises(
         WeightsError,
-        match=r"expected projections of shape \(16, 16\); got \(16, 16\), \(16, 5\), \(16, 16\) for query, key",
+        match=r"expected projections of shape \(16, 16\); got \(16, 16\), \(16, 5\), \(16,"
+        r" 16\) for query, key",
     ):
         from_published(state, num_heads=H)
 
@@ -404,13 +411,15 @@ def written(path: Path, kind: str, published: Published) -> None:
     [
         (
             "truncated",
-            "expected a checkpoint that torch.save wrote; got a zip archive, such as torch.save writes, cut short",
+            "expected a checkpoint that torch.save wrote; got a zip archive, such as torch.save"
+            " writes, cut short",
         ),
         ("changed", "expected a whole checkpoint; got one with a wrong checksum (epoch/data/"),
         ("empty", "expected a checkpoint that torch.save wrote; got an empty file"),
         (
             "text",
-            "expected a checkpoint that torch.save wrote; got a text file that begins with 'version https://git-lfs.github.com/spec/",
+            "expected a checkpoint that torch.save wrote; got a text file that begins with"
+            " 'version https://git-lfs.github.com/spec/",
         ),
         (
             "an .h5ad",
@@ -419,7 +428,8 @@ def written(path: Path, kind: str, published: Published) -> None:
         ("a pickle", "expected a checkpoint that torch.save wrote; got a pickle"),
         (
             "bytes",
-            "expected a checkpoint that torch.save wrote; got 256 bytes of neither safetensors nor torch.save",
+            "expected a checkpoint that torch.save wrote; got 256 bytes of neither safetensors nor"
+            " torch.save",
         ),
         (
             "an object",
@@ -428,11 +438,13 @@ def written(path: Path, kind: str, published: Published) -> None:
         ("a module", "expected tensors and plain values; got objects, which could run code ("),
         (
             "a tensor",
-            "expected a state dict or a checkpoint that holds one; got torch.float32 of shape (3,) on cpu",
+            "expected a state dict or a checkpoint that holds one; got torch.float32 of shape (3,)"
+            " on cpu",
         ),
         (
             "another module",
-            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got weight_ih_l0, weight_hh_l0, ",
+            "expected tensors of cross_attention, such as cross_attention.in_proj_weight; got"
+            " weight_ih_l0, weight_hh_l0, ",
         ),
     ],
 )
@@ -537,7 +549,8 @@ def test_a_file_says_what_it_holds(file):
     assert description["kind"] == "MultinomialAttentionMasking"
     assert description["version"] == mam.__version__
     assert description["arguments"] == {
-        "input_dim": None, "latent_dim": DZ, "num_latents": N, "num_heads": H, "mask_ratio": 0.25, "latent_fraction": 0.5,
+        "input_dim": None, "latent_dim": DZ, "num_latents": N, "num_heads": H,
+        "mask_ratio": 0.25, "latent_fraction": 0.5,
         "temperature": 0.5, "context_from": "visible", "eps": 1e-8,
     }  # fmt: skip
     assert header["latents"] == {
@@ -642,7 +655,8 @@ def test_another_file_is_refused_by_what_it_is(file, content, found):
         ),
         (
             {"arguments": {"latent_dim": DZ, "num_latents": 7, "num_heads": H}},
-            "expected the tensors of MultinomialAttentionMasking; got latents, torch.float32 of shape (6, 16) on cpu, instead of ",
+            "expected the tensors of MultinomialAttentionMasking; got latents, torch.float32 of"
+            " shape (6, 16) on cpu, instead of ",
         ),
     ],
     ids=["format", "kind", "no arguments", "unknown argument", "wrong argument", "shape"],
@@ -737,7 +751,8 @@ def test_safetensors_of_something_else_and_tensors_that_lack_or_are_too_many(mas
     save_file({"weight": torch.ones(2)}, file)
     with pytest.raises(
         WeightsError,
-        match=r"expected weights that mam_kernels saved; got a safetensors file of others \(weight\)$",
+        match=r"expected weights that mam_kernels saved; got a safetensors file of others"
+        r" \(weight\)$",
     ):
         load(file)
     save_file({"weight": torch.ones(2)}, file, metadata={"mam_kernels": "yes"})

@@ -4,6 +4,7 @@ Exit status: 0 nothing found, 1 something found, 2 wrong arguments.
 """
 
 import argparse
+import signal
 import time
 
 from . import sanitized
@@ -37,6 +38,9 @@ def main() -> int:
         "--case", metavar="NAME:CASE", help="run one case again, as a failure's line says"
     )
     options = parser.parse_args()
+    # Started in the background of a script, this process would ignore Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     # numbers of a run begin far from those of any other
     seed = (time.time_ns() // 1000) % 10**12 if options.seed is None else options.seed
     run = Run(seed, sanitized.environment() if options.asan else {}, shrink=not options.no_shrink)
@@ -61,7 +65,7 @@ def _run(run: Run, options: argparse.Namespace) -> None:
     if missing and not options.only:
         print(f"without the families of files, which need {', '.join(missing)}")
     share = 0.0
-    if options.asan is None and not options.only and sanitized.runtime() is not None:
+    if options.asan is None and not options.only and sanitized.runtime():
         share = ASAN_SHARE
     run.go(options.only or names, (1 - share) * options.seconds)
     if share:

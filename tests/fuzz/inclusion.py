@@ -24,7 +24,7 @@ def probabilities(source: Source) -> str:
     differentiable = source.chance(50)
     given = weights.detach().requires_grad_() if differentiable else weights
     got = mam.inclusion_probabilities(given, k, **options)
-    drawable = exists & selection.may_be_drawn(truth, dtype)
+    drawable = exists & selection.may_be_drawn(truth)
     (ours,) = layouts.fields(got)
     heaviest = np.where(drawable, truth, 0.0).max(axis=1, keepdims=True, initial=0.0)
     with np.errstate(all="ignore"):

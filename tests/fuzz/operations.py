@@ -191,7 +191,7 @@ def _beyond(x: Any) -> bool:
 def _changed(source: Source, x: Any) -> Any:
     if isinstance(x, Tensor):
         # not every change can be made to what the first one made
-        with contextlib.suppress(RuntimeError, TypeError, NotImplementedError):
+        with contextlib.suppress(RuntimeError, TypeError, AttributeError):
             return source.one_of(TENSORS)(source, x)
         return x
     if x is None:

@@ -18,6 +18,7 @@ EXPONENT_MARGIN = 2.5e-7  # documented: the same for each unit of |log(relative 
 FLOOR = 2e-6  # documented: relative error allowed to any float32 result
 FLOOR_OF_FLOAT64 = 1e-12  # documented: and to any float64 one
 LARGEST_FLOAT32 = 3.4028234e38
+SMALLEST = 1.2e-38  # the smallest normal float32: below it a thread may flush to zero
 
 
 def floor_of(unit: float) -> float:
@@ -73,6 +74,8 @@ def check_draw(
     counts: np.ndarray,
     random: Random,
     inverse_temperature: float = 1.0,
+    *,
+    decided: bool = True,
 ) -> None:
     """Hold a draw against the race of its weights: the ``k`` smallest of ``E / w``.
 
@@ -81,6 +84,7 @@ def check_draw(
         weights: (B, L) float64 > 0 where drawable.
         drawable: (B, L) bool.
         counts: (B,), ``k``.
+        decided: whether rounding leaves the keys apart; else only the numbers drawn are looked at.
 
     Raises:
         Wrong: a position on the wrong side of the threshold by more than the documented margin, a
@@ -96,7 +100,7 @@ def check_draw(
     if (mask.sum(axis=1) != wanted).any():
         raise Wrong(f"drawn {mask.sum(axis=1).tolist()} positions of {wanted.tolist()}")
     undecided = (wanted > 0) & (wanted < drawable.sum(axis=1))
-    if not undecided.any():
+    if not decided or not undecided.any():
         return
     uniform = uniforms(mask.shape[1], random.ids, random.step, random.seed, 0)
     heaviest = np.where(drawable, weights, 0.0).max(axis=1, keepdims=True)
@@ -179,8 +183,11 @@ def moments(values: np.ndarray, exists: np.ndarray, slope: np.ndarray, unit: flo
         rounded = 8 * unit * large  # what is lost of a value, or of a mean
         allowed = (
             noise * 2 + floor * _largest(log_partition),
-            noise * width + floor * large + 1e-44,
-            noise * width**2 + floor * _largest(variance) + rounded * (2 * width + rounded) + 1e-44,
+            noise * width + floor * large + SMALLEST,
+            noise * width**2
+            + floor * _largest(variance)
+            + rounded * (2 * width + rounded)
+            + SMALLEST,
         )
         largest = LARGEST_FLOAT32 if unit > 1e-10 else 1e308
         undefined = ~np.isfinite(score).all(axis=-1, where=there | np.zeros_like(score, dtype=bool))
@@ -209,7 +216,7 @@ def check_near(
         good = (np.abs(got - truth) <= allowed) | (got == truth)
         good |= undefined & ~np.isfinite(got)
         # beyond what can be told apart, a finite answer is one of many
-        good |= undefined & (allowed > np.abs(truth))
+        good |= undefined & (~np.isfinite(truth) | (allowed > np.abs(truth)))
     if not good.all():
         at = tuple(np.argwhere(~good)[0].tolist())
         raise Wrong(
@@ -299,4 +306,5 @@ def attention(
         undefined = ~(largest < 1e37)
         undefined |= ~np.isfinite(large).all(axis=-1) | (large > 1e37).any(axis=-1)
     logsumexp_allowed = 2 * noise + floor_of(unit) * np.where(empty, 0.0, np.abs(logsumexp))
-    return Attended(output, logsumexp, score, output_allowed + 1e-44, logsumexp_allowed, undefined)
+    allowed = output_allowed + SMALLEST, logsumexp_allowed
+    return Attended(output, logsumexp, score, *allowed, undefined)

@@ -10,16 +10,22 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "-fsanitize=address -fno-omit-frame-pointer -O1 -g1"
 
 
-def runtime() -> str | None:
-    """The sanitizer's library, which has to be loaded first; None if this compiler has none."""
+def runtime() -> list[str]:
+    """The libraries that have to be loaded first: the sanitizer's, and that of C++, whose throw it
+    looks for when it starts. Empty if this compiler has no sanitizer.
+    """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        return None
-    answer = subprocess.run(
-        [*compiler.split(), "-print-file-name=libasan.so"], capture_output=True, text=True
-    )
-    path = Path(answer.stdout.strip())
-    return str(path) if path.is_absolute() and path.exists() else None
+        return []
+    paths = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [*compiler.split(), f"-print-file-name={name}"]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        path = Path(answer.stdout.strip())
+        if not path.is_absolute() or not path.exists():
+            return []
+        paths.append(str(path))
+    return paths
 
 
 def environment() -> dict[str, str]:
@@ -28,8 +34,8 @@ def environment() -> dict[str, str]:
     Raises:
         SystemExit: there is no sanitizer here, or the build failed.
     """
-    library = runtime()
-    if library is None:
+    libraries = runtime()
+    if not libraries:
         raise SystemExit("error: the C++ compiler here has no AddressSanitizer")
     folder = ROOT / "build" / "asan"
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder / "lib")]
@@ -45,7 +51,7 @@ def environment() -> dict[str, str]:
         raise SystemExit("error: the extension was not built; see the warnings above")
     return {
         "MAM_CPU_EXTENSION": str(built),
-        "LD_PRELOAD": library,
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
         "PYTHONMALLOC": "malloc",
     }

@@ -56,11 +56,10 @@ def flushing(source: Source) -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def may_be_drawn(weights: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Weights that are finite and at least the smallest normal number, as documented."""
-    smallest = 2.0**-1022 if dtype is torch.float64 else 2.0**-126
+def may_be_drawn(weights: np.ndarray) -> np.ndarray:
+    """Weights that are finite and positive; from the smallest normal float64 on, as documented."""
     with np.errstate(invalid="ignore"):
-        return (weights >= smallest) & np.isfinite(weights)
+        return (weights >= 2.0**-1022) & np.isfinite(weights)
 
 
 def sample(source: Source) -> str:
@@ -78,6 +77,6 @@ def sample(source: Source) -> str:
         mask = mam.sample_without_replacement(weights, k, **options)
     if mask.dtype is not torch.bool:
         raise Wrong(f"mask of dtype {mask.dtype}")
-    drawable = exists & may_be_drawn(truth, dtype)
+    drawable = exists & may_be_drawn(truth)
     oracles.check_draw(mask.numpy(), np.where(drawable, truth, 1.0), drawable, wanted, random)
     return "right"

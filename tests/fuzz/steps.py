@@ -130,11 +130,11 @@ def published(
 def config(source: Source, input_dim: int | None, dtype: torch.dtype) -> Config:
     """A module; few enough differ that each is made once."""
     width, heads = source.one_of([(8, 2), (6, 3), (4, 1)])
-    eps = source.one_of([1e-8, 1e-8, 1e-8, 1e-3])
+    eps = source.one_of([1e-8, 1e-8, 1e-8, 1e-3, 1e6, 1e-30, 5e-324])
     return Config(
         input_dim, width, source.one_of([4, 1, 7]), heads, source.one_of([0.3, 0.0, 0.5, 0.9, 1.0]),
-        source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0]), source.one_of(["all",
-        "visible"]), eps,
+        source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0, 1e-6, 1e6]),
+        source.one_of(["all", "visible"]), eps,
         selection.backend(source, dtype), source.one_of([0.3, 1.5]),
         torch.float64 if dtype is torch.float64 else torch.float32,
     )  # fmt: skip
@@ -222,10 +222,18 @@ def check_step(
         oracles.check_near("importance", *parts)
         if (importance[~exists] != 0).any():
             raise Wrong("importance: not 0 where there is no token")
-        weights = importance + made.eps
-        drawable = may_be_hidden & np.isfinite(weights)
+        weights = importance + (made.eps if made.eps >= 2.0**-100 else 0.0)  # as documented
+        drawable = may_be_hidden & (weights > 0) & np.isfinite(weights)
+        # eps is added, and the power taken, in float32: at these few digits are left of a key
+        decided = made.temperature >= 0.05 and 1e-8 <= made.eps <= 1e-3
         oracles.check_draw(
-            mask, np.where(drawable, weights, 1.0), drawable, counts, random, 1 / made.temperature
+            mask,
+            np.where(drawable, weights, 1.0),
+            drawable,
+            counts,
+            random,
+            1 / made.temperature,
+            decided=decided,
         )
         seen = every
         if made.context_from == "visible":

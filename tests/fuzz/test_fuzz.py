@@ -29,7 +29,7 @@ from tests.fuzz.families import ready
 from tests.fuzz.source import Source, Wrong, replayed, seeded
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 30  # with the start of the children and the tests below, a minute
+SECONDS = 25  # with the start of the children and the tests below, a minute
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 # What runs in this process: families whose inputs are all right, so that no signal is to be feared.
@@ -48,7 +48,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("family", RIGHT)
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

@@ -159,3 +159,100 @@ def test_an_adapter_checks_with_its_own_facts(pairs):
     batch = pairs["ids"], pairs["values"], pairs["padding_mask"]
     assert masking.check(*batch, vocab_size=VOCABULARY).right
     assert "looks inverted" in str(masking.check(batch[0], batch[1], ~batch[2]))
+
+
+# The frameworks: a right batch of each raises no alarm, and each mistake is seen in each
+
+
+def _right() -> dict[str, dict]:
+    gene_ids, values = sequences(1, 0, -2)
+    log, fixed = torch.log1p(counts()), torch.arange(3, 103).expand(len(counts()), -1)
+    ranked = PaddingCollator(PAD)([{"input_ids": ids} for ids in rank_encoded()[:16]])
+    bmfm_ids, bmfm_values = sequences(1, 0, -1)
+    bmfm_values[:, 0] = -2
+    zeros = torch.cat([torch.zeros(len(log), 1), log, torch.zeros(len(log), 20)], dim=1)
+    zero_ids = torch.cat([torch.ones(len(log), 1), fixed, torch.zeros(len(log), 20)], dim=1).long()
+    dev_values = values.clone()
+    dev_values[:, 0] = -2
+    scgpt = {"special_ids": (0, 1, 2), "mask_value": -1, "true_means": "padding"}
+    return {
+        "scGPT, tutorials": {
+            **scgpt, "ids": gene_ids, "values": values, "padding_mask": gene_ids == 0,
+            "pad_value": -2, "vocab_size": VOCABULARY,
+        },
+        "scGPT, DataCollator, zero genes kept": {
+            **scgpt, "ids": zero_ids, "values": zeros, "padding_mask": zero_ids == 0,
+            "pad_value": 0,
+        },
+        "scGPT, dev": {
+            **scgpt, "ids": gene_ids, "values": dev_values, "padding_mask": gene_ids == 0,
+            "pad_value": -2,
+        },
+        "Geneformer": {
+            "ids": ranked["input_ids"], "padding_mask": ranked["attention_mask"],
+            "special_ids": SPECIAL, "mask_value": MASK, "vocab_size": VOCABULARY,
+        },
+        "BMFM-RNA, without ids": {
+            "values": bmfm_values, "padding_mask": (bmfm_ids != 0).long(), "mask_value": -5,
+        },
+        "scFoundation": {"values": log, "mask_value": 102.0, "pad_value": 103.0},
+        "scBERT": {"values": log.round(), "mask_value": 6.0},
+        "Nicheformer": {
+            "ids": torch.where(gene_ids == 1, 5, gene_ids), "padding_mask": gene_ids == 0,
+            "true_means": "padding", "special": gene_ids < 3, "mask_value": 999,
+        },
+    }  # fmt: skip
+
+
+RIGHT = _right()
+
+
+@pytest.mark.parametrize("framework", RIGHT)
+def test_a_right_batch_raises_no_alarm(framework):
+    found = check_first_batch(**RIGHT[framework])
+    assert found.right, found
+
+
+PADDED = [name for name, facts in RIGHT.items() if "padding_mask" in facts]
+
+
+@pytest.mark.parametrize("framework", PADDED)
+@pytest.mark.parametrize("left", [False, True])
+def test_inverted_polarity_is_seen_in_each(framework, left):
+    facts = dict(RIGHT[framework])
+    if left:
+        facts |= {name: x.flip(1) for name, x in facts.items() if isinstance(x, torch.Tensor)}
+    mask = facts["padding_mask"]
+    facts["padding_mask"] = ~mask if mask.dtype == torch.bool else 1 - mask
+    assert "WRONG padding" in wrong(**facts)
+
+
+@pytest.mark.parametrize("framework", PADDED)
+@pytest.mark.parametrize("told", [True, False])
+def test_left_padding_is_seen_in_each(framework, told):
+    facts = dict(RIGHT[framework])
+    facts |= {name: x.flip(1) for name, x in facts.items() if isinstance(x, torch.Tensor)}
+    if not told:
+        told_by = ("pad_id", "pad_value", "special_ids")
+        facts = {name: x for name, x in facts.items() if name not in told_by}
+    assert "begin with padding; pad at the right" in wrong(**facts)
+
+
+def test_forgotten_special_tokens_are_seen(tokens, pairs):
+    assert "every row ends with id 3, which is not among them" in wrong(
+        **{**tokens, "special_ids": (PAD, MASK, CLS)}
+    )
+    assert "every row begins with id 1, which is not among them" in wrong(
+        **{**pairs, "special_ids": (0, 2)}
+    )
+    three = {name: x[:3] if isinstance(x, torch.Tensor) else x for name, x in tokens.items()}
+    assert check_first_batch(**{**three, "special_ids": (PAD, MASK, CLS)}).right  # by chance, too
+
+
+@pytest.mark.parametrize("framework", RIGHT)
+def test_values_that_were_masked_before_are_seen_in_each(framework):
+    facts = dict(RIGHT[framework])
+    name = "values" if "values" in facts else "ids"
+    masked = facts[name].clone()
+    masked[:, 4] = facts["mask_value"]
+    assert "already: masked before, or a real value?" in wrong(**{**facts, name: masked})

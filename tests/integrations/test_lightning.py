@@ -9,10 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from mam_kernels.integrations import MaskedPretrainingMixin, ScGptMasking
-from tests.integrations.stand_ins import WIDTH, ScGpt
+from tests.integrations.stand_ins import WIDTH, TransformerModel
 from tests.real_cells import counts, sequences, small_masker
 
 PAD, CLS = 0, 1
+GENES_OF_16 = int((sequences(CLS, PAD, -2)[0][:16] >= 3).sum())
 
 
 class Pairs(Dataset):
@@ -39,7 +40,7 @@ class Theirs(LightningModule):
     def __init__(self, optimizers="adam", lr: float = 3e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = ScGpt(counts().shape[1] + 3)
+        self.model = TransformerModel(counts().shape[1] + 3)
         self.validation_losses = []
 
     def loss(self, batch):
@@ -150,7 +151,11 @@ def test_the_penalty_joins_the_loss_and_the_rest_of_the_output_stays(tmp_path):
     output = model.training_step(batch, 3)
     torch.testing.assert_close(output["loss"], plain + 0.5 * masked.penalty)
     assert output["kept"] == 3
-    assert logged.keys() == {"masking/penalty", "masking/entropy"}
+    assert logged.keys() == {
+        f"masking/{name}"
+        for name in ("penalty", "entropy", "hidden", "hidden_nonzero", "hidden_zero")
+    }
+    torch.testing.assert_close(logged["masking/hidden"], masked.mask.sum() / GENES_OF_16)
     output["loss"].backward()
     assert all(parameter.grad is not None for parameter in model.masking.parameters())
 
@@ -211,7 +216,7 @@ def test_what_cannot_be_added_is_refused():
     masking = ScGptMasking(small_masker(), WIDTH, special_ids=())
     with pytest.raises(
         TypeError,
-        match=r"masking: expected a MaskingStep of mam_kernels\.integrations; got MultinomialAttentionMasking",
+        match=r"masking: expected a MaskingStep of mam_kernels\.integrations; got Multinomial",
     ):
         MaskedPretrainingMixin.add_masking(Theirs(), small_masker())
     with pytest.raises(

@@ -47,15 +47,18 @@ def test_a_file_names_what_differs_and_flags_override_it(tmp_path):
         ),
         (
             "model.size=huge",
-            "configuration: model.size: input should be 'tiny', 'small', 'base' or 'paper'; got 'huge'",
+            "configuration: model.size: input should be 'tiny', 'small', 'base' or 'paper'; got"
+            " 'huge'",
         ),
         (
             "data.genes=vocabulary",
-            "configuration: data: genes: vocabulary and a vocabulary file go together; give both or neither",
+            "configuration: data: genes: vocabulary and a vocabulary file go together; give both"
+            " or neither",
         ),
         (
             "masking.strategy=matched",
-            "configuration: masking: strategy: matched and matched_to go together; give both or neither",
+            "configuration: masking: strategy: matched and matched_to go together; give both or"
+            " neither",
         ),
         (
             "masking.strategy=mam-embedding",
@@ -175,7 +178,8 @@ def test_custom_arms_start_from_uniform_or_another():
         (
             {"a": {"data.path": "x"}},
             "a",
-            "study.custom.a.data.path: expected a setting of masking, training.NAME, model.NAME or evalu",
+            "study.custom.a.data.path: expected a setting of masking, training.NAME, model.NAME or"
+            " evalu",
         ),
         ({"a": {"ratio": 3}}, "a", "masking.ratio: input should be less than or equal to 1; got 3"),
     ],

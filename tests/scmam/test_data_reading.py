@@ -180,8 +180,8 @@ def test_without_totals_the_values_are_counts_per_10k():
     np.testing.assert_allclose(dense(cells), COUNTS / TOTALS[:, None] * 1e4, rtol=1e-5)
     np.testing.assert_array_equal(cells.depth, np.full(60, 1e4, np.float32))
     assert any(
-        "since .obs has no column with the cells' totals; the values are taken as counts per 10,000, and"
-        in n
+        "since .obs has no column with the cells' totals; the values are taken as counts per"
+        " 10,000, and" in n
         for n in cells.notes
     )
     batch = cells.batch(np.arange(60))
@@ -209,7 +209,8 @@ def test_without_totals_the_values_are_counts_per_10k():
         ),
         (
             np.float32([[1.0, -0.5]]),
-            r"X holds negative values \(smallest -0.5\), so it was scaled; counts cannot be had back",
+            r"X holds negative values \(smallest -0.5\), so it was scaled; counts cannot be had"
+            r" back",
         ),
     ],
 )
@@ -285,8 +286,8 @@ def test_a_vocabulary_fixes_the_genes_and_their_order(tmp_path):
     assert not dense(cells)[:, 70:].any()
     np.testing.assert_array_equal(cells.depth, TOTALS)
     assert (
-        "70 of the 72 genes of genes.txt are in the file; the other 2 are taken to be zero in every cell."
-        in cells.notes
+        "70 of the 72 genes of genes.txt are in the file; the other 2 are taken to be zero in"
+        " every cell." in cells.notes
     )
     rows = cells.counts.take(np.arange(5))
     assert rows.has_sorted_indices
@@ -297,7 +298,8 @@ def test_a_vocabulary_that_shares_few_genes_is_refused(tmp_path):
     settings = Data(genes="vocabulary", vocabulary=vocabulary)
     vocabulary.write_text("\n".join([f"G{i}" for i in range(40)] + [f"H{i}" for i in range(20)]))
     refused(
-        r"only 40 of the 60 genes of genes.txt are in the file \(it has G0, G1, G2, the vocabulary G0, G1, G2\)",
+        r"only 40 of the 60 genes of genes.txt are in the file \(it has G0, G1, G2, the vocabulary"
+        r" G0, G1, G2\)",
         annotated(),
         settings,
     )
@@ -365,7 +367,8 @@ def test_filters_drop_and_say_how_many():
     assert "G20" not in cells.genes
     assert cells.num_genes == 119
     assert cells.notes[2:] == (
-        "No labels are used: data.label is not given, and cannot be told from the names of .obs (none looks like it among no columns).",
+        "No labels are used: data.label is not given, and cannot be told from the names of .obs"
+        " (none looks like it among no columns).",
         "1 cells are dropped: they have no counts at all.",
         "1 cells are dropped: fewer than 15 non-zero genes (data.min_genes).",
         "1 genes are dropped: not zero in fewer than 3 cells (data.min_cells).",
@@ -427,7 +430,8 @@ def test_labels_that_cannot_be_told_are_listed():
     assert from_anndata(data).label is None
     refused("none looks like it among n_genes", annotated(n_genes=np.arange(60)), Data(min_class=3))
     refused(
-        r"data.label names 'celltype', which is no column of .obs; did you mean 'cell_type'\? There are cell_type, batch",
+        r"data.label names 'celltype', which is no column of .obs; did you mean 'cell_type'\?"
+        r" There are cell_type, batch",
         annotated(batch=LABELS, cell_type=LABELS),
         Data(label="celltype"),
     )
@@ -632,6 +636,6 @@ def test_one_files_genes_are_a_vocabulary_for_another(tmp_path):
     cells = open_cells(Data(path=path, genes="vocabulary", vocabulary=vocabulary))
     assert cells.num_genes == 765
     assert (
-        "763 of the 765 genes of genes.txt are in the file; the other 2 are taken to be zero in every cell."
-        in cells.notes
+        "763 of the 765 genes of genes.txt are in the file; the other 2 are taken to be zero in"
+        " every cell." in cells.notes
     )

@@ -68,9 +68,9 @@ def test_masks_that_do_not_repeat_are_seen():
     torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(0)
 
-    def strategy(values, ids, *, seed, step):
+    def strategy(cells, draw):
         return SimpleNamespace(
-            mask=torch.rand(values.shape, generator=generator).argsort(dim=1) < 3
+            mask=torch.rand(cells.values.shape, generator=generator).argsort(dim=1) < 3
         )
 
     batch = SimpleNamespace(counts=torch.ones(2, 10), depth=torch.ones(2), cell_ids=torch.arange(2))
@@ -80,7 +80,7 @@ def test_masks_that_do_not_repeat_are_seen():
     fixed = torch.arange(10).repeat(2, 1)
     run = SimpleNamespace(
         load=lambda: SimpleNamespace(
-            strategy=lambda *a, step, **k: SimpleNamespace(mask=(fixed + step) % 10 < 3)
+            strategy=lambda _, draw: SimpleNamespace(mask=(fixed + draw.step) % 10 < 3)
         )
     )
     assert doctor._masks_hold(run, cells) == Check(

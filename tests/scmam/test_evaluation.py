@@ -104,7 +104,7 @@ def scores(evaluation):
     return [replace(fold, seconds=0.0) for fold in evaluation.folds]
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # features
 
 
@@ -189,7 +189,7 @@ def test_cells_over_other_genes_are_refused(pretraining):
         linear_probe(pretraining, planted(genes=20), SETTINGS)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # linear probe
 
 
@@ -286,7 +286,7 @@ def test_a_fold_that_would_train_on_one_class_is_an_error(pretraining):
     labels = np.where(np.arange(90) < 45, "B", "T")
     with pytest.raises(
         CellsError,
-        match=r"planted: X: the training cells of fold 1 are all [BT], for donors are kept together",
+        match=r"planted: X: the training cells of fold 1 are all [BT], for donors are kept",
     ):
         linear_probe(
             pretraining,
@@ -295,7 +295,7 @@ def test_a_fold_that_would_train_on_one_class_is_an_error(pretraining):
         )
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # fine-tuning
 
 
@@ -355,7 +355,7 @@ def test_what_is_frozen_stays_and_what_learns_moves(cells, pretraining):
 
 
 def test_whitening_makes_features_uncorrelated_and_leaves_rounding_small():
-    """Its variances are v / (v + a hundredth of the mean), along whatever axes the features vary."""
+    """Its variances are v / (v + a hundredth of the mean), along the axes of the features."""
     random = np.random.default_rng(0)
     rotation = np.linalg.qr(random.normal(size=(6, 6)))[0]
     scales = np.array([100.0, 3.0, 1.0, 0.5, 1e-9, 0.0])
@@ -470,7 +470,7 @@ def test_the_learning_rate_rises_and_falls():
     assert fine_tuning.learning_rate(0, 1) == 1.0
 
 
-# -------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # baselines
 
 
@@ -544,7 +544,7 @@ def test_probe_of_the_harder_file(tmp_path):
     assert found.confusion().sum() == 2730
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # evaluate
 
 
@@ -655,8 +655,8 @@ def test_genes_that_the_cells_do_not_have(run):
     message = str(raised.value)
     assert message.startswith("planted: X: 4 of the 24 genes that ")
     assert (
-        "(gene20, gene21, gene22, gene23); read the cells with data.genes=vocabulary and data.vocabulary="
-        in message
+        "(gene20, gene21, gene22, gene23); read the cells with data.genes=vocabulary and"
+        " data.vocabulary=" in message
     )
     assert "\n" not in message
 

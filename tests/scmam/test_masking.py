@@ -13,7 +13,7 @@ import mam_kernels as mam
 from mam_kernels import strategies as masking
 from mam_kernels.corruption import corrupt
 from mam_kernels.sequences import gather
-from mam_kernels.strategies import MatchedFractions, Uniform, masking_entropy
+from mam_kernels.strategies import CellValues, Draw, MatchedFractions, Uniform, masking_entropy
 
 GENES = 60
 IDS = torch.arange(100, 108)
@@ -33,8 +33,9 @@ def values() -> torch.Tensor:
 
 def settings(strategy: str, **changes) -> SimpleNamespace:
     defaults = {
-        "strategy": strategy, "ratio": 0.3, "zero_ratio": None, "injection": "none", "context_from": "all", "temperature": 1.0,
-        "slope_norm": None, "latent_fraction": None, "latent_dim": 16, "num_latents": 6, "latent_heads": 2,
+        "strategy": strategy, "ratio": 0.3, "zero_ratio": None, "injection": "none",
+        "context_from": "all", "temperature": 1.0, "slope_norm": None, "latent_fraction": None,
+        "latent_dim": 16, "num_latents": 6, "latent_heads": 2,
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changes})
 
@@ -74,7 +75,7 @@ def floors(flags: torch.Tensor, ratio: float) -> list[int]:
 
 @pytest.mark.parametrize(("name", "changes"), EVERY)
 def test_hides_the_stated_share_of_each_cell(values, name, changes):
-    out = strategy(name, **changes)(values, IDS, seed=3, step=0, embed=embed)
+    out = strategy(name, **changes)(CellValues.of(values, embed=embed), Draw(3, 0, IDS))
     nonzero = values != 0
     hidden_nonzero, hidden_zero = (
         (out.mask & nonzero).sum(1).tolist(),
@@ -95,21 +96,27 @@ def test_hides_the_stated_share_of_each_cell(values, name, changes):
 @pytest.mark.parametrize(("name", "changes"), EVERY)
 def test_a_mask_follows_seed_step_and_cell_alone(values, name, changes):
     chosen = strategy(name, **changes)
-    mask = chosen(values, IDS, seed=3, step=0, embed=embed).mask
+    mask = chosen(CellValues.of(values, embed=embed), Draw(3, 0, IDS)).mask
     alone = torch.cat(
         [
-            chosen(values[i : i + 1], IDS[i : i + 1], seed=3, step=0, embed=embed).mask
+            chosen(CellValues.of(values[i : i + 1], embed=embed), Draw(3, 0, IDS[i : i + 1])).mask
             for i in range(8)
         ]
     )
     assert torch.equal(mask, alone)
-    backwards = chosen(values.flip(0), IDS.flip(0), seed=3, step=0, embed=embed).mask
+    backwards = chosen(CellValues.of(values.flip(0), embed=embed), Draw(3, 0, IDS.flip(0))).mask
     assert torch.equal(mask, backwards.flip(0))
     if name != "none":
-        assert not torch.equal(mask, chosen(values, IDS, seed=4, step=0, embed=embed).mask)
-        assert not torch.equal(mask, chosen(values, IDS + 1000, seed=3, step=0, embed=embed).mask)
+        assert not torch.equal(
+            mask, chosen(CellValues.of(values, embed=embed), Draw(4, 0, IDS)).mask
+        )
+        assert not torch.equal(
+            mask, chosen(CellValues.of(values, embed=embed), Draw(3, 0, IDS + 1000)).mask
+        )
     if name not in ("none", "matched"):
-        assert not torch.equal(mask, chosen(values, IDS, seed=3, step=1, embed=embed).mask)
+        assert not torch.equal(
+            mask, chosen(CellValues.of(values, embed=embed), Draw(3, 1, IDS)).mask
+        )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_a_mask_follows_seed_step_and_cell_alone(values, name, changes):
 )
 def test_context_trains_every_parameter_of_the_latents(values, name, changes):
     chosen = strategy(name, **changes)
-    out = chosen(values, IDS, seed=0, step=0, embed=embed)
+    out = chosen(CellValues.of(values, embed=embed), Draw(0, 0, IDS))
     assert out.context.shape == (8, 16)
     assert torch.isfinite(out.context).all()
     (out.context.square().sum() + out.penalty).backward()
@@ -134,24 +141,26 @@ def test_visible_context_does_not_see_what_is_hidden(values):
         ("mam", {}),
     ):
         chosen = strategy(name, context_from="visible", **changes)
-        mask = chosen(values, IDS, seed=0, step=0).mask
+        mask = chosen(CellValues.of(values), Draw(0, 0, IDS)).mask
         if name == "mam" and not changes:
             changed = chosen.latents(values, num_masked=0, valid=~mask, seed=0, step=0)
-            out = chosen(values, IDS, seed=0, step=0)
+            out = chosen(CellValues.of(values), Draw(0, 0, IDS))
             torch.testing.assert_close(out.context, changed.context)
             continue
         # The same mask whatever the values (uniform), or as drawn (mam): the context must be that
         # of the visible positions alone.
-        out = chosen(values, IDS, seed=0, step=0)
+        out = chosen(CellValues.of(values), Draw(0, 0, IDS))
         expected = chosen.latents(values, num_masked=0, valid=~mask, seed=0, step=0)
         torch.testing.assert_close(out.context, expected.context)
-        seeing = strategy(name, context_from="all", **changes)(values, IDS, seed=0, step=0)
+        seeing = strategy(name, context_from="all", **changes)(
+            CellValues.of(values), Draw(0, 0, IDS)
+        )
         assert not torch.allclose(out.context, seeing.context)
 
 
 def test_injection_leaves_the_masks_of_the_selection_alone(values):
-    plain = strategy("uniform")(values, IDS, seed=5, step=2)
-    injected = strategy("uniform", injection="decoder")(values, IDS, seed=5, step=2)
+    plain = strategy("uniform")(CellValues.of(values), Draw(5, 2, IDS))
+    injected = strategy("uniform", injection="decoder")(CellValues.of(values), Draw(5, 2, IDS))
     assert torch.equal(plain.mask, injected.mask)
     assert plain.context is None
     assert injected.context is not None
@@ -159,7 +168,9 @@ def test_injection_leaves_the_masks_of_the_selection_alone(values):
 
 def test_expression_is_drawn_in_proportion_to_the_value():
     values = torch.tensor([[1.0, 2.0, 5.0, 0.0]]).expand(4000, -1)
-    mask = strategy("expression", ratio=0.34)(values, torch.arange(4000), seed=0, step=0).mask
+    mask = strategy("expression", ratio=0.34)(
+        CellValues.of(values), Draw(0, 0, torch.arange(4000))
+    ).mask
     assert mask.sum(1).tolist() == [1] * 4000
     share = mask.double().mean(0)
     for position, p in enumerate((1 / 8, 2 / 8, 5 / 8, 0.0)):
@@ -176,7 +187,7 @@ def test_matched_follows_its_schedule_and_keeps_the_last_row(values):
         (1, (0.0, 1.0)),
         (9, (0.0, 1.0)),
     ):
-        mask = chosen(values, IDS, seed=0, step=step).mask
+        mask = chosen(CellValues.of(values), Draw(0, step, IDS)).mask
         assert (mask & nonzero).sum(1).tolist() == floors(nonzero, nonzeros)
         assert (mask & ~nonzero).sum(1).tolist() == floors(~nonzero, zeros)
 
@@ -203,7 +214,7 @@ def test_what_is_missing_is_named(values):
     with pytest.raises(
         ValueError, match="embed: expected a function from sequences to embeddings; got None"
     ):
-        strategy("mam-embedding", zero_ratio=0.0)(values, IDS, seed=0, step=0)
+        strategy("mam-embedding", zero_ratio=0.0)(CellValues.of(values), Draw(0, 0, IDS))
 
 
 def test_slopes_keep_their_norm_whatever_the_parameters():
@@ -217,7 +228,7 @@ def test_slopes_keep_their_norm_whatever_the_parameters():
 
 def test_embedding_attention_is_the_engine_on_the_gathered_genes(values):
     chosen = strategy("mam-embedding", zero_ratio=0.0)
-    out = chosen(values, IDS, seed=2, step=5, embed=embed)
+    out = chosen(CellValues.of(values, embed=embed), Draw(2, 5, IDS))
     there = gather(values, values != 0)
     counts = torch.tensor(floors(there.valid, 0.3))
     direct = chosen.latents(
@@ -250,7 +261,7 @@ def test_entropy_is_that_of_the_drawable_positions():
 
 
 def test_all_puts_the_token_everywhere(values):
-    mask = Uniform(0.5)(values, IDS, seed=0, step=0).mask
+    mask = Uniform(0.5)(CellValues.of(values), Draw(0, 0, IDS)).mask
     out = corrupt(values, mask, "all", IDS, seed=0, step=0)
     assert torch.equal(out.token, mask)
     assert torch.equal(out.values, values)

@@ -14,6 +14,7 @@ from scmam.sequences import CellBatch
 from scmam.study.arms import ARMS, arm_config
 
 from mam_kernels.randomness import substream
+from mam_kernels.strategies import CellValues, Draw
 
 GENES = 50
 SMALL = {
@@ -98,7 +99,7 @@ def test_squared_error_is_the_mean_over_hidden_positions(batch):
             parameter.zero_()
     losses = objective(batch, seed=2, step=0)
     values = torch.log1p(batch.counts)
-    mask = objective.strategy(values, batch.cell_ids, seed=2, step=0).mask
+    mask = objective.strategy(CellValues.of(values), Draw(2, 0, batch.cell_ids)).mask
     mask[-1] = False  # the empty cell: hiding would leave the encoder nothing
     expected = (values[mask] ** 2).mean()
     torch.testing.assert_close(losses.reconstruction, expected)
@@ -141,7 +142,7 @@ def test_two_learning_rates_share_out_every_parameter():
         list(objective.parameters())
     )
     assert any(p is objective.strategy.latents.latents for p in groups["masking"]["params"])
-    assert any(p is objective.injection.shared.adapter.weight for p in groups["masking"]["params"])
+    assert any(p is objective.injection.adapter.weight for p in groups["masking"]["params"])
     apart = {
         group["name"]: group["weight_decay"]
         for group in objective.parameter_groups(1e-3, 1e-4, 0.01, 0.0)
@@ -188,7 +189,7 @@ def test_an_injection_that_starts_at_zero_changes_nothing_at_first_and_then_lear
         losses.reconstruction, plain(batch, seed=0, step=0).reconstruction, rtol=0, atol=0
     )
     losses.total.backward()
-    assert objective.injection.shared.adapter.weight.grad.abs().max() > 0
+    assert objective.injection.adapter.weight.grad.abs().max() > 0
 
 
 def test_separate_adapters_fit_a_decoder_of_another_width(batch):

@@ -284,7 +284,7 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
     grown = settings(arms=["uniform"], seeds=[0, 1])
     with pytest.raises(
         RunError,
-        match=r"was begun with other cells \(120 cells, 60 genes .*; now 120, 55 .*\); give another",
+        match=r"was begun with other cells \(120 cells, 60 genes .*; now 120, 55 .*\); give",
     ):
         compare(grown, tmp_path / "study", cells=fewer, progress=False)
 

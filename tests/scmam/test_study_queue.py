@@ -174,8 +174,8 @@ def test_equal_shares_of_the_threads(tmp_path, run, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert (thread_share(1), thread_share(2), thread_share(3), thread_share(100)) == (8, 4, 2, 1)
     script = (
-        "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'])\n"
-        + WRITE
+        "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'],"
+        " os.environ['OMP_WAIT_POLICY'])\n" + WRITE
     )
     run([task(tmp_path, name, script) for name in ("a", "b")], jobs=2)
     assert "['--threads', '4'] 4 passive" in (tmp_path / "logs" / "a.txt").read_text()
@@ -237,7 +237,7 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
     _wait_for(tmp_path / "mam.running")
     with (
         pytest.raises(RunError, match=rf"^held by {process.pid}$"),
-        alone(tmp_path / ".lock", "held by {owner}", 0.3),
+        alone(tmp_path / ".lock", "held by {owner}"),
     ):
         pass
     process.kill()
@@ -389,6 +389,12 @@ def test_bars_on_a_terminal(tmp_path):
     assert "mam: pretraining" in text
     assert "27/300" in text
     assert "[1/2] mam: FAILED: it is [broken]" in text
+
+
+def test_plain_progress_says_when_a_cluster_has_no_workers(capsys, monkeypatch):
+    monkeypatch.setattr("scmam.study.progress.HEARTBEAT", 0.0)
+    Lines(3).tick({})
+    assert capsys.readouterr().out == "[0/3] waiting for a worker\n"
 
 
 def test_no_progress_prints_nothing(tmp_path, run, capsys):

@@ -12,10 +12,6 @@ namespace mam {
 constexpr float kLargestUniform =
     0x1.fffffep-1f;  // the largest float32 below 1: a uniform of 1 would make the key infinite
 
-// Weights, with eps, below the smallest normal float32 count as zero: a thread or a device that
-// flushes such numbers draws as others do.
-constexpr float kSmallestWeight = 0x1p-126f;
-
 // Weights further than this below the largest of their row count as equal to it times this; no key
 // of a drawable position overflows.
 constexpr float kSmallestRelativeWeight = 1e-37f;
@@ -26,10 +22,9 @@ MAM_HOST_DEVICE inline float uniform(uint32_t bits) {
   return v < kLargestUniform ? v : kLargestUniform;
 }
 
-// A weight can be drawn when it is finite, not negative, and a normal number after eps; NaN
-// compares false.
+// A weight can be drawn when it is positive and finite after eps; NaN compares false.
 MAM_HOST_DEVICE inline bool drawable(float weight, float eps) {
-  return weight >= 0.0f && weight + eps >= kSmallestWeight && weight <= 3.402823466e38f;
+  return weight >= 0.0f && weight + eps > 0.0f && weight <= 3.402823466e38f;
 }
 
 // ((weight + eps) / (largest + eps)) ** inverse_temperature, in [kSmallestRelativeWeight, 1].

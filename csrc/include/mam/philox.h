@@ -24,20 +24,31 @@ constexpr int kPhiloxRounds = 10;
 // Streams of the counter's last word: one for each thing that is drawn.
 constexpr uint32_t kStreamPositions = 0, kStreamLatents = 1;
 
-MAM_HOST_DEVICE inline uint32_t multiply_high(uint32_t a, uint32_t b) {
-  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+// Both halves of the product of two words.
+MAM_HOST_DEVICE inline uint64_t wide_product(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint64_t product;  // from plain C++, nvcc 13 makes a product of 64 bits and additions of zero
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return static_cast<uint64_t>(a) * b;
+#endif
 }
 
+// `Flip` is combined with every word by exclusive or: all ones give the complements, two of which
+// cost nothing.
+template <uint32_t Flip = 0>
 MAM_HOST_DEVICE inline PhiloxWords philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2,
                                           uint32_t c3) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint32_t high0 = multiply_high(kPhiloxMultiplier0, c0), low0 = kPhiloxMultiplier0 * c0;
-    const uint32_t high1 = multiply_high(kPhiloxMultiplier1, c2), low1 = kPhiloxMultiplier1 * c2;
-    c0 = high1 ^ c1 ^ k0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ k1;
-    c3 = low0;
+    const uint64_t product0 = wide_product(kPhiloxMultiplier0, c0),
+                   product1 = wide_product(kPhiloxMultiplier1, c2);
+    const uint32_t flip = round == kPhiloxRounds - 1 ? Flip : 0;
+    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ (k0 ^ flip);
+    c1 = static_cast<uint32_t>(product1) ^ flip;
+    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ (k1 ^ flip);
+    c3 = static_cast<uint32_t>(product0) ^ flip;
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }

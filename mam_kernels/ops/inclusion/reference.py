@@ -6,7 +6,7 @@ See README.md beside this file.
 import torch
 from torch import Tensor
 
-from ..selection.reference import relative_weights
+from ..selection.reference import relative_weights, widened
 
 MAX_STEPS = 100
 """Of Newton's method. Weights within a factor of 1000 need 6 to 8, those over 34 decades 40."""
@@ -56,7 +56,7 @@ def probabilities(
     step = torch.where(finite[:, None] & (rate > 0), error / rate.clamp(min=1e-300), 0.0)
     drawn = -torch.expm1(-relative * (start - step))
     drawn = torch.where(finite[:, None], drawn, (relative > 0).to(drawn.dtype))
-    largest = torch.where(relative > 0, weights.to(torch.float64), 0.0).amax(dim=-1)
+    largest = torch.where(relative > 0, widened(weights), 0.0).amax(dim=-1)
     return drawn.to(dtype), (time / largest.clamp(min=torch.finfo(torch.float64).tiny)).detach()
 
 
@@ -66,7 +66,7 @@ def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -
     """
     finite = torch.isfinite(time)[:, None]
     drawn, dtype = (probability > 0) & finite, weights.dtype
-    weights = torch.where(drawn, weights, 0.0).to(torch.float64)
+    weights = torch.where(drawn, widened(weights), 0.0)
     time = torch.where(finite, time[:, None], 0.0)
     u = weights * time
     g = u * torch.exp(-u)

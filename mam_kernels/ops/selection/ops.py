@@ -85,8 +85,9 @@ def sample_without_replacement(
 
     Args:
         weights: (B, L), float32, float16, bfloat16 or float64; zero, negative, NaN and infinite
-            ones are never drawn. One below the smallest normal float32, 1.2e-38, counts as zero
-            (2.2e-308 for float64), whatever ``torch.set_flush_denormal`` says.
+            ones are never drawn. Positive
+            ones however small are, whatever ``torch.set_flush_denormal`` says (float64: from
+            2.2e-308 on).
         num_samples: ``k``, an int or integers (B,), in [0, L]. A row with fewer drawable positions
             gives all of them.
         valid: (B, L) bool, True where a position may be drawn; None: everywhere.

@@ -15,18 +15,31 @@ drawable key is finite in float32.
 """
 
 
+def widened(weights: Tensor) -> Tensor:
+    """The same numbers in float64, those below the smallest normal float32 too where
+    ``torch.set_flush_denormal`` makes them zeros: by their bits.
+    """
+    wide = weights.to(torch.float64)
+    if weights.dtype not in (torch.float32, torch.bfloat16) or not weights.is_cpu:
+        return wide
+    bits = weights.detach().to(torch.float32).contiguous().view(torch.int32)
+    if weights.dtype == torch.bfloat16:
+        bits = weights.detach().contiguous().view(torch.int16).to(torch.int32) << 16
+    magnitude = bits & 0x7FFFFFFF
+    small = torch.where(bits < 0, -1.0, 1.0) * magnitude.to(torch.float64) * 2.0**-149
+    # the difference is 0, and carries the gradient
+    return torch.where(magnitude < 0x00800000, small + (wide - wide.detach()), wide)
+
+
 def relative_weights(
     weights: Tensor, valid: Tensor | None, eps: float, inverse_temperature: float
 ) -> Tensor:
     """``((w + eps) / (max w + eps)) ** (1 / T)`` where a position can be drawn, 0 where not;
     (B, L) float64.
-
-    Weights, with eps, below the smallest normal number of float32 (float64 for float64 weights)
-    count as zero: a thread or a device that flushes such numbers draws as others do.
     """
-    smallest = torch.finfo(torch.promote_types(weights.dtype, torch.float32)).tiny
-    weights = weights.to(torch.float64)
-    drawable = (weights >= 0) & (weights + eps >= smallest) & torch.isfinite(weights)
+    weights = widened(weights)
+    tiny = torch.finfo(torch.float64).tiny
+    drawable = (weights >= 0) & (weights + eps >= tiny) & torch.isfinite(weights)
     if valid is not None:
         drawable &= valid
     shifted = torch.where(drawable, weights + eps, 0.0)

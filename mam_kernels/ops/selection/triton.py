@@ -7,10 +7,18 @@ from torch import Tensor
 
 from ..._core import triton_launch as launch
 from ..._core.call import AS_GIVEN, Draw, Weighting
-from ..._core.triton_language import STREAM_LATENTS, draw_row, positional_bits, read_word, uniform
+from ..._core.triton_language import (
+    FEWEST_SAMPLED,
+    STREAM_LATENTS,
+    draw_row,
+    draw_row_in_one_pass,
+    positional_bits,
+    read_word,
+    uniform,
+)
 
 
-@triton.jit(do_not_specialize=["seed", "step", "num_positions"])
+@triton.jit(do_not_specialize=["seed", "step"])
 def select_kernel(
     weights_ptr,
     valid_ptr,
@@ -18,7 +26,7 @@ def select_kernel(
     sample_ids_ptr,
     seed_ptr,
     step_ptr,
-    keys_ptr,
+    scratch_ptr,
     mask_ptr,
     seed: tl.int64,
     step: tl.int64,
@@ -41,24 +49,51 @@ def select_kernel(
     sample_id = row
     if HAS_SAMPLE_IDS:
         sample_id = tl.load(sample_ids_ptr + row)
-    draw_row(
-        weights_ptr + row * weights_stride_row,
-        weights_stride_position,
-        valid_ptr + row * valid_stride_row if HAS_VALID else None,
-        valid_stride_position,
-        keys_ptr + row * num_positions,
-        mask_ptr + row * num_positions,
-        num_positions,
-        tl.load(num_samples_ptr + row),
-        read_word(seed, seed_ptr, SEED_ON_DEVICE),
-        read_word(step, step_ptr, STEP_ON_DEVICE),
-        sample_id,
-        eps,
-        inverse_temperature,
-        HAS_VALID,
-        SHARPEN,
-        BLOCK_L,
-    )
+    weights_ptr += row * weights_stride_row
+    if HAS_VALID:
+        valid_ptr += row * valid_stride_row
+    scratch_ptr += row * num_positions
+    mask_ptr += row * num_positions
+    num_samples = tl.minimum(tl.load(num_samples_ptr + row), num_positions)
+    seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
+    step = read_word(step, step_ptr, STEP_ON_DEVICE)
+    drawn = num_samples * 0
+    if not SHARPEN:
+        if num_positions >= FEWEST_SAMPLED:
+            drawn = draw_row_in_one_pass(
+                weights_ptr,
+                weights_stride_position,
+                valid_ptr,
+                valid_stride_position,
+                scratch_ptr,
+                mask_ptr,
+                num_positions,
+                num_samples,
+                seed,
+                step,
+                sample_id,
+                eps,
+                HAS_VALID,
+            )
+    if drawn == 0:  # share: 0
+        draw_row(
+            weights_ptr,
+            weights_stride_position,
+            valid_ptr,
+            valid_stride_position,
+            scratch_ptr.to(tl.pointer_type(tl.float32), bitcast=True),
+            mask_ptr,
+            num_positions,
+            num_samples,
+            seed,
+            step,
+            sample_id,
+            eps,
+            inverse_temperature,
+            HAS_VALID,
+            SHARPEN,
+            BLOCK_L,
+        )
 
 
 def select(
@@ -75,10 +110,10 @@ def select(
     eps, inverse_temperature = weighting
     sample_ids = draw.sample_ids
     mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
-    keys = torch.empty((rows, num_positions), dtype=torch.float32, device=weights.device)
+    scratch = torch.empty((rows, num_positions), dtype=torch.int32, device=weights.device)
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
-    blocks, options = launch.row_options(num_positions)
+    blocks, _ = launch.row_options(num_positions)
     with launch.on(weights.device):
         select_kernel[(rows,)](
             weights,
@@ -87,7 +122,7 @@ def select(
             sample_ids,
             seed_ptr,
             step_ptr,
-            keys,
+            scratch,
             mask,
             seed_value,
             step_value,
@@ -101,8 +136,8 @@ def select(
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
-            BLOCK_L=blocks.block,
-            **options,
+            BLOCK_L=min(blocks.block, 1024),
+            num_warps=4,
         )
     return mask
 

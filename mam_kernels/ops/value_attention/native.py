@@ -76,7 +76,7 @@ def mask(
     return hidden, importance, *out
 
 
-# The whole step, float32, by libraries that have it: the one for the CPU
+# The whole step, for parameters of float32
 
 
 @extension.requires("project")
@@ -105,29 +105,33 @@ def step(
 ) -> tuple[Tensor, ...]:
     """Mask, importance, context and penalty, then the state that the gradient needs."""
     rows, positions, (count, width) = cells.rows, cells.num_positions, parameters.latents.shape
-    mask = torch.empty((rows, positions), dtype=torch.bool)
-    importance = torch.empty((rows, positions), dtype=torch.float32)
-    context = torch.empty((rows, width), dtype=torch.float32)
-    penalty = torch.empty((), dtype=torch.float32)
-    state = torch.empty(lib.state_size(rows, count, heads, width), dtype=torch.float32)
+    device = cells.values.device
+    mask = torch.empty((rows, positions), dtype=torch.bool, device=device)
+    shapes = ((rows, positions), (rows, width), (), (lib.state_size(rows, count, heads, width),))
+    floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
     maskable, num_masked, mask_ratio, latents, num_drawn = choice
-    lib.masking_step(
-        _projection(lib, parameters, heads),
-        parameters.out_bias.data_ptr(),
-        extension.values(lib, cells),
-        extension.flags(lib, cells.valid),
-        extension.flags(lib, cells.valid if maskable is None else maskable),
-        extension.address(latents),
-        num_drawn if latents is None else len(latents),
-        extension.address(num_masked),
-        mask_ratio,
-        extension.draw(lib, draw, philox.STREAM_POSITIONS),
-        lib.Weighting(*weighting),
-        visible,
-        *map(extension.address, (mask, importance, context, penalty, state)),
-        extension.launch(lib, cells.values.device),
-    )
-    return mask, importance, context, penalty, state
+    num_chosen = num_drawn if latents is None else len(latents)
+    with extension.on(device):
+        scratch = extension.workspace(
+            lib.step_workspace(rows, count, heads, width, num_chosen), device
+        )
+        lib.masking_step(
+            _projection(lib, parameters, heads),
+            parameters.out_bias.data_ptr(),
+            extension.values(lib, cells),
+            extension.flags(lib, cells.valid),
+            extension.flags(lib, cells.valid if maskable is None else maskable),
+            extension.address(latents),
+            num_chosen,
+            extension.address(num_masked),
+            mask_ratio,
+            extension.draw(lib, draw, philox.STREAM_POSITIONS),
+            lib.Weighting(*weighting),
+            visible,
+            *map(extension.address, (mask, *floats, scratch)),
+            extension.launch(lib, device),
+        )
+    return mask, *floats
 
 
 @extension.requires("masking_step_backward")
@@ -141,17 +145,20 @@ def step_backward(
     rows: int,
 ) -> tuple[Tensor, ...]:
     """Gradients by the parameters, in their order."""
-    out = tuple(torch.empty(x.shape, dtype=torch.float32) for x in parameters)
-    lib.masking_step_backward(
-        _projection(lib, parameters, heads),
-        parameters.out_bias.data_ptr(),
-        rows,
-        state.data_ptr(),
-        extension.address(grad_context),
-        extension.address(grad_penalty),
-        *map(extension.address, out),
-        extension.launch(lib, state.device),
-    )
+    device, (count, width) = state.device, parameters.latents.shape
+    out = tuple(torch.empty(x.shape, dtype=torch.float32, device=device) for x in parameters)
+    with extension.on(device):
+        scratch = extension.workspace(
+            lib.step_backward_workspace(rows, count, heads, width), device
+        )
+        lib.masking_step_backward(
+            _projection(lib, parameters, heads),
+            parameters.out_bias.data_ptr(),
+            rows,
+            state.data_ptr(),
+            *map(extension.address, (grad_context, grad_penalty, *out, scratch)),
+            extension.launch(lib, device),
+        )
     return out
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mam_kernels.entropy import drawing_entropy
 from mam_kernels.randomness import substream
-from mam_kernels.strategies import Masking
+from mam_kernels.strategies import Draw, Masking
 
 from ..objective import Pretraining
 from ..sequences import expression
@@ -55,10 +55,7 @@ def draw_masks(
     pretraining: Pretraining, values: Tensor, cell_ids: Tensor, draw: dict[str, int]
 ) -> Masking:
     """The masks of one draw for a batch (B, G)."""
-    embedding = pretraining.model.embedding
-    return pretraining.strategy(
-        values, cell_ids, embed=lambda genes: embedding(genes.gene_ids, genes.values), **draw
-    )
+    return pretraining.strategy(pretraining.cells(values), Draw(**draw, sample_ids=cell_ids))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from .tasks import Task, planned
 if TYPE_CHECKING:
     from ..data import Cells
 
-# Processes of a study that was killed hold its lock until they have written their checkpoints.
-PATIENCE = 15.0  # seconds
 BUSY = (
     "another process (started by {owner}) computes this study; wait for it, or end it and start"
     " again"
@@ -77,7 +75,7 @@ def compare(
         _check_same_cells(earlier, summary)
     remedy = "make room, or give another folder; the same command goes on with what is done"
     busy = f"{folder}: {BUSY}"
-    with writing(folder, remedy), alone(folder / ".lock", busy, PATIENCE) as lock:
+    with writing(folder, remedy), alone(folder / ".lock", busy) as lock:
         study = Study(folder, config, _record(config, summary, earlier))
         with _handed_over(cells, folder) as pickled, _recorded(study):
             outcomes = _run(study, tasks, lock, pickled, progress)

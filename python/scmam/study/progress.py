@@ -53,12 +53,12 @@ class Lines(Silent):
         self.say(f"{self._place()} {outcome.task.name}: {how}{self._left()}")
 
     def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
-        if running and time.monotonic() - self.last >= HEARTBEAT:
+        if time.monotonic() - self.last >= HEARTBEAT:
             said = [
                 f"{task.name}: {_now(task, stage)}, {_duration(spent)}"
                 for task, (stage, spent) in running.items()
             ]
-            self.say(f"{self._place()} {'; '.join(said)}")
+            self.say(f"{self._place()} {'; '.join(said) or 'waiting for a worker'}")
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -1,0 +1,151 @@
+// Where the k-th key of a row lies, told from a sample of its weights, and on which side of that a
+// position's key is, told from its random word without computing the key. Derivation and bounds:
+// mam_kernels/ops/selection/README.md.
+#pragma once
+
+#include "block.cuh"
+#include "intrinsics.cuh"
+
+namespace mam::cuda {
+
+constexpr int kSampleQuads = 4;  // of each lane of a warp
+constexpr int kSample = 4 * kSampleQuads * kWarp;
+constexpr int kFewestSampled = 1024;  // shorter rows are drawn by all keys
+constexpr float kDeviations = 4.5f, kSlack = 2.0f;
+constexpr float kLastTime = 1e6f;
+constexpr float kRoom = 4e-6f;  // more than everything that rounds comes to, as a part of 1
+constexpr float kLog2e = 1.4426950408889634f;
+
+// Weights are multiplied by `scale`, a power of two, so that they are about 1. The k-th of the keys
+// E / (scale (weight + eps)) is in [from, to) nearly always. A key is below `from` for sure where
+// the uniform is below sat(1 - early_at_zero - early q), with q = 2^(exponent weight), and may be
+// below `to` only where it is below sat(late_at_zero - late q). NaN and negative weights give 0,
+// and so does infinity where `infinite_is_zero` says so.
+struct Interval {
+  float scale, from, to;
+  float exponent, early_at_zero, early, late_at_zero, late;
+  bool known;
+
+  __device__ __forceinline__ float decay(float weight) const {
+    return power_of_two(exponent * weight);
+  }
+  __device__ __forceinline__ float surely(float q) const {
+    return __saturatef(fmaf(-early, q, early_at_zero));
+  }
+  __device__ __forceinline__ float perhaps(float q) const {
+    return __saturatef(fmaf(-late, q, late_at_zero));
+  }
+};
+
+__device__ inline float warp_sum(float x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
+// Means over the sample: of the probability p = 1 - exp(-time r) that a key is below `time`, of its
+// square, and of its derivative.
+struct Expected {
+  float share, squares, slope;
+};
+
+template <int N>
+__device__ Expected expected_below(const float (&relative)[N], float time) {
+  float share = 0.0f, squares = 0.0f, slope = 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const float q = power_of_two(-kLog2e * time * relative[i]), p = 1.0f - q;
+    share += p;
+    squares = fmaf(p, p, squares);
+    slope = fmaf(relative[i], q, slope);
+  }
+  constexpr float kEach = 1.0f / (N * kWarp);
+  return {kEach * warp_sum(share), kEach * warp_sum(squares), kEach * warp_sum(slope)};
+}
+
+// The comparisons of the pass for times [from, to). exp(-from r) = q^g with q = exp(-to r) and
+// g = from / to <= 1, which is concave in q: its tangent at `typical` lies above it.
+__device__ inline Interval curves(float from, float to, float scale, float eps, float typical) {
+  Interval it{};
+  const float g = from / to, power = power_of_two(g * logarithm_of_two(typical));
+  it.scale = scale;
+  it.from = from;
+  it.to = to;
+  it.exponent = -kLog2e * to * scale;
+  const float at_eps = power_of_two(it.exponent * eps);
+  it.early_at_zero = 1.0f - kRoom - (1.0f - g) * power;
+  it.early = at_eps * g * power / typical;
+  it.late_at_zero = 1.0f + kRoom;
+  it.late = at_eps;
+  it.known = true;
+  return it;
+}
+
+// What a row's positions weigh: `common` of them the weight `of_common`, the other `others` what a
+// sample tells.
+struct Population {
+  float common, of_common, others;
+};
+
+// One warp calls this with the sample's weights, negative where they cannot be drawn; every lane
+// gets the result.
+template <int N>
+__device__ Interval likely_interval(float (&weight)[N], const Population& row, float eps, int k) {
+  constexpr int kMostSteps = 24;
+  constexpr float kEach = 1.0f / (N * kWarp);
+  Interval unknown{};
+  float drawable = 0.0f, total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    drawable += weight[i] >= 0.0f ? 1.0f : 0.0f;
+    total += weight[i] >= 0.0f ? weight[i] + eps : 0.0f;
+  }
+  const float each = kEach * row.others, all = row.common + row.others;
+  drawable = fmaf(warp_sum(drawable), each, row.common);
+  total = warp_sum(total) * each;
+  if (row.common > 0.0f) total = fmaf(row.of_common + eps, row.common, total);
+  const float mean = total / drawable;
+  if (!(mean > 1e-30f && mean < 1e30f)) return unknown;
+  const float scale = __uint_as_float(0x7F000000u - (__float_as_uint(mean) & 0x7F800000u));
+#pragma unroll
+  for (int i = 0; i < N; ++i) weight[i] = weight[i] >= 0.0f ? (weight[i] + eps) * scale : 0.0f;
+  const float of_common = row.common > 0.0f ? (row.of_common + eps) * scale : 0.0f;
+  const float common = row.common / all, others = row.others / all;  // parts of the row
+
+  const float share = (static_cast<float>(k) - 0.5f) / all,
+              part = share * all / drawable;  // of those that can be drawn
+  if (!(part < 1.0f)) return unknown;
+  // The expected share is concave in the time: Newton's method climbs to it from below, from where
+  // equal weights would have it.
+  float time = -log1pf(-part) / (mean * scale);
+#pragma unroll 1
+  for (int step = 0; step < kMostSteps; ++step) {  // trips: newton_steps
+    if (!(time > 0.0f && time < kLastTime)) return unknown;
+    const Expected sampled = expected_below(weight, time);
+    const float q = power_of_two(-kLog2e * time * of_common), p = 1.0f - q;
+    const float now = fmaf(common, p, others * sampled.share),
+                squares = fmaf(common, p * p, others * sampled.squares),
+                slope = fmaf(common, of_common * q, others * sampled.slope);
+    if (!(slope > 0.0f)) return unknown;
+    // the variance of the share of keys below `time`, given the weights, and that of its
+    // expectation, of which there is a sample
+    const float within = fmaxf(now - squares, 0.0f) / all,
+                spread = sampled.squares - sampled.share * sampled.share,
+                between = others * others * kEach * fmaxf(spread, 0.0f);
+    const float margin = kDeviations * sqrtf(within + between) + kSlack / all,
+                missing = share - now;
+    time += missing / slope;
+    if (fabsf(missing) > 0.5f * margin) continue;
+    const float from = fmaxf(time - margin / slope, 0.0f), guess = time + margin / slope;
+    // there the slope is less than the one at `time` promises
+    const Expected then = expected_below(weight, guess);
+    const float q_then = power_of_two(-kLog2e * guess * of_common);
+    const float share_then = fmaf(common, 1.0f - q_then, others * then.share),
+                slope_then = fmaf(common, of_common * q_then, others * then.slope);
+    const float to = guess + fmaxf(share + margin - share_then, 0.0f) / slope_then;
+    if (!(to > from && to < kLastTime)) return unknown;
+    return curves(from, to, scale, eps, fmaxf(1.0f - part, 0.05f));
+  }
+  return unknown;
+}
+
+}  // namespace mam::cuda

@@ -1,0 +1,632 @@
+// The masking step around the pass over the cells: slopes, directions and constant of the
+// parameters before it, the penalty after it, and the gradient. See
+// mam_kernels/ops/value_attention/collapse.py for the equations. Three launches forward, four where
+// the context is that of the visible positions, and three backward; every sum has a fixed order.
+#include "cuda/step.h"
+#include "draw_latents.cuh"
+#include "step.cuh"
+
+namespace mam::cuda {
+
+namespace {
+
+constexpr int kThreads = 128, kWarps = kThreads / kWarp;
+constexpr int kSplits = 16;  // blocks of a head, each with a part of its latents and elements
+constexpr int kBackThreads = 256, kBackWarps = kBackThreads / kWarp;
+constexpr int kHeadThreads = 512, kHeadWarps = kHeadThreads / kWarp;
+constexpr int64_t kMostPartials = 128;  // blocks that add up the gradient over the cells
+
+__device__ __forceinline__ float sum_of_warp(float x) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
+// What the projections leave for the pass over the cells and for the gradient.
+struct Projected {
+  float* slope;                        // (latents, heads)
+  float2* affine;                      // (heads, Dz): direction, and part of the constant
+  float *directions, *folded, *units;  // (heads, Dz) twice, (3, Dz)
+  int64_t* chosen;                     // (num_chosen,), or null where the caller chose
+  unsigned* finished;                  // blocks of finish_kernel that are done: set to 0
+};
+
+// One block a head and split, and one that draws the latents. With u = W_k w, g = W_v w and e = W_v
+// b + b_v of a head: slope = latents (u W_q) + u b_q over sqrt(d), direction = W_o g.
+__global__ void __launch_bounds__(kThreads)
+    project_kernel(Projection from, Projected to, int64_t num_chosen, Draw draw) {
+  MAM_DYNAMIC_SHARED(float, shared);
+  const int width = static_cast<int>(from.width), heads = static_cast<int>(from.heads),
+            depth = width / heads, latents = static_cast<int>(from.num_latents);
+  const int head = blockIdx.x / kSplits, split = blockIdx.x % kSplits;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  if (head == heads) {  // share: 1 / blocks
+    if (threadIdx.x == 0) *to.finished = 0;
+    // phase: draw of the latents
+    if (to.chosen != nullptr) choose_latents(latents, num_chosen, draw, to.chosen);
+    return;
+  }
+  float *const u = shared, *const g = u + depth, *const e = g + depth, *const folded = e + depth;
+  const float* const key = from.in_weight + static_cast<int64_t>(width + head * depth) * width;
+  const float* const value = key + static_cast<int64_t>(width) * width;
+  // phase: units
+#pragma unroll 1
+  for (int i = warp; i < depth; i += kWarps) {  // trips: D / H / warps | 0
+    float of_u = 0.0f, of_g = 0.0f, of_e = 0.0f;
+#pragma unroll 4
+    for (int c = lane; c < width; c += kWarp) {  // trips: D / 128 | 0
+      const float w = from.token_weight[c], v = value[static_cast<int64_t>(i) * width + c];
+      of_u = fmaf(key[static_cast<int64_t>(i) * width + c], w, of_u);
+      of_g = fmaf(v, w, of_g);
+      of_e = fmaf(v, from.token_bias[c], of_e);
+    }
+    of_u = sum_of_warp(of_u);
+    of_g = sum_of_warp(of_g);
+    of_e = sum_of_warp(of_e) + from.in_bias[2 * width + head * depth + i];
+    if (lane == 0) {
+      u[i] = of_u;
+      g[i] = of_g;
+      e[i] = of_e;
+      if (split == 0) {
+        to.units[head * depth + i] = of_u;
+        to.units[width + head * depth + i] = of_g;
+        to.units[2 * width + head * depth + i] = of_e;
+      }
+    }
+  }
+  __syncthreads();
+  // phase: folded
+  const float* const query = from.in_weight + static_cast<int64_t>(head) * depth * width;
+#pragma unroll 1
+  for (int c = threadIdx.x; c < width; c += kThreads) {  // trips: D / threads | 0
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int i = 0; i < depth; ++i)  // trips: D / H / 8 | 0
+      sum = fmaf(u[i], query[static_cast<int64_t>(i) * width + c], sum);
+    folded[c] = sum;
+    if (split == 0) to.folded[head * width + c] = sum;
+  }
+  __syncthreads();
+  // phase: slopes
+  float bias = 0.0f;
+#pragma unroll 1
+  for (int i = lane; i < depth; i += kWarp)  // trips: D / H / 32
+    bias = fmaf(u[i], from.in_bias[head * depth + i], bias);
+  bias = sum_of_warp(bias);
+  const float scale = rsqrtf(static_cast<float>(depth));
+#pragma unroll 1
+  for (int n = split * kWarps + warp; n < latents;
+       n += kSplits * kWarps) {  // trips: N / 16 / warps
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int c = lane; c < width; c += kWarp)  // trips: D / 256 | 0
+      sum = fmaf(from.latents[static_cast<int64_t>(n) * width + c], folded[c], sum);
+    sum = sum_of_warp(sum);
+    if (lane == 0) to.slope[n * heads + head] = scale * (sum + bias);
+  }
+  // phase: directions
+#pragma unroll 1
+  for (int c = split * kWarps + warp; c < width; c += kSplits * kWarps) {  // trips: D / 16 / warps
+    float direction = 0.0f, constant = 0.0f;
+#pragma unroll 1
+    for (int i = lane; i < depth; i += kWarp) {  // trips: D / H / 32
+      const float w = from.out_weight[static_cast<int64_t>(c) * width + head * depth + i];
+      direction = fmaf(w, g[i], direction);
+      constant = fmaf(w, e[i], constant);
+    }
+    direction = sum_of_warp(direction);
+    constant = sum_of_warp(constant);
+    if (lane == 0) {
+      to.directions[head * width + c] = direction;
+      to.affine[head * width + c] = make_float2(direction, constant);
+    }
+  }
+}
+
+// What the rows leave, and what is made of it.
+struct Finish {
+  const float *second, *squares, *directions;  // (rows, heads, heads), (rows,), (heads, Dz)
+  const float2* affine;
+  int64_t rows, latents, heads, width;
+  float *total, *gram, *constant, *penalty;  // (heads, heads) twice, (Dz,), one
+  unsigned* finished;
+};
+
+// One block a pair of heads: the products of their means over all cells, and those of their
+// directions. The last one to be done sums up the penalty.
+__global__ void __launch_bounds__(kThreads) finish_kernel(Finish of) {
+  __shared__ bool last;
+  const int pairs = static_cast<int>(of.heads * of.heads), pair = blockIdx.x;
+  const int width = static_cast<int>(of.width), heads = static_cast<int>(of.heads);
+  const float* const left = of.directions + pair / heads * width;
+  const float* const right = of.directions + pair % heads * width;
+  double second = 0.0;
+  float gram = 0.0f;
+#pragma unroll 4
+  for (int64_t row = threadIdx.x; row < of.rows; row += kThreads)  // trips: B / threads / 4 | 0
+    second += of.second[row * pairs + pair];
+#pragma unroll 2
+  for (int c = threadIdx.x; c < width; c += kThreads)  // trips: D / threads / 2 | 0
+    gram = fmaf(left[c], right[c], gram);
+  second = block_reduce_of<kWarps>(second, Sum());
+  gram = block_reduce_of<kWarps>(gram, Sum());
+  if (pair == 0)  // share: 1 / blocks
+#pragma unroll 1
+    for (int c = threadIdx.x; c < width; c += kThreads) {  // trips: D / threads
+      float constant = 0.0f;
+#pragma unroll 4
+      for (int h = 0; h < heads; ++h) constant += of.affine[h * width + c].y;  // trips: H / 4 | 0
+      of.constant[c] = constant;
+    }
+  if (threadIdx.x == 0) {
+    of.total[pair] = static_cast<float>(second);
+    of.gram[pair] = gram;
+    __threadfence();
+    last = atomicAdd(of.finished, 1u) + 1 == gridDim.x;
+  }
+  __syncthreads();
+  if (!last) return;
+  // phase: penalty
+  // share: 1 / blocks
+  {
+    __threadfence();
+    double squares = 0.0, product = 0.0;
+    for (int64_t row = threadIdx.x; row < of.rows; row += kThreads)  // trips: B / threads | 0
+      squares += of.squares[row];
+    for (int i = threadIdx.x; i < pairs; i += kThreads)  // trips: 1 | 0
+      product += static_cast<double>(__ldcg(of.total + i)) * __ldcg(of.gram + i);
+    const double whole =
+        block_reduce_of<kWarps>(product + 2.0 * static_cast<double>(of.latents) * squares, Sum());
+    if (threadIdx.x == 0)
+      *of.penalty = static_cast<float>(whole / static_cast<double>(of.rows > 0 ? of.rows : 1));
+  }
+}
+
+// The parts of the state, one after the other in one piece of memory.
+struct State {
+  float *mean, *variance, *occupied, *average, *directions, *constant, *folded, *units, *second,
+      *gram, *end;
+
+  State(float* memory, int64_t rows, int64_t latents, int64_t heads, int64_t width) {
+    const auto take = [&memory](int64_t size) {
+      float* const part = memory;
+      memory += size;
+      return part;
+    };
+    mean = take(rows * latents * heads);
+    variance = take(rows * latents * heads);
+    occupied = take(rows);
+    average = take(rows * heads);
+    directions = take(heads * width);
+    constant = take(width);
+    folded = take(heads * width);
+    units = take(3 * width);
+    second = take(heads * heads);
+    gram = take(heads * heads);
+    end = memory;
+  }
+};
+
+// Pieces of memory for a launch, each aligned to 16 bytes.
+struct Pieces {
+  char* next;
+  size_t bytes = 0;
+
+  template <typename T>
+  T* take(int64_t count) {
+    const size_t size = (static_cast<size_t>(count) * sizeof(T) + 15) / 16 * 16;
+    T* const piece = reinterpret_cast<T*>(next + bytes);
+    bytes += size;
+    return piece;
+  }
+};
+
+struct StepMemory {
+  Projected to;
+  float2* normalizer;
+  float *second, *squares;
+  size_t bytes;
+
+  StepMemory(void* memory, int64_t rows, int64_t latents, int64_t heads, int64_t width,
+             int64_t num_chosen)
+      : to{} {
+    Pieces pieces{static_cast<char*>(memory)};
+    to.slope = pieces.take<float>(latents * heads);
+    to.affine = pieces.take<float2>(heads * width);
+    to.chosen = pieces.take<int64_t>(num_chosen);
+    to.finished = pieces.take<unsigned>(1);
+    second = pieces.take<float>(rows * heads * heads);
+    squares = pieces.take<float>(rows);
+    normalizer = pieces.take<float2>(rows * latents * heads);
+    bytes = pieces.bytes;
+  }
+};
+
+// Sums of a block of cells: by the slopes, the directions, the bias and the constant.
+struct Partials {
+  float *slope, *directions, *bias, *constant;  // (partials, ...)
+  int64_t each;                                 // numbers of one block
+
+  __device__ Partials(float* memory, int64_t slopes, int64_t directed, int64_t width)
+      : slope(memory),
+        directions(memory + slopes),
+        bias(memory + slopes + directed),
+        constant(memory + slopes + directed + width),
+        each(slopes + directed + 2 * width) {}
+};
+
+struct RowsBackward {
+  const float *grad_context, *grad_penalty;  // null: zero
+  const float *mean, *variance, *occupied, *average, *directions, *constant, *gram, *out_bias;
+  int64_t rows, latents, heads, width;
+  bool in_shared;   // whether the sums of a block fit in shared memory
+  float* partials;  // (blocks, slopes + heads Dz + 2 Dz)
+};
+
+__device__ float twice_penalty(const float* grad_penalty, int64_t rows) {
+  return grad_penalty == nullptr ? 0.0f
+                                 : *grad_penalty * 2.0f / static_cast<float>(rows > 0 ? rows : 1);
+}
+
+// A block takes every gridDim.x-th cell.
+__global__ void __launch_bounds__(kBackThreads) rows_backward_kernel(RowsBackward of) {
+  MAM_DYNAMIC_SHARED(float, shared);
+  const int width = static_cast<int>(of.width), heads = static_cast<int>(of.heads),
+            slopes = static_cast<int>(of.latents * of.heads);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const float latents = static_cast<float>(of.latents);
+  const float twice = twice_penalty(of.grad_penalty, of.rows);
+  float *const pulled = shared, *const pull = pulled + width, *const gram = pull + heads;
+  float* const sums_in_shared = gram + heads * heads;
+  float* const kept =
+      of.partials + blockIdx.x * static_cast<int64_t>(slopes + heads * width + 2 * width);
+  const Partials sum(of.in_shared ? sums_in_shared : kept, slopes, heads * width, width);
+  for (int i = threadIdx.x; i < heads * heads; i += kBackThreads)  // trips: 1
+    gram[i] = twice * of.gram[i];
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < sum.each;
+       i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
+    sum.slope[i] = 0.0f;
+  __syncthreads();
+#pragma unroll 1
+  for (int64_t row = blockIdx.x; row < of.rows; row += gridDim.x) {  // trips: B / blocks
+    const float there = of.occupied[row];
+    const float* const average = of.average + row * heads;
+    // phase: pulled
+#pragma unroll 1
+    for (int c = threadIdx.x; c < width; c += kBackThreads) {  // trips: D / threads
+      const float offset = fmaf(there, of.constant[c], of.out_bias[c]);
+      float pull_of = twice * latents * offset, attended = 0.0f;
+      if (of.grad_context != nullptr) pull_of += of.grad_context[row * width + c];
+      pulled[c] = pull_of;
+#pragma unroll 4
+      for (int h = 0; h < heads; ++h) {  // trips: H / 4 | 0
+        const float of_head = average[h];
+        attended = fmaf(of_head, of.directions[h * width + c], attended);
+        sum.directions[h * width + c] = fmaf(of_head, pull_of, sum.directions[h * width + c]);
+      }
+      const float by_offset = fmaf(twice * latents, attended, pull_of);
+      sum.bias[c] += by_offset;
+      sum.constant[c] = fmaf(there, by_offset, sum.constant[c]);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int h = warp; h < heads; h += kBackWarps) {  // trips: H / warps
+      float dot = 0.0f;
+#pragma unroll 4
+      for (int c = lane; c < width; c += kWarp)  // trips: D / 128 | 0
+        dot = fmaf(pulled[c], of.directions[h * width + c], dot);
+      dot = sum_of_warp(dot);
+      if (lane == 0) pull[h] = dot / latents;
+    }
+    __syncthreads();
+    // phase: slopes
+    const float* const mean = of.mean + row * slopes;
+    const float* const variance = of.variance + row * slopes;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < slopes; i += kBackThreads) {  // trips: N * H / threads
+      const int h = i % heads, first = i - h;
+      float by_mean = pull[h];
+#pragma unroll 4
+      for (int g = 0; g < heads; ++g)  // trips: H / 4 | 0
+        by_mean = fmaf(mean[first + g], gram[g * heads + h], by_mean);
+      sum.slope[i] = fmaf(by_mean, variance[i], sum.slope[i]);
+    }
+    __syncthreads();
+  }
+  // phase: write
+  if (of.in_shared)
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < sum.each;
+         i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
+      kept[i] = sum.slope[i];
+}
+
+struct HeadsBackward {
+  Projection parameters;
+  const float *partials, *grad_penalty, *directions, *units, *second;
+  int64_t blocks, rows;  // of rows_backward_kernel; cells
+  ParameterGradients out;
+  float *by_slope, *by_unit, *by_nothing;  // (latents, heads), (2 Dz,), (Dz,)
+};
+
+// The sum over the blocks of rows_backward_kernel of one number.
+__device__ __forceinline__ float sum_partials(const float* partials, int64_t blocks, int64_t each) {
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int64_t b = 0; b < blocks; ++b) sum += partials[b * each];  // trips: partials / 8 | 0
+  return sum;
+}
+
+// One block a head, and one for the bias: everything that a head's parameters alone decide.
+__global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackward of) {
+  MAM_DYNAMIC_SHARED(float, shared);
+  const Projection& from = of.parameters;
+  const int width = static_cast<int>(from.width), heads = static_cast<int>(from.heads),
+            depth = width / heads, latents = static_cast<int>(from.num_latents);
+  const int head = blockIdx.x, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t slopes = static_cast<int64_t>(latents) * heads,
+                each = slopes + static_cast<int64_t>(heads + 2) * width;
+  const float* const bias = of.partials + slopes + static_cast<int64_t>(heads) * width;
+  if (head == heads) {  // share: 1 / blocks
+#pragma unroll 1
+    for (int c = threadIdx.x; c < width; c += kHeadThreads)  // trips: D / threads
+      of.out.out_bias[c] = sum_partials(bias + c, of.blocks, each);
+    return;
+  }
+  float *const by_slope = shared, *const by_direction = by_slope + latents,
+               *const by_constant = by_direction + width, *const by_folded = by_constant + width,
+               *const by_key = by_folded + width, *const by_gain = by_key + depth,
+               *const by_nothing = by_gain + depth;
+  const float twice = twice_penalty(of.grad_penalty, of.rows);
+  const float scale = rsqrtf(static_cast<float>(depth));
+  // phase: sums
+#pragma unroll 1
+  for (int i = threadIdx.x; i < latents + 2 * width;
+       i += kHeadThreads) {  // trips: (N + 2 * D) / threads
+    if (i < latents) {       // share: N / (N + 2 * D)
+      const float sum = scale * sum_partials(of.partials + i * heads + head, of.blocks, each);
+      by_slope[i] = sum;
+      of.by_slope[i * heads + head] = sum;
+    } else if (i < latents + width) {  // share: D / (N + 2 * D)
+      const int c = i - latents;
+      float sum = sum_partials(of.partials + slopes + head * width + c, of.blocks, each);
+      for (int g = 0; g < heads; ++g)  // trips: H
+        sum = fmaf(twice * of.second[head * heads + g], of.directions[g * width + c], sum);
+      by_direction[c] = sum;
+    } else {
+      const int c = i - latents - width;
+      by_constant[c] = sum_partials(bias + width + c, of.blocks, each);
+    }
+  }
+  __syncthreads();
+  // phase: folded
+  float by_bias = 0.0f;
+#pragma unroll 1
+  for (int n = lane; n < latents; n += kWarp) by_bias += by_slope[n];  // trips: N / 32
+  by_bias = sum_of_warp(by_bias);
+#pragma unroll 1
+  for (int c = threadIdx.x; c < width; c += kHeadThreads) {  // trips: D / threads
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int n = 0; n < latents; ++n)  // trips: N / 8 | 0
+      sum = fmaf(by_slope[n], from.latents[static_cast<int64_t>(n) * width + c], sum);
+    by_folded[c] = sum;
+  }
+  __syncthreads();
+  // phase: units
+  const float* const query = from.in_weight + static_cast<int64_t>(head) * depth * width;
+#pragma unroll 1
+  for (int i = warp; i < depth; i += kHeadWarps) {  // trips: D / H / warps
+    const int at = head * depth + i;
+    float key = 0.0f, gain = 0.0f, nothing = 0.0f;
+#pragma unroll 4
+    for (int c = lane; c < width; c += kWarp) {  // trips: D / 128 | 0
+      const float out = from.out_weight[static_cast<int64_t>(c) * width + at];
+      key = fmaf(query[static_cast<int64_t>(i) * width + c], by_folded[c], key);
+      gain = fmaf(out, by_direction[c], gain);
+      nothing = fmaf(out, by_constant[c], nothing);
+    }
+    key = fmaf(by_bias, from.in_bias[at], sum_of_warp(key));
+    gain = sum_of_warp(gain);
+    nothing = sum_of_warp(nothing);
+    if (lane == 0) {
+      by_key[i] = key;
+      by_gain[i] = gain;
+      by_nothing[i] = nothing;
+      of.by_unit[at] = key;
+      of.by_unit[width + at] = gain;
+      of.by_nothing[at] = nothing;
+      // The constant of a key cancels in the softmax, and its bias has no gradient.
+      of.out.in_bias[at] = of.units[at] * by_bias;
+      of.out.in_bias[width + at] = 0.0f;
+      of.out.in_bias[2 * width + at] = nothing;
+    }
+  }
+  __syncthreads();
+  // phase: products
+#pragma unroll 1
+  for (int i = threadIdx.x; i < depth * width; i += kHeadThreads) {  // trips: D * D / H / threads
+    const int r = i / width, c = i % width;
+    const int64_t at = static_cast<int64_t>(head * depth + r) * width + c;
+    const int64_t square = static_cast<int64_t>(width) * width;
+    of.out.in_weight[at] = of.units[head * depth + r] * by_folded[c];
+    of.out.in_weight[square + at] = by_key[r] * from.token_weight[c];
+    of.out.in_weight[2 * square + at] =
+        fmaf(by_gain[r], from.token_weight[c], by_nothing[r] * from.token_bias[c]);
+    const int element = i / depth, d = head * depth + i % depth;
+    of.out.out_weight[static_cast<int64_t>(element) * width + d] = fmaf(
+        by_constant[element], of.units[2 * width + d], by_direction[element] * of.units[width + d]);
+  }
+}
+
+struct RestBackward {
+  Projection parameters;
+  const float *by_slope, *by_unit, *by_nothing, *folded;
+  ParameterGradients out;
+  int64_t columns;  // blocks with kWarp columns of the token's projection; the others: latents
+};
+
+__global__ void __launch_bounds__(kBackThreads) rest_backward_kernel(RestBackward of) {
+  __shared__ float weight[kBackWarps][kWarp], bias[kBackWarps][kWarp];
+  const Projection& from = of.parameters;
+  const int width = static_cast<int>(from.width), heads = static_cast<int>(from.heads);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  if (blockIdx.x < of.columns) {  // share: D / 32 / blocks
+    const int c = blockIdx.x * kWarp + lane;
+    const float* const in = from.in_weight + static_cast<int64_t>(width) * width + c;
+    float by_weight = 0.0f, by_bias = 0.0f;
+    if (c < width) {
+#pragma unroll 4
+      for (int r = warp; r < width; r += kBackWarps) {  // trips: D / warps / 4 | 0
+        const float key = in[static_cast<int64_t>(r) * width],
+                    value = in[static_cast<int64_t>(width + r) * width];
+        by_weight = fmaf(key, of.by_unit[r], by_weight);
+        by_weight = fmaf(value, of.by_unit[width + r], by_weight);
+        by_bias = fmaf(value, of.by_nothing[r], by_bias);
+      }
+    }
+    weight[warp][lane] = by_weight;
+    bias[warp][lane] = by_bias;
+    __syncthreads();
+    if (warp == 0 && c < width) {
+      for (int w = 1; w < kBackWarps; ++w) {
+        by_weight += weight[w][lane];
+        by_bias += bias[w][lane];
+      }
+      of.out.token_weight[c] = by_weight;
+      of.out.token_bias[c] = by_bias;
+    }
+    return;
+  }
+  const int64_t i = (blockIdx.x - of.columns) * kBackThreads + threadIdx.x;
+  if (i >= from.num_latents * width) return;
+  const int64_t n = i / width, c = i % width;
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int h = 0; h < heads; ++h)  // trips: H / 4 | 0
+    sum = fmaf(of.by_slope[n * heads + h], of.folded[h * width + c], sum);
+  of.out.latents[i] = sum;
+}
+
+struct BackwardMemory {
+  float *partials, *by_slope, *by_unit, *by_nothing;
+  size_t bytes;
+
+  BackwardMemory(void* memory, int64_t rows, int64_t latents, int64_t heads, int64_t width) {
+    const int64_t blocks = rows < kMostPartials ? rows : kMostPartials;
+    Pieces pieces{static_cast<char*>(memory)};
+    partials = pieces.take<float>(blocks * (latents * heads + (heads + 2) * width));
+    by_slope = pieces.take<float>(latents * heads);
+    by_unit = pieces.take<float>(2 * width);
+    by_nothing = pieces.take<float>(width);
+    bytes = pieces.bytes;
+  }
+};
+
+}  // namespace
+
+int64_t state_size(int64_t rows, int64_t latents, int64_t heads, int64_t width) {
+  return State(nullptr, rows, latents, heads, width).end - static_cast<float*>(nullptr);
+}
+
+size_t step_workspace(int64_t rows, int64_t latents, int64_t heads, int64_t width,
+                      int64_t num_chosen) {
+  return StepMemory(nullptr, rows, latents, heads, width, num_chosen).bytes;
+}
+
+void masking_step(const Step& from, const StepOutput& out, void* workspace, const Launch& where) {
+  const Projection& parameters = from.parameters;
+  const int64_t rows = from.values.rows, latents = parameters.num_latents, heads = parameters.heads,
+                width = parameters.width;
+  StepMemory memory(workspace, rows, latents, heads, width, from.num_chosen);
+  const State state(out.state, rows, latents, heads, width);
+  memory.to.directions = state.directions;
+  memory.to.folded = state.folded;
+  memory.to.units = state.units;
+  const int64_t* const chosen = from.chosen == nullptr ? memory.to.chosen : from.chosen;
+  if (from.chosen != nullptr) memory.to.chosen = nullptr;
+  Draw of_latents = from.draw;
+  of_latents.stream = kStreamLatents;
+  of_latents.sample_ids = nullptr;
+  const size_t shared = (3 * width / heads + width) * sizeof(float);
+  launch("project", project_kernel, heads * kSplits + 1, kThreads, shared, where, parameters,
+         memory.to, from.num_chosen, of_latents);
+
+  ValueStep step{};
+  step.values = from.values;
+  step.valid = from.valid;
+  step.maskable = from.maskable;
+  step.slope = memory.to.slope;
+  step.num_slopes = latents * heads;
+  step.num_latents = latents;
+  step.heads = heads;
+  step.all_slopes = !from.visible;
+  step.out = {nullptr, state.mean, state.variance};
+  step.latents = chosen;
+  step.num_chosen = from.num_chosen;
+  step.num_masked = from.num_masked;
+  step.mask_ratio = from.mask_ratio;
+  step.draw = from.draw;
+  step.weighting = from.weighting;
+  step.mask = out.mask;
+  step.importance = out.importance;
+  step.normalizer = memory.normalizer;
+  const ContextOutput context{memory.to.affine, from.out_bias, width,          out.context,
+                              state.average,    memory.second, memory.squares, state.occupied};
+  if (!from.visible) step.context = context;
+  launch_value_step(step, where);
+  if (from.visible) {
+    ValueStep visible{};
+    visible.values = from.values;
+    visible.valid = from.valid;
+    visible.hidden = out.mask;
+    visible.slope = step.slope;
+    visible.num_slopes = step.num_slopes;
+    visible.num_latents = latents;
+    visible.heads = heads;
+    visible.all_slopes = true;
+    visible.out = step.out;
+    visible.context = context;
+    launch_value_step(visible, where);
+  }
+  launch("finish", finish_kernel, heads * heads, kThreads, 0, where,
+         Finish{memory.second, memory.squares, state.directions, memory.to.affine, rows, latents,
+                heads, width, state.second, state.gram, state.constant, out.penalty,
+                memory.to.finished});
+}
+
+size_t step_backward_workspace(int64_t rows, int64_t latents, int64_t heads, int64_t width) {
+  return BackwardMemory(nullptr, rows, latents, heads, width).bytes;
+}
+
+void masking_step_backward(const Projection& parameters, const float* out_bias, int64_t rows,
+                           const float* state, const StepGradient& incoming,
+                           const ParameterGradients& out, void* workspace, const Launch& where) {
+  constexpr size_t kMostShared = 96 * 1024;
+  const int64_t latents = parameters.num_latents, heads = parameters.heads,
+                width = parameters.width;
+  const State kept(const_cast<float*>(state), rows, latents, heads, width);
+  const BackwardMemory memory(workspace, rows, latents, heads, width);
+  const int64_t blocks = rows < kMostPartials ? rows : kMostPartials;
+  const size_t always = (width + heads + heads * heads) * sizeof(float),
+               sums = (latents * heads + (heads + 2) * width) * sizeof(float);
+  const bool in_shared = always + sums <= kMostShared;
+  launch("rows_backward", rows_backward_kernel, blocks, kBackThreads,
+         in_shared ? always + sums : always, where,
+         RowsBackward{incoming.context, incoming.penalty, kept.mean, kept.variance, kept.occupied,
+                      kept.average, kept.directions, kept.constant, kept.gram, out_bias, rows,
+                      latents, heads, width, in_shared, memory.partials});
+  const size_t of_head = (latents + 3 * width + 3 * width / heads) * sizeof(float);
+  launch("heads_backward", heads_backward_kernel, heads + 1, kHeadThreads, of_head, where,
+         HeadsBackward{parameters, memory.partials, incoming.penalty, kept.directions, kept.units,
+                       kept.second, blocks, rows, out, memory.by_slope, memory.by_unit,
+                       memory.by_nothing});
+  const int64_t columns = ceil_div(width, kWarp);
+  launch("rest_backward", rest_backward_kernel, columns + ceil_div(latents * width, kBackThreads),
+         kBackThreads, 0, where,
+         RestBackward{parameters, memory.by_slope, memory.by_unit, memory.by_nothing, kept.folded,
+                      out, columns});
+}
+
+}  // namespace mam::cuda
