@@ -501,6 +501,15 @@ def may_spill(kernel: Resources) -> int:
 
 @needs_triton
 @pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_kernel_is_empty(target: str) -> None:
+    """Triton has made nothing but a trap of a kernel, without a word."""
+    empty = [k for k in compiled_elsewhere() if k.target == target and k.registers < 8]
+    assert not empty, table(empty)
+
+
+@needs_triton
+@pytest.mark.slow
 def test_products_are_not_serialized() -> None:
     serialized = [kernel for kernel in compiled_elsewhere() if kernel.serialized]
     assert not serialized, table(serialized)

@@ -670,14 +670,10 @@ LAUNCHES = {
     "gradient, heads of 64": (128, 8),
     "gradient, heads of 128": (64, 8),
 }
+# On Blackwell larger tiles of wide heads become a kernel that is nothing but a trap (Triton 3.7).
+LAUNCHES_BLACKWELL = {"gradient, heads of 64": (64, 8), "gradient, heads of 128": None}
 # What a measurement on a device may try in their place.
 ALTERNATIVES = {"gradient, heads of 32": [(64, 8), (128, 8)]}
-# The same by mma.sync, whose factors lie in registers.
-LAUNCHES_AMPERE = {
-    "gradient, heads of 16": (64, 4),
-    "gradient, heads of 32": (32, 4),
-    "gradient, heads of 64": (32, 4),
-}
 ONE_PASS_LATENTS = 128
 # (latents in a block, positions, warps) of the importance
 HALF_IMPORTANCE = {
@@ -831,15 +827,21 @@ def one_pass(query: Tensor) -> Tile | None:
     num_latents, _, width = query.shape
     width = max(triton.next_power_of_2(width), SMALLEST_DOT)
     latents = max(triton.next_power_of_2(num_latents), SMALLEST_DOT)
-    launches = LAUNCHES if launch.architecture(query.device) >= 90 else LAUNCHES_AMPERE
     name = f"gradient, heads of {width}"
-    if latents > ONE_PASS_LATENTS or name not in launches or launch.is_amd():
+    if latents > ONE_PASS_LATENTS or name not in LAUNCHES:
+        return None
+    # Without wgmma all factors lie in registers, and would be spilled.
+    architecture = launch.architecture(query.device)
+    if launch.is_amd() or architecture < 90:
         return None
     if launch.INTERPRETED:
         return Tile(latents, INTERPRETER_POSITIONS, width, 1, None)
     if query.dtype == torch.float32:
         return None
-    positions, warps = launches[name]
+    chosen = LAUNCHES_BLACKWELL.get(name, LAUNCHES[name]) if architecture >= 100 else LAUNCHES[name]
+    if chosen is None:
+        return None
+    positions, warps = chosen
     # fewer rows than 64 would not go through wgmma
     return Tile(max(latents, 64), positions, width, warps, HALF_REGISTERS)
 
