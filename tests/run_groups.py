@@ -48,28 +48,39 @@ class Outcome:
         return self.status == 0
 
 
-ELSEWHERE = (
-    "tests/conformance",
-    "tests/scmam",
-    "tests/integrations",
-    "tests/fuzz",
-    "tests/engine/test_triton_aot.py",
-    "tests/engine/test_cuda_compile.py",
-)
+COMPILED = ("tests/engine/test_triton_aot.py", "tests/engine/test_cuda_compile.py")
 GROUPS = (  # the longest first, so that both cores end at about the same time
     Group(
         "triton, interpreted",
         ("tests/conformance",),
         {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"},
     ),
+    Group("single-cell layer", ("tests/scmam",), {"OMP_NUM_THREADS": "1"}),
     Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
-    Group("single-cell layer", ("tests/scmam", "tests/integrations"), {"OMP_NUM_THREADS": "1"}),
-    Group("triton, compiled", ("tests/engine/test_triton_aot.py",)),
-    Group("cuda, compiled", ("tests/engine/test_cuda_compile.py",)),
+    Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
     Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
+    Group("triton, compiled", COMPILED[:1]),
+    Group("cuda, compiled", COMPILED[1:]),
+    Group("integrations", ("tests/integrations",), {"OMP_NUM_THREADS": "1"}),
     Group("fuzz", ("tests/fuzz",), {"OMP_NUM_THREADS": "1"}),
-    Group("the rest", ("tests", *(f"--ignore={path}" for path in ELSEWHERE))),
+    Group(
+        "repository",
+        (
+            "tests",
+            *(f"--ignore=tests/{name}" for name in ("conformance", "engine", "fuzz")),
+            *(f"--ignore=tests/{name}" for name in ("integrations", "scmam")),
+        ),
+    ),
 )
+QUICK = Group(
+    "quick",
+    (
+        *(f"tests/engine/test_{name}.py" for name in ("modules", "dispatch", "errors", "import")),
+        "tests/conformance",
+        *("-m", "not slow", "-k", "not float16 and not bfloat16"),
+    ),
+)
+"""For the loop of work; every test of it is in another group too."""
 
 _printing = threading.Lock()
 
@@ -131,19 +142,23 @@ def report(outcomes: list[Outcome]) -> str:
 
 def main() -> int:
     """Run the groups named on the command line, or all; returns the exit status."""
+    names = "; ".join(group.name for group in (*GROUPS, QUICK))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "groups",
         nargs="*",
         metavar="GROUP",
-        help=f"any of: {'; '.join(group.name for group in GROUPS)}",
+        help=f"any of: {names}; default: all but the last",
     )
     parser.add_argument("--jobs", type=int, default=2, help="groups at a time (default: 2)")
     options = parser.parse_args()
-    unknown = set(options.groups) - {group.name for group in GROUPS}
+    unknown = set(options.groups) - {group.name for group in (*GROUPS, QUICK)}
     if unknown:
         parser.error(f"unknown group: {', '.join(sorted(unknown))}")
-    chosen = [group for group in GROUPS if not options.groups or group.name in options.groups]
+    if options.groups:
+        chosen = [group for group in (*GROUPS, QUICK) if group.name in options.groups]
+    else:
+        chosen = list(GROUPS)
     # Started in the background of a script, this process ignores Ctrl-C, and so would the tests of
     # it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

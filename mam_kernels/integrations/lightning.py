@@ -155,7 +155,11 @@ class MaskedPretrainingMixin:
         first = step not in self._steps_seen
         try:
             if first and not there:
-                with reached_modules(self, (masked.inputs, *masked.derived)), masked.injected():
+                sources = (masked.inputs, *masked.derived)
+                with (
+                    reached_modules(self, sources, without=self.masking),
+                    masked.injected(),
+                ):
                     yield
             else:
                 for place in there if first else ():

@@ -75,14 +75,16 @@ def _is_in(known: dict[int, weakref.ref], kept: Any) -> bool:
 
 
 @contextmanager
-def reached_modules(model: nn.Module, sources: Iterable[Tensor]) -> Iterator[None]:
-    """See that a part of a model is called with a tensor that is, or was made of, one of the
-    sources.
+def reached_modules(
+    model: nn.Module, sources: Iterable[Tensor], *, without: nn.Module
+) -> Iterator[None]:
+    """See that a part of a model, but none of ``without``, is called with a tensor that is, or was
+    made of, one of the sources.
 
     Raises:
         NotReadError: none is, and the model was called.
     """
-    watch, seen = ReadingWatch(sources), set()
+    watch, seen, others = ReadingWatch(sources), set(), set(without.modules())
 
     def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.add(any(map(watch.holds, _tensors((args, kwargs)))))
@@ -90,7 +92,7 @@ def reached_modules(model: nn.Module, sources: Iterable[Tensor]) -> Iterator[Non
     hooks = [
         part.register_forward_pre_hook(look, with_kwargs=True)
         for part in model.modules()
-        if part is not model
+        if part is not model and part not in others
     ]
     try:
         with watch:

@@ -219,16 +219,19 @@ class Nicheformer(LightningModule):
         return {"mlm_prediction": self.classifier_head(output), "transformer_output": output}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self._own_step(batch, "train_loss")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self._own_step(batch, "val_loss")
+
+    def _own_step(self, batch: dict[str, Tensor], name: str) -> Tensor:
         with torch.no_grad():
             batch = complete_masking(batch, self.hparams.masking_p, self.hparams.n_tokens)
         predictions = self.forward(batch["masked_indices"], batch["attention_mask"])
         target = self._prepare_target_indices(batch["mask"], batch["X"])
         loss = self._compute_loss(predictions["mlm_prediction"], target)
-        self.log("train_loss", loss, sync_dist=True, prog_bar=True, reduce_fx="mean")
+        self.log(name, loss, sync_dist=True, prog_bar=True, reduce_fx="mean")
         return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return self.training_step(batch, batch_idx)
 
     def _prepare_target_indices(self, mask: Tensor, real_indices: Tensor) -> Tensor:
         return torch.where(mask == 0, real_indices, -100).type(torch.int64)
