@@ -191,7 +191,7 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
             if dense is None:
                 raise Wrong("taken: a matrix that breaks its invariants")
             dense = dense.T if by_columns else dense
-    if dense.shape != (cells, len(names)):
+    if dense.shape != (len(dense) if cells is None else cells, len(names)):
         raise Wrong(f"taken: {dense.shape} values of {cells} cells and {len(names)} genes")
     return dense, names
 
