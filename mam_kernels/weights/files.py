@@ -121,7 +121,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
     """
     path = Path(path)
     require_file(path)
-    archive = zipfile.is_zipfile(path)
+    archive = is_archive(path)
     try:
         if archive:
             with zipfile.ZipFile(path) as file:
@@ -227,6 +227,14 @@ SIGNATURES = {
 }
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, as torch.save writes; one of several disks is none."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def _found(path: Path) -> str:
     """What a file is, as far as its bytes tell."""
     size = path.stat().st_size
@@ -236,9 +244,7 @@ def _found(path: Path) -> str:
         return "an empty file"
     for signature, what in SIGNATURES.items():
         if head.startswith(signature):
-            return (
-                f"{what}, cut short" if signature == ZIP and not zipfile.is_zipfile(path) else what
-            )
+            return f"{what}, cut short" if signature == ZIP and not is_archive(path) else what
     if is_safetensors(head):
         return _safetensors_found(path, size)
     text = head.decode("utf-8", errors="ignore")

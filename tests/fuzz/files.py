@@ -151,6 +151,7 @@ def _open(path: Path) -> str:
             raise Wrong(f"an error of more than one line: {error}") from error
         return "refused"
     truth, names = _read_cells(path)
+    truth = truth[cells.cell_ids]  # cells without a count are left out, and a note says so
     if any(set(LINE_ENDS) & set(name) for name in cells.genes):
         raise Wrong("a gene whose name ends a line was taken")
     if tuple(names) != tuple(cells.genes):
@@ -171,14 +172,16 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
     with h5py.File(path, "r") as file:
         index = file["var"].attrs["_index"]
         names = [x.decode() if isinstance(x, bytes) else str(x) for x in file["var"][index][:]]
-        cells = len(file["obs"][file["obs"].attrs["_index"]])
+        # anndata takes a group without an index as columns, and numbers the cells
+        obs = file["obs"]
+        cells = len(obs[obs.attrs["_index"]]) if "_index" in obs.attrs else None
         x = file["X"]
         if isinstance(x, h5py.Dataset):
             dense = x[:]
         else:
             shape = tuple(int(size) for size in x.attrs["shape"])
             parts = [x[name][:] for name in ("indptr", "indices", "data")]
-            if shape != (cells, len(names)):
+            if shape != (shape[0] if cells is None else cells, len(names)):
                 raise Wrong(f"taken: the shape {shape} of {cells} cells and {len(names)} genes")
             by_columns = x.attrs["encoding-type"] == "csc_matrix"
             rows, columns = shape[::-1] if by_columns else shape
@@ -188,7 +191,7 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
             if dense is None:
                 raise Wrong("taken: a matrix that breaks its invariants")
             dense = dense.T if by_columns else dense
-    if dense.shape != (cells, len(names)):
+    if dense.shape != (len(dense) if cells is None else cells, len(names)):
         raise Wrong(f"taken: {dense.shape} values of {cells} cells and {len(names)} genes")
     return dense, names
 

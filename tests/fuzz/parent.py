@@ -173,8 +173,11 @@ class Run:
             label: put before their names in the table.
             say: print a line now and then.
         """
-        names, start = list(names), time.monotonic()
+        names = list(names)
         self.label = label
+        nothing = {"family": names[0], "first": 0, "seconds": 0.0, "most": 0}
+        self.child.ask(nothing, 5 * HANG_SECONDS)  # its start is on nobody's account
+        start = time.monotonic()
         shares = {name: {**FAMILIES, **PLANTED}[name][1] for name in names}
         said = start
         chunk = min(CHUNK_SECONDS, seconds / (2 * len(names)))

@@ -11,6 +11,7 @@ scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data  # noqa: E402
 from scmam.data import inspect  # noqa: E402
+from scmam.data.columns import categorical_columns  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
 
 COUNTS = np.random.default_rng(0).poisson(0.8, (40, 25)).astype(np.float32)
@@ -120,3 +121,11 @@ def test_the_example_cells():
     assert seen.depth[2] == pytest.approx(3334, abs=1)
     assert list(seen.labels) == ["bulk_labels", "louvain"]
     assert not seen.warnings
+
+
+def test_a_column_of_matrices_is_no_label():
+    import pandas
+
+    matrices = [scipy_sparse.csr_matrix((1, 2))] * 10
+    obs = pandas.DataFrame({"celltype": ["a", "b"] * 5, "nested": matrices})
+    assert categorical_columns(obs) == ["celltype"]

@@ -228,6 +228,23 @@ def statistics_kernel(
     tl.store(statistics_ptr + rows + place, delta)
 
 
+@triton.jit
+def as_factor(x, PART: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A right factor whose product with rows of ones is x in every row; [16, BLOCK_N] of PART.
+
+    x is the sum of three parts, which of bfloat16 hold the 24 bits of float32.
+    """
+    first = x.to(PART)
+    rest = x - first.to(tl.float32)
+    second = rest.to(PART)
+    third = (rest - second.to(tl.float32)).to(PART)
+    row = tl.arange(0, 16)[:, None]
+    zero = tl.zeros([16, BLOCK_N], dtype=PART)
+    parts = tl.where(row == 0, first[None, :], zero)
+    parts = tl.where(row == 1, second[None, :], parts)
+    return tl.where(row == 2, third[None, :], parts)
+
+
 @triton.jit(do_not_specialize=["num_latents", "num_positions", "split_size"])
 def gradient_kernel(
     grad_output_ptr,
@@ -255,6 +272,7 @@ def gradient_kernel(
     VALUE_STRIDE_HEAD: tl.constexpr,
     GRAD_STRIDE: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -263,8 +281,10 @@ def gradient_kernel(
     dV = A^T dO, dS = A (dO V^T - delta), dK = scale dS^T Q, and its part of dQ = scale dS K.
 
     Keys and values are read once. Rows of the tiles are tokens, so the factors of dV and dK stay in
-    registers. dQ comes before dK: in the other order the assembler runs its product apart from all
-    others. Partials are (split, batch, latent, head, width).
+    registers. LSE and delta, one number a column, join the products they are subtracted from: as
+    vectors they would be read from shared memory by every row, or held in registers and spilled. dQ
+    comes before dK: in the other order the assembler runs its product apart from all others.
+    Partials are (split, batch, latent, head, width).
     """
     batch = (tl.program_id(0) // NUM_HEADS).to(tl.int64)
     head = tl.program_id(0) % NUM_HEADS
@@ -282,15 +302,21 @@ def gradient_kernel(
         WIDTH,
         BLOCK_D,
     )
-    logsumexp_ptr = statistics_ptr + tl.program_id(0).to(tl.int64) * BLOCK_N
-    delta_ptr = logsumexp_ptr + tl.num_programs(0).to(tl.int64) * BLOCK_N
+    factor = scale * LOG2_E
+    statistics_ptr += tl.program_id(0).to(tl.int64) * BLOCK_N
+    logsumexp = tl.load(statistics_ptr + latent)
+    # Rows of no latent have no gradient, and a cell without tokens no live token: any number does.
+    logsumexp = tl.where(tl.abs(logsumexp) < float("inf"), logsumexp, 0.0)
+    delta = tl.load(statistics_ptr + tl.num_programs(0).to(tl.int64) * BLOCK_N + latent)
+    logsumexp_parts = as_factor(-logsumexp / factor, PART, BLOCK_N)
+    delta_parts = as_factor(-delta, PART, BLOCK_N)
+    ones = tl.full([BLOCK_L, 16], 1.0, dtype=PART)
     key_ptr += batch * key_stride_batch + head * KEY_STRIDE_HEAD
     value_ptr += batch * value_stride_batch + head * VALUE_STRIDE_HEAD
     grad_key_ptr += batch * num_positions * GRAD_STRIDE + head * WIDTH
     grad_value_ptr += batch * num_positions * GRAD_STRIDE + head * WIDTH
     if HAS_VALID:
         valid_ptr += batch * valid_stride_batch
-    factor = scale * LOG2_E
     offset = tl.arange(0, BLOCK_L)
     grad_query = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     for start in range(first, last, BLOCK_L):  # trips: L / BLOCK_L
@@ -302,11 +328,11 @@ def gradient_kernel(
         v = head_rows(
             value_ptr + from_start * VALUE_STRIDE, offset, live, VALUE_STRIDE, WIDTH, BLOCK_D
         )
-        # Loaded for each tile: held in registers, as one number a column, they would spill.
-        logsumexp = tl.load(logsumexp_ptr + latent)
-        attention = tl.exp2(dot(k, tl.trans(q)) * factor - logsumexp[None, :])
-        # An empty cell's log-sum-exp is -inf, but none of its tokens is live.
-        if HAS_VALID or start + BLOCK_L > last:
+        score = add_dot(k, tl.trans(q), dot(ones, logsumexp_parts))
+        attention = tl.exp2(score * factor)  # [BLOCK_L, BLOCK_N]
+        if HAS_VALID:  # noqa: SIM114
+            attention = tl.where(live[:, None], attention, 0.0)
+        elif start + BLOCK_L > last:  # share: 0
             attention = tl.where(live[:, None], attention, 0.0)
         grad_value = dot(attention.to(v.dtype), grad_output)
         store_head_rows(
@@ -318,9 +344,8 @@ def gradient_kernel(
             WIDTH,
             BLOCK_D,
         )
-        delta = tl.load(delta_ptr + latent)
-        grad_score = attention * (dot(v, tl.trans(grad_output)) - delta[None, :])
-        grad_score = grad_score.to(k.dtype)  # [BLOCK_L, BLOCK_N]
+        grad_attention = add_dot(v, tl.trans(grad_output), dot(ones, delta_parts))
+        grad_score = (attention * grad_attention).to(k.dtype)
         grad_query = add_dot(tl.trans(grad_score), k, grad_query)
         grad_key = dot(grad_score, q) * scale
         store_head_rows(
@@ -645,14 +670,10 @@ LAUNCHES = {
     "gradient, heads of 64": (128, 8),
     "gradient, heads of 128": (64, 8),
 }
+# On Blackwell larger tiles of wide heads become a kernel that is nothing but a trap (Triton 3.7).
+LAUNCHES_BLACKWELL = {"gradient, heads of 64": (64, 8), "gradient, heads of 128": None}
 # What a measurement on a device may try in their place.
 ALTERNATIVES = {"gradient, heads of 32": [(64, 8), (128, 8)]}
-# The same by mma.sync, whose factors lie in registers.
-LAUNCHES_AMPERE = {
-    "gradient, heads of 16": (64, 4),
-    "gradient, heads of 32": (32, 4),
-    "gradient, heads of 64": (32, 4),
-}
 ONE_PASS_LATENTS = 128
 # (latents in a block, positions, warps) of the importance
 HALF_IMPORTANCE = {
@@ -806,15 +827,21 @@ def one_pass(query: Tensor) -> Tile | None:
     num_latents, _, width = query.shape
     width = max(triton.next_power_of_2(width), SMALLEST_DOT)
     latents = max(triton.next_power_of_2(num_latents), SMALLEST_DOT)
-    launches = LAUNCHES if launch.architecture(query.device) >= 90 else LAUNCHES_AMPERE
     name = f"gradient, heads of {width}"
-    if latents > ONE_PASS_LATENTS or name not in launches or launch.is_amd():
+    if latents > ONE_PASS_LATENTS or name not in LAUNCHES:
+        return None
+    # Without wgmma all factors lie in registers, and would be spilled.
+    architecture = launch.architecture(query.device)
+    if launch.is_amd() or architecture < 90:
         return None
     if launch.INTERPRETED:
         return Tile(latents, INTERPRETER_POSITIONS, width, 1, None)
     if query.dtype == torch.float32:
         return None
-    positions, warps = launches[name]
+    chosen = LAUNCHES_BLACKWELL.get(name, LAUNCHES[name]) if architecture >= 100 else LAUNCHES[name]
+    if chosen is None:
+        return None
+    positions, warps = chosen
     # fewer rows than 64 would not go through wgmma
     return Tile(max(latents, 64), positions, width, warps, HALF_REGISTERS)
 
@@ -822,6 +849,13 @@ def one_pass(query: Tensor) -> Tile | None:
 def backward_tile(query: Tensor) -> Tile:
     """The configuration of the backward pass, latents block by block."""
     return _tile(query, query.shape[0], backward=True)
+
+
+def _part(query: Tensor) -> tl.dtype:
+    """The type of the parts of ``as_factor``. The interpreter does not multiply bfloat16."""
+    if launch.INTERPRETED:
+        return {torch.float16: tl.float16}.get(query.dtype, tl.float32)
+    return tl.bfloat16
 
 
 def run_gradient(
@@ -852,7 +886,7 @@ def run_gradient(
         NUM_HEADS=num_heads, WIDTH=width, KEY_STRIDE=key.stride(1), KEY_STRIDE_HEAD=key.stride(2),
         VALUE_STRIDE=value.stride(1), VALUE_STRIDE_HEAD=value.stride(2),
         GRAD_STRIDE=grad_key.stride(1),
-        HAS_VALID=valid is not None, **(tile.arguments() | {"num_stages": 1}),
+        HAS_VALID=valid is not None, PART=_part(query), **(tile.arguments() | {"num_stages": 1}),
     )  # fmt: skip
     return partial
 
@@ -878,7 +912,8 @@ def backward(
         grad_logsumexp = grad_logsumexp.contiguous()
     grad_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
     grad_value = torch.empty(value.shape, dtype=value.dtype, device=key.device)
-    tile = one_pass(query)
+    # The log-sum-exp is divided by the scale there.
+    tile = one_pass(query) if 1e-3 <= abs(scale) <= 1e3 else None
     with launch.on(key.device):
         if tile is not None:
             statistics = _statistics(grad_output, output, logsumexp, grad_logsumexp, tile.latents)

@@ -749,7 +749,8 @@ def _run_context(
     of_context, of_penalty = gradients or (None, None)
     context_kernel[(batch, columns)](
         attended, logsumexp, parameters.out_weight.contiguous(), parameters.out_bias.contiguous(),
-        value_bias, of_context, of_penalty, context, penalty, grad_projected, num_latents, num_heads,
+        value_bias, of_context, of_penalty, context, penalty, grad_projected, num_latents,
+        num_heads,
         LATENT_WIDTH=width, BACKWARD=gradients is not None,
         HAS_GRAD_CONTEXT=of_context is not None, HAS_GRAD_PENALTY=of_penalty is not None,
         BLOCK_N=block, BLOCK_C=block_columns, BLOCK_K=64 if half else 32, num_warps=warps,
@@ -872,7 +873,7 @@ def step_backward(
         statistics = torch.empty(
             (2, batch, num_heads, padded), dtype=torch.float32, device=tokens.device
         )
-        block = min(padded, 64 if tile.width > 128 else 128)
+        block = 128 if padded % 128 == 0 and tile.width <= 128 else tile.latents
         output_gradient_kernel[(batch * num_heads, padded // block)](
             grad_projected, attended, logsumexp, parameters.out_weight.contiguous(), grad_attended,
             statistics,
@@ -883,14 +884,19 @@ def step_backward(
         kept = attention.held(state.keys_values)
         if kept.dim() == 1:
             kept = F.linear(tokens, folded).unflatten(-1, (2, num_heads, head_width))
-        grad_kept = torch.empty_like(kept)
+        # Side by side where the kernel can write them so.
+        shape = (batch, num_positions, num_heads, head_width)
+        grad_kept = kept.new_empty((*shape[:2], 2, *shape[2:]) if one_pass else (2, *shape))
+        grad_key, grad_value = grad_kept.unbind(dim=2 if one_pass else 0)
         run = attention.run_gradient if one_pass else attention.run_two_passes
         partial = run(
             grad_attended, statistics, query, kept[:, :, 0], kept[:, :, 1], live,
-            grad_kept[:, :, 0], grad_kept[:, :, 1], head_width**-0.5, tile,
+            grad_key, grad_value, head_width**-0.5, tile,
         )  # fmt: skip
     grad_query = partial.sum(dim=0).flatten(1)  # (N, Dz)
-    grad_kept = grad_kept.view(batch * num_positions, 2 * width)
+    if not one_pass:
+        grad_kept = grad_kept.movedim(0, 2)
+    grad_kept = grad_kept.reshape(batch * num_positions, 2 * width)
     grad_tokens = None
     if wants_tokens:
         grad_tokens = (grad_kept @ folded).view(tokens.shape).to(given)

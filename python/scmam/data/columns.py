@@ -139,7 +139,11 @@ def categorical_columns(obs: "DataFrame") -> list[str]:
         clusters = _plain(column) in LABEL_NAMES[-1]  # their names are often numbers
         if (is_numeric_dtype(values.dtype) and not clusters) or is_bool_dtype(values.dtype):
             continue
-        if 2 <= values.nunique() <= max(2, len(values) // 2):
+        try:
+            count = values.nunique()
+        except TypeError:  # a column of matrices or lists, which are no classes
+            continue
+        if 2 <= count <= max(2, len(values) // 2):
             found.append(str(column))
     return found
 
@@ -158,7 +162,7 @@ def donor_columns(obs: "DataFrame") -> list[str]:
     return [
         str(column)
         for column in obs.columns
-        if _plain(column) in DONOR_NAMES and obs[column].nunique() >= 2
+        if _plain(column) in DONOR_NAMES and obs[column].astype(str).nunique() >= 2
     ]
 
 
