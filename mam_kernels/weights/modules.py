@@ -79,6 +79,7 @@ def load(
     contents = read(path, *(kind.__name__ for kind in SIZES))
     kind = next(kind for kind in SIZES if kind.__name__ == contents.kind)
     if into is None:
+        module: MultinomialAttentionMasking | ContextInjection
         module = empty(kind, contents.arguments, str(path))
         fill(module, contents.tensors, str(path), assign=True)
         return module
