@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +10,8 @@ from torch import nn
 from ..injection import ContextInjection
 from ..masking import MultinomialAttentionMasking
 from .files import WeightsError, fill, one_line, read, write
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # What a module is built with: its sizes, in which a module and a file must agree for one to be read
 # into the other, and its settings. The backend is left out, for it belongs to a machine.
@@ -77,6 +79,7 @@ def load(
     contents = read(path, *(kind.__name__ for kind in SIZES))
     kind = next(kind for kind in SIZES if kind.__name__ == contents.kind)
     if into is None:
+        module: MultinomialAttentionMasking | ContextInjection
         module = empty(kind, contents.arguments, str(path))
         fill(module, contents.tensors, str(path), assign=True)
         return module
@@ -94,9 +97,7 @@ def load(
     return into
 
 
-def empty(
-    kind: type[nn.Module], arguments: Mapping[str, Any], where: str | None = None
-) -> nn.Module:
+def empty(kind: type[_Module], arguments: Mapping[str, Any], where: str | None = None) -> _Module:
     """A module without memory, to be filled: no random number is drawn for it.
 
     Where a file gives the arguments, errors name the file.

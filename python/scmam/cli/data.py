@@ -49,7 +49,7 @@ def inspect_file(
     settings = configuration(config, assignments, flags).data
     from ..data import inspect
 
-    inspection = inspect(settings.path, settings)
+    inspection = inspect(settings=settings)
     print(json.dumps(inspection.as_dict(), indent=2) if as_json else inspection.as_text())
 
 

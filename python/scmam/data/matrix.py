@@ -89,7 +89,7 @@ class MemoryMatrix(Matrix):
         _require_numbers(values.dtype, name)
         self.name = name
         self.storage = values.format if scipy.sparse.issparse(values) else "dense"
-        self.shape = tuple(map(int, values.shape))
+        self.shape = _sizes(values.shape)
         self.stored = int(values.nnz if scipy.sparse.issparse(values) else np.prod(self.shape))
         self._given, self._rows = values, None
 
@@ -133,7 +133,7 @@ class FileMatrix(Matrix):
             if isinstance(node, h5py.Group):
                 self._open_sparse(node)
             else:
-                self.storage, self.shape = "dense", tuple(map(int, node.shape))
+                self.storage, self.shape = "dense", _sizes(node.shape)
                 self.stored = math.prod(self.shape)
                 _require_numbers(node.dtype, f"{path}: {key}")
             if len(self.shape) != 2:
@@ -149,7 +149,7 @@ class FileMatrix(Matrix):
         self.storage = str(node.attrs["encoding-type"]).removesuffix("_matrix")
         if self.storage not in ("csr", "csc"):
             raise CellsError(f"{where} is a {self.storage}; expected a matrix, dense, CSR or CSC")
-        self.shape = tuple(map(int, node.attrs["shape"]))
+        self.shape = _sizes(node.attrs["shape"])
         data, indices, indptr = (node[name] for name in ("data", "indices", "indptr"))
         for part in (data, indices, indptr):
             if part.ndim != 1:

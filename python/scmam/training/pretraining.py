@@ -233,7 +233,11 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
         return None
     begun = None if run is None else read_schedule(run.folder)
     if schedule is None:
-        schedule = open_run(config.masking.matched_to).schedule() if begun is None else begun
+        schedule = begun
+    if schedule is None:
+        if config.masking.matched_to is None:
+            raise ConfigError("masking.matched_to: required by strategy matched; got None")
+        schedule = open_run(config.masking.matched_to).schedule()
     schedule = schedule.detach().to("cpu", torch.float32)
     if run is not None and begun is not None and not torch.equal(begun, schedule):
         raise RunError(
