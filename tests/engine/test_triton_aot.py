@@ -85,7 +85,7 @@ LAUNCHES = {
     "selection": ["select_kernel"],
     "latents": ["draw_latents_kernel"],
     "moments": ["value_kernel"],
-    "masking step": ["value_kernel"],
+    "masking step": ["value_kernel", "select_kernel"],
     "attention, many cells": ["forward_kernel"],
     "gradients, many cells": ["delta_kernel", "key_value_gradient_kernel", "query_gradient_kernel"],
     "importance, many cells": ["importance_kernel"],

@@ -1,5 +1,5 @@
-"""Attention over scalar values by Triton kernels: one launch, one program a row, from values to
-mask.
+"""Attention over scalar values by Triton kernels: a program a row from values to importance, and
+the draw of ``selection``.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..._core import triton_launch as launch
 from ..._core.call import Cells, Choice, Draw, Weighting
-from ..._core.triton_language import draw_row, read_word
+from ..selection.triton import select
 
 BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
 BLOCK_X = 64
@@ -76,11 +76,15 @@ def stored_entries(
     valid_stride,
     entry,
     last,
+    length,
     HAS_VALID: tl.constexpr,
 ):
-    """Value and column of a CSR row's entries, and which of them are valid and not zero."""
+    """Value and column of a CSR row's entries, and which of them are valid, in range and not
+    zero.
+    """
     exists = entry < last
     column = tl.load(col_ptr + entry, mask=exists, other=0).to(tl.int64)
+    exists &= (column >= 0) & (column < length)
     if HAS_VALID:
         exists &= tl.load(valid_ptr + column * valid_stride, mask=exists, other=0) != 0
     x = tl.load(values_ptr + entry, mask=exists, other=0.0).to(tl.float32)
@@ -110,7 +114,7 @@ def compact_csr(
     for start in range(first, last, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         x, _, nonzero = stored_entries(
-            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, HAS_VALID
+            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, length, HAS_VALID
         )
         place = count + tl.cumsum(nonzero.to(tl.int32), 0) - 1
         tl.store(compact_ptr + place, x, mask=nonzero)
@@ -128,7 +132,7 @@ def compact_csr(
             )
             valid_count += (flag != 0).to(tl.int32)
         num_valid = tl.sum(valid_count, 0)
-    num_zeros = num_valid - count
+    num_zeros = tl.maximum(num_valid - count, 0)  # a column may stand twice in a row
     zero_low = tl.where(num_zeros > 0, 0.0, float("inf"))
     low = tl.minimum(tl.min(low, 0), zero_low)
     return count, num_zeros, low, tl.maximum(tl.max(high, 0), -zero_low), tl.sum(bad, 0) == 0.0
@@ -540,7 +544,7 @@ def expand_csr(
     for start in range(first, last, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         _, column, nonzero = stored_entries(
-            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, HAS_VALID
+            values_ptr, col_ptr, valid_ptr, valid_stride, entry, last, length, HAS_VALID
         )
         place = count + tl.cumsum(nonzero.to(tl.int32), 0) - 1
         importance = tl.load(compact_ptr + place, mask=nonzero, other=0.0)
@@ -549,32 +553,23 @@ def expand_csr(
 
 
 @triton.jit(
-    do_not_specialize=["seed", "step", "num_positions", "num_slopes", "num_chosen", "num_heads"]
+    do_not_specialize=["num_positions", "num_stored", "num_slopes", "num_chosen", "num_heads"]
 )
 def value_kernel(
     values_ptr,
     crow_ptr,
     col_ptr,
     valid_ptr,
-    maskable_ptr,
     slope_ptr,
     latents_ptr,
-    num_masked_ptr,
-    sample_ids_ptr,
-    seed_ptr,
-    step_ptr,
     compact_ptr,
     series_ptr,
-    mask_ptr,
     importance_ptr,
     log_partition_ptr,
     mean_ptr,
     variance_ptr,
-    seed: tl.int64,
-    step: tl.int64,
-    eps,
-    inverse_temperature,
     num_positions,
+    num_stored,
     num_slopes,
     num_chosen,
     num_heads,
@@ -582,16 +577,9 @@ def value_kernel(
     values_stride_position,
     valid_stride_row,
     valid_stride_position,
-    maskable_stride_row,
-    maskable_stride_position,
     IS_CSR: tl.constexpr,
     MASKING: tl.constexpr,
     HAS_VALID: tl.constexpr,
-    HAS_MASKABLE: tl.constexpr,
-    HAS_SAMPLE_IDS: tl.constexpr,
-    SEED_ON_DEVICE: tl.constexpr,
-    STEP_ON_DEVICE: tl.constexpr,
-    SHARPEN: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -599,17 +587,18 @@ def value_kernel(
 ):
     """One row: log M(a), M'/M and M''/M - (M'/M)^2 with M(a) = sum_l e^{a x_l} for every slope a.
 
-    MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a), and the num_masked positions
-    with the smallest E_l / w_l, w = (s + eps) ** inverse_temperature. Scratch: the nonzeros in a
-    row's span of `compact_ptr`, as long as the row's data. Keys go there too when the row is dense;
-    where it is sparse they stand in for the importance, which is written again in the end.
+    MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a). Scratch: the nonzeros in a
+    row's span of `compact_ptr`, as long as the row's data.
     """
     row = tl.program_id(0).to(tl.int64)
     if HAS_VALID:
         valid_ptr += row * valid_stride_row
     if IS_CSR:
+        # a matrix whose offsets are wrong is not read beyond what it stores
         first = tl.load(crow_ptr + row).to(tl.int64)
         last = tl.load(crow_ptr + row + 1).to(tl.int64)
+        first = tl.minimum(tl.maximum(first, 0), num_stored)
+        last = tl.minimum(tl.maximum(last, first), num_stored)
         compact_ptr += first
         count, num_zeros, low, high, finite = compact_csr(
             values_ptr,
@@ -719,45 +708,13 @@ def value_kernel(
         tl.debug_barrier()
         importance_ptr += row * num_positions
         if IS_CSR:
-            keys_ptr = importance_ptr
             expand_csr(
                 values_ptr, col_ptr, first, last, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
                 num_positions, HAS_VALID, BLOCK_L,
             )  # fmt: skip
         else:
-            keys_ptr = compact_ptr
             expand_dense(
                 values_ptr, values_stride_position, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
-                num_positions, HAS_VALID, BLOCK_L,
-            )  # fmt: skip
-        tl.debug_barrier()
-        sample_id = row
-        if HAS_SAMPLE_IDS:
-            sample_id = tl.load(sample_ids_ptr + row)
-        if HAS_MASKABLE:
-            maskable_ptr += row * maskable_stride_row
-        draw_row(
-            importance_ptr,
-            1,
-            maskable_ptr,
-            maskable_stride_position,
-            keys_ptr,
-            mask_ptr + row * num_positions,
-            num_positions,
-            tl.load(num_masked_ptr + row),
-            read_word(seed, seed_ptr, SEED_ON_DEVICE),
-            read_word(step, step_ptr, STEP_ON_DEVICE),
-            sample_id,
-            eps,
-            inverse_temperature,
-            HAS_MASKABLE,
-            SHARPEN,
-            BLOCK_L,
-        )
-        if IS_CSR:
-            tl.debug_barrier()
-            expand_csr(
-                values_ptr, col_ptr, first, last, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
                 num_positions, HAS_VALID, BLOCK_L,
             )  # fmt: skip
 
@@ -787,50 +744,40 @@ class _Rows:
         self.strides = (*((0, 0) if self.is_csr else values.stride()), *launch.strides(valid, 2))
 
 
+    def launch(
+        self, cells: Cells, slope: Tensor, latents: Tensor | None, importance: Tensor | None
+    ) -> None:
+        """Fill the moments, and the importance where it is given."""
+        values, crow, col, valid, num_positions = cells
+        blocks, options = launch.row_options(num_positions)
+        num_chosen, heads = (0, 1) if latents is None else (latents.numel(), slope.shape[1])
+        with launch.on(values.device):
+            value_kernel[(self.number,)](
+                values, crow, col, valid, slope, latents, self.compact, self.series, importance,
+                *self.moments,
+                num_positions, values.shape[0], slope.numel(), num_chosen, heads, *self.strides,
+                IS_CSR=self.is_csr, MASKING=importance is not None, HAS_VALID=valid is not None,
+                BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X,
+                SERIES_BLOCK=blocks.series_block, **options,
+            )  # fmt: skip
+
+
 def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
-    values, crow, col, valid, num_positions = cells
-    rows = _Rows(values, crow, slope, valid, num_positions)
-    blocks, options = launch.row_options(num_positions)
-    with launch.on(values.device):
-        value_kernel[(rows.number,)](
-            values, crow, col, valid, None, slope, None, None, None, None, None, rows.compact, rows.series, None, None, *rows.moments,
-            0, 0, 0.0, 1.0, num_positions, slope.numel(), 0, 1, *rows.strides, 0, 0,
-            IS_CSR=rows.is_csr, MASKING=False, HAS_VALID=valid is not None, HAS_MASKABLE=False, HAS_SAMPLE_IDS=False,
-            SEED_ON_DEVICE=False, STEP_ON_DEVICE=False, SHARPEN=False,
-            BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
-            **options,
-        )  # fmt: skip
+    rows = _Rows(cells.values, cells.crow, slope, cells.valid, cells.num_positions)
+    rows.launch(cells, slope, None, None)
     return rows.moments
 
 
 def mask(
     cells: Cells, slope: Tensor, choice: Choice, weighting: Weighting, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The masking step in one launch: (mask, importance), each (B, L), then the moments, each (B,
-    N, H).
+    """The masking step in two launches: (mask, importance), each (B, L), then the moments, each
+    (B, N, H).
     """
-    values, crow, col, valid, num_positions = cells
-    maskable, num_masked, _, latents, _ = choice
-    seed, step, sample_ids = draw
-    eps, inverse_temperature = weighting
-    rows = _Rows(values, crow, slope, valid, num_positions)
-    maskable = valid if maskable is None else maskable
-    hidden = torch.empty(rows.shape, dtype=torch.bool, device=values.device)
+    rows = _Rows(cells.values, cells.crow, slope, cells.valid, cells.num_positions)
     importance = torch.empty(rows.shape, **rows.new)
-    seed_value, seed_ptr = launch.word(seed)
-    step_value, step_ptr = launch.word(step)
-    blocks, options = launch.row_options(num_positions)
-    with launch.on(values.device):
-        value_kernel[(rows.number,)](
-            values, crow, col, valid, maskable, slope, latents, num_masked, sample_ids, seed_ptr, step_ptr,
-            rows.compact, rows.series, hidden, importance, *rows.moments,
-            seed_value, step_value, eps, inverse_temperature,
-            num_positions, slope.numel(), latents.numel(), slope.shape[1], *rows.strides, *launch.strides(maskable, 2),
-            IS_CSR=rows.is_csr, MASKING=True, HAS_VALID=valid is not None, HAS_MASKABLE=maskable is not None,
-            HAS_SAMPLE_IDS=sample_ids is not None, SEED_ON_DEVICE=seed_ptr is not None, STEP_ON_DEVICE=step_ptr is not None,
-            SHARPEN=inverse_temperature != 1.0,
-            BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
-            **options,
-        )  # fmt: skip
+    rows.launch(cells, slope, choice.latents, importance)
+    maskable = cells.valid if choice.maskable is None else choice.maskable
+    hidden = select(importance, choice.num_masked, maskable, draw, weighting)
     return hidden, importance, *rows.moments
