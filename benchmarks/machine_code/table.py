@@ -67,7 +67,7 @@ SELECTION = Path(
     {
         "B": 512,
         "L": 20000,
-        "raced": 20000,
+        "raced": 0,
         "newton_steps": 1,
         "candidates": 575,
         "most_flagged": 3.6,
@@ -149,6 +149,7 @@ VALUE_PATH = Path(
             shared="4 * (2 * 128 * ceil(L / 4096) + 2 * 4000)",
             # values, importance and mask, moments
             bytes="B * (L * (4 + 4 + 1) + 8 * N * H)",
+            sizes={"raced": 0},  # positions of a row that is drawn by all keys: rare
         ),
         Kernel(
             "finish",
@@ -159,7 +160,18 @@ VALUE_PATH = Path(
             bytes="4 * B * H * H",
         ),
     ),
+    triton=call_values,
+    triton_modules=(
+        "mam_kernels.ops.value_attention.triton",
+        "mam_kernels.ops.selection.triton",
+    ),
+    triton_bytes={"value_kernel": "B * (L * 8 + 12 * N * H)", "select_kernel": "B * L * 5"},
+    triton_sizes={
+        "value_kernel": {"order": 29, "LANES": 64},
+        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0},
+    },
 )
+
 
 VALUE_PATH_BACKWARD = Path(
     "value_path_backward",

@@ -116,8 +116,8 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
   for (int c = threadIdx.x; c < width; c += kRowThreads) {  // trips: D / threads
     float constant = 0.0f, context = 0.0f;
     const float2* affine = out.affine + c;
-#pragma unroll 8
-    for (int h = 0; h < heads; ++h, affine += width) {  // trips: H / 8 | 0
+#pragma unroll 4
+    for (int h = 0; h < heads; ++h, affine += width) {  // trips: H / 4 | 0
       const float2 of_head = __ldg(affine);
       constant += of_head.y;
       context = fmaf(averages[h], of_head.x, context);

@@ -64,9 +64,11 @@ def _save(ctx, parts: list, results: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward(ctx, grad: Tensor | None, _time: Tensor | None) -> dict[str, Tensor]:
-    return {} if grad is None else {
-        "weights": probabilities_backward(grad, *ctx.saved_tensors, ctx.backend)
-    }
+    return (
+        {}
+        if grad is None
+        else {"weights": probabilities_backward(grad, *ctx.saved_tensors, ctx.backend)}
+    )
 
 
 probabilities = Operation(

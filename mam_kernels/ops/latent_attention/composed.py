@@ -202,9 +202,9 @@ def step_backward(
             by_key, by_value = weight.tensor_split((width,))
             grad_tokens = torch.addmm(grads[0] @ by_key, grads[1], by_value).view_as(tokens)
         grad_query = grad_query.flatten(1).to(parameters.latents.dtype)
-        return grad_tokens, _unfolded(grad_query, grad_weight, grad_value_bias, parameters)._replace(
-            out_weight=grad_out_weight, out_bias=grad_out_bias
-        )
+        return grad_tokens, _unfolded(
+            grad_query, grad_weight, grad_value_bias, parameters
+        )._replace(out_weight=grad_out_weight, out_bias=grad_out_bias)
 
 
 def _unfolded(

@@ -261,6 +261,4 @@ def attention_importance(
     checks.refuse_forward_mode((query, key, logsumexp))
     query, key = _dense_width(query.detach()), _dense_width(key.detach())
     logsumexp = logsumexp.detach().to(_accumulation(key.dtype)).contiguous()
-    return importance(
-        query, key, logsumexp, latents, valid, _scale(scale, query), named(backend)
-    )
+    return importance(query, key, logsumexp, latents, valid, _scale(scale, query), named(backend))

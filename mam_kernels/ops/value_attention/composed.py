@@ -94,7 +94,9 @@ def step(
             mask, importance, *moments = _mask(cells, slope, choice, weighting, draw, backend)
         log_partition, mean, variance = moments
         occupied = (log_partition[:, 0, 0] != -torch.inf).to(dtype)
-        context = collapse.context(mean, occupied, directions, constant, parameters.out_bias.to(dtype))
+        context = collapse.context(
+            mean, occupied, directions, constant, parameters.out_bias.to(dtype)
+        )
         state = State(
             mean,
             variance,

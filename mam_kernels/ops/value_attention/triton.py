@@ -11,8 +11,8 @@ from ..._core import triton_launch as launch
 from ..._core.call import Cells, Choice, Draw, Weighting
 from ..selection.triton import select
 
-BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
-BLOCK_X = 64
+BLOCK_S = 32  # slopes by BLOCK_X values: 8 exponentials a thread
+BLOCK_X = 32
 
 LARGEST_BETA = tl.constexpr(5.0)  # as in csrc/cpu/panels.cpp
 TRUNCATION = tl.constexpr(1e-11)
@@ -44,7 +44,7 @@ def compact_dense(
     valid_count = tl.zeros([BLOCK], dtype=tl.int32)
     low = tl.full([BLOCK], float("inf"), dtype=tl.float32)
     high = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
-    for start in range(0, length, BLOCK):
+    for start in range(0, length, BLOCK):  # trips: L / BLOCK_L
         position = start + tl.arange(0, BLOCK)
         exists = position < length
         offset = position.to(tl.int64)
@@ -147,7 +147,7 @@ def plan_series(low, high, finite, slope_ptr, num_slopes, BLOCK: tl.constexpr):
     is below the truncation.
     """
     steepest = tl.zeros([BLOCK], dtype=tl.float32)
-    for first in range(0, num_slopes, BLOCK):
+    for first in range(0, num_slopes, BLOCK):  # trips: N * H / SERIES_BLOCK
         slope = first + tl.arange(0, BLOCK)
         size = tl.abs(tl.load(slope_ptr + slope, mask=slope < num_slopes, other=0.0))
         steepest = tl.maximum(steepest, tl.where(size < float("inf"), size, 0.0))
@@ -159,7 +159,7 @@ def plan_series(low, high, finite, slope_ptr, num_slopes, BLOCK: tl.constexpr):
     term = tl.exp(beta)
     terms = panels * 0
     cut_off = term
-    while (terms + 2 < MAX_ORDER) & (cut_off > TRUNCATION):
+    while (terms + 2 < MAX_ORDER) & (cut_off > TRUNCATION):  # trips: order
         terms += 1
         term *= beta / terms
         cut_off = tl.where(beta < terms + 1, term / (1.0 - beta / (terms + 1)), 1.0)
@@ -189,18 +189,18 @@ def write_power_sums(
     scale = reciprocal_of(half)
     lane = tl.arange(0, LANES)
     zero_panel = panel_of(low * 0.0, low, half, panels)
-    for panel in range(panels):
+    for panel in range(panels):  # trips: 1
         middle = low + (2 * panel + 1) * half
         sums = tl.zeros([LANES], dtype=tl.float64)
         # the zeros come in with the first values
         zero_power = tl.where(panel == zero_panel, num_zeros, 0).to(tl.float64)
-        for start in range(0, tl.maximum(count, 1), BLOCK):
+        for start in range(0, tl.maximum(count, 1), BLOCK):  # trips: ceil(nonzeros / SERIES_BLOCK)
             value = start + tl.arange(0, BLOCK)
             x = tl.load(compact_ptr + value, mask=value < count, other=0.0).to(tl.float64)
             t = (x - middle) * scale
             power = ((value < count) & (panel_of(x, low, half, panels) == panel)).to(tl.float64)
             weight = zero_power * 0.0 + 1.0  # 1 / j!
-            for j in range(order):
+            for j in range(order):  # trips: order
                 sums += tl.where(lane == j, (tl.sum(power, 0) + zero_power) * weight, 0.0)
                 power *= t
                 zero_power *= -middle * scale
@@ -215,7 +215,7 @@ def series_of_panel(series_ptr, order, y):
     p = y * 0.0 + tl.load(series_ptr + order - 1)
     first = y * 0.0
     second = y * 0.0
-    for i in range(1, order):
+    for i in range(1, order):  # trips: order / 4 | order % 4
         second = second * y + first
         first = first * y + p
         p = p * y + tl.load(series_ptr + order - 1 - i)
@@ -240,7 +240,7 @@ def write_moments_by_series(
     the row, in halves of a panel.
     """
     centre = low + panels * half
-    for start in range(0, num_slopes, BLOCK):
+    for start in range(0, num_slopes, BLOCK):  # trips: N * H / SERIES_BLOCK
         slope = start + tl.arange(0, BLOCK)
         alpha = tl.load(slope_ptr + slope, mask=slope < num_slopes, other=0.0).to(tl.float64)
         alpha += alpha * 0.0  # an infinite slope has no softmax
@@ -248,7 +248,7 @@ def write_moments_by_series(
         total = y * 0.0
         moment = y * 0.0
         square = y * 0.0
-        for panel in range(panels):
+        for panel in range(panels):  # trips: 1
             p, first, second = series_of_panel(series_ptr + panel * MAX_ORDER, order, y)
             distance = 1.0 * (2 * panel + 1 - panels)
             scale = tl.exp(y * distance)
@@ -283,7 +283,7 @@ def write_importance_series(
     t^j.
     """
     lane = tl.arange(0, LANES)
-    for start in range(0, num_chosen * num_heads, BLOCK):
+    for start in range(0, num_chosen * num_heads, BLOCK):  # trips: ceil(chosen * H / SERIES_BLOCK)
         index = start + tl.arange(0, BLOCK)
         live = index < num_chosen * num_heads
         latent = tl.load(latents_ptr + index // num_heads, mask=live, other=0)
@@ -293,12 +293,12 @@ def write_importance_series(
         alpha += alpha * 0.0
         y = alpha * half
         total = y * 0.0
-        for panel in range(panels):
+        for panel in range(panels):  # trips: 1
             p = y * 0.0
-            for i in range(order):
+            for i in range(order):  # trips: order / 4 | order % 4
                 p = p * y + tl.load(series_ptr + panel * MAX_ORDER + order - 1 - i)
             total += tl.exp(y * (1.0 * (2 * panel + 1 - panels))) * p
-        for panel in range(panels):
+        for panel in range(panels):  # trips: 1
             share = tl.where(live, tl.exp(y * (1.0 * (2 * panel + 1 - panels))) / total, 0.0)
             # of the slopes before; a number is held by several threads, and none may still have to
             # read it when it is overwritten
@@ -307,7 +307,7 @@ def write_importance_series(
             )
             tl.debug_barrier()
             weight = half * 0.0 + 1.0  # 1 / j!
-            for j in range(order):
+            for j in range(order):  # trips: order
                 sums += tl.where(lane == j, tl.sum(share, 0) * weight, 0.0)
                 share *= y
                 weight /= j + 1
@@ -321,7 +321,7 @@ def importance_of_zero_by_series(shares_ptr, low, half, panels, order):
     panel = panel_of(low * 0.0, low, half, panels)
     t = -(low + (2 * panel + 1) * half) * reciprocal_of(half)
     importance = t * 0.0
-    for i in range(order):
+    for i in range(order):  # trips: order / 4 | order % 4
         importance = importance * t + tl.load(shares_ptr + panel * MAX_ORDER + order - 1 - i)
     return importance.to(tl.float32)
 
@@ -332,13 +332,13 @@ def importance_by_series(
 ):
     """Replaces each compacted value by its importance."""
     scale = reciprocal_of(half)
-    for start in range(0, count, BLOCK):
+    for start in range(0, count, BLOCK):  # trips: ceil(nonzeros / SERIES_BLOCK)
         value = start + tl.arange(0, BLOCK)
         x = tl.load(compact_ptr + value, mask=value < count, other=0.0).to(tl.float64)
         panel = panel_of(x, low, half, panels)
         t = (x - (low + (2 * panel + 1) * half)) * scale
         importance = t * 0.0
-        for i in range(order):
+        for i in range(order):  # trips: order / 4 | order % 4
             importance = importance * t + tl.load(shares_ptr + panel * MAX_ORDER + order - 1 - i)
         tl.debug_barrier()
         tl.store(compact_ptr + value, importance.to(tl.float32), mask=value < count)
@@ -356,7 +356,7 @@ def tile_weights(compact_ptr, start, count, alpha, shift, BLOCK_X: tl.constexpr)
 
 
 @triton.jit
-def write_moments(
+def write_moments(  # share: 0
     compact_ptr,
     count,
     num_zeros,
@@ -379,7 +379,7 @@ def write_moments(
     empty = count + num_zeros == 0
     low = tl.where(empty, 0.0, low)
     high = tl.where(empty, 0.0, high)
-    for first in range(0, num_slopes, BLOCK_S):
+    for first in range(0, num_slopes, BLOCK_S):  # trips: 0
         slope = first + tl.arange(0, BLOCK_S)
         live = slope < num_slopes
         alpha = tl.load(slope_ptr + slope, mask=live, other=0.0)  # [BLOCK_S]
@@ -390,7 +390,7 @@ def write_moments(
 
         partition = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
         moment = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
-        for start in range(0, count, BLOCK_X):
+        for start in range(0, count, BLOCK_X):  # trips: 0
             x, weight = tile_weights(compact_ptr, start, count, alpha, shift, BLOCK_X)
             partition += weight
             moment += weight * x
@@ -400,7 +400,7 @@ def write_moments(
 
         drift = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
         spread = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
-        for start in range(0, count, BLOCK_X):
+        for start in range(0, count, BLOCK_X):  # trips: 0
             x, weight = tile_weights(compact_ptr, start, count, alpha, shift, BLOCK_X)
             deviation = x - mean[None, :]
             weighted = weight * deviation
@@ -419,7 +419,7 @@ def write_moments(
 
 
 @triton.jit
-def chosen_slopes(
+def chosen_slopes(  # share: 0
     slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S: tl.constexpr
 ):
     """Slope and log-partition of the chosen latents' heads; past the last, a log-partition of inf,
@@ -434,7 +434,7 @@ def chosen_slopes(
 
 
 @triton.jit
-def importance_of_nonzeros(
+def importance_of_nonzeros(  # share: 0
     compact_ptr,
     count,
     slope_ptr,
@@ -448,11 +448,11 @@ def importance_of_nonzeros(
     """Replaces each compacted value by its importance, the sum over the chosen slopes of e^{a x} /
     M(a).
     """
-    for start in range(0, count, BLOCK_X):
+    for start in range(0, count, BLOCK_X):  # trips: 0
         value = start + tl.arange(0, BLOCK_X)
         x = tl.load(compact_ptr + value, mask=value < count, other=0.0)
         share = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
-        for first in range(0, num_chosen * num_heads, BLOCK_S):
+        for first in range(0, num_chosen * num_heads, BLOCK_S):  # trips: 0
             alpha, log_partition = chosen_slopes(
                 slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S
             )
@@ -466,12 +466,12 @@ def importance_of_nonzeros(
 
 
 @triton.jit
-def importance_of_zeros(
+def importance_of_zeros(  # share: 0
     slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S: tl.constexpr
 ):
     """The importance that all zeros of the row share, the sum over the chosen slopes of 1 / M(a)."""
     share = tl.zeros([BLOCK_S], dtype=tl.float32)
-    for first in range(0, num_chosen * num_heads, BLOCK_S):
+    for first in range(0, num_chosen * num_heads, BLOCK_S):  # trips: 0
         _, log_partition = chosen_slopes(
             slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S
         )
@@ -496,7 +496,7 @@ def expand_dense(
     one's was compacted to.
     """
     count = 0
-    for start in range(0, length, BLOCK):
+    for start in range(0, length, BLOCK):  # trips: L / BLOCK_L
         position = start + tl.arange(0, BLOCK)
         in_row = position < length
         exists = in_row
@@ -742,7 +742,6 @@ class _Rows:
         )
         self.moments = tuple(torch.empty((self.number, *slope.shape), **self.new) for _ in range(3))
         self.strides = (*((0, 0) if self.is_csr else values.stride()), *launch.strides(valid, 2))
-
 
     def launch(
         self, cells: Cells, slope: Tensor, latents: Tensor | None, importance: Tensor | None
