@@ -36,7 +36,8 @@ struct Sizes {
 };
 
 inline Sizes sizes_of(int64_t positions) {
-  return {static_cast<int>(words_of_flags(positions)), static_cast<int>(most_candidates(positions))};
+  return {static_cast<int>(words_of_flags(positions)),
+          static_cast<int>(most_candidates(positions))};
 }
 
 // Bit 8 j + i of word chunk * kRaceThreads + thread stands for position j of the quad that the
@@ -54,7 +55,8 @@ __device__ inline void flag_position(uint32_t* flags, uint32_t l) {
 }
 
 // Lists the positions whose bits are set in `words` words; returns how many there are, more than
-// `most` where the list does not hold them. `sum` becomes its sum over the block. Ends in a barrier.
+// `most` where the list does not hold them. `sum` becomes its sum over the block. Ends in a
+// barrier.
 __device__ inline int list_flagged(const uint32_t* flags, int words, uint32_t* list, int most,
                                    unsigned& sum) {
   __shared__ unsigned found[kRaceThreads / kWarp], sums[kRaceThreads / kWarp];

@@ -65,9 +65,8 @@ __device__ __forceinline__ void pass_quad(const CellDraw& cell, const ZeroCurves
 
 // As above for flags that can be read four at a time.
 __device__ __forceinline__ void pass_flagged_quad(const CellDraw& cell, const ZeroCurves& curves,
-                                                  const RandomRow& random, int quad,
-                                                  float of_zero, uint32_t zeros, Sifted& sifted,
-                                                  uint32_t bit) {
+                                                  const RandomRow& random, int quad, float of_zero,
+                                                  uint32_t zeros, Sifted& sifted, uint32_t bit) {
   const uint32_t maskable =
       cell.maskable.data == nullptr
           ? 0xFFFFFFFFu
@@ -112,7 +111,8 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
   for (int w = threadIdx.x; w < list.words; w += kRaceThreads) {  // trips: L / (32 * threads)
     const uint32_t zeros = ~nonzero[w];
     sifted.flags = 0;
-    if (quad + (kTurns - 1) * kRaceThreads < count) {  // share: L // (32 * threads) * 32 * threads / L
+    if (quad + (kTurns - 1) * kRaceThreads <
+        count) {  // share: L // (32 * threads) * 32 * threads / L
 #pragma unroll
       for (int i = 0; i < kTurns; ++i)
         one(quad + i * kRaceThreads, zeros >> i & 0x01010101u, 0x01010101u << i);
@@ -120,7 +120,8 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
     } else {
       uint32_t rest = zeros, bit = 0x01010101u;
 #pragma unroll 1
-      for (; quad < count; quad += kRaceThreads, rest >>= 1, bit += bit)  // trips: L / (4 * threads) % 8 * 32 * threads / L
+      for (; quad < count; quad += kRaceThreads, rest >>= 1,
+                           bit += bit)  // trips: L / (4 * threads) % 8 * 32 * threads / L
         one(quad, rest & 0x01010101u, bit);
     }
     list.flags[w] = sifted.flags & zeros;
@@ -160,14 +161,14 @@ struct CellKeys {
 
   __device__ __forceinline__ float operator()(uint32_t l) const {
     const float weight = importance[l];
-    const float key =
-        standard_exponential(uniform(random.word(l))) / ((weight + eps) * scale);
+    const float key = standard_exponential(uniform(random.word(l))) / ((weight + eps) * scale);
     return drawable(weight, eps) ? key : INFINITY;
   }
 };
 
 // Importance and mask of a cell whose list holds the importance of its nonzeros. `drawn`, in shared
-// memory as `to_hide` is, becomes true where the mask is right too; else it has to be drawn by all keys.
+// memory as `to_hide` is, becomes true where the mask is right too; else it has to be drawn by all
+// keys.
 __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& panel, float of_zero,
                                           const uint32_t* nonzero, const Candidates& list,
                                           int64_t positions, const int& to_hide,

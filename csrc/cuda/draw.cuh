@@ -138,8 +138,8 @@ struct ScaledKeys {
     // of a whole row only positions that the flags allow are asked for
     const float weight =
         Whole ? __ldg(static_cast<const float*>(weights.data) + weights.first + l) : weights[l];
-    const float key = standard_exponential(uniform(random.word(l))) /
-                      ((weight + weights.eps) * scale);
+    const float key =
+        standard_exponential(uniform(random.word(l))) / ((weight + weights.eps) * scale);
     return drawable(weight, weights.eps) ? key : INFINITY;
   }
 };
@@ -167,7 +167,7 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
         sample[4 * i + j] =
             drawable(each[j], weights.eps) && (allowed >> (8 * j) & 1u) ? each[j] : -1.0f;
     }
-    const Interval it = 
+    const Interval it =
         likely_interval(sample, {0.0f, 0.0f, static_cast<float>(positions)}, weights.eps, k);
     if (threadIdx.x == 0) {
       shared_interval = it;
@@ -210,8 +210,8 @@ struct RelativeKeys {
 };
 
 __device__ inline void draw_by_all_keys(const Weights& weights, int64_t positions, int k,
-                                 const RandomRow& random, const Weighting& weighting,
-                                 uint8_t* mask) {
+                                        const RandomRow& random, const Weighting& weighting,
+                                        uint8_t* mask) {
   float largest = -1.0f;
   int count = 0;
   for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {

@@ -46,8 +46,7 @@ __device__ inline Summary summarize(const Row& row, int64_t positions) {
   }
   nonzeros = block_reduce(nonzeros, Sum());
   // A column that stands twice in a row must not make their number negative.
-  const int64_t zeros =
-      max(count_valid(row.valid, positions) - nonzeros, static_cast<int64_t>(0));
+  const int64_t zeros = max(count_valid(row.valid, positions) - nonzeros, static_cast<int64_t>(0));
   lowest = block_reduce(zeros > 0 ? fminf(lowest, 0.0f) : lowest, Min());
   highest = block_reduce(zeros > 0 ? fmaxf(highest, 0.0f) : highest, Max());
   return {lowest, highest, zeros, nonzeros, block_reduce(infinite, Sum()) == 0};
@@ -123,8 +122,8 @@ struct Slope {
 
 // Adds the gathered values to the slopes of this thread, which takes every `lanes`-th quad of them
 // from `lane` on.
-__device__ inline void accumulate(const float* gathered, int count, int lane, int lanes, bool is_first,
-                           Slope (&slopes)[kSlopesPerThread]) {
+__device__ inline void accumulate(const float* gathered, int count, int lane, int lanes,
+                                  bool is_first, Slope (&slopes)[kSlopesPerThread]) {
   const float4* quads = reinterpret_cast<const float4*>(gathered);
   const int full = count / 4;
   for (int quad = lane; quad < full;) {
@@ -151,8 +150,8 @@ __device__ inline void accumulate(const float* gathered, int count, int lane, in
   for (Slope& a : slopes) a.fold();
 }
 
-__device__ inline void write_moments(const Slope& slope, bool empty, int64_t index, const Moments& out,
-                              float2* normalizer) {
+__device__ inline void write_moments(const Slope& slope, bool empty, int64_t index,
+                                     const Moments& out, float2* normalizer) {
   const float weight = static_cast<float>(slope.sums.weight);
   const float variance = static_cast<float>(slope.sums.deviation / slope.sums.weight);
   if (out.log_partition != nullptr)
@@ -166,8 +165,8 @@ __device__ inline void write_moments(const Slope& slope, bool empty, int64_t ind
 // A slope is shared by `lanes` threads of a warp, a power of two; a thread works on
 // kSlopesPerThread slopes at a time.
 __device__ inline void moments_directly(const Row& row, const Summary& summary, const float* slope,
-                                 int64_t num_slopes, int lanes, float* gathered, const Moments& out,
-                                 int64_t index, float2* normalizer) {
+                                        int64_t num_slopes, int lanes, float* gathered,
+                                        const Moments& out, int64_t index, float2* normalizer) {
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = kRowThreads / lanes;
   for (int64_t first = 0; first < num_slopes; first += groups * kSlopesPerThread) {
     Slope slopes[kSlopesPerThread];
@@ -206,10 +205,10 @@ __device__ inline double wide_slope(float slope) {
   return slope + slope * 0.0;
 }  // an infinite slope has no softmax
 
-__device__ inline void moments_by_series(const Row& row, const Summary& summary, const Series& series,
-                                  const float* slope, int64_t num_slopes, float* gathered,
-                                  double* partial, double* sums, const Moments& out,
-                                  int64_t first_index) {
+__device__ inline void moments_by_series(const Row& row, const Summary& summary,
+                                         const Series& series, const float* slope,
+                                         int64_t num_slopes, float* gathered, double* partial,
+                                         double* sums, const Moments& out, int64_t first_index) {
   for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads) sums[i] = 0.0;
   __syncthreads();
   for (int64_t next = 0; next < row.entries;) {
@@ -232,8 +231,9 @@ __device__ inline void moments_by_series(const Row& row, const Summary& summary,
 }
 
 // The series of the importance in each panel.
-__device__ inline void write_shares(const Series& series, const float* slope, const Deciding& deciding,
-                             const double* sums, double* partial, double* shares) {
+__device__ inline void write_shares(const Series& series, const float* slope,
+                                    const Deciding& deciding, const double* sums, double* partial,
+                                    double* shares) {
   for (int i = threadIdx.x; i < series.panels * kMaxOrder; i += kRowThreads) shares[i] = 0.0;
   __syncthreads();
   const int64_t count = deciding.count * deciding.heads;
@@ -275,7 +275,7 @@ __device__ inline float importance_of_zero(const Chosen& chosen) {
 
 // importance[positions[i]] = the sum of attention(chosen, values[i]), the values two at a time.
 __device__ inline void add_importance(const float* values, const uint32_t* positions, int count,
-                               const Chosen& chosen, float4* tile, float* importance) {
+                                      const Chosen& chosen, float4* tile, float* importance) {
   for (int64_t first = 0; first < chosen.count; first += kChosenTile) {
     const int size = static_cast<int>(min(chosen.count - first, static_cast<int64_t>(kChosenTile)));
     __syncthreads();
@@ -310,8 +310,9 @@ struct GeneralMemory {
   };
 };
 
-// Moments of a row into out, at `index`; its importance where `importance` is not null. `normalizer`
-// holds a number for each slope of the row where the importance is asked for. Ends in a barrier.
+// Moments of a row into out, at `index`; its importance where `importance` is not null.
+// `normalizer` holds a number for each slope of the row where the importance is asked for. Ends in
+// a barrier.
 __device__ void general_row(const Row& row, int64_t positions, const float* slope,
                             int64_t num_slopes, float steepest, const Moments& out, int64_t index,
                             const Deciding& deciding, float2* normalizer, float* importance,
@@ -346,8 +347,7 @@ __device__ void general_row(const Row& row, int64_t positions, const float* slop
     importance[l] = row.valid[l] ? of_zero : 0.0f;
   __syncthreads();
   for (int64_t next = 0; next < row.entries;) {
-    const int count =
-        gather_nonzeros(row, next, row.entries, memory.gathered, memory.positions);
+    const int count = gather_nonzeros(row, next, row.entries, memory.gathered, memory.positions);
     if (series.panels > 0) {
       for (int v = threadIdx.x; v < count; v += kRowThreads)
         importance[memory.positions[v]] =

@@ -1,5 +1,5 @@
-// The exponential race of a row: random bits, and which keys are among the k smallest, by looking at
-// every key. It is the way of rows that interval.cuh does not tell enough about.
+// The exponential race of a row: random bits, and which keys are among the k smallest, by looking
+// at every key. It is the way of rows that interval.cuh does not tell enough about.
 #pragma once
 
 #include "block.cuh"
@@ -121,7 +121,8 @@ __device__ Threshold find_threshold(const Key& key, int64_t positions, int k) {
     const int above = 31 - digit * kDigitBits, shift = above - bits_here;
     const uint32_t digit_mask = (1u << bits_here) - 1u;
 #pragma unroll 1
-    for (int bin = threadIdx.x; bin < kBins; bin += kRaceThreads) histogram[bin] = 0;  // trips: min(raced, 16)
+    for (int bin = threadIdx.x; bin < kBins; bin += kRaceThreads)
+      histogram[bin] = 0;  // trips: min(raced, 16)
     __syncthreads();
 #pragma unroll 1
     for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {  // trips: raced / threads

@@ -64,12 +64,11 @@ __device__ inline Row row_of(const Values& values, const Flags& valid, const uin
             values.positions};
   }
   // A matrix whose offsets are wrong is not read beyond what it stores.
-  const int64_t first =
-      clamped(load_index(values.crow, values.index64, row), 0, values.stored);
+  const int64_t first = clamped(load_index(values.crow, values.index64, row), 0, values.stored);
   const int64_t last =
       clamped(load_index(values.crow, values.index64, row + 1), first, values.stored);
-  return {values.data, values.dtype,   first, 1,               last - first,
-          values.col,  values.index64, flags, values.positions};
+  return {values.data,    values.dtype, first,           1, last - first, values.col,
+          values.index64, flags,        values.positions};
 }
 
 // How many of this thread's positions are flagged.

@@ -58,8 +58,8 @@ Layout layout_of(const Values& weights, const Flags& valid, const uint8_t* mask)
                      weights.positions % 4 == 0 && weights.stride_row % 4 == 0 &&
                      aligned(weights.data, 16) && aligned(mask, 4);
   if (whole && valid.data == nullptr) return Layout::whole;
-  const bool flagged = whole && valid.stride_position == 1 && valid.stride_row % 4 == 0 &&
-                       aligned(valid.data, 4);
+  const bool flagged =
+      whole && valid.stride_position == 1 && valid.stride_row % 4 == 0 && aligned(valid.data, 4);
   return flagged ? Layout::flagged : Layout::any;
 }
 
@@ -72,7 +72,8 @@ void select(const Values& weights, const Flags& valid, const int32_t* num_sample
   const Sizes sizes = sizes_of(weights.positions);
   const size_t words = sizes.words + 2 * sizes.most;
   launch("select", select_kernel, weights.rows, kRaceThreads, words * sizeof(uint32_t), where,
-         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), sizes, mask);
+         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), sizes,
+         mask);
 }
 
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,

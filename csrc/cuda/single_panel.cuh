@@ -28,39 +28,38 @@ __device__ inline int giants_for(float beta) {
 }
 
 // 1 / j!
-__constant__ double kReciprocalFactorial[kSums] = {
-    1.0,
-    1.0,
-    0.5,
-    0.16666666666666666,
-    0.041666666666666664,
-    0.008333333333333333,
-    0.001388888888888889,
-    0.0001984126984126984,
-    2.48015873015873e-05,
-    2.7557319223985893e-06,
-    2.755731922398589e-07,
-    2.505210838544172e-08,
-    2.08767569878681e-09,
-    1.6059043836821613e-10,
-    1.1470745597729725e-11,
-    7.647163731819816e-13,
-    4.779477332387385e-14,
-    2.8114572543455206e-15,
-    1.5619206968586225e-16,
-    8.22063524662433e-18,
-    4.110317623312165e-19,
-    1.9572941063391263e-20,
-    8.896791392450574e-22,
-    3.868170170630684e-23,
-    1.6117375710961184e-24,
-    6.446950284384474e-26,
-    2.4795962632247976e-27,
-    9.183689863795546e-29,
-    3.279889237069838e-30,
-    1.1309962886447716e-31,
-    3.7699876288159054e-33,
-    1.216125041553518e-34};
+__constant__ double kReciprocalFactorial[kSums] = {1.0,
+                                                   1.0,
+                                                   0.5,
+                                                   0.16666666666666666,
+                                                   0.041666666666666664,
+                                                   0.008333333333333333,
+                                                   0.001388888888888889,
+                                                   0.0001984126984126984,
+                                                   2.48015873015873e-05,
+                                                   2.7557319223985893e-06,
+                                                   2.755731922398589e-07,
+                                                   2.505210838544172e-08,
+                                                   2.08767569878681e-09,
+                                                   1.6059043836821613e-10,
+                                                   1.1470745597729725e-11,
+                                                   7.647163731819816e-13,
+                                                   4.779477332387385e-14,
+                                                   2.8114572543455206e-15,
+                                                   1.5619206968586225e-16,
+                                                   8.22063524662433e-18,
+                                                   4.110317623312165e-19,
+                                                   1.9572941063391263e-20,
+                                                   8.896791392450574e-22,
+                                                   3.868170170630684e-23,
+                                                   1.6117375710961184e-24,
+                                                   6.446950284384474e-26,
+                                                   2.4795962632247976e-27,
+                                                   9.183689863795546e-29,
+                                                   3.279889237069838e-30,
+                                                   1.1309962886447716e-31,
+                                                   3.7699876288159054e-33,
+                                                   1.216125041553518e-34};
 
 // Shared memory of a row, beside the list.
 struct PanelMemory {
@@ -96,7 +95,8 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
 #pragma unroll 1
     for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
       uint32_t word = 0;
-      if (quad + (kTurns - 1) * kRaceThreads < count) {  // share: L // (32 * threads) * 32 * threads / L
+      if (quad + (kTurns - 1) * kRaceThreads <
+          count) {  // share: L // (32 * threads) * 32 * threads / L
         float4 x[kTurns];
 #pragma unroll
         for (int i = 0; i < kTurns; ++i) x[i] = __ldg(data + i * kRaceThreads);
@@ -111,8 +111,8 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
         data += kTurns * kRaceThreads;
       } else {
 #pragma unroll 1
-        for (int i = 0; quad < count;
-             ++i, quad += kRaceThreads, data += kRaceThreads) {  // trips: L / (4 * threads) % 8 * 32 * threads / L
+        for (int i = 0; quad < count; ++i, quad += kRaceThreads,
+                 data += kRaceThreads) {  // trips: L / (4 * threads) % 8 * 32 * threads / L
           const float4 x = __ldg(data);
           uint32_t bits = 0;
           if (x.x != 0.0f) bits |= 1u;
@@ -134,16 +134,16 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
       float x[4];
       uint32_t allowed = 0xFFFFFFFFu;
       if (whole.values && whole.valid) {
-        const float4 four = __ldg(reinterpret_cast<const float4*>(
-                                      static_cast<const float*>(row.data) + row.first) +
-                                  quad);
+        const float4 four =
+            __ldg(reinterpret_cast<const float4*>(static_cast<const float*>(row.data) + row.first) +
+                  quad);
         x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
         if (row.valid.valid.data != nullptr)
-          allowed = bytes_not_zero(
-              __ldg(reinterpret_cast<const uint32_t*>(row.valid.valid.data) + quad));
+          allowed =
+              bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(row.valid.valid.data) + quad));
         if (row.valid.hidden != nullptr)
-          allowed &= ~bytes_not_zero(
-              __ldg(reinterpret_cast<const uint32_t*>(row.valid.hidden) + quad));
+          allowed &=
+              ~bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(row.valid.hidden) + quad));
       } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -177,8 +177,7 @@ __device__ __forceinline__ int list_dense(const uint32_t* nonzero, const Candida
 __device__ inline int list_csr(const Row& row, uint32_t* nonzero, const Candidates& list) {
   for (int w = threadIdx.x; w < list.words; w += kRaceThreads) nonzero[w] = 0;
   int64_t next = 0;
-  const int count =
-      gather_nonzeros(row, next, row.entries, list.key, list.position, list.most);
+  const int count = gather_nonzeros(row, next, row.entries, list.key, list.position, list.most);
   if (next < row.entries) return list.most + 1;
   for (int i = threadIdx.x; i < count; i += kRaceThreads) flag_position(nonzero, list.position[i]);
   __syncthreads();

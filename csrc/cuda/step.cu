@@ -3,7 +3,6 @@
 // mam_kernels/ops/value_attention/collapse.py for the equations. Three launches forward, four where
 // the context is that of the visible positions, and three backward; every sum has a fixed order.
 #include "cuda/step.h"
-
 #include "draw_latents.cuh"
 #include "step.cuh"
 
@@ -176,11 +175,10 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Finish of) {
       squares += of.squares[row];
     for (int i = threadIdx.x; i < pairs; i += kThreads)  // trips: 1 | 0
       product += static_cast<double>(__ldcg(of.total + i)) * __ldcg(of.gram + i);
-    const double whole = block_reduce_of<kWarps>(
-        product + 2.0 * static_cast<double>(of.latents) * squares, Sum());
+    const double whole =
+        block_reduce_of<kWarps>(product + 2.0 * static_cast<double>(of.latents) * squares, Sum());
     if (threadIdx.x == 0)
-      *of.penalty =
-          static_cast<float>(whole / static_cast<double>(of.rows > 0 ? of.rows : 1));
+      *of.penalty = static_cast<float>(whole / static_cast<double>(of.rows > 0 ? of.rows : 1));
   }
 }
 
@@ -280,13 +278,14 @@ __global__ void __launch_bounds__(kBackThreads) rows_backward_kernel(RowsBackwar
   const float twice = twice_penalty(of.grad_penalty, of.rows);
   float *const pulled = shared, *const pull = pulled + width, *const gram = pull + heads;
   float* const sums_in_shared = gram + heads * heads;
-  float* const kept = of.partials + blockIdx.x * static_cast<int64_t>(
-                                                     slopes + heads * width + 2 * width);
+  float* const kept =
+      of.partials + blockIdx.x * static_cast<int64_t>(slopes + heads * width + 2 * width);
   const Partials sum(of.in_shared ? sums_in_shared : kept, slopes, heads * width, width);
   for (int i = threadIdx.x; i < heads * heads; i += kBackThreads)  // trips: 1
     gram[i] = twice * of.gram[i];
 #pragma unroll 1
-  for (int64_t i = threadIdx.x; i < sum.each; i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
+  for (int64_t i = threadIdx.x; i < sum.each;
+       i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
     sum.slope[i] = 0.0f;
   __syncthreads();
 #pragma unroll 1
@@ -338,7 +337,8 @@ __global__ void __launch_bounds__(kBackThreads) rows_backward_kernel(RowsBackwar
   // phase: write
   if (of.in_shared)
 #pragma unroll 1
-    for (int64_t i = threadIdx.x; i < sum.each; i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
+    for (int64_t i = threadIdx.x; i < sum.each;
+         i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
       kept[i] = sum.slope[i];
 }
 
@@ -382,8 +382,9 @@ __global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackw
   const float scale = rsqrtf(static_cast<float>(depth));
   // phase: sums
 #pragma unroll 1
-  for (int i = threadIdx.x; i < latents + 2 * width; i += kHeadThreads) {  // trips: (N + 2 * D) / threads
-    if (i < latents) {  // share: N / (N + 2 * D)
+  for (int i = threadIdx.x; i < latents + 2 * width;
+       i += kHeadThreads) {  // trips: (N + 2 * D) / threads
+    if (i < latents) {       // share: N / (N + 2 * D)
       const float sum = scale * sum_partials(of.partials + i * heads + head, of.blocks, each);
       by_slope[i] = sum;
       of.by_slope[i * heads + head] = sum;
@@ -454,9 +455,8 @@ __global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackw
     of.out.in_weight[2 * square + at] =
         fmaf(by_gain[r], from.token_weight[c], by_nothing[r] * from.token_bias[c]);
     const int element = i / depth, d = head * depth + i % depth;
-    of.out.out_weight[static_cast<int64_t>(element) * width + d] =
-        fmaf(by_constant[element], of.units[2 * width + d],
-             by_direction[element] * of.units[width + d]);
+    of.out.out_weight[static_cast<int64_t>(element) * width + d] = fmaf(
+        by_constant[element], of.units[2 * width + d], by_direction[element] * of.units[width + d]);
   }
 }
 
@@ -537,8 +537,8 @@ size_t step_workspace(int64_t rows, int64_t latents, int64_t heads, int64_t widt
 
 void masking_step(const Step& from, const StepOutput& out, void* workspace, const Launch& where) {
   const Projection& parameters = from.parameters;
-  const int64_t rows = from.values.rows, latents = parameters.num_latents,
-                heads = parameters.heads, width = parameters.width;
+  const int64_t rows = from.values.rows, latents = parameters.num_latents, heads = parameters.heads,
+                width = parameters.width;
   StepMemory memory(workspace, rows, latents, heads, width, from.num_chosen);
   const State state(out.state, rows, latents, heads, width);
   memory.to.directions = state.directions;
@@ -572,9 +572,8 @@ void masking_step(const Step& from, const StepOutput& out, void* workspace, cons
   step.mask = out.mask;
   step.importance = out.importance;
   step.normalizer = memory.normalizer;
-  const ContextOutput context{memory.to.affine, from.out_bias,  width,
-                              out.context,      state.average,  memory.second,
-                              memory.squares,   state.occupied};
+  const ContextOutput context{memory.to.affine, from.out_bias, width,          out.context,
+                              state.average,    memory.second, memory.squares, state.occupied};
   if (!from.visible) step.context = context;
   launch_value_step(step, where);
   if (from.visible) {

@@ -23,8 +23,9 @@ struct ContextOutput {
 struct ValueStep {
   Values values;
   Flags valid, maskable;
-  const uint8_t* hidden;  // (rows, positions), contiguous: positions that are not attended to; null: none
-  const float* slope;     // (num_latents, heads)
+  const uint8_t*
+      hidden;  // (rows, positions), contiguous: positions that are not attended to; null: none
+  const float* slope;  // (num_latents, heads)
   int64_t num_slopes, num_latents, heads;
   bool all_slopes;  // false: the moments are not wanted, and may not be written
   Moments out;      // log_partition may be null

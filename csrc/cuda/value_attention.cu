@@ -34,9 +34,8 @@ __device__ void draw_cell_by_all_keys(const ValueStep& step, int64_t row, const 
                                       const FlagRow& maskable, const RandomRow& random,
                                       uint8_t* mask) {
   const int64_t positions = step.values.positions;
-  const int64_t count = maskable.data == nullptr
-                            ? positions
-                            : block_reduce(count_flags(maskable, positions), Sum());
+  const int64_t count =
+      maskable.data == nullptr ? positions : block_reduce(count_flags(maskable, positions), Sum());
   const Weights weights{importance, DType::float32, 0, 1, maskable, step.weighting.eps};
   draw_by_all_keys(weights, positions, positions_to_hide(step, row, count), random, step.weighting,
                    mask);
@@ -70,7 +69,8 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
         const float* at = mean + first * heads + a;
         const bool counts = a < heads;
 #pragma unroll 2
-        for (int n = first; n - lane % 4 < latents; n += 4 * kRowWarps, at += 4 * kRowWarps * heads) {  // trips: N / (8 * warps) | 0
+        for (int n = first; n - lane % 4 < latents;
+             n += 4 * kRowWarps, at += 4 * kRowWarps * heads) {  // trips: N / (8 * warps) | 0
           const double both = counts && n < latents ? *at : 0.0f;
           multiply_add(products, both, both);
           multiply_add(totals, both, 1.0);
@@ -134,14 +134,16 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
   }
 }
 
-// Blocks of a multiprocessor: four where 128 registers a thread are enough, as they are not on sm_100.
+// Blocks of a multiprocessor: four where 128 registers a thread are enough, as they are not on
+// sm_100.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kRowBlocks = 3;
 #else
 constexpr int kRowBlocks = 4;
 #endif
 
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks) value_kernel(ValueStep step, Sizes sizes) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
+    value_kernel(ValueStep step, Sizes sizes) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   __shared__ PanelMemory memory;
   __shared__ bool drawn;  // kept here because registers are scarce, as the number to hide
@@ -155,10 +157,9 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) value_kernel(ValueSte
                         sizes.words, sizes.most};
   const bool draws = step.mask != nullptr;
   const float steepest = steepest_of(step.slope, step.num_slopes);
-  const Panel panel =
-      look_at(row_of(step.values, step.valid, step.hidden, index),
-              draws ? flag_row(step.maskable, index) : FlagRow{nullptr, 0}, step.whole, steepest,
-              nonzero, list, memory);
+  const Panel panel = look_at(row_of(step.values, step.valid, step.hidden, index),
+                              draws ? flag_row(step.maskable, index) : FlagRow{nullptr, 0},
+                              step.whole, steepest, nonzero, list, memory);
   // phase: power sums
   if (panel.giants > 0) {
     sum_powers(panel, list, memory);
@@ -176,10 +177,9 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) value_kernel(ValueSte
       __syncthreads();
       const int64_t positions = step.values.positions;
       draw_cell({flag_row(step.valid, index), flag_row(step.maskable, index), step.whole,
-                         step.importance + index * positions, step.mask + index * positions},
-                        panel, of_zero, nonzero, list, positions,
-                        to_hide,
-                        random_row(step.draw, index), step.weighting, drawn);
+                 step.importance + index * positions, step.mask + index * positions},
+                panel, of_zero, nonzero, list, positions, to_hide, random_row(step.draw, index),
+                step.weighting, drawn);
     }
   } else {
     // share: 0
@@ -209,8 +209,8 @@ bool aligned(const void* data, uintptr_t bytes) {
 }
 
 bool whole_flags(const Flags& flags) {
-  return flags.data == nullptr || (flags.stride_position == 1 && flags.stride_row % 4 == 0 &&
-                                   aligned(flags.data, 4));
+  return flags.data == nullptr ||
+         (flags.stride_position == 1 && flags.stride_row % 4 == 0 && aligned(flags.data, 4));
 }
 
 }  // namespace
