@@ -361,9 +361,7 @@ def sift_row(
                 eligible = tl.load(eligible_ptr + offset * eligible_stride, mask=in_row, other=0)
                 x = tl.where(eligible != 0, x, -1.0)
             word0, word1, word2, word3 = four_words(quad, seed, sample_id, step, STREAM_POSITIONS)
-            bits = tl.reshape(
-                tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4]
-            )
+            bits = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4])
             v = (bits >> 9).to(tl.int32).to(tl.float32) * 1.1920928955078125e-07
             q = tl.exp2(exponent * x)
             # v lacks what is cut off, less than the room; NaN compares false
@@ -457,9 +455,7 @@ def mark_smallest(
     holds = (wanted > before) & (wanted <= before + tl.sum(histogram, 0))
     if holds:
         last = tl.sum((upto < wanted).to(tl.int32), 0)  # the bucket of the last of the wanted
-        rank = wanted - before - tl.sum(
-            tl.where(tl.arange(0, BUCKETS) < last, histogram, 0), 0
-        )
+        rank = wanted - before - tl.sum(tl.where(tl.arange(0, BUCKETS) < last, histogram, 0), 0)
         # its keys are few: the next one after the one before, so many times
         border = early * 0.0 - 1.0
         place = wanted * 0 - 1

@@ -14,7 +14,7 @@ from scmam.sequences import CellBatch
 from scmam.study.arms import ARMS, arm_config
 
 from mam_kernels.randomness import substream
-from mam_kernels.strategies import CellValues, Draw
+from mam_kernels.strategies import CellValues, Draw, Uniform
 
 GENES = 50
 SMALL = {
