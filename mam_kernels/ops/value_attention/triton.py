@@ -574,7 +574,6 @@ def value_kernel(
     num_slopes,
     num_chosen,
     num_heads,
-    num_stored,
     values_stride_row,
     values_stride_position,
     valid_stride_row,
