@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..._core.call import Parameters
 
-
 SMALLEST_SQUARE = 1e-20
 """Added to the mean square of the slopes before they are divided by its root."""
 
