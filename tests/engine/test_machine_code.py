@@ -1,4 +1,4 @@
-"""The count of the kernels' machine code: it counts what it should, and no bound grows unnoticed."""
+"""The count of the kernels' machine code counts what it should, and no bound grows unnoticed."""
 
 import importlib.util
 import json
