@@ -348,7 +348,7 @@ def sift_row(
     # phase: pass
     marked = tl.zeros([LANES], dtype=tl.int32)
     total = tl.zeros([LANES], dtype=tl.float32)
-    for chunk in range(0, tl.cdiv(length, 32 * LANES)):  # trips: L / (32 * LANES)
+    for chunk in range(tl.cdiv(length, 32 * LANES)):  # trips: L / (32 * LANES)
         word = tl.zeros([LANES], dtype=tl.int32)
         for turn in tl.static_range(TURNS):
             quad = lane + (chunk * TURNS + turn) * LANES
@@ -361,9 +361,7 @@ def sift_row(
                 eligible = tl.load(eligible_ptr + offset * eligible_stride, mask=in_row, other=0)
                 x = tl.where(eligible != 0, x, -1.0)
             word0, word1, word2, word3 = four_words(quad, seed, sample_id, step, STREAM_POSITIONS)
-            bits = tl.reshape(
-                tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4]
-            )
+            bits = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4])
             v = (bits >> 9).to(tl.int32).to(tl.float32) * 1.1920928955078125e-07
             q = tl.exp2(exponent * x)
             # v lacks what is cut off, less than the room; NaN compares false
@@ -383,14 +381,14 @@ def list_flagged(flags_ptr, list_ptr, length, most):
     # phase: list of candidates
     lane = tl.arange(0, LANES)
     count = 0
-    for chunk in range(0, tl.cdiv(length, 32 * LANES)):  # trips: L / (32 * LANES)
+    for chunk in range(tl.cdiv(length, 32 * LANES)):  # trips: L / (32 * LANES)
         word = tl.load(flags_ptr + chunk * LANES + lane).to(tl.uint32, bitcast=True)
         pairs = word - ((word >> 1) & 0x55555555)
         fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
         bits = ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
         slot = count + tl.cumsum(bits, 0) - bits
         count += tl.sum(bits, 0)
-        for _ in range(0, tl.max(bits, 0)):  # trips: most_flagged
+        for _ in range(tl.max(bits, 0)):  # trips: most_flagged
             lowest = word & (0 - word)
             bit = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
             position = (((bit & 7) + chunk * TURNS) * LANES + lane) * 4 + (bit >> 3)
@@ -457,13 +455,11 @@ def mark_smallest(
     holds = (wanted > before) & (wanted <= before + tl.sum(histogram, 0))
     if holds:
         last = tl.sum((upto < wanted).to(tl.int32), 0)  # the bucket of the last of the wanted
-        rank = wanted - before - tl.sum(
-            tl.where(tl.arange(0, BUCKETS) < last, histogram, 0), 0
-        )
+        rank = wanted - before - tl.sum(tl.where(tl.arange(0, BUCKETS) < last, histogram, 0), 0)
         # its keys are few: the next one after the one before, so many times
         border = early * 0.0 - 1.0
         place = wanted * 0 - 1
-        for _ in range(0, rank):  # trips: 1.5
+        for _ in range(rank):  # trips: 1.5
             next_key = border * 0.0 + float("inf")
             next_place = place * 0 + 2147483647
             for start in range(0, count, BLOCK_C):  # trips: ceil(candidates / BLOCK_C)
