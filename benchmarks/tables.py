@@ -6,6 +6,7 @@
 import csv
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -288,8 +289,17 @@ def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
     for name, table in tables.items():
         before, _, rest = text.partition(BEGIN.format(name))
         _, _, after = rest.partition(END.format(name))
-        text = before + BEGIN.format(name) + table() + END.format(name) + after
+        text = before + BEGIN.format(name) + _wrapped(table()) + END.format(name) + after
     return text
+
+
+def _wrapped(text: str) -> str:
+    """Prose in lines of 100 columns; the rows of a table stay as they are."""
+    lines = [
+        line if line.startswith(("|", "![")) else textwrap.fill(line, 100, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _committed(name: str) -> dict:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from . import report
-from .table import PATHS
+from .paths import PATHS
 
 RESULT = Path(__file__).parents[1] / "results" / "machine_code.json"
 ARCHITECTURES = (90, 80, 100)

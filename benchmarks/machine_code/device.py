@@ -29,15 +29,16 @@ class Device:
 H200 = Device("H200", 132, 1.755e9, 4, 2, 2, 0.5, 128, 790e12, 4.3e12, 65536, 2048, 233472, 32)
 
 # 64 lanes a multiprocessor and clock, half of what is issued.
-ALU = set(
-    "IADD3 IADD LOP3 LOP SHF SHL SHR PRMT ISETP SEL FSEL FSETP FMNMX IMNMX VIMNMX LEA PLOP3 "
-    "VIADD IABS FCHK BMSK SGXT VABSDIFF HMNMX2 HSETP2 VIADDMNMX VIMNMX3 CSET FSET".split()
-)
-FLOAT64 = set("DADD DMUL DFMA DSETP DMNMX DMMA".split())
-MUFU = set("MUFU POPC FLO BREV".split())  # 16 lanes, as conversions from and to 64 bits
+ALU = {
+    "IADD3", "IADD", "LOP3", "LOP", "SHF", "SHL", "SHR", "PRMT", "ISETP", "SEL", "FSEL",
+    "FSETP", "FMNMX", "IMNMX", "VIMNMX", "LEA", "PLOP3", "VIADD", "IABS", "FCHK", "BMSK",
+    "SGXT", "VABSDIFF", "HMNMX2", "HSETP2", "VIADDMNMX", "VIMNMX3", "CSET", "FSET",
+}  # fmt: skip
+FLOAT64 = {"DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "DMMA"}
+MUFU = {"MUFU", "POPC", "FLO", "BREV"}  # 16 lanes, as conversions from and to 64 bits
 CONVERSIONS = re.compile(r"^(F2F|F2I|I2F|FRND)\.\S*(64|F64)")
 SHARED = re.compile(r"^(LDS|STS|ATOMS|LDSM|STSM)")
-EXCHANGE = set("SHFL REDUX".split())
+EXCHANGE = {"SHFL", "REDUX"}
 SPILL = re.compile(r"^(LDL|STL)")
 BARRIER = re.compile(r"^(BAR|SYNCS\.PHASECHK)")
 PRODUCT = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)|^[HIQ]MMA\.(\d)(\d?)(\d+)?")

@@ -106,22 +106,27 @@ def _row(
 def describe(row: Row, rows_of_batch: float, with_loops: bool) -> str:
     """A kernel's lines of the report; instructions are of warps, for a row of the batch."""
     seconds = " ".join(f"{unit} {1e6 * x:.2f}" for unit, x in row.seconds.items() if x > 0)
-    head = f"{row.path} {row.backend} sm_{row.arch} {row.kernel}: {row.microseconds:.2f} us ({seconds})"
+    name = f"{row.path} {row.backend} sm_{row.arch} {row.kernel}"
+    head = f"{name}: {row.microseconds:.2f} us ({seconds})"
     if row.counted is None:
         return head
     warps = row.blocks * row.threads / 32 / rows_of_batch
-    lines = [
-        head,
-        f"  {row.blocks} blocks of {row.threads} threads, {row.registers} registers, {row.shared} B shared, "
-        f"{row.resident} blocks a multiprocessor, {row.local} B local",
-    ]
-    for name, phase in [*row.counted.phases.items(), ("in all", row.counted.total)]:
-        lines.append(
-            f"  {name or '(no phase)':<34} issue {phase.issue * warps:9.0f}  alu {phase.alu * warps:8.0f}  "
-            f"float64 {phase.float64 * warps:7.0f}  mufu {phase.mufu * warps:6.0f}  "
-            f"tensor {phase.tensor_instructions * warps:6.0f}  shared {phase.shared * warps / 1024:7.0f} KB  "
-            f"memory {phase.memory * warps:6.0f}  barriers {phase.barriers:5.0f}"
-        )
+    shape = f"{row.blocks} blocks of {row.threads} threads, {row.registers} registers"
+    shape += f", {row.shared} B shared, {row.resident} blocks a multiprocessor"
+    lines = [head, f"  {shape}, {row.local} B local"]
+    for title, phase in [*row.counted.phases.items(), ("in all", row.counted.total)]:
+        counts = {
+            "issue": phase.issue * warps,
+            "alu": phase.alu * warps,
+            "float64": phase.float64 * warps,
+            "mufu": phase.mufu * warps,
+            "tensor": phase.tensor_instructions * warps,
+            "shared KB": phase.shared * warps / 1024,
+            "memory": phase.memory * warps,
+            "barriers": phase.barriers,
+        }
+        numbers = "  ".join(f"{unit} {count:7.0f}" for unit, count in counts.items())
+        lines.append(f"  {title or '(no phase)':<34} {numbers}")
     lines += [f"  UNSTATED {x}" for x in row.counted.unstated]
     if with_loops:
         lines += [f"    {x}" for x in row.counted.loops]

@@ -64,7 +64,14 @@ def call_selection() -> None:
 
 SELECTION = Path(
     "selection",
-    {"B": 512, "L": 20000, "newton_steps": 1, "candidates": 575, "most_flagged": 3.6},
+    {
+        "B": 512,
+        "L": 20000,
+        "raced": 0,
+        "newton_steps": 1,
+        "candidates": 575,
+        "most_flagged": 3.6,
+    },
     "B",
     cuda=(
         Kernel(
@@ -81,7 +88,9 @@ SELECTION = Path(
     triton_modules=("mam_kernels.ops.selection.triton",),
     triton_bytes={"select_kernel": "5 * B * L"},
     # one loop serves all lanes of a block: the largest count of 128
-    triton_sizes={"select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0}},
+    triton_sizes={
+        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0}
+    },
 )
 
 CELLS = {
@@ -100,6 +109,22 @@ CELLS = {
     "most_flagged": 3.6,
     "raced": 128,  # latents
 }
+
+
+def call_values() -> None:
+    """The pass over the cells at the target size, by Triton; without the small products of torch
+    that the step has around it.
+    """
+    import torch
+
+    from mam_kernels._core.call import Cells, Choice, Draw, Weighting
+    from mam_kernels.ops.value_attention import triton
+
+    draw = Draw(torch.tensor(5), torch.tensor(5), None)
+    choice = Choice(None, torch.empty(512, dtype=torch.int32), 0.3, torch.arange(38), 38)
+    cells = Cells(torch.empty(512, 20000), None, None, None, 20000)
+    triton.mask(cells, torch.empty(128, 8), choice, Weighting(1e-8, 1.0), draw)
+
 
 VALUE_PATH = Path(
     "value_path",
@@ -124,6 +149,7 @@ VALUE_PATH = Path(
             shared="4 * (2 * 128 * ceil(L / 4096) + 2 * 4000)",
             # values, importance and mask, moments
             bytes="B * (L * (4 + 4 + 1) + 8 * N * H)",
+            sizes={"raced": 0},  # positions of a row that is drawn by all keys: rare
         ),
         Kernel(
             "finish",
@@ -134,7 +160,18 @@ VALUE_PATH = Path(
             bytes="4 * B * H * H",
         ),
     ),
+    triton=call_values,
+    triton_modules=(
+        "mam_kernels.ops.value_attention.triton",
+        "mam_kernels.ops.selection.triton",
+    ),
+    triton_bytes={"value_kernel": "B * (L * 8 + 12 * N * H)", "select_kernel": "B * L * 5"},
+    triton_sizes={
+        "value_kernel": {"order": 29, "LANES": 64},
+        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0},
+    },
 )
+
 
 VALUE_PATH_BACKWARD = Path(
     "value_path_backward",
@@ -169,5 +206,3 @@ VALUE_PATH_BACKWARD = Path(
         ),
     ),
 )
-
-PATHS = (SELECTION, VALUE_PATH, VALUE_PATH_BACKWARD)

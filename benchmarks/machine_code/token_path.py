@@ -11,6 +11,14 @@ SIZES = {
     "H": 8,
     "R": 38,
     "kept": 1,  # of keys and values
+    # the draw of a row of this length in one pass, as in the path of the selection
+    "all_keys": 0,
+    "newton_steps": 1,
+    "candidates": 190,
+    "most_flagged": 9,
+    "LANES": 128,
+    "BLOCK_C": 256,
+    "raced": 128,
 }
 MODULES = (
     "mam_kernels.ops.latent_attention.triton_step",

@@ -41,8 +41,13 @@ class Run {
       try {
         job_.body(job_.context, item, thread);
       } catch (...) {
+        // Of several failures that of the first item is told, whichever thread was faster: items
+        // are handed out in their order, so those before this one have been.
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (!failure_) failure_ = std::current_exception();
+        if (!failure_ || item < failed_) {
+          failure_ = std::current_exception();
+          failed_ = item;
+        }
         next_.store(job_.items, std::memory_order_relaxed);
       }
     }
@@ -75,6 +80,7 @@ class Run {
   std::atomic<int> inside_{0};
   std::mutex mutex_;
   std::exception_ptr failure_;
+  int64_t failed_ = 0;  // the item of failure_
 };
 
 // The session of a thread, which lives on its stack too, has the pool to itself.

@@ -167,11 +167,13 @@ struct CellKeys {
 };
 
 // Importance and mask of a cell whose list holds the importance of its nonzeros. `drawn`, in shared
-// memory, becomes true where the mask is right too; else it has to be drawn by all keys.
+// memory as `to_hide` is, becomes true where the mask is right too; else it has to be drawn by all
+// keys.
 __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& panel, float of_zero,
                                           const uint32_t* nonzero, const Candidates& list,
-                                          int64_t positions, int k, const RandomRow& random,
-                                          const Weighting& weighting, bool& drawn) {
+                                          int64_t positions, const int& to_hide,
+                                          const RandomRow& random, const Weighting& weighting,
+                                          bool& drawn) {
   __shared__ Interval shared_interval;
   // phase: interval
   if (threadIdx.x < kWarp) {  // share: 1 / warps
@@ -188,6 +190,7 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
     }
     const float zeros = static_cast<float>(panel.maskable - panel.maskable_nonzeros);
     Interval it{};
+    const int k = to_hide;
     if (k > 0 && k < panel.maskable && weighting.inverse_temperature == 1.0f &&
         positions >= kFewestSampled && (zeros == 0.0f || drawable(of_zero, weighting.eps)))
       it = likely_interval(sample, {zeros, of_zero, static_cast<float>(panel.nonzeros)},
@@ -223,7 +226,7 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
   // phase: candidates
   const int count = list_flagged(list.flags, list.words, list.position, list.most, marked);
   if (count > list.most) return;
-  if (mark_smallest(list, count, k - static_cast<int>(marked), it.from, it.to,
+  if (mark_smallest(list, count, to_hide - static_cast<int>(marked), it.from, it.to,
                     CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask) &&
       threadIdx.x == 0)
     drawn = true;

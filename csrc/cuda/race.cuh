@@ -116,12 +116,13 @@ __device__ Threshold find_threshold(const Key& key, int64_t positions, int k) {
   uint32_t prefix = 0;
   int rank = k - 1, in_bin = 0;
 #pragma unroll 1
-  for (int digit = 0; digit < kDigits; ++digit) {  // trips: 3
+  for (int digit = 0; digit < kDigits; ++digit) {  // trips: min(raced, 3)
     const int bits_here = digit == kDigits - 1 ? kLastDigitBits : kDigitBits;
     const int above = 31 - digit * kDigitBits, shift = above - bits_here;
     const uint32_t digit_mask = (1u << bits_here) - 1u;
 #pragma unroll 1
-    for (int bin = threadIdx.x; bin < kBins; bin += kRaceThreads) histogram[bin] = 0;  // trips: 16
+    for (int bin = threadIdx.x; bin < kBins; bin += kRaceThreads)
+      histogram[bin] = 0;  // trips: min(raced, 16)
     __syncthreads();
 #pragma unroll 1
     for (int64_t l = threadIdx.x; l < positions; l += kRaceThreads) {  // trips: raced / threads

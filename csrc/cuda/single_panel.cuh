@@ -93,23 +93,36 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
     const float4* data =
         reinterpret_cast<const float4*>(static_cast<const float*>(row.data) + row.first) + quad;
 #pragma unroll 1
-    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: ceil(L / (32 * threads))
-      float4 x[kTurns];
-#pragma unroll
-      for (int i = 0; i < kTurns; ++i)
-        x[i] = quad + i * kRaceThreads < count ? __ldg(data + i * kRaceThreads)
-                                               : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
       uint32_t word = 0;
+      if (quad + (kTurns - 1) * kRaceThreads <
+          count) {  // share: L // (32 * threads) * 32 * threads / L
+        float4 x[kTurns];
 #pragma unroll
-      for (int i = 0; i < kTurns; ++i) {
-        if (x[i].x != 0.0f) word |= 1u << i;
-        if (x[i].y != 0.0f) word |= 1u << (8 + i);
-        if (x[i].z != 0.0f) word |= 1u << (16 + i);
-        if (x[i].w != 0.0f) word |= 1u << (24 + i);
+        for (int i = 0; i < kTurns; ++i) x[i] = __ldg(data + i * kRaceThreads);
+#pragma unroll
+        for (int i = 0; i < kTurns; ++i) {
+          if (x[i].x != 0.0f) word |= 1u << i;
+          if (x[i].y != 0.0f) word |= 1u << (8 + i);
+          if (x[i].z != 0.0f) word |= 1u << (16 + i);
+          if (x[i].w != 0.0f) word |= 1u << (24 + i);
+        }
+        quad += kTurns * kRaceThreads;
+        data += kTurns * kRaceThreads;
+      } else {
+#pragma unroll 1
+        for (int i = 0; quad < count; ++i, quad += kRaceThreads,
+                 data += kRaceThreads) {  // trips: L / (4 * threads) % 8 * 32 * threads / L
+          const float4 x = __ldg(data);
+          uint32_t bits = 0;
+          if (x.x != 0.0f) bits |= 1u;
+          if (x.y != 0.0f) bits |= 1u << 8;
+          if (x.z != 0.0f) bits |= 1u << 16;
+          if (x.w != 0.0f) bits |= 1u << 24;
+          word |= bits << i;
+        }
       }
       nonzero[w] = word;
-      quad += kTurns * kRaceThreads;
-      data += kTurns * kRaceThreads;
     }
     return 0;
   }
@@ -330,14 +343,18 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
     // share: 0
     gather(std::false_type());
   }
-  unsigned hidable = 0;
-  if (maskable.data != nullptr)  // share: 0
+  unsigned hidable = 0, may_hide = 0;
+  if (maskable.data != nullptr) {  // share: 0
     for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads)
       hidable += maskable[list.position[i]];
-  unsigned may_hide = 0;
-  if (maskable.data != nullptr) may_hide = count_flags(maskable, row.positions);  // share: 0
-  hidable = __reduce_add_sync(kAllLanes, hidable);
-  may_hide = __reduce_add_sync(kAllLanes, may_hide);
+    may_hide = count_flags(maskable, row.positions);
+    hidable = __reduce_add_sync(kAllLanes, hidable);
+    may_hide = __reduce_add_sync(kAllLanes, may_hide);
+    if (lane == 0) {
+      memory.maskable[warp] = may_hide;
+      memory.valid[warp] = hidable;
+    }
+  }
   for (int step = kWarp / 2; step > 0; step /= 2) {
     low = fminf(low, __shfl_xor_sync(kAllLanes, low, step));
     high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, step));
@@ -347,18 +364,20 @@ __device__ __forceinline__ Panel look_at(const Row& row, const FlagRow& maskable
     memory.lowest[warp] = low;
     memory.highest[warp] = high;
     memory.unsound[warp] = unsound;
-    memory.maskable[warp] = may_hide;
-    memory.valid[warp] = hidable;
   }
   __syncthreads();
-  hidable = may_hide = 0;
 #pragma unroll
   for (int w = 0; w < kRowWarps; ++w) {
     low = fminf(low, memory.lowest[w]);
     high = fmaxf(high, memory.highest[w]);
     unsound += memory.unsound[w];
-    hidable += memory.valid[w];
-    may_hide += memory.maskable[w];
+  }
+  if (maskable.data != nullptr) {  // share: 0
+    hidable = may_hide = 0;
+    for (int w = 0; w < kRowWarps; ++w) {
+      hidable += memory.valid[w];
+      may_hide += memory.maskable[w];
+    }
   }
   // A column that stands twice in a row must not make their number negative.
   panel.zeros = max(panel.valid - panel.nonzeros, 0);

@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int n = split * kWarps + warp; n < latents;
        n += kSplits * kWarps) {  // trips: N / 16 / warps
     float sum = 0.0f;
-#pragma unroll 8
-    for (int c = lane; c < width; c += kWarp)  // trips: D / 256 | 0
+#pragma unroll 4
+    for (int c = lane; c < width; c += kWarp)  // trips: D / 128 | 0
       sum = fmaf(from.latents[static_cast<int64_t>(n) * width + c], folded[c], sum);
     sum = sum_of_warp(sum);
     if (lane == 0) to.slope[n * heads + head] = scale * (sum + bias);

@@ -134,10 +134,20 @@ __device__ __forceinline__ void write_context(const ValueStep& step, int64_t row
   }
 }
 
-__global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, Sizes sizes) {
+// Blocks of a multiprocessor: four where 128 registers a thread are enough, as they are not on
+// sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kRowBlocks = 3;
+#else
+constexpr int kRowBlocks = 4;
+#endif
+
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
+    value_kernel(ValueStep step, Sizes sizes) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   __shared__ PanelMemory memory;
-  __shared__ bool drawn;  // kept here because registers are scarce
+  __shared__ bool drawn;  // kept here because registers are scarce, as the number to hide
+  __shared__ int to_hide;
   // phase: set-up
   if (threadIdx.x == 0) drawn = false;
   const int64_t index = blockIdx.x;
@@ -163,12 +173,12 @@ __global__ void __launch_bounds__(kRowThreads, 4) value_kernel(ValueStep step, S
                  static_cast<int>(step.heads), memory);
       // phase: importance of the nonzeros
       const float of_zero = weigh(panel, list, memory);
+      if (threadIdx.x == 0) to_hide = positions_to_hide(step, index, panel.maskable);
       __syncthreads();
       const int64_t positions = step.values.positions;
       draw_cell({flag_row(step.valid, index), flag_row(step.maskable, index), step.whole,
                  step.importance + index * positions, step.mask + index * positions},
-                panel, of_zero, nonzero, list, positions,
-                positions_to_hide(step, index, panel.maskable), random_row(step.draw, index),
+                panel, of_zero, nonzero, list, positions, to_hide, random_row(step.draw, index),
                 step.weighting, drawn);
     }
   } else {

@@ -166,14 +166,14 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
-inline void __threadfence() {}
 template <typename T>
 T __ldcg(const T* address) {
   return *address;
 }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline unsigned atomicOr(unsigned* address, unsigned value) {
+MAM_SHIM_ATOMIC inline unsigned atomicOr(unsigned* address, unsigned value) {
+  mam_shim::atomic(address, sizeof(unsigned));
   return std::exchange(*address, *address | value);
 }
 

@@ -17,8 +17,12 @@ ARCHS = ("80", "90", "100")
 STATIC_SHARED_BYTES = 48 * 1024  # what a block gets without asking for more
 REGISTERS = 65536  # of a multiprocessor
 THREADS = {  # of a block, by what the kernel's name contains; others are small kernels of 256
-    "select_kernel": 512,
-    "draw_latents_kernel": 512,
+    "select_kernel": 128,
+    "draw_latents_kernel": 128,
+    "value_kernel": 128,
+    "project_kernel": 128,
+    "finish_kernel": 128,
+    "heads_backward_kernel": 512,
 }
 # At least so many fit on a multiprocessor, so that one works while the other waits.
 BLOCKS_AT_ONCE = 2

@@ -1,4 +1,4 @@
-"""The count of the kernels' machine code: it counts what it should, and no bound grows unnoticed."""
+"""The count of the kernels' machine code counts what it should, and no bound grows unnoticed."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ import pytest
 from benchmarks.machine_code import annotations, count, sass
 from benchmarks.machine_code.__main__ import RESULT
 from benchmarks.machine_code.device import H200, Count, limits, resident
-from benchmarks.machine_code.table import PATHS
+from benchmarks.machine_code.paths import PATHS
 
 ALLOWED_GROWTH = 1.03
 

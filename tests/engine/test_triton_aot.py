@@ -86,7 +86,7 @@ LAUNCHES = {
     "selection": ["select_kernel"],
     "latents": ["draw_latents_kernel"],
     "moments": ["value_kernel"],
-    "masking step": ["value_kernel"],
+    "masking step": ["value_kernel", "select_kernel"],
     "attention, many cells": ["forward_kernel"],
     "gradients, many cells": ["statistics_kernel", "gradient_kernel"],
     "importance, many cells": ["importance_kernel"],

@@ -14,7 +14,7 @@ from scmam.sequences import CellBatch
 from scmam.study.arms import ARMS, arm_config
 
 from mam_kernels.randomness import substream
-from mam_kernels.strategies import CellValues, Draw
+from mam_kernels.strategies import CellValues, Draw, Uniform
 
 GENES = 50
 SMALL = {
@@ -115,7 +115,7 @@ def test_squared_error_is_the_mean_over_hidden_positions(batch):
 
 def test_a_cell_is_left_alone_where_nothing_would_be_visible(batch):
     objective = pretraining("uniform-nonzero", **{"training.seed": 0})
-    objective.strategy.ratio = 1.0
+    objective.strategy = Uniform(1.0, 0.0)
     losses = objective(batch, seed=0, step=0)
     assert losses.hidden.item() == 0.0
     assert losses.total.item() == 0.0
@@ -214,7 +214,7 @@ def test_separate_adapters_fit_a_decoder_of_another_width(batch):
     )
     with pytest.raises(
         ValueError,
-        match="injection: both shares one adapter, so widths must be equal; got 16 and 24",
+        match="decoder_dim: expected embed_dim = 16, since one adapter serves both; got 24",
     ):
         Pretraining(model, strategy, injection="both")
     with pytest.raises(

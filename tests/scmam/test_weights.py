@@ -189,7 +189,7 @@ def test_a_matched_run_keeps_its_shares(cells, tmp_path):
         masking__matched_to=str(tmp_path / "mam"),
     )
     model = load_model(export_model(run, tmp_path / "m.safetensors"))
-    assert model.pretraining.strategy.shares == schedule.tolist()
+    assert model.pretraining.strategy.shares.tolist() == schedule.tolist()
     assert model.config.masking.matched_to == "mam"
 
 

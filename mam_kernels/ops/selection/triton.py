@@ -162,13 +162,13 @@ def draw_latents_kernel(
     step = read_word(step, step_ptr, STEP_ON_DEVICE)
     sample_id = tl.zeros([1], dtype=tl.int64)
     written = 0
-    for first in range(0, num_latents, BLOCK_N):
+    for first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
         latent = first + tl.arange(0, BLOCK_N)
         v = uniform(
             positional_bits(first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
         )  # [BLOCK_N]
         rank = tl.zeros([BLOCK_N], dtype=tl.int32)
-        for other_first in range(0, num_latents, BLOCK_N):
+        for other_first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
             other = other_first + tl.arange(0, BLOCK_N)
             other_v = uniform(
                 positional_bits(other_first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)

@@ -1,5 +1,5 @@
-"""Attention over scalar values by Triton kernels: one launch, one program a row, from values to
-mask.
+"""Attention over scalar values by Triton kernels: a program a row from values to importance, and
+the draw of ``selection``.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..._core import triton_launch as launch
 from ..._core.call import Cells, Choice, Draw, Weighting
-from ..._core.triton_language import draw_row, read_word
+from ..selection.triton import select
 
-BLOCK_S = 64  # slopes by BLOCK_X values: 8 exponentials a thread
-BLOCK_X = 64
+BLOCK_S = 32  # slopes by BLOCK_X values: 8 exponentials a thread
+BLOCK_X = 32
 
 LARGEST_BETA = tl.constexpr(5.0)  # as in csrc/cpu/panels.cpp
 TRUNCATION = tl.constexpr(1e-11)
@@ -44,7 +44,7 @@ def compact_dense(
     valid_count = tl.zeros([BLOCK], dtype=tl.int32)
     low = tl.full([BLOCK], float("inf"), dtype=tl.float32)
     high = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
-    for start in range(0, length, BLOCK):
+    for start in range(0, length, BLOCK):  # trips: L / BLOCK_L
         position = start + tl.arange(0, BLOCK)
         exists = position < length
         offset = position.to(tl.int64)
@@ -79,7 +79,7 @@ def stored_entries(
     length,
     HAS_VALID: tl.constexpr,
 ):
-    """Value and column of a CSR row's entries, and which of them are in range, valid and not
+    """Value and column of a CSR row's entries, and which of them are valid, in range and not
     zero.
     """
     exists = entry < last
@@ -132,7 +132,7 @@ def compact_csr(
             )
             valid_count += (flag != 0).to(tl.int32)
         num_valid = tl.sum(valid_count, 0)
-    num_zeros = num_valid - count
+    num_zeros = tl.maximum(num_valid - count, 0)  # a column may stand twice in a row
     zero_low = tl.where(num_zeros > 0, 0.0, float("inf"))
     low = tl.minimum(tl.min(low, 0), zero_low)
     return count, num_zeros, low, tl.maximum(tl.max(high, 0), -zero_low), tl.sum(bad, 0) == 0.0
@@ -147,7 +147,7 @@ def plan_series(low, high, finite, slope_ptr, num_slopes, BLOCK: tl.constexpr):
     is below the truncation.
     """
     steepest = tl.zeros([BLOCK], dtype=tl.float32)
-    for first in range(0, num_slopes, BLOCK):
+    for first in range(0, num_slopes, BLOCK):  # trips: N * H / SERIES_BLOCK
         slope = first + tl.arange(0, BLOCK)
         size = tl.abs(tl.load(slope_ptr + slope, mask=slope < num_slopes, other=0.0))
         steepest = tl.maximum(steepest, tl.where(size < float("inf"), size, 0.0))
@@ -159,7 +159,7 @@ def plan_series(low, high, finite, slope_ptr, num_slopes, BLOCK: tl.constexpr):
     term = tl.exp(beta)
     terms = panels * 0
     cut_off = term
-    while (terms + 2 < MAX_ORDER) & (cut_off > TRUNCATION):
+    while (terms + 2 < MAX_ORDER) & (cut_off > TRUNCATION):  # trips: order
         terms += 1
         term *= beta / terms
         cut_off = tl.where(beta < terms + 1, term / (1.0 - beta / (terms + 1)), 1.0)
@@ -189,18 +189,18 @@ def write_power_sums(
     scale = reciprocal_of(half)
     lane = tl.arange(0, LANES)
     zero_panel = panel_of(low * 0.0, low, half, panels)
-    for panel in range(panels):
+    for panel in range(panels):  # trips: 1
         middle = low + (2 * panel + 1) * half
         sums = tl.zeros([LANES], dtype=tl.float64)
         # the zeros come in with the first values
         zero_power = tl.where(panel == zero_panel, num_zeros, 0).to(tl.float64)
-        for start in range(0, tl.maximum(count, 1), BLOCK):
+        for start in range(0, tl.maximum(count, 1), BLOCK):  # trips: ceil(nonzeros / SERIES_BLOCK)
             value = start + tl.arange(0, BLOCK)
             x = tl.load(compact_ptr + value, mask=value < count, other=0.0).to(tl.float64)
             t = (x - middle) * scale
             power = ((value < count) & (panel_of(x, low, half, panels) == panel)).to(tl.float64)
             weight = zero_power * 0.0 + 1.0  # 1 / j!
-            for j in range(order):
+            for j in range(order):  # trips: order
                 sums += tl.where(lane == j, (tl.sum(power, 0) + zero_power) * weight, 0.0)
                 power *= t
                 zero_power *= -middle * scale
@@ -215,7 +215,7 @@ def series_of_panel(series_ptr, order, y):
     p = y * 0.0 + tl.load(series_ptr + order - 1)
     first = y * 0.0
     second = y * 0.0
-    for i in range(1, order):
+    for i in range(1, order):  # trips: order / 4 | order % 4
         second = second * y + first
         first = first * y + p
         p = p * y + tl.load(series_ptr + order - 1 - i)
@@ -240,7 +240,7 @@ def write_moments_by_series(
     the row, in halves of a panel.
     """
     centre = low + panels * half
-    for start in range(0, num_slopes, BLOCK):
+    for start in range(0, num_slopes, BLOCK):  # trips: N * H / SERIES_BLOCK
         slope = start + tl.arange(0, BLOCK)
         alpha = tl.load(slope_ptr + slope, mask=slope < num_slopes, other=0.0).to(tl.float64)
         alpha += alpha * 0.0  # an infinite slope has no softmax
@@ -248,7 +248,7 @@ def write_moments_by_series(
         total = y * 0.0
         moment = y * 0.0
         square = y * 0.0
-        for panel in range(panels):
+        for panel in range(panels):  # trips: 1
             p, first, second = series_of_panel(series_ptr + panel * MAX_ORDER, order, y)
             distance = 1.0 * (2 * panel + 1 - panels)
             scale = tl.exp(y * distance)
@@ -283,7 +283,7 @@ def write_importance_series(
     t^j.
     """
     lane = tl.arange(0, LANES)
-    for start in range(0, num_chosen * num_heads, BLOCK):
+    for start in range(0, num_chosen * num_heads, BLOCK):  # trips: ceil(chosen * H / SERIES_BLOCK)
         index = start + tl.arange(0, BLOCK)
         live = index < num_chosen * num_heads
         latent = tl.load(latents_ptr + index // num_heads, mask=live, other=0)
@@ -293,12 +293,12 @@ def write_importance_series(
         alpha += alpha * 0.0
         y = alpha * half
         total = y * 0.0
-        for panel in range(panels):
+        for panel in range(panels):  # trips: 1
             p = y * 0.0
-            for i in range(order):
+            for i in range(order):  # trips: order / 4 | order % 4
                 p = p * y + tl.load(series_ptr + panel * MAX_ORDER + order - 1 - i)
             total += tl.exp(y * (1.0 * (2 * panel + 1 - panels))) * p
-        for panel in range(panels):
+        for panel in range(panels):  # trips: 1
             share = tl.where(live, tl.exp(y * (1.0 * (2 * panel + 1 - panels))) / total, 0.0)
             # of the slopes before; a number is held by several threads, and none may still have to
             # read it when it is overwritten
@@ -307,7 +307,7 @@ def write_importance_series(
             )
             tl.debug_barrier()
             weight = half * 0.0 + 1.0  # 1 / j!
-            for j in range(order):
+            for j in range(order):  # trips: order
                 sums += tl.where(lane == j, tl.sum(share, 0) * weight, 0.0)
                 share *= y
                 weight /= j + 1
@@ -321,7 +321,7 @@ def importance_of_zero_by_series(shares_ptr, low, half, panels, order):
     panel = panel_of(low * 0.0, low, half, panels)
     t = -(low + (2 * panel + 1) * half) * reciprocal_of(half)
     importance = t * 0.0
-    for i in range(order):
+    for i in range(order):  # trips: order / 4 | order % 4
         importance = importance * t + tl.load(shares_ptr + panel * MAX_ORDER + order - 1 - i)
     return importance.to(tl.float32)
 
@@ -332,13 +332,13 @@ def importance_by_series(
 ):
     """Replaces each compacted value by its importance."""
     scale = reciprocal_of(half)
-    for start in range(0, count, BLOCK):
+    for start in range(0, count, BLOCK):  # trips: ceil(nonzeros / SERIES_BLOCK)
         value = start + tl.arange(0, BLOCK)
         x = tl.load(compact_ptr + value, mask=value < count, other=0.0).to(tl.float64)
         panel = panel_of(x, low, half, panels)
         t = (x - (low + (2 * panel + 1) * half)) * scale
         importance = t * 0.0
-        for i in range(order):
+        for i in range(order):  # trips: order / 4 | order % 4
             importance = importance * t + tl.load(shares_ptr + panel * MAX_ORDER + order - 1 - i)
         tl.debug_barrier()
         tl.store(compact_ptr + value, importance.to(tl.float32), mask=value < count)
@@ -356,7 +356,7 @@ def tile_weights(compact_ptr, start, count, alpha, shift, BLOCK_X: tl.constexpr)
 
 
 @triton.jit
-def write_moments(
+def write_moments(  # share: 0
     compact_ptr,
     count,
     num_zeros,
@@ -379,7 +379,7 @@ def write_moments(
     empty = count + num_zeros == 0
     low = tl.where(empty, 0.0, low)
     high = tl.where(empty, 0.0, high)
-    for first in range(0, num_slopes, BLOCK_S):
+    for first in range(0, num_slopes, BLOCK_S):  # trips: 0
         slope = first + tl.arange(0, BLOCK_S)
         live = slope < num_slopes
         alpha = tl.load(slope_ptr + slope, mask=live, other=0.0)  # [BLOCK_S]
@@ -391,7 +391,7 @@ def write_moments(
 
         partition = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
         moment = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
-        for start in range(0, count, BLOCK_X):
+        for start in range(0, count, BLOCK_X):  # trips: 0
             x, weight = tile_weights(compact_ptr, start, count, alpha, shift, BLOCK_X)
             partition += weight
             moment += weight * x
@@ -401,7 +401,7 @@ def write_moments(
 
         drift = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
         spread = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
-        for start in range(0, count, BLOCK_X):
+        for start in range(0, count, BLOCK_X):  # trips: 0
             x, weight = tile_weights(compact_ptr, start, count, alpha, shift, BLOCK_X)
             deviation = x - mean[None, :]
             weighted = weight * deviation
@@ -420,7 +420,7 @@ def write_moments(
 
 
 @triton.jit
-def chosen_slopes(
+def chosen_slopes(  # share: 0
     slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S: tl.constexpr
 ):
     """Slope and log-partition of the chosen latents' heads; past the last, a log-partition of inf,
@@ -435,7 +435,7 @@ def chosen_slopes(
 
 
 @triton.jit
-def importance_of_nonzeros(
+def importance_of_nonzeros(  # share: 0
     compact_ptr,
     count,
     slope_ptr,
@@ -449,11 +449,11 @@ def importance_of_nonzeros(
     """Replaces each compacted value by its importance, the sum over the chosen slopes of e^{a x} /
     M(a).
     """
-    for start in range(0, count, BLOCK_X):
+    for start in range(0, count, BLOCK_X):  # trips: 0
         value = start + tl.arange(0, BLOCK_X)
         x = tl.load(compact_ptr + value, mask=value < count, other=0.0)
         share = tl.zeros([BLOCK_X, BLOCK_S], dtype=tl.float32)
-        for first in range(0, num_chosen * num_heads, BLOCK_S):
+        for first in range(0, num_chosen * num_heads, BLOCK_S):  # trips: 0
             alpha, log_partition = chosen_slopes(
                 slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S
             )
@@ -467,12 +467,12 @@ def importance_of_nonzeros(
 
 
 @triton.jit
-def importance_of_zeros(
+def importance_of_zeros(  # share: 0
     slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S: tl.constexpr
 ):
     """The importance that all zeros of the row share, the sum over the chosen slopes of 1 / M(a)."""
     share = tl.zeros([BLOCK_S], dtype=tl.float32)
-    for first in range(0, num_chosen * num_heads, BLOCK_S):
+    for first in range(0, num_chosen * num_heads, BLOCK_S):  # trips: 0
         _, log_partition = chosen_slopes(
             slope_ptr, log_partition_ptr, latents_ptr, first, num_chosen, num_heads, BLOCK_S
         )
@@ -497,7 +497,7 @@ def expand_dense(
     one's was compacted to.
     """
     count = 0
-    for start in range(0, length, BLOCK):
+    for start in range(0, length, BLOCK):  # trips: L / BLOCK_L
         position = start + tl.arange(0, BLOCK)
         in_row = position < length
         exists = in_row
@@ -554,58 +554,33 @@ def expand_csr(
 
 
 @triton.jit(
-    do_not_specialize=[
-        "seed",
-        "step",
-        "num_positions",
-        "num_slopes",
-        "num_chosen",
-        "num_heads",
-        "num_stored",
-    ]
+    do_not_specialize=["num_positions", "num_stored", "num_slopes", "num_chosen", "num_heads"]
 )
 def value_kernel(
     values_ptr,
     crow_ptr,
     col_ptr,
     valid_ptr,
-    maskable_ptr,
     slope_ptr,
     latents_ptr,
-    num_masked_ptr,
-    sample_ids_ptr,
-    seed_ptr,
-    step_ptr,
     compact_ptr,
     series_ptr,
-    mask_ptr,
     importance_ptr,
     log_partition_ptr,
     mean_ptr,
     variance_ptr,
-    seed: tl.int64,
-    step: tl.int64,
-    eps,
-    inverse_temperature,
     num_positions,
+    num_stored,
     num_slopes,
     num_chosen,
     num_heads,
-    num_stored,
     values_stride_row,
     values_stride_position,
     valid_stride_row,
     valid_stride_position,
-    maskable_stride_row,
-    maskable_stride_position,
     IS_CSR: tl.constexpr,
     MASKING: tl.constexpr,
     HAS_VALID: tl.constexpr,
-    HAS_MASKABLE: tl.constexpr,
-    HAS_SAMPLE_IDS: tl.constexpr,
-    SEED_ON_DEVICE: tl.constexpr,
-    STEP_ON_DEVICE: tl.constexpr,
-    SHARPEN: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -613,19 +588,18 @@ def value_kernel(
 ):
     """One row: log M(a), M'/M and M''/M - (M'/M)^2 with M(a) = sum_l e^{a x_l} for every slope a.
 
-    MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a), and the num_masked positions
-    with the smallest E_l / w_l, w = (s + eps) ** inverse_temperature. Scratch: the nonzeros in a
-    row's span of `compact_ptr`, as long as the row's data. Keys go there too when the row is dense;
-    where it is sparse they stand in for the importance, which is written again in the end.
+    MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a). Scratch: the nonzeros in a
+    row's span of `compact_ptr`, as long as the row's data.
     """
     row = tl.program_id(0).to(tl.int64)
     if HAS_VALID:
         valid_ptr += row * valid_stride_row
     if IS_CSR:
-        # of unsound offsets only what is in bounds is followed
-        first = tl.minimum(tl.maximum(tl.load(crow_ptr + row).to(tl.int64), 0), num_stored)
-        last = tl.minimum(tl.load(crow_ptr + row + 1).to(tl.int64), num_stored)
-        last = tl.minimum(tl.maximum(last, first), first + num_positions)
+        # a matrix whose offsets are wrong is not read beyond what it stores
+        first = tl.load(crow_ptr + row).to(tl.int64)
+        last = tl.load(crow_ptr + row + 1).to(tl.int64)
+        first = tl.minimum(tl.maximum(first, 0), num_stored)
+        last = tl.minimum(tl.minimum(tl.maximum(last, first), num_stored), first + num_positions)
         compact_ptr += first
         count, num_zeros, low, high, finite = compact_csr(
             values_ptr,
@@ -735,45 +709,13 @@ def value_kernel(
         tl.debug_barrier()
         importance_ptr += row * num_positions
         if IS_CSR:
-            keys_ptr = importance_ptr
             expand_csr(
                 values_ptr, col_ptr, first, last, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
                 num_positions, HAS_VALID, BLOCK_L,
             )  # fmt: skip
         else:
-            keys_ptr = compact_ptr
             expand_dense(
                 values_ptr, values_stride_position, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
-                num_positions, HAS_VALID, BLOCK_L,
-            )  # fmt: skip
-        tl.debug_barrier()
-        sample_id = row
-        if HAS_SAMPLE_IDS:
-            sample_id = tl.load(sample_ids_ptr + row)
-        if HAS_MASKABLE:
-            maskable_ptr += row * maskable_stride_row
-        draw_row(
-            importance_ptr,
-            1,
-            maskable_ptr,
-            maskable_stride_position,
-            keys_ptr,
-            mask_ptr + row * num_positions,
-            num_positions,
-            tl.load(num_masked_ptr + row),
-            read_word(seed, seed_ptr, SEED_ON_DEVICE),
-            read_word(step, step_ptr, STEP_ON_DEVICE),
-            sample_id,
-            eps,
-            inverse_temperature,
-            HAS_MASKABLE,
-            SHARPEN,
-            BLOCK_L,
-        )
-        if IS_CSR:
-            tl.debug_barrier()
-            expand_csr(
-                values_ptr, col_ptr, first, last, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
                 num_positions, HAS_VALID, BLOCK_L,
             )  # fmt: skip
 
@@ -802,51 +744,40 @@ class _Rows:
         self.moments = tuple(torch.empty((self.number, *slope.shape), **self.new) for _ in range(3))
         self.strides = (*((0, 0) if self.is_csr else values.stride()), *launch.strides(valid, 2))
 
+    def launch(
+        self, cells: Cells, slope: Tensor, latents: Tensor | None, importance: Tensor | None
+    ) -> None:
+        """Fill the moments, and the importance where it is given."""
+        values, crow, col, valid, num_positions = cells
+        blocks, options = launch.row_options(num_positions)
+        num_chosen, heads = (0, 1) if latents is None else (latents.numel(), slope.shape[1])
+        with launch.on(values.device):
+            value_kernel[(self.number,)](
+                values, crow, col, valid, slope, latents, self.compact, self.series, importance,
+                *self.moments,
+                num_positions, values.shape[0], slope.numel(), num_chosen, heads, *self.strides,
+                IS_CSR=self.is_csr, MASKING=importance is not None, HAS_VALID=valid is not None,
+                BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X,
+                SERIES_BLOCK=blocks.series_block, **options,
+            )  # fmt: skip
+
 
 def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell; each (B, N, H)."""
-    values, crow, col, valid, num_positions = cells
-    rows = _Rows(values, crow, slope, valid, num_positions)
-    blocks, options = launch.row_options(num_positions)
-    with launch.on(values.device):
-        value_kernel[(rows.number,)](
-            values, crow, col, valid, None, slope, None, None, None, None, None, rows.compact, rows.series, None, None, *rows.moments,
-            0, 0, 0.0, 1.0, num_positions, slope.numel(), 0, 1, values.numel(), *rows.strides, 0, 0,
-            IS_CSR=rows.is_csr, MASKING=False, HAS_VALID=valid is not None, HAS_MASKABLE=False, HAS_SAMPLE_IDS=False,
-            SEED_ON_DEVICE=False, STEP_ON_DEVICE=False, SHARPEN=False,
-            BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
-            **options,
-        )  # fmt: skip
+    rows = _Rows(cells.values, cells.crow, slope, cells.valid, cells.num_positions)
+    rows.launch(cells, slope, None, None)
     return rows.moments
 
 
 def mask(
     cells: Cells, slope: Tensor, choice: Choice, weighting: Weighting, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The masking step in one launch: (mask, importance), each (B, L), then the moments, each (B,
-    N, H).
+    """The masking step in two launches: (mask, importance), each (B, L), then the moments, each
+    (B, N, H).
     """
-    values, crow, col, valid, num_positions = cells
-    maskable, num_masked, _, latents, _ = choice
-    seed, step, sample_ids = draw
-    eps, inverse_temperature = weighting
-    rows = _Rows(values, crow, slope, valid, num_positions)
-    maskable = valid if maskable is None else maskable
-    hidden = torch.empty(rows.shape, dtype=torch.bool, device=values.device)
+    rows = _Rows(cells.values, cells.crow, slope, cells.valid, cells.num_positions)
     importance = torch.empty(rows.shape, **rows.new)
-    seed_value, seed_ptr = launch.word(seed)
-    step_value, step_ptr = launch.word(step)
-    blocks, options = launch.row_options(num_positions)
-    with launch.on(values.device):
-        value_kernel[(rows.number,)](
-            values, crow, col, valid, maskable, slope, latents, num_masked, sample_ids, seed_ptr, step_ptr,
-            rows.compact, rows.series, hidden, importance, *rows.moments,
-            seed_value, step_value, eps, inverse_temperature,
-            num_positions, slope.numel(), latents.numel(), slope.shape[1], values.numel(), *rows.strides, *launch.strides(maskable, 2),
-            IS_CSR=rows.is_csr, MASKING=True, HAS_VALID=valid is not None, HAS_MASKABLE=maskable is not None,
-            HAS_SAMPLE_IDS=sample_ids is not None, SEED_ON_DEVICE=seed_ptr is not None, STEP_ON_DEVICE=step_ptr is not None,
-            SHARPEN=inverse_temperature != 1.0,
-            BLOCK_L=blocks.block, BLOCK_S=BLOCK_S, BLOCK_X=BLOCK_X, SERIES_BLOCK=blocks.series_block,
-            **options,
-        )  # fmt: skip
+    rows.launch(cells, slope, choice.latents, importance)
+    maskable = cells.valid if choice.maskable is None else choice.maskable
+    hidden = select(importance, choice.num_masked, maskable, draw, weighting)
     return hidden, importance, *rows.moments

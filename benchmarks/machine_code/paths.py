@@ -1,0 +1,6 @@
+"""Every path that is counted."""
+
+from .table import SELECTION, VALUE_PATH, VALUE_PATH_BACKWARD
+from .token_path import TOKEN_BOTH, TOKEN_FORWARD
+
+PATHS = (SELECTION, VALUE_PATH, VALUE_PATH_BACKWARD, TOKEN_FORWARD, TOKEN_BOTH)
