@@ -2,7 +2,7 @@
 sometimes the true one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ def corrupt(
     return Corrupted(corrupted, token)
 
 
-def corruption_shares(scheme: str | tuple[float, float]) -> tuple[float, float]:
+def corruption_shares(scheme: str | Sequence[float]) -> tuple[float, float]:
     """The shares of the mask token and of a random value, of a name in ``CORRUPTIONS`` or of the
     two shares themselves.
     """

@@ -5,18 +5,26 @@ A count is a function of (seed, step, cell id), as the mask is.
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._core import checks, philox
-from ._core.call import Draw
 
 ROUNDINGS = ("floor", "ceil", "bernoulli")
 DRAWN_PER = ("cell", "batch")
 
 RATIO_STREAM, POSITION_STREAM = 3, 4
 """Of the random bits; 0 and 1 are those of positions and latents, 2 those of corruption."""
+
+
+class Draw(NamedTuple):
+    """Which draw a strategy makes for a batch: the same three give the same masks."""
+
+    seed: int | Tensor  #: or int64 of 0 dims, on the CPU or on the device of the data
+    step: int | Tensor  #: likewise
+    sample_ids: Tensor | None  #: (B,) integers, of the cells; None: the index of the row
 
 
 class Share:
@@ -41,12 +49,12 @@ class Share:
         at_least: int = 0,
         per: str = "cell",
     ) -> None:
-        several = isinstance(ratio, Sequence)
-        ratios = tuple(ratio) if several else (ratio,)
+        ratios = tuple(ratio) if isinstance(ratio, Sequence) else (ratio,)
         if not ratios:
             raise ValueError("ratio: expected at least one number; got none")
         self.ratios = tuple(checks.require_number("ratio", one, 0.0, 1.0) for one in ratios)
-        self.low = self.high = None  # a range, in place of the ratios: see between
+        self.low: float | None = None  # of a range, in place of the ratios: see between
+        self.high: float | None = None
         if rounding not in ROUNDINGS:
             raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}; got {rounding!r}")
         if per not in DRAWN_PER:
@@ -55,7 +63,7 @@ class Share:
         self.at_least = checks.require_count("at_least", at_least, 0)
 
     @classmethod
-    def between(cls, low: float, high: float, **options: object) -> "Share":
+    def between(cls, low: float, high: float, **options: Any) -> "Share":
         """A ratio drawn uniformly in [low, high]; options as of the class."""
         share = cls((low, high), **options)
         if low > high:
@@ -106,14 +114,14 @@ class Share:
         """(B,) or (1,) float64."""
         # Word 0 of the counter tells the two apart: a batch has no sample id.
         of_batch = self.per == "batch"
-        ids = like.new_zeros(1, dtype=torch.int64) if of_batch else _ids(like, draw)
+        ids = like.new_zeros(1, dtype=torch.int64) if of_batch else ids_of(like, draw)
         seed, step = _words(draw, like.device)
         zero = torch.zeros_like(ids)
         bits = philox.philox4x32(
             seed, (zero + int(of_batch), ids, zero + step, zero + RATIO_STREAM)
         )
         uniform = bits[0].double() * 2.0**-32
-        if self.low is not None:
+        if self.low is not None and self.high is not None:
             return self.low + (self.high - self.low) * uniform
         ratios = torch.tensor(self.ratios, dtype=torch.float64, device=like.device)
         return ratios[(uniform * len(self.ratios)).long()]
@@ -122,7 +130,7 @@ class Share:
         self, like: Tensor, positions: Tensor | None, ratio: float | Tensor, draw: Draw
     ) -> Tensor:
         seed, step = _words(draw, like.device)
-        bits = philox.random_bits(like.shape[1], _ids(like, draw), step, seed, POSITION_STREAM)
+        bits = philox.random_bits(like.shape[1], ids_of(like, draw), step, seed, POSITION_STREAM)
         if isinstance(ratio, Tensor):
             ratio = ratio[:, None]
         heads = bits.double() * 2.0**-32 < ratio
@@ -136,7 +144,8 @@ def share_of(name: str, ratio: float | Share) -> Share:
     return Share(checks.require_number(name, ratio, 0.0, 1.0))
 
 
-def _ids(like: Tensor, draw: Draw) -> Tensor:
+def ids_of(like: Tensor, draw: Draw) -> Tensor:
+    """(B,) int64, of the cells of a batch ``like`` (B, G)."""
     if draw.sample_ids is None:
         return torch.arange(len(like), device=like.device)
     return draw.sample_ids.to(torch.int64)

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._core.call import Draw
 from .entropy import drawing_entropy
 from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.selection.ops import sample_without_replacement
 from .sequences import Sequences, gather
-from .shares import Share, share_of
+from .shares import Draw, Share, share_of
 
 Embed = Callable[[Sequences], Tensor]
 """(B, T) sequences to (B, T, width) embeddings of gene and value."""
@@ -184,6 +183,8 @@ class MatchedFractions(MaskingStrategy):
             steps.
     """
 
+    shares: Tensor  # (steps, 2) float64
+
     def __init__(self, schedule: Tensor) -> None:
         super().__init__()
         if schedule.dim() != 2 or schedule.shape[1] != 2 or not len(schedule):
@@ -220,6 +221,8 @@ class ContextOnly(MaskingStrategy):
         visible: whether the context is computed without the hidden positions.
     """
 
+    latents: MultinomialAttentionMasking
+
     def __init__(
         self, selection: MaskingStrategy, latents: MultinomialAttentionMasking, visible: bool
     ) -> None:
@@ -243,6 +246,8 @@ class ValueAttention(MaskingStrategy):
         zero_ratio: share of the zeros, drawn uniformly; None: zeros and non-zeros are drawn
             together.
     """
+
+    latents: MultinomialAttentionMasking
 
     def __init__(
         self,
@@ -294,6 +299,8 @@ class EmbeddingAttention(MaskingStrategy):
         zero_ratio: share of the zeros, drawn uniformly; None: they are not drawn apart.
     """
 
+    latents: MultinomialAttentionMasking
+
     def __init__(
         self,
         latents: MultinomialAttentionMasking,
@@ -320,19 +327,19 @@ class EmbeddingAttention(MaskingStrategy):
             drawable = cells.drawable if self.zero_share is None else cells.among(nonzero)
             out = Masking(*_attend(self.latents, cells.embed, cells, drawable, self.share, draw))
         else:
-            out = self._gathered(cells, nonzero, draw)
+            out = self._gathered(cells, cells.embed, nonzero, draw)
         if self.zero_share is None:
             return out
         zeros = _uniform(cells.among(~nonzero), self.zero_share, draw)
         return out._replace(mask=out.mask | zeros)
 
-    def _gathered(self, cells: CellValues, nonzero: Tensor, draw: Draw) -> Masking:
+    def _gathered(self, cells: CellValues, embed: Embed, nonzero: Tensor, draw: Draw) -> Masking:
         there = gather(cells.values, nonzero if cells.valid is None else nonzero & cells.valid)
         taken, maskable = there.valid, there.valid
         if cells.maskable is not None:
             maskable = taken & cells.maskable.gather(1, there.gene_ids)
         sequences = CellValues(there.values, valid=taken, maskable=maskable)
-        out = _attend(self.latents, cells.embed(there), sequences, maskable, self.share, draw)
+        out = _attend(self.latents, embed(there), sequences, maskable, self.share, draw)
         rows, slots = taken.nonzero(as_tuple=True)
         positions = there.gene_ids[rows, slots]
         mask = torch.zeros_like(nonzero)
@@ -407,7 +414,7 @@ def _uniform(positions: Tensor, share: Share, draw: Draw) -> Tensor:
 
 
 def _uniform_counts(
-    positions: Tensor, amount: Tensor, draw: Draw, *, counted: bool = False
+    positions: Tensor, amount: int | Tensor, draw: Draw, *, counted: bool = False
 ) -> Tensor:
     """``amount`` (B,) of the True of each row; or, not ``counted``, the ratio ``amount``, rounded
     down.

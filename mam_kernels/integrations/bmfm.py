@@ -62,6 +62,16 @@ class LatentMaskingStrategy(core.MaskingStep):
         self.gene_field, self.value_field = gene_field, value_field
         self.use_for_validation = use_for_validation
 
+    @property
+    def _latents(self) -> MultinomialAttentionMasking:
+        """The engine's module; a strategy put in place later may be without."""
+        if self.masker is None:
+            raise ValueError(
+                "strategy: expected one with latents, whose probabilities and context are asked "
+                f"for; got {type(self.strategy).__name__}"
+            )
+        return self.masker
+
     @torch.no_grad()
     def get_mask_probs(self, batch: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """The probability of each token of being hidden.
@@ -85,8 +95,9 @@ class LatentMaskingStrategy(core.MaskingStep):
         valid = self._genes(batch, field, values)
         draw = self._draw(values, None, None, None)
         masking = self.strategy(CellValues(values, None, valid), draw)
-        weight = (masking.importance + self.masker.eps) ** (1 / self.masker.temperature) * valid
-        expected = self.masker.mask_ratio * valid.sum(dim=1, keepdim=True)
+        latents = self._latents
+        weight = (masking.importance + latents.eps) ** (1 / latents.temperature) * valid
+        expected = latents.mask_ratio * valid.sum(dim=1, keepdim=True)
         total = weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         probability = (weight / total * expected).clamp(max=1.0)
         mean = probability.sum() / valid.sum().clamp(min=1)
@@ -138,12 +149,15 @@ class LatentMaskingStrategy(core.MaskingStep):
         if gene_ids is not None:
             special = special | ~self.batches.genes(gene_ids)
         valid = real_tokens("attention_mask", attention_mask, true, true_means="token") & ~special
-        attended = valid & ~hidden if self.masker.context_from == "visible" else valid
-        out = self.masker(true, attended, num_masked=0, seed=0)
-        shifts = (None, None) if self.injection is None else self.injection(out.context)
-        return core.MaskedBatch(
-            values, labels, hidden, out.importance * valid, *shifts, out.penalty
+        attended = valid & ~hidden if self._latents.context_from == "visible" else valid
+        out = self._latents(true, attended, num_masked=0, seed=0)
+        encoder_shift, decoder_shift = (
+            (None, None) if self.injection is None else self.injection(out.context)
         )
+        return core.MaskedBatch(
+            values, labels, hidden, out.importance * valid, encoder_shift, decoder_shift,
+            out.penalty,
+        )  # fmt: skip
 
     def check(
         self, batch: Mapping[str, Mapping[str, Tensor]], vocab_size: int | None = None

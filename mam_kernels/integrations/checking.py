@@ -3,7 +3,7 @@ what goes wrong in silence.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,10 @@ class _Batch(NamedTuple):
     @property
     def inputs(self) -> Tensor:
         """What the model reads."""
-        return self.ids if self.values is None else self.values
+        inputs = self.ids if self.values is None else self.values
+        if inputs is None:
+            raise ValueError("ids, values: expected at least one of them; got None and None")
+        return inputs
 
     @property
     def genes(self) -> Tensor:
@@ -159,7 +162,7 @@ def check_first_batch(
     findings += _special(batch, bool(special_ids), looked_for=inverted is None)
     findings += _mask_value(batch, mask_value)
     if values is not None:
-        findings += _values(batch)
+        findings += _values(values[batch.genes])
     return FirstBatch(tuple(findings))
 
 
@@ -170,7 +173,7 @@ def check_batch(
     values: Tensor | None = None,
     padding_mask: Tensor | None = None,
     special: Tensor | None = None,
-    **facts: float | None,
+    **facts: Any,
 ) -> FirstBatch:
     """``check_first_batch`` with what an adapter says of its batches."""
     batches = masking.batches
@@ -236,7 +239,7 @@ def _telling(batch: _Batch) -> Tensor:
     """
     if batch.ids is not None and batch.pad_id is not None:
         return torch.ones_like(batch.padding)
-    return ~batch.special & (batch.pad_value < 0)
+    return ~batch.special & (batch.pad_value is not None and batch.pad_value < 0)
 
 
 def _distinct(batch: _Batch, where: Tensor) -> int:
@@ -366,7 +369,7 @@ def _special(batch: _Batch, told: bool, *, looked_for: bool) -> Iterator[Finding
     for where, place in (("begins", _first(real)), ("ends", _first(real.flip(1)))):
         if where == "ends":
             place = real.shape[1] - 1 - place
-        token = _forgotten(batch, real, place)
+        token = _forgotten(batch, batch.ids, real, place)
         if token is not None:
             text = (
                 f"every row {where} with id {token}, which is not among them, so it would be "
@@ -380,18 +383,18 @@ def _first(real: Tensor) -> Tensor:
     return real.int().argmax(dim=1)
 
 
-def _forgotten(batch: _Batch, real: Tensor, place: Tensor) -> int | None:
+def _forgotten(batch: _Batch, ids: Tensor, real: Tensor, place: Tensor) -> int | None:
     """The id that stands at ``place`` (B,) of every row and nowhere else, and is not special; None
     where there is none.
     """
     rows = torch.arange(len(real))
-    tokens = batch.ids[rows, place]
+    tokens = ids[rows, place]
     token = tokens[0]
     if len(real) < FEWEST_ROWS or not bool((tokens == token).all() & real.any(dim=1).all()):
         return None
-    if bool(batch.special[rows, place].any()) or int((batch.ids[real] == token).sum()) > len(real):
+    if bool(batch.special[rows, place].any()) or int((ids[real] == token).sum()) > len(real):
         return None
-    if bool((torch.where(real, batch.ids, -1) == torch.where(real[:1], batch.ids[:1], -1)).all()):
+    if bool((torch.where(real, ids, -1) == torch.where(real[:1], ids[:1], -1)).all()):
         return None  # one order of genes for all cells
     if batch.values is not None and len(batch.values[rows, place].unique()) > 1:
         return None  # which a gene may have, a special token has not
@@ -417,8 +420,8 @@ def _mask_value(batch: _Batch, mask_value: float | None) -> Iterator[Finding]:
         yield Finding(True, "mask value", f"no gene holds the {what} {mask_value}")
 
 
-def _values(batch: _Batch) -> Iterator[Finding]:
-    there = batch.values[batch.genes]
+def _values(there: Tensor) -> Iterator[Finding]:
+    """Of the values of the genes."""
     bad = int((~torch.isfinite(there)).sum())
     if bad:
         yield Finding(False, "values", f"{bad} of {there.numel()} genes are NaN or infinite")

@@ -5,7 +5,7 @@ Every adapter translates a framework's arguments into those of ``MaskingStep.mas
 description of its batches, a ``BatchFormat``.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from .._core import checks
 from ..corruption import IdSet, corruption_shares, draw_outcomes
 from ..injection import ContextInjection
 from ..masking import MultinomialAttentionMasking
+from ..shares import ids_of
 from ..strategies import CellValues, Draw, Masking, MaskingStrategy, attention, masking_entropy
 from .formats import BatchFormat, real_tokens, warn_of_untried
 from .parameter_groups import parameter_groups
-from .places import ContextHook, Place, place_of
+from .places import ContextHook, Place, module_of, place_of
 from .reading import NotReadError, ReadingWatch, is_compiled
 
 __all__ = ["PENALTY", "MaskedBatch", "MaskingStep", "real_tokens"]
@@ -86,11 +87,11 @@ class MaskedBatch(NamedTuple):
                     f"{name}: expected {'None' if shift is None else 'a module'}, "
                     f"as the scheme has {there}; got {place}"
                 )
-            if place is not None:
+            if place is not None and shift is not None:
                 checked = place_of(name, place)
                 hook = ContextHook.of(checked)
                 hook.start(name, shift, checked.layout)
-                hooks.append((hook, checked.module))
+                hooks.append((hook, module_of(checked)))
         with ExitStack() as stack:
             watch = self._watch([hook for hook, module in hooks if not is_compiled(module)])
             if watch is not None:
@@ -163,6 +164,8 @@ class MaskingStep(nn.Module):
         TypeError, ValueError: an argument is not as above.
     """
 
+    steps: Tensor  # int64, 0 dims: how many batches were masked in training
+
     def __init__(
         self,
         masker: MultinomialAttentionMasking | MaskingStrategy,
@@ -170,7 +173,7 @@ class MaskingStep(nn.Module):
         mask_value: float,
         embed_dim: int | None = None,
         ignore_value: float = -100,
-        corruption: str | tuple[float, float] = "all",
+        corruption: str | Sequence[float] = "all",
         random_ids: Iterable[int] | None = None,
         decoder_dim: int | None = None,
         scheme: str | None = None,
@@ -364,23 +367,24 @@ class MaskingStep(nn.Module):
             step = self.steps.clone() if self.training else 0
             if self.training:
                 self.steps += 1
-        draw = checks.draw_source(
+        source = checks.draw_source(
             self.seed if seed is None else seed, step, sample_ids, len(inputs), inputs.device
         )
-        ids = (
-            torch.arange(len(inputs), device=inputs.device)
-            if draw.sample_ids is None
-            else draw.sample_ids
-        )
-        return Draw(draw.seed, draw.step, ids)
+        draw = Draw(*source)
+        return draw._replace(sample_ids=ids_of(inputs, draw))
 
     def _corrupt(self, inputs: Tensor, mask: Tensor, valid: Tensor, draw: Draw) -> Tensor:
         if self.shares[0] == 1.0:
             return inputs.masked_fill(mask, self.mask_value)
         positions = torch.arange(inputs.shape[1], device=inputs.device)
-        ids = draw.sample_ids[:, None]
+        ids = ids_of(inputs, draw)[:, None]
         token, wrong, which = draw_outcomes(
-            self.shares, positions, ids, seed=draw.seed, step=draw.step, stream=CORRUPTION_STREAM
+            self.shares,
+            positions,
+            ids,
+            seed=checks.as_tensor(draw.seed),
+            step=draw.step,
+            stream=CORRUPTION_STREAM,
         )
         if self.shares[1] > 0:
             inputs = torch.where(mask & wrong, self._random_values(inputs, valid, which), inputs)
@@ -443,7 +447,11 @@ def _injection(
             f"and so no context; got {scheme!r}"
         )
     return ContextInjection(
-        latents.latent_dim, embed_dim, scheme, decoder_dim=decoder_dim, start=start
+        latents.latent_dim,
+        checks.require_count("embed_dim", embed_dim),
+        scheme,
+        decoder_dim=decoder_dim,
+        start=start,
     )
 
 

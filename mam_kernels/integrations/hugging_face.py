@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -21,8 +21,10 @@ from . import core
 from .checking import FirstBatch, check_batch
 from .formats import BatchFormat, require_ids
 
-# Spelled so up to version 4.
-Config = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig as Config
+else:  # the second is how it is spelled up to version 4
+    Config = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
 
 
 class MamConfig(Config):
@@ -101,11 +103,12 @@ class MamForMaskedLM(PreTrainedModel):
         self.model = _built(config) if model is None else model
         require_masked_language_model(self.model)
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
-        _require_mask_token(config, vocab_size)
+        mask_token_id = _require_mask_token(config, vocab_size)
         config.tie_word_embeddings = getattr(self.model.config, "tie_word_embeddings", True)
         tied = getattr(self.model, "_tied_weights_keys", None)
         if isinstance(tied, (list, tuple, set)):  # up to version 4, which does not look inside
-            self._tied_weights_keys = list(tied)  # patterns, which are searched for
+            patterns: Any = list(tied)  # which are searched for
+            self._tied_weights_keys = patterns
         width = self.model.get_input_embeddings().weight.shape[1]
         seen = (
             width
@@ -114,12 +117,12 @@ class MamForMaskedLM(PreTrainedModel):
         )
         self.masking = core.MaskingStep(
             MultinomialAttentionMasking(input_dim=seen, **config.masking),
-            mask_value=config.mask_token_id,
+            mask_value=mask_token_id,
             embed_dim=width,
             corruption=config.corruption
             if isinstance(config.corruption, str)
             else tuple(config.corruption),
-            random_ids=set(range(vocab_size)) - {*config.special_token_ids, config.mask_token_id},
+            random_ids=set(range(vocab_size)) - {*config.special_token_ids, mask_token_id},
             scheme=config.injection,
             injection_start=config.injection_start,
             seed=config.masking_seed,
@@ -128,14 +131,13 @@ class MamForMaskedLM(PreTrainedModel):
                 "input_ids",
                 "attention_mask",
                 "token",
-                tuple(sorted({*config.special_token_ids, config.mask_token_id})),
+                tuple(sorted({*config.special_token_ids, mask_token_id})),
             ),
         )
         if model is not None:
-            for module in model.modules():
-                module._is_hf_initialized = (
-                    True  # so that post_init leaves its weights as they came
-                )
+            modules: Iterable[Any] = model.modules()
+            for module in modules:  # so that post_init leaves its weights as they came
+                module._is_hf_initialized = True
         self.post_init()
 
     @classmethod
@@ -167,7 +169,8 @@ class MamForMaskedLM(PreTrainedModel):
             special_token_ids=list(special_token_ids),
             **options,
         )
-        return cls(config, model).to(model.device)
+        device: Any = model.device  # the types of transformers hide what ``to`` takes
+        return cls(config, model).to(device)
 
     @classmethod
     def from_pretrained(
@@ -395,7 +398,8 @@ def require_masked_language_model(model: object) -> None:
         )
 
 
-def _require_mask_token(config: MamConfig, vocab_size: int) -> None:
+def _require_mask_token(config: MamConfig, vocab_size: int) -> int:
+    """The id of the mask token, which is checked as the special ones are."""
     if config.mask_token_id is None:
         raise ValueError(
             "mask_token_id: expected the id of a mask token; got None: add one to the vocabulary, "
@@ -411,6 +415,7 @@ def _require_mask_token(config: MamConfig, vocab_size: int) -> None:
                 f"{name}: expected ids in [0, {vocab_size}), the model's vocabulary; "
                 f"got {outside[0]}"
             )
+    return config.mask_token_id
 
 
 def _name_of(kind: type) -> str:
@@ -424,7 +429,7 @@ def _built(config: MamConfig) -> PreTrainedModel:
     """The model of a configuration, with random weights."""
     module, _, name = config.architecture.rpartition(":")
     try:
-        architecture = importlib.import_module(module) if module else transformers
+        architecture: Any = importlib.import_module(module) if module else transformers
         for part in name.split("."):
             architecture = getattr(architecture, part)
     except (ImportError, AttributeError) as error:
@@ -448,7 +453,10 @@ def _stored_weights(folder: str) -> dict[str, Tensor]:
             names = sorted(set(json.load(file)["weight_map"].values()))
     weights: dict[str, Tensor] = {}
     for name in names:
-        weights |= load_file(cached_file(folder, name))
+        path = cached_file(folder, name)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: expected a folder that holds {name}; got none")
+        weights |= load_file(path)
     return weights
 
 

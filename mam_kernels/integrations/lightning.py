@@ -13,9 +13,9 @@ rate of its own.
 Works with ``lightning`` and with ``pytorch_lightning``, and imports neither.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,7 +36,25 @@ SCALED_LISTS = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")  # of a scheduler,
 COPIED_LISTS = ("lr_lambdas",)
 
 
-class MaskedPretrainingMixin:
+if TYPE_CHECKING:
+
+    class _Module(nn.Module):
+        """What the mixin asks of the LightningModule behind it."""
+
+        automatic_optimization: bool
+        validation_step: Callable[..., Any]
+
+        def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+        def configure_optimizers(self) -> Any: ...
+
+        def log_dict(self, dictionary: dict[str, Tensor]) -> None: ...
+
+else:
+    _Module = object
+
+
+class MaskedPretrainingMixin(_Module):
     """Placed before a LightningModule: batches are masked before its steps see them, and the
     penalty joins its loss.
 
@@ -104,10 +122,11 @@ class MaskedPretrainingMixin:
             for name, place in (("encoder", encoder), ("decoder", decoder))
         }
         for place in filter(None, places.values()):
-            self.get_submodule(place.module)
+            self.get_submodule(str(place.module))
         warn_of_untried("lightning")
         self.masking = masking
-        self._places, self._steps_seen = places, set()
+        self._places = places
+        self._steps_seen: set[str] = set()
         self._masking_lr, self._masking_weight_decay, self._penalty = lr, weight_decay, penalty
 
     def mask_batch(self, batch: Any) -> tuple[Any, core.MaskedBatch]:
@@ -148,7 +167,9 @@ class MaskedPretrainingMixin:
         masked inputs are read.
         """
         places = {
-            name: None if place is None else place._replace(module=self.get_submodule(place.module))
+            name: None
+            if place is None
+            else place._replace(module=self.get_submodule(str(place.module)))
             for name, place in self._places.items()
         }
         there = [place for place in places.values() if place is not None]

@@ -127,6 +127,12 @@ def nicheformer_with_masking(nicheformer: type) -> type:
 class _Steps:
     """Their two steps without their masking: the batch has been masked."""
 
+    # of their class, which stands behind this one
+    forward: Callable[..., dict[str, Tensor]]
+    _prepare_target_indices: Callable[[Tensor, Tensor], Tensor]
+    _compute_loss: Callable[[Tensor, Tensor], Tensor]
+    log: Callable[..., None]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> Tensor:
         return self._masked_step(batch, "train_loss")
 

@@ -49,6 +49,13 @@ def place_of(name: str, place: Any, *, named: bool = False) -> Place:
     return place
 
 
+def module_of(place: Place) -> nn.Module:
+    """The module of a place that holds one, not a name."""
+    if isinstance(place.module, str):
+        raise TypeError(f"module: expected a torch.nn.Module; got the name {place.module!r}")
+    return place.module
+
+
 class ContextHook:
     """A hook that adds ``shift`` at a place, and does nothing while that is None.
 
@@ -58,15 +65,17 @@ class ContextHook:
     def __init__(self, place: Place) -> None:
         self.argument, self.key, self.output = place.argument, place.key, place.output
         self.index, self.keyword = (None, None) if place.output else _parameter(place)
-        self.seen_layout = _declared_layout(place.module)
-        self.name, self.shift, self.layout, self.called = "", None, None, False
+        self.seen_layout = _declared_layout(module_of(place))
+        self.name, self.called = "", False
+        self.shift: Tensor | None = None
+        self.layout: str | None = None
         self.watch: ReadingWatch | None = None  # while it is not known that masked inputs arrive
         self.verified, self.reads_masked = False, False
 
     @classmethod
     def of(cls, place: Place) -> "ContextHook":
         """The hook of a place, which is made the first time."""
-        module = place.module
+        module = module_of(place)
         hooks = module._forward_hooks if place.output else module._forward_pre_hooks
         for hook in hooks.values():
             if isinstance(hook, cls) and hook.of_same_place(place):
@@ -94,31 +103,31 @@ class ContextHook:
         if self.shift is None:
             return None
         if self.keyword in kwargs:
-            return args, {**kwargs, self.keyword: self._added(kwargs[self.keyword])}
+            return args, {**kwargs, self.keyword: self._added(kwargs[self.keyword], self.shift)}
         if self.index is None or self.index >= len(args):
             raise ValueError(
                 f"{self.name}: expected a module that is called with the argument "
                 f"{self.argument!r}; got {len(args)} by position and {sorted(kwargs)} by name"
             )
-        added = self._added(args[self.index])
+        added = self._added(args[self.index], self.shift)
         return (*args[: self.index], added, *args[self.index + 1 :]), kwargs
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """The hook on what a module returns."""
-        return None if self.shift is None else self._added(output)
+        return None if self.shift is None else self._added(output, self.shift)
 
-    def _added(self, given: Any) -> Any:
+    def _added(self, given: Any, shift: Tensor) -> Any:
         if self.key is not None:
             if not isinstance(given, dict) or self.key not in given:
                 there = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
                 raise ValueError(
                     f"{self.name}: expected a dict that holds {self.key!r}; got {there}"
                 )
-            return type(given)({**given, self.key: self._shifted(given[self.key])})
-        return self._shifted(given)
+            return type(given)({**given, self.key: self._shifted(given[self.key], shift)})
+        return self._shifted(given, shift)
 
-    def _shifted(self, tokens: Any) -> Tensor:
-        shift, layout = self.shift, self._layout_of(tokens)
+    def _shifted(self, tokens: Any, shift: Tensor) -> Tensor:
+        layout = self._layout_of(tokens, shift)
         self.called = True
         if torch.compiler.is_compiling():
             self.verified = True  # nothing can be seen of it
@@ -131,8 +140,8 @@ class ContextHook:
             shift = shift.transpose(0, 1)
         return tokens + shift.to(tokens.dtype)
 
-    def _layout_of(self, tokens: Any) -> str:
-        cells, width = self.shift.shape[0], self.shift.shape[2]
+    def _layout_of(self, tokens: Any, shift: Tensor) -> str:
+        cells, width = shift.shape[0], shift.shape[2]
         shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else ()
         fits = {
             "batch_first": len(shape) == 3 and (shape[0], shape[2]) == (cells, width),
@@ -182,7 +191,7 @@ def _described(tokens: Any) -> str:
 def _parameter(place: Place) -> tuple[int | None, str | None]:
     """Position and name of an argument of ``forward``; None where it has none."""
     kinds = inspect.Parameter
-    parameters = list(inspect.signature(place.module.forward).parameters.values())
+    parameters = list(inspect.signature(module_of(place).forward).parameters.values())
     by_position = [
         x.name for x in parameters if x.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
     ]

@@ -20,8 +20,8 @@ def sources_on_path(*folders: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in added:
-            sys.path.remove(folder)
+        for path in added:
+            sys.path.remove(path)
 
 
 def require_source(framework: str, source: Path | None) -> Path:

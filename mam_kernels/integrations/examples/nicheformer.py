@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from ..core import MaskedBatch
 from ..nicheformer import NicheformerMasking, nicheformer_with_masking
 from . import cells
 from .loading import require_source, sources_on_path, submodule
@@ -40,10 +41,10 @@ def example(theirs: SimpleNamespace) -> Example:
 
     def step(rows: Tensor) -> Step:
         batch = {"X": tokens[rows]}
-        kept: dict[str, object] = {}
+        kept: dict[str, MaskedBatch] = {}
         mask_batch = type(model).mask_batch
 
-        def keeping(given: dict[str, Tensor]) -> tuple[dict[str, Tensor], object]:
+        def keeping(given: dict[str, Tensor]) -> tuple[dict[str, Tensor], MaskedBatch]:
             masked_batch, kept["masked"] = mask_batch(model, given)
             return masked_batch, kept["masked"]
 

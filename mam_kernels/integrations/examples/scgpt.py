@@ -40,11 +40,11 @@ def example(theirs: SimpleNamespace) -> Example:
         masked = masking(ids, values, src_key_padding_mask, sample_ids=rows)
         with masked.injected(model.transformer_encoder):
             output = model(ids, masked.inputs, src_key_padding_mask, MVC=True)
-        losses = [
+        mlm, mvc = (
             F.mse_loss(output[name][masked.mask], values[masked.mask])
             for name in ("mlm_output", "mvc_output")
-        ]
-        return Step(sum(losses), masked)
+        )
+        return Step(mlm + mvc, masked)
 
     is_gene = genes >= FIRST_GENE
     return Example(

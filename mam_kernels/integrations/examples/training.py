@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ class Example(NamedTuple):
     lr: float = 3e-3
 
 
-def masker(input_dim: int | None = None, **options: float) -> MultinomialAttentionMasking:
+def masker(input_dim: int | None = None, **options: Any) -> MultinomialAttentionMasking:
     """The engine's module with few latents."""
-    sizes = {"latent_dim": 16, "num_latents": 8, "num_heads": 2, "mask_ratio": 0.3}
+    sizes: dict[str, Any] = {"latent_dim": 16, "num_latents": 8, "num_heads": 2, "mask_ratio": 0.3}
     return MultinomialAttentionMasking(input_dim, **{**sizes, **options})
 
 
@@ -52,8 +52,10 @@ def train(example: Example, steps: int = STEPS) -> FirstBatch:
     model, masking = example.model, example.masking
     optimizer = torch.optim.Adam(masking.parameter_groups(model, example.lr, masking_lr=1e-3))
     generator = torch.Generator().manual_seed(0)
+    if masking.masker is None:
+        raise ValueError("masking: expected a strategy with latents; got one without")
     before, latents, astray, counts = _evaluated(example), [], 0, []
-    contents = _Contents()
+    contents, parameter = _Contents(), masking.masker.latents
     for step in range(steps):
         cells = torch.randperm(example.cells, generator=generator)[:BATCH]
         torch.manual_seed(step)
@@ -61,7 +63,7 @@ def train(example: Example, steps: int = STEPS) -> FirstBatch:
         loss, masked = example.step(cells)
         optimizer.zero_grad()
         (loss + PENALTY * masked.penalty).backward()
-        gradient = masking.masker.latents.grad
+        gradient = parameter.grad
         latents.append(gradient is not None and bool(gradient.abs().max() > 0))
         optimizer.step()
         genes = example.genes[cells][:, : masked.mask.shape[1]]

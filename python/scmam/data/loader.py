@@ -28,8 +28,7 @@ class CellLoader:
 
     Every pass over it is an epoch, and the next pass the next epoch. Its place within an epoch can
     be saved and restored: the batches that follow are the same. Cells in a file are read thousands
-    at a time, and the next ones while these
-        are used: by a thread, or by workers.
+    at a time, and the next ones while these are used: by a thread, or by workers.
 
     Args:
         cells: from `open_cells`.

@@ -56,7 +56,7 @@ def pretrain(
 
     torchrun: ``torchrun --nproc-per-node 4 -m scmam pretrain --set training.devices=4 --out RUN``.
     Without it, ``training.devices: 4`` starts the command three more times (so not from a
-        notebook), a device each.
+    notebook), a device each.
 
     SLURM: ``srun`` it with ``--ntasks-per-node`` and ``--nodes`` as `training.devices` and
     `training.num_nodes`. With ``#SBATCH --signal=SIGUSR1@90 --requeue`` it saves and requeues
