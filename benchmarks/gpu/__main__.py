@@ -62,7 +62,7 @@ def plan(rehearse: bool) -> tuple[list[Stage], Background]:
     ]
     stages += [
         stage(f"launch shapes, {path}", "shapes", 40, path=path)
-        for path in ("selection", "value_path", "token_path_forward")
+        for path in ("selection", "value_path", "token_path_forward_backward")
     ]
     stages += [
         stage(f"ncu, {path}", "under_tool", 25, "cuda", path=path, tool="ncu")

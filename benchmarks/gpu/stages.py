@@ -257,9 +257,9 @@ def shapes(chosen: argparse.Namespace, sizes: Sizes) -> None:
     """The path with other launch shapes of its Triton kernels, each checked and timed."""
     import importlib
 
-    operation = {"selection": "selection", "value_path": "value_attention"}
-    folder = operation.get(chosen.path, "latent_attention")
-    module = importlib.import_module(f"mam_kernels.ops.{folder}.triton")
+    home = {"selection": "selection.triton", "value_path": "value_attention.triton"}
+    home = home.get(chosen.path, "latent_attention.triton_attention")
+    module = importlib.import_module(f"mam_kernels.ops.{home}")
     table, others = getattr(module, "LAUNCHES", {}), getattr(module, "ALTERNATIVES", {})
     if not others:
         driver.record(path=chosen.path, shapes="none are listed")

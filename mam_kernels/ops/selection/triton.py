@@ -59,7 +59,7 @@ def select_kernel(
     step = read_word(step, step_ptr, STEP_ON_DEVICE)
     drawn = num_samples * 0
     if not SHARPEN:
-        if num_positions >= FEWEST_SAMPLED:
+        if num_positions >= FEWEST_SAMPLED:  # noqa: SIM102 (the first is known to the compiler)
             drawn = draw_row_in_one_pass(
                 weights_ptr,
                 weights_stride_position,

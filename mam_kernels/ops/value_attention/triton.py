@@ -470,7 +470,7 @@ def importance_of_nonzeros(  # share: 0
 def importance_of_zeros(  # share: 0
     slope_ptr, log_partition_ptr, latents_ptr, num_chosen, num_heads, BLOCK_S: tl.constexpr
 ):
-    """The importance that all zeros of the row share, the sum over the chosen slopes of 1 / M(a)."""
+    """The importance that all zeros of the row share: the sum over the chosen slopes of 1 / M."""
     share = tl.zeros([BLOCK_S], dtype=tl.float32)
     for first in range(0, num_chosen * num_heads, BLOCK_S):  # trips: 0
         _, log_partition = chosen_slopes(
@@ -710,13 +710,13 @@ def value_kernel(
         importance_ptr += row * num_positions
         if IS_CSR:
             expand_csr(
-                values_ptr, col_ptr, first, last, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
-                num_positions, HAS_VALID, BLOCK_L,
+                values_ptr, col_ptr, first, last, valid_ptr, valid_stride_position, compact_ptr,
+                zero_importance, importance_ptr, num_positions, HAS_VALID, BLOCK_L,
             )  # fmt: skip
         else:
             expand_dense(
-                values_ptr, values_stride_position, valid_ptr, valid_stride_position, compact_ptr, zero_importance, importance_ptr,
-                num_positions, HAS_VALID, BLOCK_L,
+                values_ptr, values_stride_position, valid_ptr, valid_stride_position, compact_ptr,
+                zero_importance, importance_ptr, num_positions, HAS_VALID, BLOCK_L,
             )  # fmt: skip
 
 
