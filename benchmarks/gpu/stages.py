@@ -257,8 +257,8 @@ def shapes(chosen: argparse.Namespace, sizes: Sizes) -> None:
     """The path with other launch shapes of its Triton kernels, each checked and timed."""
     import importlib
 
-    home = {"selection": "selection.triton", "value_path": "value_attention.triton"}
-    home = home.get(chosen.path, "latent_attention.triton_attention")
+    homes = {"selection": "selection.triton", "value_path": "value_attention.triton"}
+    home = homes.get(chosen.path, "latent_attention.triton_attention")
     module = importlib.import_module(f"mam_kernels.ops.{home}")
     table, others = getattr(module, "LAUNCHES", {}), getattr(module, "ALTERNATIVES", {})
     if not others:

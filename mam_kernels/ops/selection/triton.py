@@ -58,8 +58,9 @@ def select_kernel(
     seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
     step = read_word(step, step_ptr, STEP_ON_DEVICE)
     drawn = num_samples * 0
-    if not SHARPEN:
-        if num_positions >= FEWEST_SAMPLED:  # noqa: SIM102 (the first is known to the compiler)
+    # The first is known to the compiler.
+    if not SHARPEN:  # noqa: SIM102
+        if num_positions >= FEWEST_SAMPLED:
             drawn = draw_row_in_one_pass(
                 weights_ptr,
                 weights_stride_position,
