@@ -78,7 +78,7 @@ class MultinomialAttentionMasking(nn.Module):
         context_from: "all", as published: the context is computed before the masking and carries
             something of the hidden values; "visible": it is computed from what is left, so nothing
             leaks.
-        eps: > 0, added to the importance.
+        eps: > 0, added to the importance; below 2**-100 it counts as 0.
         slope_norm: > 0, for scalar values alone: the slopes, which decide the attention to a value
             ``x`` as ``exp(slope * x)``, are rescaled to a root mean square of ``slope_norm``.
             Training may shrink them until every position is hidden alike; here they can turn and

@@ -263,7 +263,9 @@ def test_the_engine_never_imports_the_single_cell_layer_or_its_libraries():
     wrong = {
         name: found
         for name, imports in IMPORTS.items()
-        if (found := {i for i in imports if i.split(".")[0] in outside})
+        # an example trains a framework's own class on real cells
+        if not name.startswith("mam_kernels.integrations.examples.")
+        and (found := {i for i in imports if i.split(".")[0] in outside})
     }
     assert wrong == {}
 
@@ -274,11 +276,8 @@ def test_only_the_triton_files_import_triton():
         for name, imports in IMPORTS.items()
         if any(i.split(".")[0] == "triton" for i in imports)
     }
-    assert {name.rsplit(".", 1)[-1] for name in importers} <= {
-        "triton",
-        "triton_language",
-        "triton_launch",
-    }
+    assert importers
+    assert all(name.rsplit(".", 1)[-1].startswith("triton") for name in importers), importers
 
 
 def test_kernels_of_one_backend_never_import_another_backend():

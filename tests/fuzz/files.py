@@ -150,6 +150,8 @@ def _open(path: Path) -> str:
         if "\n" in str(error):
             raise Wrong(f"an error of more than one line: {error}") from error
         return "refused"
+    if cells.unit != "counts":  # of values that no longer are counts
+        return f"taken, as {cells.unit}"
     truth, names = _read_cells(path)
     truth = truth[cells.cell_ids]  # cells without a count are left out, and a note says so
     if any(set(LINE_ENDS) & set(name) for name in cells.genes):
@@ -157,7 +159,7 @@ def _open(path: Path) -> str:
     if tuple(names) != tuple(cells.genes):
         raise Wrong("other gene names than those of the file")
     if counts.shape != truth.shape or not np.array_equal(counts, truth.astype(np.float32)):
-        raise Wrong("other counts than those of the file")
+        raise Wrong(f"other counts than those of the file, which are {cells.unit!r}")
     return "taken"
 
 
@@ -172,9 +174,11 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
     with h5py.File(path, "r") as file:
         index = file["var"].attrs["_index"]
         names = [x.decode() if isinstance(x, bytes) else str(x) for x in file["var"][index][:]]
-        # anndata takes a group without an index as columns, and numbers the cells
+        # anndata takes a group that is no table as columns, and numbers the cells
         obs = file["obs"]
-        cells = len(obs[obs.attrs["_index"]]) if "_index" in obs.attrs else None
+        table = "_index" in obs.attrs and obs.attrs.get("encoding-type") == "dataframe"
+        index = obs[obs.attrs["_index"]] if table else None
+        cells = len(index) if isinstance(index, h5py.Dataset) else None
         x = file["X"]
         if isinstance(x, h5py.Dataset):
             dense = x[:]
@@ -185,7 +189,7 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
                 raise Wrong(f"taken: the shape {shape} of {cells} cells and {len(names)} genes")
             by_columns = x.attrs["encoding-type"] == "csc_matrix"
             rows, columns = shape[::-1] if by_columns else shape
-            if any(part.dtype.kind not in "iuf" for part in parts):
+            if any(part.dtype.kind not in "iufb" for part in parts):
                 raise Wrong("taken: parts that are no numbers")
             dense = broken_csr.read(*parts, rows, columns, summed=True)
             if dense is None:
