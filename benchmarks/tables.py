@@ -294,12 +294,14 @@ def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Prose in lines of 100 columns; the rows of a table stay as they are."""
-    lines = [
-        line if line.startswith(("|", "![")) else textwrap.fill(line, 100, break_on_hyphens=False)
-        for line in text.splitlines()
-    ]
-    return "\n".join(lines) + "\n"
+    """Prose in lines of 100 columns; headings, pictures and the rows of a table stay as they are."""
+    lines: list[str] = []
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith(("|", "!", "#")):
+            lines.append(paragraph)
+        else:
+            lines.append(textwrap.fill(paragraph, 100, break_on_hyphens=False))
+    return "\n\n".join(lines).rstrip("\n") + "\n"
 
 
 def _committed(name: str) -> dict:
