@@ -294,7 +294,7 @@ def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Prose in lines of 100 columns; headings, pictures and the rows of a table stay as they are."""
+    """Prose in lines of 100 columns; headings, pictures and tables stay as they are."""
     lines: list[str] = []
     for paragraph in text.split("\n\n"):
         if paragraph.startswith(("|", "!", "#")):
