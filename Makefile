@@ -74,7 +74,7 @@ docs: $(VENV)/docs.stamp ## the site in docs/_build; no network needed once inst
 	$(IN)python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "Written: docs/_build/html/index.html"
 
-lint: $(VENV)/lint.stamp $(VENV)/engine.stamp ## style, formatting and types
+lint: $(VENV)/lint.stamp $(VENV)/dev.stamp ## style, formatting and types
 	$(IN)ruff check $(LINTED)
 	$(IN)ruff format --check $(LINTED)
 	$(IN)clang-format --dry-run -Werror $(CPP)
@@ -142,5 +142,5 @@ $(VENV)/engine-test.stamp: $(VENV)/engine.stamp
 
 # Other versions format otherwise.
 $(VENV)/lint.stamp: | $(VENV)/bin/python
-	$(PIP) ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1 types-PyYAML pandas-stubs
+	$(PIP) ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1 types-PyYAML
 	@touch $@
