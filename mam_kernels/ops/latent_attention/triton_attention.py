@@ -686,10 +686,11 @@ HALF_IMPORTANCE = {
 FULL_IMPORTANCE = {
     16: (16, 32, 4),
     32: (16, 32, 4),
-    64: (16, 32, 4),
-    128: (16, 32, 4),
-    256: (16, 16, 4),
+    64: (16, 16, 8),
+    128: (16, 16, 8),
+    256: (16, 16, 8),
 }
+HALF_IMPORTANCE_AMD = HALF_IMPORTANCE | {128: (64, 64, 4)}  # it has 64 KiB of shared memory
 # AMD's matrix units take all factors from registers, and 8 of its warps have half as many each.
 HALF_BACKWARD_AMD = HALF_BACKWARD | {64: (32, 64, 4), 128: (32, 32, 4), 256: (16, 16, 8)}
 FULL_AMD = FULL_BACKWARD | {256: (16, 16, 4)}
@@ -984,7 +985,8 @@ def importance(
     batch, num_positions = key.shape[:2]
     block_width = max(triton.next_power_of_2(width), SMALLEST_DOT)
     full = query.dtype == torch.float32
-    block, positions, warps = (FULL_IMPORTANCE if full else HALF_IMPORTANCE)[block_width]
+    half = HALF_IMPORTANCE_AMD if launch.is_amd() else HALF_IMPORTANCE
+    block, positions, warps = (FULL_IMPORTANCE if full else half)[block_width]
     if launch.INTERPRETED:
         positions = INTERPRETER_POSITIONS
     step = 16 if full else 8  # the smallest side of a product
