@@ -690,7 +690,8 @@ FULL_IMPORTANCE = {
     128: (16, 16, 8),
     256: (16, 16, 8),
 }
-HALF_IMPORTANCE_AMD = HALF_IMPORTANCE | {128: (64, 64, 4)}  # it has 64 KiB of shared memory
+# AMD has 64 KiB of shared memory.
+HALF_IMPORTANCE_AMD = HALF_IMPORTANCE | {128: (64, 64, 4), 256: (32, 64, 4)}
 # AMD's matrix units take all factors from registers, and 8 of its warps have half as many each.
 HALF_BACKWARD_AMD = HALF_BACKWARD | {64: (32, 64, 4), 128: (32, 32, 4), 256: (16, 16, 8)}
 FULL_AMD = FULL_BACKWARD | {256: (16, 16, 4)}
