@@ -229,7 +229,7 @@ def test_a_rival_that_is_wrong_is_refused_and_one_that_does_not_run_left_out(mon
         side_by_side._rival(side_by_side.SDPA, paper, tokens, said.append)
     monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Identity())
     assert side_by_side._rival(side_by_side.COMPILED, paper, tokens, said.append) == {}
-    assert "left out, for it does not run here" in said[-1]
+    assert "left out, because it does not run here" in said[-1]
 
 
 def test_curves_and_shares_are_shown():
