@@ -33,13 +33,13 @@ LINTED = mam_kernels python tests benchmarks docs setup.py
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
-demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (8 min, 3 of them to install)
+demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (10 min, 2 of them to install)
 	$(IN)python -m scmam demo --out $(REPORT)
 
-test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (about 15 min on two cores)
+test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (13 min on two cores, 2 to install)
 	$(IN)python tests/run_groups.py
 
-quick: $(VENV)/dev.stamp ## the tests for the loop of work (about 2 min)
+quick: $(VENV)/dev.stamp ## the tests for the loop of work (about 1 min)
 	$(IN)python tests/run_groups.py quick
 
 test-frameworks: $(FRAMEWORKS)/stamp ## the frameworks' own classes, in environments of their own; downloads 30 packages
