@@ -313,13 +313,14 @@ def test_a_mode_sees_the_operation_and_changes_nothing():
 
 
 @needs_cpp
-# Fewer than the threads, so that several work on one row; some; more.
-@pytest.mark.parametrize("rows", [1, 3, 37])
+# Fewer rows than threads, so that several work on one row; some; more. Each is long enough to be
+# shared.
+@pytest.mark.parametrize(("rows", "positions"), [(1, 250_000), (3, 80_000), (67, 3000)])
 @pytest.mark.parametrize("density", [0.1, 0.9])
-def test_the_number_of_threads_changes_no_bit(rows, density):
+def test_the_number_of_threads_changes_no_bit(rows, positions, density):
     generator = torch.Generator().manual_seed(rows)
-    values = torch.rand(rows, 3000, generator=generator) * (
-        torch.rand(rows, 3000, generator=generator) < density
+    values = torch.rand(rows, positions, generator=generator) * (
+        torch.rand(rows, positions, generator=generator) < density
     )
     torch.manual_seed(0)
     module = mam.MultinomialAttentionMasking(latent_dim=256, num_latents=70, backend="cpu")
@@ -389,7 +390,7 @@ def scheduling():
     return found
 
 torch.set_num_threads(2)
-values = torch.rand(6, 3000)
+values = torch.rand(6, 50_000)  # long enough to be shared
 module = mam.MultinomialAttentionMasking(latent_dim=64, num_latents=8, backend="cpu")
 before = scheduling()
 for _ in range(100):
