@@ -30,7 +30,9 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
     Raises:
         ValueError: the module has hooks, has no bias, or is not affine.
     """
-    checks.require_whole([getattr(module, "weight", None)])
+    own = module._parameters  # past the look-up of Module, which takes several times as long
+    weight, bias = own.get("weight"), own.get("bias")
+    checks.require_whole((getattr(module, "weight", None) if weight is None else weight,))
     hooks = list(module._forward_pre_hooks.values())
     computed = bool(hooks) and all(isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
     if module._forward_hooks or module._backward_hooks or (hooks and not computed):
@@ -40,8 +42,8 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
         )
     if type(module).forward is nn.Linear.forward and not computed:
         plain = cast(nn.Linear, module)  # or a module that borrows its forward pass
-        weight: Tensor = plain.weight
-        bias: Tensor | None = plain.bias
+        weight = plain.weight if weight is None else weight
+        bias = plain.bias if bias is None else bias
     else:
         weight, bias = _by_application(name, module, in_features, like)
     if bias is None:
@@ -82,7 +84,8 @@ def require_plain_attention(
     Raises:
         ValueError: it is something else.
     """
-    checks.require_whole([getattr(module, "in_proj_weight", None)])
+    weight = module._parameters.get("in_proj_weight")
+    checks.require_whole((getattr(module, "in_proj_weight", None) if weight is None else weight,))
     if type(module).forward is not nn.MultiheadAttention.forward:
         raise ValueError(
             f"{name}: expected torch.nn.MultiheadAttention, whose parameters are read; got "

@@ -23,6 +23,7 @@ from .call import Cells, Draw
 PACKAGE = "mam_kernels"
 
 _NO_DEVICE_CHANGE = nullcontext()
+_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _Function = TypeVar("_Function", bound=Callable)
 _other_cuda: ModuleType | None = None
 
@@ -112,10 +113,10 @@ def address(x: Tensor | None) -> int:
 
 def dtype(lib: ModuleType, x: Tensor) -> object:
     """The ``DType`` of a float32, float16 or bfloat16 tensor."""
-    names = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-    if x.dtype not in names:
+    name = _DTYPES.get(x.dtype)
+    if name is None:
         raise TypeError(f"expected float32, float16 or bfloat16; got {x.dtype}")
-    return getattr(lib.DType, names[x.dtype])
+    return getattr(lib.DType, name)
 
 
 def values(lib: ModuleType, cells: Cells) -> object:

@@ -112,6 +112,7 @@ def step(
     floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
     maskable, num_masked, mask_ratio, latents, num_drawn = choice
     num_chosen = num_drawn if latents is None else len(latents)
+    valid = extension.flags(lib, cells.valid)
     with extension.on(device):
         scratch = extension.workspace(
             lib.step_workspace(rows, count, heads, width, num_chosen), device
@@ -120,8 +121,8 @@ def step(
             _projection(lib, parameters, heads),
             parameters.out_bias.data_ptr(),
             extension.values(lib, cells),
-            extension.flags(lib, cells.valid),
-            extension.flags(lib, cells.valid if maskable is None else maskable),
+            valid,
+            valid if maskable is None else extension.flags(lib, maskable),
             extension.address(latents),
             num_chosen,
             extension.address(num_masked),
@@ -129,7 +130,9 @@ def step(
             extension.draw(lib, draw, philox.STREAM_POSITIONS),
             lib.Weighting(*weighting),
             visible,
-            *map(extension.address, (mask, *floats, scratch)),
+            mask.data_ptr(),
+            *[x.data_ptr() for x in floats],
+            extension.address(scratch),
             extension.launch(lib, device),
         )
     return mask, *floats
@@ -147,7 +150,7 @@ def step_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients by the parameters, in their order."""
     device, (count, width) = state.device, parameters.latents.shape
-    out = tuple(torch.empty(x.shape, dtype=torch.float32, device=device) for x in parameters)
+    out = tuple(map(torch.empty_like, parameters))
     with extension.on(device):
         scratch = extension.workspace(
             lib.step_backward_workspace(rows, count, heads, width), device
@@ -157,7 +160,10 @@ def step_backward(
             parameters.out_bias.data_ptr(),
             rows,
             state.data_ptr(),
-            *map(extension.address, (grad_context, grad_penalty, *out, scratch)),
+            extension.address(grad_context),
+            extension.address(grad_penalty),
+            *[x.data_ptr() for x in out],
+            extension.address(scratch),
             extension.launch(lib, device),
         )
     return out
