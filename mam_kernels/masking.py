@@ -288,7 +288,7 @@ class MultinomialAttentionMasking(nn.Module):
     def _read_parameters(self, dtype: torch.dtype) -> Parameters:
         """The weights that the module computes with, in ``dtype``; differentiable."""
         latents = self.latents
-        attention = effective_weights.require_plain_attention(
+        in_weight, in_bias, out_proj = effective_weights.attention(
             "cross_attention", self.cross_attention, self.latent_dim, self.num_heads
         )
         token_dim = 1 if self.input_dim is None else self.input_dim
@@ -296,12 +296,12 @@ class MultinomialAttentionMasking(nn.Module):
             "input_proj", self.input_proj, token_dim, latents
         )
         out_weight, out_bias = effective_weights.linear(
-            "cross_attention.out_proj", attention.out_proj, self.latent_dim, latents
+            "cross_attention.out_proj", out_proj, self.latent_dim, latents
         )
         parameters = Parameters(
             latents,
-            attention.in_proj_weight,
-            attention.in_proj_bias,
+            in_weight,
+            in_bias,
             token_weight,
             token_bias,
             out_weight,

@@ -390,7 +390,12 @@ def draw_source(
 
 def as_tensor(word: Tensor | int) -> Tensor:
     """A seed or a step as int64 of no dimensions; an int goes to the CPU."""
-    return word if isinstance(word, Tensor) else torch.tensor(word, dtype=torch.int64, device="cpu")
+    # Half of what torch.tensor takes.
+    return (
+        word
+        if isinstance(word, Tensor)
+        else torch.scalar_tensor(word, dtype=torch.int64, device="cpu")
+    )
 
 
 def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor:
