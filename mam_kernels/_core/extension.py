@@ -10,10 +10,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +22,6 @@ PACKAGE = "mam_kernels"
 
 _NO_DEVICE_CHANGE = nullcontext()
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-_Function = TypeVar("_Function", bound=Callable)
 _other_cuda: ModuleType | None = None
 
 
@@ -55,18 +52,6 @@ def use_cuda_module(module: ModuleType) -> None:
     global _other_cuda
     _other_cuda = module
     cuda.cache_clear()
-
-
-def requires(name: str) -> Callable[[_Function], _Function]:
-    """Marks a launcher that runs only with libraries that have the function ``name``; for the
-    others it is not there.
-    """
-
-    def mark(launcher: _Function) -> _Function:
-        vars(launcher)["requires"] = name
-        return launcher
-
-    return mark
 
 
 def build_info() -> dict[str, dict[str, object]]:

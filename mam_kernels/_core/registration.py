@@ -55,10 +55,9 @@ class Operation:
         backward: Callable | None = None,
     ) -> None:
         self.name, self.parts = name, tuple(parts)
-        # What the parts are: the class of a structure, or None for a plain argument.
-        # Which of the flat arguments make up each part, and the class of a structure; None for a
-        # plain argument.
-        self._places, start = [], 0
+        # Of each part its class, None for a plain argument, and which of the flat arguments it is.
+        self._places: list[tuple[Any, int, int]] = []
+        start = 0
         for kind in parts.values():
             structure = kind if _is_structure(kind) else None
             stop = start + (1 if structure is None else len(structure._fields))

@@ -80,20 +80,6 @@ def mask(
 # The whole step, for parameters of float32
 
 
-@extension.requires("project")
-def project(lib: ModuleType, parameters: Parameters, heads: int) -> tuple[Tensor, ...]:
-    """As ``collapse.project``: slopes, directions and constant, then what the gradient needs.
-
-    out_proj's bias takes no part, and may be None.
-    """
-    count, width = parameters.latents.shape
-    shapes = ((count, heads), (heads, width), (width,), (heads, width), (3, width))
-    out = tuple(torch.empty(shape, dtype=torch.float32) for shape in shapes)
-    lib.project(_projection(lib, parameters, heads), *map(extension.address, out))
-    return out
-
-
-@extension.requires("masking_step")
 def step(
     lib: ModuleType,
     cells: Cells,
@@ -138,7 +124,6 @@ def step(
     return mask, *floats
 
 
-@extension.requires("masking_step_backward")
 def step_backward(
     lib: ModuleType,
     grad_context: Tensor | None,
