@@ -217,16 +217,6 @@ void bind_step(py::module_& m) {
                           width};
       }));
 #ifdef MAM_CPU_DISPATCH
-  m.def(
-      "project",
-      [](const Projection& from, Address slope, Address directions, Address constant,
-         Address folded, Address unit) {
-        mam::cpu::project(from,
-                          {at<float>(slope), at<float>(directions), at<float>(constant),
-                           at<float>(folded), at<float>(unit)},
-                          1);
-      },
-      NoGil());
   m.def("state_size", &mam::cpu::State::size, "Elements of the state of a masking step.");
   m.def("step_workspace", [](int64_t, int64_t, int64_t, int64_t, int64_t) { return 0; });
   m.def("step_backward_workspace", [](int64_t, int64_t, int64_t, int64_t) { return 0; });

@@ -242,11 +242,7 @@ def _found(folder: str, function: str, backend: str) -> Callable | None:
     if run is None:
         return None
     if native:
-        lib = getattr(extension, backend)()
-        needed = getattr(run, "requires", None)
-        if needed is not None and not hasattr(lib, needed):
-            return None
-        run = functools.partial(run, lib)
+        run = functools.partial(run, getattr(extension, backend)())
     arguments = importlib.import_module(f"mam_kernels.ops.{folder}.arguments")
     return functools.partial(_run_checked, getattr(arguments, function), run)
 

@@ -178,12 +178,15 @@ def doubled(tensors):
 def test_products_in_cpp(count, heads, head, rows):
     single, width = parameters_of(count, heads, head, torch.float32), heads * head
     plain, exact = collapse.project(single, heads), collapse.project(doubled(single), heads)
-    assert_as_good(native.project(extension.cpu(), single, heads), plain, exact)
-
-    outputs = step_in_cpp(single, others_of(rows, heads, count, dtype=torch.float32))
+    others = others_of(rows, heads, count, dtype=torch.float32)
+    outputs = step_in_cpp(single, others)
     _, _, context, penalty, state = outputs
     kept = state_of(state, rows, count, heads, width)
     assert_as_good((kept.directions, kept.constant, kept.folded, kept.unit), plain[1:], exact[1:])
+    # The slopes show in the means: one that is wrong in a part moves its mean as much.
+    cells = others[0]
+    moments = mam.value_attention(cells.values.double(), exact.slope, valid=cells.valid)
+    torch.testing.assert_close(kept.mean.double(), moments.mean, rtol=1e-4, atol=1e-6)
     assert kept.occupied.tolist() == [float(row != 1) for row in range(rows)]
 
     inputs = (kept.mean, kept.occupied, kept.directions, kept.constant, single.out_bias)

@@ -184,9 +184,7 @@ def _is_current(path: Path) -> bool:
             for key in ("X", "raw/X", *(f"layers/{name}" for name in file.get("layers", ())))
             if key in file
         ]
-        return "raw.X" not in file and all(
-            encoding(file[key]) for key in ("obs", "var", *values)
-        )
+        return "raw.X" not in file and all(encoding(file[key]) for key in ("obs", "var", *values))
 
 
 def _has_values(file: Any, key: str) -> bool:
