@@ -12,11 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .. import evidence
 from . import PATHS, driver
 from .driver import Background, Stage
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+REHEARSAL = ROOT / "build" / "gpu_rehearsal"
 
 
 def plan(rehearse: bool) -> tuple[list[Stage], Background]:
@@ -126,12 +128,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, help="folder (default: $OUT, or benchmarks/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder (default: $OUT, or benchmarks/results; of a rehearsal build/gpu_rehearsal)",
+    )
     parser.add_argument("--seconds", type=float, default=420.0, help="for all (default: 420)")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--only", default="", help="stages whose name has this in it")
     chosen = parser.parse_args(arguments)
-    out = chosen.out or Path(os.environ.get("OUT") or RESULTS)
+    usual = REHEARSAL if chosen.rehearse else Path(os.environ.get("OUT") or RESULTS)
+    out = (chosen.out or usual).resolve()
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -143,6 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     endings = driver.run(stages, out, chosen.seconds, background if needed else None)
     records = driver.read(out / "gpu.jsonl")
     (out / "gpu.json").write_text(json.dumps(records, indent=1) + "\n")
+    if out == RESULTS and not chosen.only:
+        evidence.write()
     print("\n" + table(records))
     return int(any(ending["ended"] != "ok" for ending in endings))
 

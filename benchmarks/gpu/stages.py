@@ -6,7 +6,6 @@ python -m benchmarks.gpu.stages STAGE [--backend NAME] [--path NAME] [--device c
 import argparse
 import copy
 import itertools
-import json
 import shutil
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from mam_kernels.testing.agreement import (
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.side_by_side import with_backend
 
-from .. import results, workloads
+from .. import evidence, workloads
 from ..study import require_right_draw
 from . import PATHS, driver
 
@@ -121,12 +120,6 @@ def timed(contender: Contender, sizes: Sizes, device: str) -> dict:
     return found
 
 
-def bounds() -> dict[str, dict[str, float]]:
-    """``bounds_us`` of the committed counts: path -> backend -> microseconds."""
-    path = results.COMMITTED / "machine_code.json"
-    return json.loads(path.read_text())["bounds_us"] if path.is_file() else {}
-
-
 # The stages
 
 
@@ -162,7 +155,7 @@ def kernel(chosen: argparse.Namespace, sizes: Sizes) -> None:
     check()
     driver.record(path=chosen.path, backend=chosen.backend, right=True)
     found = timed(contender, sizes, chosen.device)
-    bound = bounds().get(chosen.path, {}).get(chosen.backend)
+    bound = evidence.bounds().get(chosen.path, {}).get(chosen.backend)
     taken = found.get("replayed_us", found["as_called_us"])
     over = None if bound is None else taken / bound
     driver.record(
