@@ -23,7 +23,6 @@ THREADS = {  # of a block, by what the kernel's name contains; others are small 
     "value_kernel": 128,
     "project_kernel": 128,
     "finish_kernel": 128,
-    "heads_backward_kernel": 512,
 }
 # At least so many fit on a multiprocessor, so that one works while the other waits.
 BLOCKS_AT_ONCE = 2
