@@ -4,7 +4,6 @@ python -m benchmarks.gpu.stages STAGE [--backend NAME] [--path NAME] [--device c
 """
 
 import argparse
-import copy
 import itertools
 import shutil
 import subprocess
@@ -31,7 +30,7 @@ from mam_kernels.testing.side_by_side import with_backend
 
 from .. import evidence, workloads
 from ..study import require_right_draw
-from . import PATHS, driver
+from . import PATHS, driver, launch_shapes
 
 CHECKED_ROWS = 4
 
@@ -248,29 +247,18 @@ def profile(chosen: argparse.Namespace, sizes: Sizes) -> None:
 
 def shapes(chosen: argparse.Namespace, sizes: Sizes) -> None:
     """The path with other launch shapes of its Triton kernels, each checked and timed."""
-    import importlib
-
-    homes = {"selection": "selection.triton", "value_path": "value_attention.triton"}
-    home = homes.get(chosen.path, "latent_attention.triton_attention")
-    module = importlib.import_module(f"mam_kernels.ops.{home}")
-    table, others = getattr(module, "LAUNCHES", {}), getattr(module, "ALTERNATIVES", {})
-    if not others:
-        driver.record(path=chosen.path, shapes="none are listed")
-    for name, alternatives in others.items():
-        for alternative in alternatives:
-            before = copy.copy(table[name])
-            table[name] = alternative
-            try:
+    for kernel, options in launch_shapes.ALTERNATIVES[chosen.path]:
+        named = {"path": chosen.path, "kernel": kernel, "shape": str(options)}
+        try:
+            with launch_shapes.applied(kernel, options) as launches:
                 contender, check = work(chosen.path, "triton", sizes, chosen.device)
                 check()
+                if not launches:
+                    raise RuntimeError("the path does not launch this kernel")
                 found = timed(contender, sizes, chosen.device)
-                driver.record(path=chosen.path, kernel=name, shape=str(alternative), **found)
-            except Exception as error:  # a shape that does not fit is a result too
-                driver.record(
-                    path=chosen.path, kernel=name, shape=str(alternative), error=str(error)[:300]
-                )
-            finally:
-                table[name] = before
+            driver.record(**named, **found)
+        except Exception as error:  # a shape that does not fit is a result too
+            driver.record(**named, error=f"{type(error).__name__}: {error}"[:300])
 
 
 def twice(chosen: argparse.Namespace, sizes: Sizes) -> None:
@@ -298,7 +286,7 @@ def under_tool(chosen: argparse.Namespace, sizes: Sizes) -> None:
     tool, *flags = {
         "memcheck": ["compute-sanitizer", "--tool=memcheck", "--error-exitcode=9"],
         "racecheck": ["compute-sanitizer", "--tool=racecheck", "--error-exitcode=9"],
-        "ncu": ["ncu", "--set=basic", "--launch-count=12", "--csv"],
+        "ncu": ["ncu", "--set=basic", "--clock-control=none", "--launch-count=12", "--csv"],
     }[chosen.tool]
     if shutil.which(tool) is None:
         driver.record(tool=chosen.tool, missing=f"{tool} is not on the PATH")
@@ -352,6 +340,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     chosen = parser.parse_args(arguments)
+    driver.wait_for_turn()
     STAGES[chosen.stage](chosen, TINY if chosen.tiny else Sizes())
 
 
