@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import PATHS, driver, launch_shapes
+from benchmarks.gpu import __main__ as main
 from benchmarks.gpu.__main__ import SECONDS, plan
 from benchmarks.gpu.driver import Background, Stage
+from benchmarks.machine_code import paths
+from benchmarks.machine_code.launches import recording
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,23 +138,38 @@ def test_what_needs_the_build_waits_for_it_and_is_left_out_where_it_fails(tmp_pa
     assert made == (["no", "made"] if status == 0 else ["no"])
 
 
-def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path):
-    """At a tiny size, Triton by its interpreter; `make gpu` runs the same stages on a GPU."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds=500"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path}", "--only=selection, triton"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + (tmp_path / "gpu.log").read_text()
+def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path, monkeypatch, capsys):
+    """Selection at a tiny size, Triton by its interpreter, among stages that hang, crash and raise;
+    `make gpu` runs the same stages on a GPU, and `--rehearse` all of them.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the driver changes it, and the folder
+    monkeypatch.chdir(ROOT)
+    planned, _ = plan(rehearse=True)
+    measured = [x for x in planned if x.name in ("selection, triton", "launch shape 0, selection")]
+    stages = [
+        stage("hangs", "import time; record(value=1); time.sleep(600)", seconds=4),
+        measured[0],
+        stage("crashes", "import os; record(value=2); os.abort()"),
+        measured[1],
+        stage("raises", "record(value=3); raise ValueError('no')"),
+    ]
+    monkeypatch.setattr(main, "plan", lambda rehearse: (stages, None))
+    assert main.main(["--rehearse", "--seconds=500", f"--out={tmp_path}"]) == 1
     records = json.loads((tmp_path / "gpu.json").read_text())
+    log = (tmp_path / "gpu.log").read_text()
+    endings = [record["ended"] for record in records if "ended" in record]
+    expected = ["killed after 4 s", "ok", "crashed: SIGABRT", "ok", "failed: exit status 1"]
+    assert endings == expected, log
     assert [record["path"] for record in records if record.get("right")] == ["selection"]
-    (timed,) = (record for record in records if "as_called_us" in record)
-    assert timed["as_called_us"] > 0
-    assert "selection" in done.stdout
+    assert [record["value"] for record in records if "value" in record] == [1, 2, 3]
+    early, timed, early_shape, shape = (x for x in records if "as_called_us" in x)
+    assert timed["as_called_us"] == early["as_called_us"] > 0
+    assert "bound_us" in timed
+    assert shape["shape"] == early_shape["shape"] == str({"num_warps": 2})
+    table = capsys.readouterr().out
+    assert table.count("selection, select_kernel {'num_warps': 2}") == 1
+    assert "crashes: crashed: SIGABRT" in table
 
 
 def test_every_path_and_backend_has_a_stage():
@@ -179,20 +196,18 @@ def test_every_alternative_names_a_kernel_and_its_arguments():
             assert set(chosen) <= {*options, *function.arg_names}
 
 
-def test_other_launch_shapes_are_launched(tmp_path):
-    """By the interpreter, which ignores them: every kernel that is named is launched by its path,
-    and what is measured is the right result.
-    """
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds=500"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path}", "--only=launch shapes"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + (tmp_path / "gpu.log").read_text()
-    records = [x for x in json.loads((tmp_path / "gpu.json").read_text()) if "shape" in x]
-    assert len(records) == sum(map(len, launch_shapes.ALTERNATIVES.values()))
-    assert [record for record in records if "error" in record] == []
+@pytest.mark.parametrize("path", launch_shapes.ALTERNATIVES)
+def test_other_launch_shapes_are_those_of_the_path(path):
+    counted = next(known for known in paths.PATHS if known.name == path)
+    for kernel, options in launch_shapes.ALTERNATIVES[path]:
+        with recording(counted.triton_modules) as recorded:
+            with launch_shapes.applied(kernel, options) as launches:
+                counted.triton()
+            with_options = [x.variant for x in recorded if x.variant.kernel == kernel]
+            recorded.clear()
+            counted.triton()
+            usual = [x.variant for x in recorded if x.variant.kernel == kernel]
+        assert len(with_options) == len(usual) == len(launches) > 0
+        assert with_options[0] != usual[0]  # it is another shape
+        used = dict(with_options[0].constants) | dict(with_options[0].options)
+        assert {name: used[name] for name in options} == options

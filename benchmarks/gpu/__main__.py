@@ -68,8 +68,9 @@ def plan(rehearse: bool) -> tuple[list[Stage], Background]:
         for path in ("value_path_forward_backward", "token_path_forward_backward")
     ]
     stages += [
-        stage(f"launch shapes, {path}", "shapes", 18, path=path)
-        for path in launch_shapes.ALTERNATIVES
+        stage(f"launch shape {n}, {path}", "shape", 6, path=path, alternative=str(n))
+        for path, alternatives in launch_shapes.ALTERNATIVES.items()
+        for n in range(len(alternatives))
     ]
     stages += [
         stage(f"ncu, {path}", "under_tool", 12, "cuda", path=path, tool="ncu")
@@ -108,20 +109,39 @@ def _capability() -> str:
 def table(records: list[dict]) -> str:
     """What was measured, a line each."""
     lines = [f"{'path':32}{'backend':10}{'replayed':>10}{'called':>10}{'bound':>9}{'over':>7}"]
-    for record in records:
-        if "as_called_us" in record and "path" in record and "shape" not in record:
-            cells = [
-                _number(record.get(key), unit)
-                for key, unit in (
-                    ("replayed_us", 10), ("as_called_us", 10), ("bound_us", 9), ("over_bound", 7)
-                )
-            ]  # fmt: skip
-            lines.append(f"{record['path']:32}{record['backend']:10}{''.join(cells)}")
-        elif "rival" in record:
-            lines.append(f"{record['rival']:42}{'':10}{_number(record['as_called_us'], 10)}")
+    timed = [record for record in records if "as_called_us" in record]
+    # the last record of a path holds what those before it held
+    last = {
+        (record["path"], record["backend"]): record
+        for record in timed
+        if "path" in record and "shape" not in record
+    }
+    for (path, backend), record in last.items():
+        cells = [
+            _number(record.get(key), unit)
+            for key, unit in (
+                ("replayed_us", 10), ("as_called_us", 10), ("bound_us", 9), ("over_bound", 7)
+            )
+        ]  # fmt: skip
+        lines.append(f"{path:32}{backend:10}{''.join(cells)}")
+    for title, times in [
+        *((record["rival"], record) for record in timed if "rival" in record),
+        *_shapes(timed).items(),
+    ]:
+        replayed, called = (_number(times.get(f"{x}_us"), 10) for x in ("replayed", "as_called"))
+        lines.append(f"{title:58}"[:58] + f"{replayed}{called}")
     bad = [record for record in records if record.get("ended", "ok") != "ok"]
     lines += [f"{record['stage']}: {record['ended']}" for record in bad]
     return "\n".join(lines)
+
+
+def _shapes(timed: list[dict]) -> dict[str, dict]:
+    """The last record of each launch shape."""
+    return {
+        f"{record['path']}, {record['kernel']} {record['shape']}": record
+        for record in timed
+        if "shape" in record
+    }
 
 
 def _number(value: float | None, width: int) -> str:

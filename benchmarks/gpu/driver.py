@@ -68,7 +68,7 @@ def record(**values: object) -> None:
 
 def wait_for_turn() -> None:
     """Called by a stage that has imported what it needs, before it touches the device."""
-    if os.environ.get(WAITS):
+    if os.environ.pop(WAITS, None):
         sys.stdin.readline()
 
 

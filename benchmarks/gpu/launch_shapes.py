@@ -43,7 +43,8 @@ ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
 def applied(kernel: str, options: dict[str, int]) -> Iterator[list[str]]:
     """Inside, launches of the kernel take these options; the list grows by a name a launch."""
     function = getattr(importlib.import_module(HOMES[kernel]), kernel)
-    usual, launches = function.run, []
+    usual, replaced = function.run, vars(function).get("run")
+    launches: list[str] = []
 
     def run(*args: object, **kwargs: object) -> object:
         launches.append(kernel)
@@ -54,3 +55,5 @@ def applied(kernel: str, options: dict[str, int]) -> Iterator[list[str]]:
         yield launches
     finally:
         del function.run
+        if replaced is not None:
+            function.run = replaced
