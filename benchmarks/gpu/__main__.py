@@ -129,7 +129,7 @@ def table(records: list[dict]) -> str:
         *_shapes(timed).items(),
     ]:
         replayed, called = (_number(times.get(f"{x}_us"), 10) for x in ("replayed", "as_called"))
-        lines.append(f"{title:58}"[:58] + f"{replayed}{called}")
+        lines.append(f"{title:72}{replayed}{called}")
     bad = [record for record in records if record.get("ended", "ok") != "ok"]
     lines += [f"{record['stage']}: {record['ended']}" for record in bad]
     return "\n".join(lines)
