@@ -11,7 +11,7 @@ import pytest
 from mam_kernels.integrations.examples import NAMES, training
 from mam_kernels.integrations.formats import FRAMEWORKS
 
-INSTALLED = ["scgpt", "hugging-face", "scvi-tools", "cellplm", "uce"]
+INSTALLED = ["scgpt", "hugging-face", "scvi-tools", "cellplm", "uce", "cellarium-ml"]
 
 
 @pytest.mark.parametrize("name", INSTALLED)
