@@ -99,6 +99,6 @@ def test_bmfm_masker():
             is_masked=True,
             tokenization_strategy="continuous_value_encoder",
             decode_modes={"regression": {}},
-        ),  # fmt: skip
+        ),
     ]
     maskings.bmfm(theirs.Masker, fields, bmfm.Tokenizer)
