@@ -399,18 +399,20 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     target = results.folder(chosen.out)
     path = target / "frameworks.json"
-    records = json.loads(path.read_text())["frameworks"] if path.exists() else {}
+    measured_now = {}
     for name in chosen.frameworks or CASES:
         build, checkout = CASES[name]
         torch.manual_seed(0)
         record = measured(build(None if checkout is None else chosen.sources / checkout))
-        records[name] = record
+        measured_now[name] = record
         print(
             f"{name:14} {record['what']}: masking {record['masking_ms']:.1f} ms, step "
             f"{record['step_ms']:,.0f} ms, {record['share']:.2%}; with masking x "
             f"{record['ratio']:.3f}",
             flush=True,
         )
+    before = json.loads(path.read_text())["frameworks"] if path.exists() else {}
+    records = before | measured_now
     results.save(target, "frameworks", {}, frameworks=records, environment=measure.environment())
     print(f"written to {path}")
     return 0
