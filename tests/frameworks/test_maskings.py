@@ -9,7 +9,7 @@ import pytest
 
 from mam_kernels.integrations.examples import bmfm
 from mam_kernels.integrations.examples.loading import sources_on_path, submodule
-from tests.frameworks.theirs import checkout, functions_of, hollow, installed, module_of
+from tests.frameworks.theirs import checkout, functions_of, hollow, module_of
 from tests.integrations import maskings
 
 MASK, SPECIAL, VOCABULARY = 1, (0, 1, 2, 3), 104
@@ -88,10 +88,12 @@ def test_nicheformer_complete_masking():
 
 
 def test_bmfm_masker():
-    installed("peft")  # which their configuration imports, and transformers 4
     source = checkout("biomed-multi-omic")
-    with hollow("cellxgene_census", "tiledbsoma", "rnanorm", "clearml", "focal_loss"):
-        theirs = bmfm.code(source)
+    try:
+        with hollow("cellxgene_census", "tiledbsoma", "rnanorm", "clearml", "focal_loss"):
+            theirs = bmfm.code(source)
+    except ImportError as error:
+        pytest.skip(f"it needs transformers 4 and more than this environment has: {error}")
     fields = [
         theirs.FieldInfo("genes", vocab_size=105),
         theirs.FieldInfo(
