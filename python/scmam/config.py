@@ -144,7 +144,20 @@ class Masking(Section):
         " taken",
     )
     corruption: Literal["all", "80/10/10", "90/10"] = Field(
-        "all", description="what stands at a hidden position; see mam_kernels.strategies"
+        "all",
+        description="what stands at hidden positions: the mask token; the mask token at 80 % of"
+        " them, a random value at 10 %, the true one at 10 %; or the mask token at 90 %, a random"
+        " value at 10 %",
+    )
+    corruption_view: Literal["decoder", "both"] = Field(
+        "decoder",
+        description="who reads the values that stand at hidden positions: the decoder alone, as"
+        " published, while the encoder reads visible non-zeros; or both",
+    )
+    random_values: Literal["observed", "uniform"] = Field(
+        "observed",
+        description="what a random value is. observed: a non-zero value of the same cell; uniform:"
+        " U times the largest value of the batch, as published",
     )
     injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field(
         "none", description="where the context is added"
