@@ -196,15 +196,17 @@ class CellModel(nn.Module):
         mean = (encoded.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         return torch.cat([mean, encoded.cell], dim=-1)
 
-    def features(self, values: Tensor, depth: Tensor) -> Tensor:
-        """Pooled encoder output (B, feature_dim) of values (B, G); nothing hidden, no context."""
+    def features(self, values: Tensor, depth: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Pooled encoder output (B, feature_dim) of values (B, G), nothing hidden; ``shift`` as in
+        `encode`.
+        """
         taken = values != 0
         limit = self.max_encoder_tokens
         if limit is not None and limit < self.num_genes:
             taken = taken & torch.zeros_like(taken).scatter(
                 1, values.topk(limit, dim=1).indices, True
             )
-        return self.pool(self.encode(gather(values, taken), depth))
+        return self.pool(self.encode(gather(values, taken), depth, shift))
 
     def reconstruct(
         self,

@@ -26,6 +26,8 @@ PLAIN = {
     "random_values": "observed",
     "injection": "none",
     "injection_start": "random",
+    "latent_start": "standard",
+    "penalty_norm": "squared",
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
@@ -65,6 +67,18 @@ ARMS: dict[str, Arm] = {
     "mam-mixed": Arm(
         "mam with the corruption that uniform masks have, 80/10/10",
         {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
+    ),
+    "mam-published": Arm(
+        "mam with the published initialisation, penalty and random values",
+        {
+            "strategy": "mam",
+            "corruption": "all",
+            "random_values": "uniform",
+            "injection": "decoder",
+            "injection_start": "published",
+            "latent_start": "published",
+            "penalty_norm": "plain",
+        },
     ),
     "mam-mixed-both": Arm(
         "the same, the corrupted values read by the encoder too",

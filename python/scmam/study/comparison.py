@@ -187,11 +187,12 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
     Raises:
         CellsError: the file cannot be used, or its classes are too small for the folds.
     """
-    from ..data import folds, open_cells
+    from ..data import open_cells
+    from ..evaluation.cross_validation import scored, splits
 
     if cells is None:
         cells = open_cells(config.data, need_label=True)
-    folds(cells, config.evaluation.folds, config.evaluation.fold_seed)
+    splits(scored(cells, config.evaluation), config.evaluation)
     return {
         "source": cells.source,
         "unit": cells.unit,

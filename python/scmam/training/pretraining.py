@@ -110,7 +110,7 @@ def _go_on(
     if cells is None:
         from ..data import open_cells
 
-        cells = open_cells(config.data)
+        cells = open_cells(config.data, need_label=config.training.cells == "training")
     schedule = _schedule(config, schedule, run)
     found = (tuple(cells.genes), cells.num_cells)
     if run is not None and (run.genes, run.record.get("cells")) != found:
@@ -125,6 +125,10 @@ def _go_on(
         create_folder(folder, config, cells.genes, _record(config, cells, pretraining), schedule)
     elif writes:
         update_record(folder, status="running", reason=None)
+    if config.training.cells == "training":
+        from ..evaluation.cross_validation import without_test
+
+        cells = cells.subset(without_test(cells, config.evaluation))
     _train(config, folder, cells, pretraining, progress, writes)
 
 
@@ -192,10 +196,15 @@ def _check(config: Config) -> None:
     """Settings that contradict one another or this machine, before anything is read."""
     training = config.training
     check_processes(training)
-    if training.patience is not None and training.validation == 0:
+    if training.keeps_best and training.validation == 0:
+        name, other = (
+            ("keep: best", "keep: last")
+            if training.patience is None
+            else ("patience", "no patience")
+        )
         raise ConfigError(
-            "training.patience: watches the loss on cells kept aside, and training.validation is"
-            " 0; set that above 0, or no patience"
+            f"training.{name}: watches the loss on cells kept aside, and training.validation is"
+            f" 0; set that above 0, or {other}"
         )
     if training.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
