@@ -106,11 +106,7 @@ class Pretraining(nn.Module):
                 wanted = "a strategy without latents has no context to inject"
                 raise ValueError(f"injection: {wanted}; got {injection!r}")
             self.injection = mam.ContextInjection(
-                strategy.latents.latent_dim,
-                model.width,
-                injection,
-                decoder_dim=model.decoder_width,
-                start=injection_start,
+                strategy.latents.latent_dim, model.width, injection, start=injection_start
             )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:

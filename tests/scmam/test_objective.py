@@ -50,7 +50,15 @@ def pretraining(arm="mam", **overrides) -> Pretraining:
     )
 
 
-@pytest.mark.parametrize("arm", ARMS)
+# of the eight that differ in the injection and the corruption alone, one
+DISTINCT = [
+    arm
+    for arm in ARMS
+    if not arm.startswith("mam-published") or arm == "mam-published-separate-mixed"
+]
+
+
+@pytest.mark.parametrize("arm", DISTINCT)
 @pytest.mark.parametrize("loss", ["mse", "nb"])
 def test_every_arm_trains(arm, loss, batch):
     objective = pretraining(arm, **{"training.loss": loss, "training.seed": 1})
@@ -63,13 +71,13 @@ def test_every_arm_trains(arm, loss, batch):
         losses.total.backward()
         optimizer.step()
         history.append(losses.total.item())
-    if arm == "none":
+    if arm in ("none", "orig"):
         assert history == [0.0] * 40
     else:
         assert sum(history[-10:]) < 0.9 * sum(history[:10])
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", DISTINCT)
 def test_a_loss_is_a_function_of_seed_step_and_cells(arm, batch):
     objective = pretraining(arm)
     first, again = objective(batch, seed=3, step=9), objective(batch, seed=3, step=9)
@@ -303,7 +311,9 @@ def test_an_injection_that_starts_at_zero_changes_nothing_at_first_and_then_lear
     assert objective.injection.adapter.weight.grad.abs().max() > 0
 
 
-def test_separate_adapters_fit_a_decoder_of_another_width(batch):
+@pytest.mark.parametrize("scheme", ["decoder", "both", "separate"])
+def test_adapters_fit_a_decoder_of_another_width(scheme, batch):
+    """The shift has the encoder's width; the decoder projects it together with what it reads."""
     model = CellModel(
         GENES,
         width=16,
@@ -315,14 +325,11 @@ def test_separate_adapters_fit_a_decoder_of_another_width(batch):
         decoder_heads=3,
     )
     strategy = pretraining("mam").strategy
-    assert torch.isfinite(
-        Pretraining(model, strategy, injection="separate")(batch, seed=0, step=0).total
-    )
-    with pytest.raises(
-        ValueError,
-        match="decoder_dim: expected embed_dim = 16, since one adapter serves both; got 24",
-    ):
-        Pretraining(model, strategy, injection="both")
+    objective = Pretraining(model, strategy, injection=scheme)
+    losses = objective(batch, seed=0, step=0)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert all(parameter.grad.any() for parameter in objective.injection.parameters())
     with pytest.raises(
         ValueError,
         match="injection: a strategy without latents has no context to inject; got 'decoder'",

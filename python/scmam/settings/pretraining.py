@@ -183,6 +183,11 @@ class Masking(Section):
 class Training(Section):
     """Pretraining."""
 
+    start_from: Path | None = Field(
+        None,
+        description="a run folder or an exported model, whose encoder-decoder training continues"
+        " from; genes are matched by name; null: from random weights",
+    )
     steps: Natural = Field(400, description="optimizer steps")
     batch_size: Count = Field(32, description="cells a step, on each process")
     accumulate: Count = Field(1, description="batches whose gradients are added before a step")

@@ -34,7 +34,10 @@ PLAIN = {
 }
 
 ARMS: dict[str, Arm] = {
-    "none": Arm("no pretraining: the encoder as initialised", {"strategy": "none"}),
+    "none": Arm(
+        "no pretraining: the encoder as initialised", {"strategy": "none"}, {"start_from": None}
+    ),
+    "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
     "uniform": Arm("uniform over all genes", {}),
     "uniform-both": Arm(
         "uniform over all genes, the corrupted values read by the encoder too",
@@ -47,6 +50,9 @@ ARMS: dict[str, Arm] = {
         "the published baseline: uniform, 30 % of the non-zeros and 30 % of the zeros, each counted"
         " by itself, random values up to the largest of the batch",
         {"zero_ratio": 0.3, "random_values": "uniform"},
+    ),
+    "uniform-stratified-token": Arm(
+        "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, "corruption": "all"}
     ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
@@ -67,18 +73,6 @@ ARMS: dict[str, Arm] = {
     "mam-mixed": Arm(
         "mam with the corruption that uniform masks have, 80/10/10",
         {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
-    ),
-    "mam-published": Arm(
-        "mam with the published initialisation, penalty and random values",
-        {
-            "strategy": "mam",
-            "corruption": "all",
-            "random_values": "uniform",
-            "injection": "decoder",
-            "injection_start": "published",
-            "latent_start": "published",
-            "penalty_norm": "plain",
-        },
     ),
     "mam-mixed-both": Arm(
         "the same, the corrupted values read by the encoder too",
@@ -132,6 +126,26 @@ ARMS: dict[str, Arm] = {
         "in proportion to expression",
         {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03},
     ),
+    **{
+        f"mam-published-{scheme}{suffix}": Arm(
+            f"mam with the published first weights, penalty and random values, injected: {scheme};"
+            f" {what}",
+            {
+                "strategy": "mam",
+                "corruption": corruption,
+                "random_values": "uniform",
+                "injection": scheme,
+                "injection_start": "published",
+                "latent_start": "published",
+                "penalty_norm": "plain",
+            },
+        )
+        for scheme in ("encoder", "decoder", "both", "separate")
+        for suffix, corruption, what in (
+            ("", "all", "mask tokens"),
+            ("-mixed", "80/10/10", "80/10/10"),
+        )
+    },
 }
 
 

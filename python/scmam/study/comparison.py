@@ -174,11 +174,12 @@ def _earlier(folder: Path) -> Study | None:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Make the paths of the data absolute, so that a study can continue from another directory."""
+    """Make the paths absolute, so that a study can continue from another directory."""
     paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
-    return with_settings(
-        config, data={name: path.absolute() for name, path in paths.items() if path is not None}
-    )
+    data = {name: path.absolute() for name, path in paths.items() if path is not None}
+    start = config.training.start_from
+    training = {} if start is None else {"start_from": start.absolute()}
+    return with_settings(config, data=data, training=training)
 
 
 def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ..runs import (
 )
 from ..storage import alone, remove_unfinished, writing
 from .processes import check_processes, global_rank, num_processes
+from .start import start_from
 
 if TYPE_CHECKING:
     from ..data import Cells
@@ -121,10 +122,14 @@ def _go_on(
             " it anew"
         )
     pretraining = build_pretraining(config, cells.num_genes, schedule=by_batch(schedule, config))
+    source: dict[str, Any] = {}
+    if config.training.start_from is not None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
+        source = start_from(pretraining, tuple(cells.genes), config)
     if writes and run is None:
-        create_folder(folder, config, cells.genes, _record(config, cells, pretraining), schedule)
+        record = {**_record(config, cells, pretraining), **source}
+        create_folder(folder, config, cells.genes, record, schedule)
     elif writes:
-        update_record(folder, status="running", reason=None)
+        update_record(folder, status="running", reason=None, **source)
     if config.training.cells == "training":
         from ..evaluation.cross_validation import without_test
 
@@ -274,6 +279,9 @@ def _with_absolute_paths(config: Config) -> Config:
         for name, path in given.items()
     }
     config = with_settings(config, data=paths) if paths else config
+    if config.training.start_from is not None:
+        start = config.training.start_from.absolute()
+        config = with_settings(config, training={"start_from": start})
     matched_to = config.masking.matched_to
     if matched_to is not None and (Path(matched_to) / RECORD).is_file():
         config = with_settings(config, masking={"matched_to": str(Path(matched_to).absolute())})
