@@ -35,6 +35,7 @@ def settings(strategy: str, **changes) -> SimpleNamespace:
     defaults = {
         "strategy": strategy, "ratio": 0.3, "zero_ratio": None, "injection": "none",
         "context_from": "all", "temperature": 1.0, "slope_norm": None, "latent_fraction": None,
+        "latent_start": "standard",
         "latent_dim": 16, "num_latents": 6, "latent_heads": 2,
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changes})
