@@ -25,6 +25,10 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+MATCHED = ("matched", "replayed", "permuted")
+"""Strategies that take what they hide from another run."""
+
+
 class Section(BaseModel):
     """Settings that belong together.
 
@@ -122,16 +126,28 @@ class Model(Section):
 class Masking(Section):
     """Which genes are hidden, what replaces them, and how the latents' context is used."""
 
-    strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
+    strategy: Literal[
+        *("none", "uniform", "expression", "mam", "mam-embedding", "matched"),
+        *("modules", "harder", "labels", "replayed", "permuted"),
+    ] = Field(
         "mam",
         description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
         " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
-        " non-zero genes; matched: uniform, at the hidden fractions of another run",
+        " non-zero genes; matched: uniform, at the hidden fractions of another run; modules:"
+        " co-expressed genes together; harder: genes that are predicted worse more often; labels:"
+        " genes that tell the cell types apart more often, which uses the labels; replayed: each"
+        " gene as often as another run hides it in the end; permuted: the same, exchanged among"
+        " genes of about equal mean",
     )
     ratio: Ratio = Field(
         0.3,
         description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
         " given",
+    )
+    ratio_to: Ratio | None = Field(
+        None,
+        description="each cell draws its ratio between ratio and this, and its share of the zeros in"
+        " the same proportion; null: all cells alike",
     )
     zero_ratio: Ratio | None = Field(
         None,
@@ -140,8 +156,8 @@ class Masking(Section):
     )
     matched_to: str | None = Field(
         None,
-        description="with strategy matched: the arm, or the run folder, whose hidden fractions are"
-        " taken",
+        description="with strategy matched, replayed or permuted: the arm, or the run folder, whose"
+        " hidden fractions are taken",
     )
     corruption: Literal["all", "80/10/10", "90/10"] = Field(
         "all",
@@ -186,8 +202,12 @@ class Masking(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "Masking":
-        if (self.strategy == "matched") != (self.matched_to is not None):
-            raise ValueError("strategy: matched and matched_to go together; give both or neither")
+        if (self.strategy in MATCHED) != (self.matched_to is not None):
+            raise ValueError(
+                f"strategy: {', '.join(MATCHED)} and matched_to go together; give both or neither"
+            )
+        if self.ratio_to is not None and self.ratio_to < self.ratio:
+            raise ValueError(f"ratio_to: expected at least ratio = {self.ratio}; got {self.ratio_to}")
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
             raise ValueError(
                 "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"

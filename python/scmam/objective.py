@@ -22,6 +22,7 @@ from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
 from mam_kernels.strategies import CellValues, Draw, MaskingStrategy, masking_entropy
 
+from .gene_strategies import HarderFirst
 from .masking import build_strategy
 from .model import CellModel, build_model
 from .sequences import CellBatch, expression
@@ -143,6 +144,11 @@ class Pretraining(nn.Module):
         )
         reconstruction = self._error(predicted.genes, *sampled, batch.depth)
         cell = self._error(predicted.cell, target, mask, batch.depth)
+        if isinstance(self.strategy, HarderFirst) and self.training:
+            seen = values if gene_ids is None else values.gather(1, gene_ids)
+            self.strategy.observe(
+                (predicted.genes[..., 0] - seen).square(), sampled[1] & (seen != 0), gene_ids
+            )
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
@@ -274,7 +280,11 @@ def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Ten
 
 
 def build_pretraining(
-    config: Any, num_genes: int, *, schedule: Tensor | None = None
+    config: Any,
+    num_genes: int,
+    *,
+    schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
 ) -> Pretraining:
     """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's
     own generator is left as it was.
@@ -288,7 +298,9 @@ def build_pretraining(
         torch.manual_seed(substream(config.training.seed, "strategy"))
         return Pretraining(
             model,
-            build_strategy(config.masking, model.width, schedule=schedule),
+            build_strategy(
+                config.masking, model.width, num_genes, schedule=schedule, knowledge=knowledge
+            ),
             injection=config.masking.injection,
             injection_start=config.masking.injection_start,
             corruption=config.masking.corruption,

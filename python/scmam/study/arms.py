@@ -19,6 +19,7 @@ class Arm(NamedTuple):
 PLAIN = {
     "strategy": "uniform",
     "ratio": 0.3,
+    "ratio_to": None,
     "zero_ratio": None,
     "matched_to": None,
     "corruption": "80/10/10",
