@@ -146,8 +146,8 @@ class Masking(Section):
     )
     ratio_to: Ratio | None = Field(
         None,
-        description="each cell draws its ratio between ratio and this, and its share of the zeros in"
-        " the same proportion; null: all cells alike",
+        description="each cell draws its ratio between ratio and this, and its share of the zeros"
+        " in the same proportion; null: all cells alike",
     )
     zero_ratio: Ratio | None = Field(
         None,
@@ -207,7 +207,9 @@ class Masking(Section):
                 f"strategy: {', '.join(MATCHED)} and matched_to go together; give both or neither"
             )
         if self.ratio_to is not None and self.ratio_to < self.ratio:
-            raise ValueError(f"ratio_to: expected at least ratio = {self.ratio}; got {self.ratio_to}")
+            raise ValueError(
+                f"ratio_to: expected at least ratio = {self.ratio}; got {self.ratio_to}"
+            )
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
             raise ValueError(
                 "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"

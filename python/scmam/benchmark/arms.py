@@ -22,7 +22,8 @@ class BenchmarkArm(NamedTuple):
     """A masking of the benchmark."""
 
     what: str  # in a few words, for tables and pictures
-    #: as an arm of `study.custom`: settings of `masking` over a plain uniform mask, and "training.NAME"
+    #: as an arm of `study.custom`: settings of `masking` over a plain uniform mask, and of
+    #: "training.NAME"
     settings: Mapping[str, Any]
     same_share: str | None = None  #: the uniform arm that hides as much, with the same corruption
     follows: str | None = None  #: the arm from whose runs it takes what it hides
@@ -33,16 +34,15 @@ def _shares() -> dict[str, BenchmarkArm]:
     for share in SHARES:
         for zeros, factor in ZEROS.items():
             for ending, corruption in CORRUPTIONS.items():
+                of_zeros = share * factor  # per cent
                 settings = {
                     "ratio": share / 100,
-                    "zero_ratio": round(share * factor) / 100
-                    if factor == 1
-                    else share * factor / 100,
+                    "zero_ratio": of_zeros / 100,
                     "corruption": corruption,
                 }
                 behind = "80/10/10" if ending else "tokens"
                 arms[f"{share}-{zeros}{ending}"] = BenchmarkArm(
-                    f"{share} % of non-zeros, {100 * settings['zero_ratio']:g} % of zeros, {behind}",
+                    f"{share} % of non-zeros, {of_zeros:g} % of zeros, {behind}",
                     settings,
                 )
     return arms
@@ -85,15 +85,12 @@ STRATEGIES: dict[str, BenchmarkArm] = {
         "in proportion to expression", {**SPLIT, "strategy": "expression"}, AT_50
     ),
     "random-ratio": BenchmarkArm(
-        "15 to 85 %, each cell its own", {**SPLIT, "ratio": 0.15, "ratio_to": 0.85,
-                                          "zero_ratio": 0.015}, AT_50
-    ),  # fmt: skip
-    "modules-50": BenchmarkArm(
-        "co-expressed modules", {**SPLIT, "strategy": "modules"}, AT_50
+        "15 to 85 %, each cell its own",
+        {**SPLIT, "ratio": 0.15, "ratio_to": 0.85, "zero_ratio": 0.015},
+        AT_50,
     ),
-    "harder-50": BenchmarkArm(
-        "harder genes more often", {**SPLIT, "strategy": "harder"}, AT_50
-    ),
+    "modules-50": BenchmarkArm("co-expressed modules", {**SPLIT, "strategy": "modules"}, AT_50),
+    "harder-50": BenchmarkArm("harder genes more often", {**SPLIT, "strategy": "harder"}, AT_50),
     "labels-50": BenchmarkArm(
         "informative genes more often (uses the labels)", {**SPLIT, "strategy": "labels"}, AT_50
     ),

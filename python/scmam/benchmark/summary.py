@@ -61,9 +61,7 @@ def _references(arm: str) -> list[tuple[str, str]]:
     return found + ([] if same_share is None else [("same share", same_share)])
 
 
-def _difference(
-    table: "pandas.DataFrame", arm: str, other: str
-) -> tuple[float, float, float, int]:
+def _difference(table: "pandas.DataFrame", arm: str, other: str) -> tuple[float, float, float, int]:
     from ..evaluation import paired_difference
 
     pairs = table[[arm, other]].dropna()

@@ -51,7 +51,10 @@ def do_arms(
         run = _pretrained(config, folder, one, arm, seed, cells)
         say(f"{arm}: scoring")
         scores = {
-            **{"data": one.data, "genes": cells.num_genes, "arm": arm, "seed": seed},
+            "data": one.data,
+            "genes": cells.num_genes,
+            "arm": arm,
+            "seed": seed,
             "scores": _scores(run, cells, config),
             "masks": _masks(run),
             "seconds": round(time.perf_counter() - begin, 1),

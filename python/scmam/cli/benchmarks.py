@@ -10,7 +10,9 @@ from .manual import add_command
 from .options import Assignments, ConfigFile, Quiet, Steps, configuration, names, numbers, setting
 
 SOMETHING_FAILED = 1
-GOES_ON = "runs that were finished are kept, others go on from their last checkpoint, by the same command"
+GOES_ON = (
+    "runs that were finished are kept, others go on from their last checkpoint, by the same command"
+)
 SETTINGS = (
     *("training.steps=300", "training.validation=0", "training.checkpoint_every=1000"),
     *("training.device=cpu", "evaluation.development=0.3", "evaluation.train_cells=400"),
@@ -88,7 +90,8 @@ def benchmark(
       scmam benchmark --arms grid --genes 300,2000 --seeds 0-7 --out benchmark
       scmam benchmark --out benchmark --scheduler tcp://host:8786   on a dask cluster
     """
-    from ..benchmark import DataSet, benchmark as run
+    from ..benchmark import DataSet
+    from ..benchmark import benchmark as run
     from ..benchmark.page import draw_page
 
     flags = {

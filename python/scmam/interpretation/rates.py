@@ -17,8 +17,8 @@ DRAWS = 4  # masks of each cell
 
 def race_weights(run: "Run", cells: "Cells", *, permute: int | None = None) -> Tensor:
     """(G,) float32 weights ``-log(1 - p)``, with ``p`` the share of the cells with a non-zero value
-    of the gene in which a finished run hides it: in a race of exponentials at these rates, positions
-    are hidden about as often.
+    of the gene in which a finished run hides it: in a race of exponentials at these rates,
+    positions are hidden about as often.
 
     Args:
         run: of a strategy that hides something.
