@@ -96,4 +96,6 @@ def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMa
     }
     if input_dim is None:
         options["slope_norm"] = settings.slope_norm
-    return mam.MultinomialAttentionMasking(**options)
+    latents = mam.MultinomialAttentionMasking(**options)
+    latents.reset_parameters(settings.latent_start)
+    return latents

@@ -19,7 +19,7 @@ import mam_kernels as mam
 from mam_kernels.corruption import corrupt
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
-from mam_kernels.sequences import Sequences
+from mam_kernels.sequences import Sequences, gather
 from mam_kernels.strategies import CellValues, Draw, MaskingStrategy, masking_entropy
 
 from .gene_strategies import HarderFirst
@@ -70,7 +70,8 @@ class Pretraining(nn.Module):
         transform: one of ``scmam.sequences.TRANSFORMS``.
         loss: "mse" or "nb".
         cell_loss: weight of the second head.
-        penalty: weight of the latents' squared output norm.
+        penalty: weight of the latents' output norm.
+        penalty_norm: "squared": the mean over cells of the squared norm; "plain": its root.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Pretraining(nn.Module):
         loss: str = "mse",
         cell_loss: float = 1.0,
         penalty: float = 1e-5,
+        penalty_norm: str = "squared",
     ) -> None:
         super().__init__()
         self.model = model
@@ -98,17 +100,14 @@ class Pretraining(nn.Module):
         self.loss = loss
         self.cell_loss = cell_loss
         self.penalty = penalty
+        self.penalty_norm = penalty_norm
         self.injection: mam.ContextInjection | None = None
         if injection != "none":
             if strategy.latents is None:
                 wanted = "a strategy without latents has no context to inject"
                 raise ValueError(f"injection: {wanted}; got {injection!r}")
             self.injection = mam.ContextInjection(
-                strategy.latents.latent_dim,
-                model.width,
-                injection,
-                decoder_dim=model.decoder_width,
-                start=injection_start,
+                strategy.latents.latent_dim, model.width, injection, start=injection_start
             )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
@@ -150,6 +149,8 @@ class Pretraining(nn.Module):
                 (predicted.genes[..., 0] - seen).square(), sampled[1] & (seen != 0), gene_ids
             )
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
+        if self.penalty_norm == "plain":  # below the smallest number, where the root has no slope
+            penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
         return Losses(
@@ -189,10 +190,34 @@ class Pretraining(nn.Module):
         return HiddenCells(mask, corrupted, token, visible)
 
     def features(self, batch: CellBatch) -> Tensor:
-        """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
-        return self.model.features(
-            _dense(expression(batch.counts, batch.depth, self.transform)), batch.depth
-        )
+        """Pooled encoder output (B, feature_dim), nothing hidden; with the context where it is
+        injected into the encoder.
+        """
+        values = expression(batch.counts, batch.depth, self.transform)
+        return self.model.features(_dense(values), batch.depth, self.encoder_shift(values))
+
+    @property
+    def shifts_encoder(self) -> bool:
+        """Whether a context is added to the tokens that the encoder reads."""
+        return self.injection is not None and self.injection.scheme != "decoder"
+
+    def encoder_shift(self, values: Tensor) -> Tensor | None:
+        """What the encoder's tokens are shifted by (B, 1, width) when nothing is hidden, as in the
+        published evaluation; None where no context is injected there.
+
+        Args:
+            values: (B, G) float32, dense or sparse CSR.
+        """
+        latents = self.strategy.latents
+        if self.injection is None or latents is None or not self.shifts_encoder:
+            return None
+        if latents.input_dim is None:
+            out = latents(values, num_masked=0, seed=0)
+        else:
+            dense = _dense(values)
+            there = gather(dense, dense != 0)
+            out = latents(self._embed(there), there.valid, num_masked=0, seed=0)
+        return self.injection(out.context)[0]
 
     def cells(self, values: Tensor) -> CellValues:
         """Values (B, G), dense or sparse CSR, as the strategy reads them: with this model's
@@ -206,9 +231,11 @@ class Pretraining(nn.Module):
         masking_lr: float,
         weight_decay: float,
         masking_weight_decay: float | None = None,
+        rate_groups: str = "masking",
     ) -> list[dict[str, Any]]:
-        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters);
-        the second is left out where empty.
+        """Groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters),
+        which is left out where empty. With ``rate_groups="published"`` all of the model but the
+        encoder and the decoder's blocks is a group of its own, "new", at ``masking_lr``.
 
         With Adam a weight decay is a gradient, which it rescales like any other: where the loss
         itself gives next to none, as for the slopes of the latents, the decay alone moves a
@@ -218,7 +245,18 @@ class Pretraining(nn.Module):
         masking = {
             name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)
         }
-        return parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
+        groups = parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
+        if rate_groups == "published":
+            old = {
+                id(parameter)
+                for part in (self.model.encoder, self.model.decoder.blocks)
+                for parameter in part.parameters()
+            }
+            model = groups[0]
+            new = [parameter for parameter in model["params"] if id(parameter) not in old]
+            model["params"] = [parameter for parameter in model["params"] if id(parameter) in old]
+            groups.insert(1, {**model, "params": new, "lr": masking_lr, "name": "new"})
+        return groups
 
     def _embed(self, sequences: Sequences) -> Tensor:
         return self.model.embedding(sequences.gene_ids, sequences.values)
@@ -310,6 +348,7 @@ def build_pretraining(
             loss=config.training.loss,
             cell_loss=config.training.cell_loss,
             penalty=config.masking.penalty,
+            penalty_norm=config.masking.penalty_norm,
         )
 
 

@@ -155,6 +155,8 @@ def described(study: StudyFiles, arm: str) -> str:
     if not masking:
         return "no run of it has started"
     if masking.get("strategy") == "none":
+        if arm == "orig":
+            return "no further pretraining: the model of training.start_from"
         return "no pretraining: the encoder as initialised"
     corruption, scheme = masking.get("corruption"), masking.get("injection", "none")
     parts = [_hides(masking)]

@@ -32,6 +32,7 @@ from ..runs import (
 )
 from ..storage import alone, remove_unfinished, writing
 from .processes import check_processes, global_rank, num_processes
+from .start import start_from
 
 if TYPE_CHECKING:
     from ..data import Cells
@@ -115,7 +116,7 @@ def _go_on(
     if cells is None:
         from ..data import open_cells
 
-        cells = open_cells(config.data)
+        cells = open_cells(config.data, need_label=config.training.cells == "training")
     schedule = _schedule(config, schedule, run)
     found = (tuple(cells.genes), cells.num_cells)
     if run is not None and (run.genes, run.record.get("cells")) != found:
@@ -130,10 +131,18 @@ def _go_on(
     pretraining = build_pretraining(
         config, cells.num_genes, schedule=by_batch(schedule, config), knowledge=knowledge
     )
+    source: dict[str, Any] = {}
+    if config.training.start_from is not None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
+        source = start_from(pretraining, tuple(cells.genes), config)
     if writes and run is None:
-        create_folder(folder, config, cells.genes, _record(config, cells, pretraining), schedule)
+        record = {**_record(config, cells, pretraining), **source}
+        create_folder(folder, config, cells.genes, record, schedule)
     elif writes:
-        update_record(folder, status="running", reason=None)
+        update_record(folder, status="running", reason=None, **source)
+    if config.training.cells == "training":
+        from ..evaluation.cross_validation import without_test
+
+        cells = cells.subset(without_test(cells, config.evaluation))
     _train(config, folder, cells, pretraining, progress, writes)
 
 
@@ -201,10 +210,15 @@ def _check(config: Config) -> None:
     """Settings that contradict one another or this machine, before anything is read."""
     training = config.training
     check_processes(training)
-    if training.patience is not None and training.validation == 0:
+    if training.keeps_best and training.validation == 0:
+        name, other = (
+            ("keep: best", "keep: last")
+            if training.patience is None
+            else ("patience", "no patience")
+        )
         raise ConfigError(
-            "training.patience: watches the loss on cells kept aside, and training.validation is"
-            " 0; set that above 0, or no patience"
+            f"training.{name}: watches the loss on cells kept aside, and training.validation is"
+            f" 0; set that above 0, or {other}"
         )
     if training.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
@@ -288,6 +302,9 @@ def _with_absolute_paths(config: Config) -> Config:
         for name, path in given.items()
     }
     config = with_settings(config, data=paths) if paths else config
+    if config.training.start_from is not None:
+        start = config.training.start_from.absolute()
+        config = with_settings(config, training={"start_from": start})
     matched_to = config.masking.matched_to
     if matched_to is not None and (Path(matched_to) / RECORD).is_file():
         config = with_settings(config, masking={"matched_to": str(Path(matched_to).absolute())})
