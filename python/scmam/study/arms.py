@@ -27,6 +27,7 @@ PLAIN = {
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
+    "gradient": "none",
 }
 
 ARMS: dict[str, Arm] = {
@@ -93,6 +94,16 @@ ARMS: dict[str, Arm] = {
             "corruption": "80/10/10",
             "injection": "decoder",
             "zero_ratio": 0.03,
+        },
+    ),
+    "mam-reward": Arm(
+        "mam on embeddings that learns to hide what is predicted worst; without injection, so that"
+        " only which non-zeros are hidden differs from uniform masks",
+        {
+            "strategy": "mam-embedding",
+            "corruption": "all",
+            "zero_ratio": 0.03,
+            "gradient": "reward",
         },
     ),
     "expression": Arm(
