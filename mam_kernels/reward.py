@@ -33,7 +33,7 @@ def reward_loss(
 ) -> Tensor:
     """A loss that teaches the latents to hide positions of high reward.
 
-    Its gradient is ``-mean over cells of 1 / k sum_l gradient_l d log w_l``, with ``gradient`` of
+    Its gradient is ``-mean over cells of sum_l gradient_l d log w_l``, with ``gradient`` of
     ``reward_gradient`` and the weights ``w = (s + eps) ** (1 / T)`` that the module draws by, ``s``
     the importance. Its value is 0 to rounding. Only attention to the drawn latents is computed
     again, since ``sum_l c_l s_l`` is attention whose values are ``c``.
@@ -74,7 +74,6 @@ def reward_loss(
         backend=masker.backend,
     )
     by_importance = gradient * sharpness / (out.importance + masker.eps)
-    by_importance = by_importance / counts.clamp(min=1)[:, None]
     with without_autocast(device):
         parameters = masker._read_parameters(torch.float32)
         query, weight, _ = fold(parameters, masker.num_heads, torch.float32)

@@ -104,7 +104,9 @@ ARMS: dict[str, Arm] = {
             "corruption": "all",
             "zero_ratio": 0.03,
             "gradient": "reward",
+            "penalty": 0.0,
         },
+        {"masking_weight_decay": 0.0},
     ),
     "expression": Arm(
         "in proportion to expression",
