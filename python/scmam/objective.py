@@ -48,7 +48,9 @@ class HiddenCells(NamedTuple):
     mask: Tensor  #: bool: hidden, to be reconstructed
     corrupted: Tensor  #: float32: the values, random ones in place of some hidden ones
     token: Tensor  #: bool: behind a mask token
-    visible: Tensor  #: bool: read by the encoder
+    #: bool: read by the encoder; the decoder alone reads ``corrupted`` where it is neither visible
+    #: nor behind a token
+    visible: Tensor
 
 
 class Pretraining(nn.Module):
@@ -60,6 +62,10 @@ class Pretraining(nn.Module):
         injection: scheme of ``mam_kernels.ContextInjection``, or "none".
         injection_start: first weights of its adapters, "random" or "zero".
         corruption: one of ``mam_kernels.corruption.CORRUPTIONS``.
+        corruption_view: who reads a hidden position that is not behind a mask token: "decoder", as
+            published, so that the encoder reads true values alone; "both": the encoder reads it
+            too.
+        random_values: one of ``mam_kernels.corruption.RANDOM_VALUES``.
         transform: one of ``scmam.sequences.TRANSFORMS``.
         loss: "mse" or "nb".
         cell_loss: weight of the second head.
@@ -77,6 +83,8 @@ class Pretraining(nn.Module):
         injection: str = "none",
         injection_start: str = "random",
         corruption: str = "all",
+        corruption_view: str = "decoder",
+        random_values: str = "observed",
         transform: str = "log1p_counts",
         loss: str = "mse",
         cell_loss: float = 1.0,
@@ -87,6 +95,8 @@ class Pretraining(nn.Module):
         self.model = model
         self.strategy = strategy
         self.corruption = corruption
+        self.corruption_view = corruption_view
+        self.random_values = random_values
         self.transform = transform
         self.loss = loss
         self.cell_loss = cell_loss
@@ -158,7 +168,7 @@ class Pretraining(nn.Module):
     def hide(
         self, values: Tensor, mask: Tensor, cell_ids: Tensor, *, seed: int, step: int
     ) -> HiddenCells:
-        """What a mask leaves for the encoder to read.
+        """What a mask leaves for the encoder and the decoder to read.
 
         Args:
             values: (B, G) float32.
@@ -167,8 +177,17 @@ class Pretraining(nn.Module):
             seed, step: of the draw.
         """
         mask = _keep_something(values, mask)
-        corrupted, token = corrupt(values, mask, self.corruption, cell_ids, seed=seed, step=step)
-        visible = (corrupted != 0) & ~token
+        corrupted, token = corrupt(
+            values,
+            mask,
+            self.corruption,
+            cell_ids,
+            seed=seed,
+            step=step,
+            random_values=self.random_values,
+        )
+        kept_from_encoder = mask if self.corruption_view == "decoder" else token
+        visible = (corrupted != 0) & ~kept_from_encoder
         excess = self._excess(visible, cell_ids, seed, step)
         if excess is not None:
             mask, token, visible = mask | excess, token | excess, visible & ~excess
@@ -303,6 +322,8 @@ def build_pretraining(
             injection=config.masking.injection,
             injection_start=config.masking.injection_start,
             corruption=config.masking.corruption,
+            corruption_view=config.masking.corruption_view,
+            random_values=config.masking.random_values,
             transform=config.data.transform,
             loss=config.training.loss,
             cell_loss=config.training.cell_loss,

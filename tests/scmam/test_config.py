@@ -140,6 +140,7 @@ def test_each_arm_is_a_configuration(name):
     assert config.training.seed == 4
     assert config.masking.latent_dim == Config().masking.latent_dim
     assert (config.masking.injection != "none") >= config.masking.strategy.startswith("mam")
+    assert (config.masking.corruption_view == "both") == name.endswith("-both")
     if name == "uniform":
         assert (config.masking.strategy, config.masking.corruption, config.masking.zero_ratio) == (
             "uniform",

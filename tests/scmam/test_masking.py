@@ -312,6 +312,25 @@ def test_corruption_follows_seed_step_and_cell_alone(values):
         corrupt(values, mask, "some", IDS, seed=0, step=0)
 
 
+def test_uniform_random_values_reach_up_to_the_largest_of_the_batch():
+    values = torch.arange(1.0, 41.0).expand(500, -1).contiguous()
+    values[3, 5] = 200.0
+    mask = torch.ones_like(values, dtype=torch.bool)
+    out = corrupt(values, mask, "90/10", torch.arange(500), seed=0, step=0, random_values="uniform")
+    again = corrupt(values, mask, "90/10", torch.arange(500), seed=0, step=0)
+    assert torch.equal(out.token, again.token)
+    drawn = (out.values[~out.token] / 200).double()
+    assert drawn.min() > 0
+    assert drawn.max() < 1
+    # Kolmogorov-Smirnov at a false alarm rate of 2e-7
+    steps = torch.arange(1, len(drawn) + 1) / len(drawn)
+    assert (drawn.sort().values - steps).abs().max() < 2.85 / math.sqrt(len(drawn))
+    with pytest.raises(
+        ValueError, match="random_values: expected one of observed, uniform; got 'normal'"
+    ):
+        corrupt(values, mask, "all", IDS, seed=0, step=0, random_values="normal")
+
+
 def test_the_mask_does_not_depend_on_the_corruption_bits(values):
     """The draws of one step take bits of their own: among hidden positions, the token falls as
     often on any of the first as on the last.

@@ -123,7 +123,6 @@ def test_a_cell_is_left_alone_where_nothing_would_be_visible(batch):
 
 
 def test_what_the_encoder_has_no_room_for_is_hidden(batch):
-    # 80/10/10: some hidden values are shown.
     objective = pretraining("uniform-nonzero", **{"model.max_encoder_tokens": 6})
     seen = []
     objective.model.encoder.register_forward_pre_hook(
@@ -133,6 +132,35 @@ def test_what_the_encoder_has_no_room_for_is_hidden(batch):
     assert seen[0].max() == 6
     free = pretraining("uniform-nonzero")(batch, seed=0, step=0)
     assert losses.hidden_nonzero > free.hidden_nonzero
+
+
+@pytest.mark.parametrize("random_values", ["observed", "uniform"])
+def test_the_encoder_reads_true_values_and_the_decoder_the_corrupted_ones(batch, random_values):
+    seen = {}
+    for view in ("decoder", "both"):
+        config = load_config(
+            None,
+            {
+                **SMALL,
+                "masking.strategy": "uniform",
+                "masking.corruption": "80/10/10",
+                "masking.corruption_view": view,
+                "masking.random_values": random_values,
+            },
+        )
+        objective = build_pretraining(config, GENES)
+        values = torch.log1p(batch.counts)
+        mask = objective.strategy(CellValues.of(values), Draw(1, 0, batch.cell_ids)).mask
+        seen[view] = objective.hide(values, mask, batch.cell_ids, seed=1, step=0)
+    faithful, both = seen["decoder"], seen["both"]
+    assert torch.equal(faithful.mask, both.mask)
+    assert torch.equal(faithful.corrupted, both.corrupted)
+    assert torch.equal(faithful.visible, (values != 0) & ~faithful.mask)
+    assert torch.equal(faithful.corrupted[faithful.visible], values[faithful.visible])
+    # what the decoder alone reads: a tenth changed, a tenth as it was, of the hidden
+    alone = (faithful.corrupted != 0) & ~faithful.token & ~faithful.visible
+    assert alone.sum() == (both.visible & both.mask).sum() > 0
+    assert (both.corrupted != values)[both.visible].any()
 
 
 def test_two_learning_rates_share_out_every_parameter():

@@ -158,7 +158,9 @@ def described(study: StudyFiles, arm: str) -> str:
         return "no pretraining: the encoder as initialised"
     corruption, scheme = masking.get("corruption"), masking.get("injection", "none")
     parts = [_hides(masking)]
-    parts.append("mask token everywhere" if corruption == "all" else f"corruption {corruption}")
+    reader = " that the encoder reads too" if masking.get("corruption_view") == "both" else ""
+    mixed = f"corruption {corruption}{reader}"
+    parts.append("mask token everywhere" if corruption == "all" else mixed)
     if scheme != "none":
         visible = masking.get("context_from") == "visible"
         ending = ", without the hidden values" if visible else ""

@@ -22,6 +22,8 @@ PLAIN = {
     "zero_ratio": None,
     "matched_to": None,
     "corruption": "80/10/10",
+    "corruption_view": "decoder",
+    "random_values": "observed",
     "injection": "none",
     "injection_start": "random",
     "context_from": "all",
@@ -33,9 +35,17 @@ PLAIN = {
 ARMS: dict[str, Arm] = {
     "none": Arm("no pretraining: the encoder as initialised", {"strategy": "none"}),
     "uniform": Arm("uniform over all genes", {}),
+    "uniform-both": Arm(
+        "uniform over all genes, the corrupted values read by the encoder too",
+        {"corruption_view": "both"},
+    ),
     "uniform-split": Arm(
-        "uniform, 30 % of the non-zeros and 3 % of the zeros: the published baseline",
-        {"zero_ratio": 0.03},
+        "uniform, 30 % of the non-zeros and 3 % of the zeros", {"zero_ratio": 0.03}
+    ),
+    "uniform-stratified": Arm(
+        "the published baseline: uniform, 30 % of the non-zeros and 30 % of the zeros, each counted"
+        " by itself, random values up to the largest of the batch",
+        {"zero_ratio": 0.3, "random_values": "uniform"},
     ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
@@ -56,6 +66,15 @@ ARMS: dict[str, Arm] = {
     "mam-mixed": Arm(
         "mam with the corruption that uniform masks have, 80/10/10",
         {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
+    ),
+    "mam-mixed-both": Arm(
+        "the same, the corrupted values read by the encoder too",
+        {
+            "strategy": "mam",
+            "corruption": "80/10/10",
+            "corruption_view": "both",
+            "injection": "decoder",
+        },
     ),
     "mam-visible": Arm(
         "mam, its context without the hidden values",
