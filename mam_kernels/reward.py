@@ -15,6 +15,8 @@ from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.inclusion.reward import reward_gradient
 from .ops.latent_attention.composed import fold
 from .ops.latent_attention.ops import latent_attention
+from .shares import Draw
+from .strategies import CellValues, EmbeddingAttention, Masking, nonzero_sequences
 
 
 def reward_loss(
@@ -88,3 +90,57 @@ def reward_loss(
             query[latents], key, value, valid=valid, backend=masker.backend
         )
         return -attended[..., 0].sum() / max(rows, 1)
+
+
+def strategy_reward_loss(
+    strategy: EmbeddingAttention,
+    cells: CellValues,
+    draw: Draw,
+    masking: Masking,
+    reward: Tensor,
+    *,
+    temperature: float = 1.0,
+    scored: Tensor | None = None,
+) -> Tensor:
+    """``reward_loss`` for the latents of a strategy. Positions that it hides without them, such as
+    a share of the zeros, do not count.
+
+    Args:
+        strategy: what decided the mask.
+        cells, draw: those of the call.
+        masking: what it returned.
+        reward: (B, G), read where positions are hidden and ``scored``.
+        temperature, scored: as in ``reward_loss``, (B, G).
+
+    Returns:
+        A scalar, differentiable in the latents' parameters.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    if not isinstance(strategy, EmbeddingAttention):
+        raise TypeError(f"strategy: expected EmbeddingAttention; got {type(strategy).__name__}")
+    drawable = masking.importance > 0
+    hidden = masking.mask & drawable
+    parts = (hidden, masking.importance, reward, hidden if scored is None else scored, drawable)
+    if callable(cells.embed):
+        there = nonzero_sequences(cells)
+        tokens, valid = cells.embed(there), there.valid
+        parts = tuple(x.gather(1, there.gene_ids) for x in parts)
+    else:
+        tokens, valid = cells.embed, cells.valid
+    mask, importance, reward, scored, drawable = parts
+    if valid is not None:  # the padding repeats a position
+        mask = mask & valid
+    return reward_loss(
+        strategy.latents,
+        tokens,
+        MaskingOutput(mask, importance, masking.context, masking.penalty),
+        reward,
+        temperature=temperature,
+        scored=scored,
+        valid=valid,
+        maskable=drawable,
+        seed=draw.seed,
+        step=draw.step,
+    )

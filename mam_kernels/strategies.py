@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .entropy import drawing_entropy
 from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.selection.ops import sample_without_replacement
-from .reward import reward_loss
 from .sequences import Sequences, gather
 from .shares import Draw, Share, share_of
 
@@ -335,7 +334,7 @@ class EmbeddingAttention(MaskingStrategy):
         return out._replace(mask=out.mask | zeros)
 
     def _gathered(self, cells: CellValues, embed: Embed, nonzero: Tensor, draw: Draw) -> Masking:
-        there = _nonzero_sequences(cells)
+        there = nonzero_sequences(cells)
         taken, maskable = there.valid, there.valid
         if cells.maskable is not None:
             maskable = taken & cells.maskable.gather(1, there.gene_ids)
@@ -349,49 +348,12 @@ class EmbeddingAttention(MaskingStrategy):
         importance[rows, positions] = out.importance[rows, slots]
         return Masking(mask, importance, out.context, out.penalty)
 
-    def reward_loss(
-        self,
-        cells: CellValues,
-        draw: Draw,
-        masking: Masking,
-        reward: Tensor,
-        scored: Tensor,
-        temperature: float,
-    ) -> Tensor:
-        """A loss that teaches the latents to hide positions of high reward; see
-        ``mam_kernels.reward.reward_loss``.
-
-        Args:
-            cells, draw: those of the call.
-            masking: what it returned.
-            reward: (B, G), read where ``scored``.
-            scored: (B, G) bool: the hidden positions whose reward is known. Those that the latents
-                did not draw do not count.
-            temperature: of the reward, > 0.
-        """
-        drawable = masking.importance > 0
-        options = {"temperature": temperature, "seed": draw.seed, "step": draw.step}
-        parts = (masking.mask & drawable, masking.importance, reward, scored, drawable)
-        if isinstance(cells.embed, Tensor):
-            tokens, valid = cells.embed, cells.valid
-        else:
-            there = _nonzero_sequences(cells)
-            tokens, valid = cells.embed(there), there.valid
-            parts = tuple(x.gather(1, there.gene_ids) for x in parts)
-        mask, importance, reward, scored, drawable = parts
-        if valid is not None:
-            mask, drawable = mask & valid, drawable & valid
-        out = MaskingOutput(mask, importance, masking.context, masking.penalty)
-        return reward_loss(
-            self.latents, tokens, out, reward,
-            scored=scored, valid=valid, maskable=drawable, **options,
-        )  # fmt: skip
-
     def extra_repr(self) -> str:
         return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
-def _nonzero_sequences(cells: CellValues) -> Sequences:
+def nonzero_sequences(cells: CellValues) -> Sequences:
+    """The valid non-zero genes of each cell, side by side."""
     nonzero = cells.values != 0
     return gather(cells.values, nonzero if cells.valid is None else nonzero & cells.valid)
 

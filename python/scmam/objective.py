@@ -19,6 +19,7 @@ import mam_kernels as mam
 from mam_kernels.corruption import corrupt
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
+from mam_kernels.reward import strategy_reward_loss
 from mam_kernels.sequences import Sequences
 from mam_kernels.strategies import CellValues, Draw, Masking, MaskingStrategy, masking_entropy
 
@@ -267,9 +268,10 @@ class Pretraining(nn.Module):
         mean = _mean(errors, scored)
         deviation = _mean((errors - mean).square(), scored).sqrt().clamp(min=1e-6)
         reward = (errors - mean) / deviation
-        return self.strategy.reward_loss(
-            cells, draw, masking, reward, scored, self.reward_temperature
-        )
+        return strategy_reward_loss(
+            self.strategy, cells, draw, masking, reward,
+            temperature=self.reward_temperature, scored=scored,
+        )  # fmt: skip
 
     @staticmethod
     def _shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -74,9 +74,7 @@ def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -
     return torch.where(drawn, time * torch.exp(-u) * (grad - average), 0.0).to(dtype)
 
 
-def reward_ascent(
-    probability: Tensor, mask: Tensor, reward: Tensor, temperature: float
-) -> Tensor:
+def reward_ascent(probability: Tensor, mask: Tensor, reward: Tensor, temperature: float) -> Tensor:
     """``1[l in mask] (g_l / pi_l) (r_l / tau - log u_l - b)`` with ``u = -log(1 - pi)``, ``g = u
     exp(-u)`` and the ``b`` for which a row sums to 0; (B, L).
     """
