@@ -57,6 +57,11 @@ STRATEGIES: dict[str, BenchmarkArm] = {
     "mam-mixed": BenchmarkArm(
         "MAM on values, 80/10/10", {**MAM, "corruption": "80/10/10"}, UNIFORM
     ),
+    "mam-published": BenchmarkArm(
+        "MAM on values, published initialisation",
+        {**MAM, "latent_start": "published", "injection_start": "published"},
+        "uniform-token",
+    ),
     "mam-encoder": BenchmarkArm(
         "MAM on values, context in the encoder", {**MAM, "injection": "encoder"}, "uniform-token"
     ),
@@ -77,6 +82,18 @@ STRATEGIES: dict[str, BenchmarkArm] = {
             **SPLIT,
             "strategy": "mam-embedding",
             "temperature": 0.3,
+            "training.masking_weight_decay": 0.0,
+        },
+        AT_50,
+    ),
+    "mam-reward-50": BenchmarkArm(
+        "MAM on embeddings, taught by the errors",
+        {
+            **MAM,
+            **SPLIT,
+            "strategy": "mam-embedding",
+            "gradient": "reward",
+            "penalty": 0.0,
             "training.masking_weight_decay": 0.0,
         },
         AT_50,

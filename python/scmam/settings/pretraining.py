@@ -160,6 +160,17 @@ class Masking(Section):
     context_from: Literal["all", "visible"] = Field(
         "all", description="all: as published, hidden values included; visible: without them"
     )
+    gradient: Literal["none", "reward"] = Field(
+        "none",
+        description="what teaches the latents which genes to hide; none: only what their context"
+        " and penalty do, as published; reward: the error at the genes that were hidden, with"
+        " strategy mam-embedding",
+    )
+    reward_temperature: Positive = Field(
+        1.0,
+        description="with gradient reward: in standard deviations of the error; the smaller, the"
+        " more the masks prefer genes of large error",
+    )
     temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
     slope_norm: Positive | None = Field(
         None, description="fix the root mean square of the slopes at this; null: as trained"
@@ -198,6 +209,10 @@ class Masking(Section):
             raise ValueError(
                 "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"
                 " no zero)"
+            )
+        if self.gradient == "reward" and self.strategy != "mam-embedding":
+            raise ValueError(
+                f"gradient: reward requires strategy mam-embedding; got {self.strategy}"
             )
         return self
 

@@ -32,6 +32,7 @@ PLAIN = {
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
+    "gradient": "none",
 }
 
 ARMS: dict[str, Arm] = {
@@ -122,6 +123,18 @@ ARMS: dict[str, Arm] = {
             "injection": "decoder",
             "zero_ratio": 0.03,
         },
+    ),
+    "mam-reward": Arm(
+        "mam on embeddings that learns to hide what is predicted worst; without injection, so that"
+        " only which non-zeros are hidden differs from uniform masks",
+        {
+            "strategy": "mam-embedding",
+            "corruption": "all",
+            "zero_ratio": 0.03,
+            "gradient": "reward",
+            "penalty": 0.0,
+        },
+        {"masking_weight_decay": 0.0},
     ),
     "expression": Arm(
         "in proportion to expression",
