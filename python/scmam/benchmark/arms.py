@@ -58,8 +58,8 @@ STRATEGIES: dict[str, BenchmarkArm] = {
         "MAM on values, 80/10/10", {**MAM, "corruption": "80/10/10"}, UNIFORM
     ),
     "mam-published": BenchmarkArm(
-        "MAM on values, published initialisation",
-        {**MAM, "latent_start": "published", "injection_start": "published"},
+        "MAM on values, published first weights",
+        {"like": "mam-published-decoder"},
         "uniform-token",
     ),
     "mam-encoder": BenchmarkArm(
@@ -89,7 +89,6 @@ STRATEGIES: dict[str, BenchmarkArm] = {
     "mam-reward-50": BenchmarkArm(
         "MAM on embeddings, taught by the errors",
         {
-            **MAM,
             **SPLIT,
             "strategy": "mam-embedding",
             "gradient": "reward",
