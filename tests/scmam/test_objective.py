@@ -15,9 +15,11 @@ from scmam.study.arms import ARMS, arm_config
 
 from mam_kernels.randomness import substream
 from mam_kernels.strategies import CellValues, Draw, Uniform
+from tests.scmam.small import PUBLISHED_MASKS
 
 GENES = 50
 SMALL = {
+    **PUBLISHED_MASKS,
     "model.width": 16,
     "model.heads": 2,
     "model.encoder_layers": 1,

@@ -104,7 +104,7 @@ class Masking(Section):
         *("none", "uniform", "expression", "mam", "mam-embedding", "matched"),
         *("modules", "harder", "labels", "replayed", "permuted"),
     ] = Field(
-        "mam",
+        "uniform",
         description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
         " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
         " non-zero genes; matched: uniform, at the hidden fractions of another run; modules:"
@@ -114,7 +114,7 @@ class Masking(Section):
         " genes of about equal mean",
     )
     ratio: Ratio = Field(
-        0.3,
+        0.5,
         description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
         " given",
     )
@@ -124,7 +124,7 @@ class Masking(Section):
         " in the same proportion; null: all cells alike",
     )
     zero_ratio: Ratio | None = Field(
-        None,
+        0.05,
         description="share of the zeros that is hidden; null: zeros and non-zeros are drawn"
         " together",
     )

@@ -56,6 +56,11 @@ ARMS: dict[str, Arm] = {
     "uniform-stratified-token": Arm(
         "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, "corruption": "all"}
     ),
+    "uniform-half": Arm(
+        "uniform, 50 % of the non-zeros and 5 % of the zeros, every hidden one behind a mask token:"
+        " the default",
+        {"ratio": 0.5, "zero_ratio": 0.05, "corruption": "all"},
+    ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
         "uniform over all genes, every hidden one behind a mask token", {"corruption": "all"}
