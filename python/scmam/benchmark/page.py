@@ -80,15 +80,19 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
     return Drawing(90 + PANEL * len(panels), 300, alt, paint)
 
 
-def arms_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
-    """Difference of each strategy to uniform masks that hide as much, with its interval: a panel
-    for each data set. None where there is nothing to draw.
+def arms_drawing(
+    summary: "pandas.DataFrame", metric: str, against: str = "same share"
+) -> Drawing | None:
+    """Difference of each arm to uniform masks over all positions, or to those that hide as much,
+    with its interval (hollow: one seed, no interval): a panel for each data set. None where there
+    is nothing to draw.
     """
-    rows = _against(summary, metric, "same share")
+    rows = _against(summary, metric, against)
     arms = [arm for arm in ARMS if arm in set(rows.arm)]
     panels = dict(list(rows.groupby(["data", "genes"], sort=False)))
     if not arms:
         return None
+    beside = "uniform over all" if against == UNIFORM else "uniform at the same shares"
 
     def paint(figure: "Figure") -> None:
         for axes, ((data, genes), group) in zip(
@@ -99,15 +103,16 @@ def arms_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
             for row in group.itertuples():
                 place = arms.index(row.arm)
                 colour = CLASSES[0] if row.arm.startswith("mam") else CLASSES[1]
+                face = "white" if row.low != row.low else colour
                 axes.plot([row.low, row.high], [place] * 2, color=colour, linewidth=2)
-                axes.plot(row.difference, place, "o", color=colour, markersize=5)
+                axes.plot(row.difference, place, "o", color=colour, mfc=face, markersize=5)
             axes.set_title(f"{data}\n{genes} genes", fontsize=10)
             axes.set_yticks(range(len(arms)), [ARMS[arm].what for arm in arms], fontsize=9)
         axes.set_ylim(len(arms) - 0.5, -0.5)
-        figure.supxlabel("points over uniform at the same shares", fontsize=11)
+        figure.supxlabel(f"points over {beside}", fontsize=11)
         figure.suptitle(TITLES[metric], fontsize=12, x=0.01, ha="left")
 
-    alt = f"{TITLES[metric]}: strategies minus uniform masks at the same shares, with intervals."
+    alt = f"{TITLES[metric]}: arms minus {beside}, with intervals."
     return Drawing(LABELS + PANEL * len(panels), 120 + ROW * len(arms), alt, paint)
 
 
