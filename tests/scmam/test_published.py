@@ -228,6 +228,9 @@ def test_pretraining_does_not_see_the_test_cells(
     ((train, _),) = splits(cells, config.evaluation)
     assert seen["cells"].cell_ids.tolist() == cells.cell_ids[train].tolist()
     assert run.record["training_cells"] + run.record["validation_cells"] == 120
+    missing = config.evaluation.model_copy(update={"block": -2})
+    with pytest.raises(ConfigError, match=r"evaluation.block: expected .*, -1 to -1; got -2"):
+        evaluate(run, cells, missing)
     found = evaluate(run, cells, config.evaluation)
     assert "pretraining saw" not in capsys.readouterr().out
     assert found["fine-tuning"].settings["test"] == 0.2

@@ -103,7 +103,8 @@ def evaluate(
     say: Say = _print if progress else silent
     _require_unseen(run, settings, say)
     pretraining = run.load(_device(run.config.training.device))
-    fine_tuning.trained_block(pretraining.model, settings.block)
+    if fine_tuning.METHOD in methods:
+        fine_tuning.trained_block(pretraining.model, settings.block)
     folder, seed, weights = (
         run.folder / FOLDER,
         run.config.training.seed,

@@ -39,7 +39,6 @@ ARMS: dict[str, Arm] = {
     "none": Arm(
         "no pretraining: the encoder as initialised", {"strategy": "none"}, {"start_from": None}
     ),
-    "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
     "uniform": Arm("uniform over all genes", {}),
     "uniform-both": Arm(
         "uniform over all genes, the corrupted values read by the encoder too",
@@ -74,7 +73,7 @@ ARMS: dict[str, Arm] = {
         {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
     ),
     "mam": Arm(
-        "Multinomial Attention Masking as published",
+        "Multinomial Attention Masking on the values, the context injected into the decoder",
         {"strategy": "mam", "corruption": "all", "injection": "decoder"},
     ),
     "mam-mixed": Arm(
@@ -145,6 +144,7 @@ ARMS: dict[str, Arm] = {
         "in proportion to expression",
         {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03},
     ),
+    "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
     **{
         f"mam-published-{scheme}{suffix}": Arm(
             f"mam with the published first weights, penalty and random values, injected: {scheme};"
