@@ -101,8 +101,17 @@ class Masking(Section):
     """Which genes are hidden, what replaces them, and how the latents' context is used."""
 
     strategy: Literal[
-        *("none", "uniform", "expression", "mam", "mam-embedding", "matched"),
-        *("modules", "harder", "labels", "replayed", "permuted"),
+        "none",
+        "uniform",
+        "expression",
+        "mam",
+        "mam-embedding",
+        "matched",
+        "modules",
+        "harder",
+        "labels",
+        "replayed",
+        "permuted",
     ] = Field(
         "uniform",
         description="none: no pretraining; uniform; expression: in proportion to the value; mam:"

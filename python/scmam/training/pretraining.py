@@ -275,7 +275,7 @@ def _knowledge(config: Config, cells: "Cells") -> Tensor | None:
     masking = config.masking
     if masking.strategy in ("modules", "harder", "labels"):
         return knowledge_of(masking.strategy, cells, config.data.transform)
-    if masking.strategy not in ("replayed", "permuted"):
+    if masking.strategy not in ("replayed", "permuted") or masking.matched_to is None:
         return None
     from ..interpretation.rates import race_weights
 
