@@ -319,7 +319,7 @@ class EmbeddingAttention(_Attention):
         return out._replace(mask=out.mask | zeros)
 
     def _gathered(self, cells: CellValues, embed: Embed, nonzero: Tensor, draw: Draw) -> Masking:
-        there = gather(cells.values, nonzero if cells.valid is None else nonzero & cells.valid)
+        there = nonzero_sequences(cells)
         taken, maskable = there.valid, there.valid
         if cells.maskable is not None:
             maskable = taken & cells.maskable.gather(1, there.gene_ids)
@@ -332,6 +332,12 @@ class EmbeddingAttention(_Attention):
         mask[rows, positions] = out.mask[rows, slots]
         importance[rows, positions] = out.importance[rows, slots]
         return Masking(mask, importance, out.context, out.penalty)
+
+
+def nonzero_sequences(cells: CellValues) -> Sequences:
+    """The valid non-zero genes of each cell, side by side."""
+    nonzero = cells.values != 0
+    return gather(cells.values, nonzero if cells.valid is None else nonzero & cells.valid)
 
 
 def attention(

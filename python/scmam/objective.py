@@ -19,9 +19,11 @@ import mam_kernels as mam
 from mam_kernels.corruption import corrupt
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
+from mam_kernels.reward import strategy_reward_loss
 from mam_kernels.sequences import Sequences, gather
-from mam_kernels.strategies import CellValues, Draw, MaskingStrategy, masking_entropy
+from mam_kernels.strategies import CellValues, Draw, Masking, MaskingStrategy, masking_entropy
 
+from .gene_strategies import HarderFirst
 from .masking import build_strategy
 from .model import CellModel, build_model
 from .sequences import CellBatch, expression
@@ -71,6 +73,9 @@ class Pretraining(nn.Module):
         cell_loss: weight of the second head.
         penalty: weight of the latents' output norm.
         penalty_norm: "squared": the mean over cells of the squared norm; "plain": its root.
+        reward_temperature: of the rewards that teach a strategy of latents for embeddings what to
+            hide (``mam_kernels.reward``): the errors at hidden positions, standardised over the
+            batch. None: nothing teaches it.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Pretraining(nn.Module):
         cell_loss: float = 1.0,
         penalty: float = 1e-5,
         penalty_norm: str = "squared",
+        reward_temperature: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -100,6 +106,7 @@ class Pretraining(nn.Module):
         self.cell_loss = cell_loss
         self.penalty = penalty
         self.penalty_norm = penalty_norm
+        self.reward_temperature = reward_temperature
         self.injection: mam.ContextInjection | None = None
         if injection != "none":
             if strategy.latents is None:
@@ -117,7 +124,8 @@ class Pretraining(nn.Module):
         """
         cells = self.cells(expression(batch.counts, batch.depth, self.transform))
         values = cells.values
-        masking = self.strategy(cells, Draw(seed, step, batch.cell_ids))
+        draw = Draw(seed, step, batch.cell_ids)
+        masking = self.strategy(cells, draw)
         mask, corrupted, token, visible = self.hide(
             values, masking.mask, batch.cell_ids, seed=seed, step=step
         )
@@ -140,13 +148,21 @@ class Pretraining(nn.Module):
             if gene_ids is None
             else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
         )
-        reconstruction = self._error(predicted.genes, *sampled, batch.depth)
-        cell = self._error(predicted.cell, target, mask, batch.depth)
+        errors = self._errors(predicted.genes, sampled[0], batch.depth)
+        reconstruction = _mean(errors, sampled[1])
+        cell = _mean(self._errors(predicted.cell, target, batch.depth), mask)
+        if isinstance(self.strategy, HarderFirst) and self.training:
+            seen = values if gene_ids is None else values.gather(1, gene_ids)
+            self.strategy.observe(errors.detach(), sampled[1] & (seen != 0), gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
         if self.penalty_norm == "plain":  # below the smallest number, where the root has no slope
             penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
+        if self.reward_temperature is not None and torch.is_grad_enabled():
+            total = total + self._reward_loss(
+                cells, draw, masking, errors.detach(), sampled[1], gene_ids
+            )
         return Losses(
             total,
             *(
@@ -267,17 +283,37 @@ class Pretraining(nn.Module):
             visible.float(), counts, seed=substream(seed, "encoder"), step=step, sample_ids=cell_ids
         )
 
-    def _error(self, predicted: Tensor, target: Tensor, mask: Tensor, depth: Tensor) -> Tensor:
-        """Mean over the hidden positions; 0, with a gradient of 0, where nothing is hidden."""
+    def _errors(self, predicted: Tensor, target: Tensor, depth: Tensor) -> Tensor:
+        """Of each prediction; as ``target``."""
         if self.loss == "mse":
-            error = F.mse_loss(predicted[..., 0], target, reduction="none")
-        else:
-            error = negative_binomial_loss(
-                target,
-                predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None],
-                predicted[..., 1],
-            )
-        return (error * mask).sum() / mask.sum().clamp(min=1)
+            return F.mse_loss(predicted[..., 0], target, reduction="none")
+        return negative_binomial_loss(
+            target,
+            predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None],
+            predicted[..., 1],
+        )
+
+    def _reward_loss(
+        self,
+        cells: CellValues,
+        draw: Draw,
+        masking: Masking,
+        errors: Tensor,
+        scored: Tensor,
+        gene_ids: Tensor | None,
+    ) -> Tensor:
+        """A loss that teaches the strategy to hide genes of large error; its value is 0."""
+        if gene_ids is not None:  # the errors of some genes, to those of all
+            errors = torch.zeros_like(cells.values).scatter(1, gene_ids, errors.float())
+            scored = torch.zeros_like(masking.mask).scatter(1, gene_ids, scored)
+        scored = scored & masking.mask & (masking.importance > 0)
+        mean = _mean(errors, scored)
+        deviation = _mean((errors - mean).square(), scored).sqrt().clamp(min=1e-6)
+        reward = (errors - mean) / deviation
+        return strategy_reward_loss(
+            self.strategy, cells, draw, masking, reward,
+            temperature=self.reward_temperature, scored=scored,
+        )  # fmt: skip
 
     @staticmethod
     def _shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,7 +348,11 @@ def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Ten
 
 
 def build_pretraining(
-    config: Any, num_genes: int, *, schedule: Tensor | None = None
+    config: Any,
+    num_genes: int,
+    *,
+    schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
 ) -> Pretraining:
     """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's
     own generator is left as it was.
@@ -326,7 +366,9 @@ def build_pretraining(
         torch.manual_seed(substream(config.training.seed, "strategy"))
         return Pretraining(
             model,
-            build_strategy(config.masking, model.width, schedule=schedule),
+            build_strategy(
+                config.masking, model.width, num_genes, schedule=schedule, knowledge=knowledge
+            ),
             injection=config.masking.injection,
             injection_start=config.masking.injection_start,
             corruption=config.masking.corruption,
@@ -337,12 +379,20 @@ def build_pretraining(
             cell_loss=config.training.cell_loss,
             penalty=config.masking.penalty,
             penalty_norm=config.masking.penalty_norm,
+            reward_temperature=(
+                config.masking.reward_temperature if config.masking.gradient == "reward" else None
+            ),
         )
 
 
 def _dense(values: Tensor) -> Tensor:
     """Values (B, G), dense or sparse CSR, as a dense tensor."""
     return values.to_dense() if values.layout == torch.sparse_csr else values
+
+
+def _mean(errors: Tensor, where: Tensor) -> Tensor:
+    """Mean over some positions; 0, with a gradient of 0, where there is none."""
+    return (errors * where).sum() / where.sum().clamp(min=1)
 
 
 def _keep_something(values: Tensor, mask: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from scmam.study.arms import ARMS, arm_config
 
 from mam_kernels.randomness import substream
 from mam_kernels.strategies import CellValues, Draw, Uniform
+from tests.scmam.small import PUBLISHED_MASKS
 
 GENES = 50
 SMALL = {
+    **PUBLISHED_MASKS,
     "model.width": 16,
     "model.heads": 2,
     "model.encoder_layers": 1,
@@ -380,3 +382,45 @@ def test_weight_decay_alone_flattens_the_masks_under_adam(batch):
         slope = objective.strategy.latents.slopes()
         spread[decay] = slope.square().mean().sqrt().item()
     assert spread[5e-4] < 0.05 * spread[0.0]
+
+
+def test_a_reward_teaches_the_latents_to_hide_what_is_predicted_worst(batch):
+    objective = pretraining("mam-reward", **{"masking.reward_temperature": 0.5})
+    dense = CellBatch(batch.counts[:-1], *(x[:-1] for x in batch[1:]))
+
+    def history(steps: int) -> list:
+        losses = []
+        latents = [p for n, p in objective.named_parameters() if n.startswith("strategy")]
+        optimizer = torch.optim.Adam(latents, lr=1e-2)
+        for step in range(steps):
+            losses.append(objective(dense, seed=2, step=step))
+            optimizer.zero_grad()
+            losses[-1].total.backward()
+            optimizer.step()
+        return [(x.reconstruction.item(), x.entropy.item()) for x in losses]
+
+    errors, entropies = zip(*history(120), strict=True)
+    assert sum(errors[-20:]) > 1.1 * sum(errors[:20])
+    assert entropies[0] > 0.99
+    assert 0.3 < entropies[-1] < 0.98
+
+
+def test_a_reward_adds_nothing_to_the_loss_and_nothing_to_the_gradient_of_the_model(batch):
+    found = {}
+    for gradient in ("none", "reward"):
+        config = load_config(None, SMALL)
+        arm = arm_config(config, "mam-reward", 0)
+        settings = arm.masking.model_copy(update={"gradient": gradient})
+        objective = build_pretraining(arm.model_copy(update={"masking": settings}), GENES)
+        losses = objective(batch, seed=2, step=0)
+        losses.total.backward()
+        found[gradient] = losses.total, dict(objective.named_parameters())
+    torch.testing.assert_close(found["none"][0], found["reward"][0])
+    for name, plain in found["none"][1].items():
+        rewarded = found["reward"][1][name].grad
+        if not name.startswith("strategy"):
+            assert (plain.grad is None) == (rewarded is None)
+            assert plain.grad is None or torch.equal(plain.grad, rewarded)
+    latents = "strategy.latents.latents"
+    assert not found["none"][1][latents].grad.any()
+    assert found["reward"][1][latents].grad.any()

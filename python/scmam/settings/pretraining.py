@@ -93,29 +93,54 @@ class Model(Section):
     dropout: Ratio = Field(0.0, description="in the blocks, while training")
 
 
+MATCHED = ("matched", "replayed", "permuted")
+"""Strategies that take what they hide from another run."""
+
+
 class Masking(Section):
     """Which genes are hidden, what replaces them, and how the latents' context is used."""
 
-    strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
+    strategy: Literal[
+        "none",
+        "uniform",
+        "expression",
         "mam",
+        "mam-embedding",
+        "matched",
+        "modules",
+        "harder",
+        "labels",
+        "replayed",
+        "permuted",
+    ] = Field(
+        "uniform",
         description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
         " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
-        " non-zero genes; matched: uniform, at the hidden fractions of another run",
+        " non-zero genes; matched: uniform, at the hidden fractions of another run; modules:"
+        " co-expressed genes together; harder: genes that are predicted worse more often; labels:"
+        " genes that tell the cell types apart more often, which uses the labels; replayed: each"
+        " gene as often as another run hides it in the end; permuted: the same, exchanged among"
+        " genes of about equal mean",
     )
     ratio: Ratio = Field(
-        0.3,
+        0.5,
         description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
         " given",
     )
-    zero_ratio: Ratio | None = Field(
+    ratio_to: Ratio | None = Field(
         None,
+        description="each cell draws its ratio between ratio and this, and its share of the zeros"
+        " in the same proportion; null: all cells alike",
+    )
+    zero_ratio: Ratio | None = Field(
+        0.05,
         description="share of the zeros that is hidden; null: zeros and non-zeros are drawn"
         " together",
     )
     matched_to: str | None = Field(
         None,
-        description="with strategy matched: the arm, or the run folder, whose hidden fractions are"
-        " taken",
+        description="with strategy matched, replayed or permuted: the arm, or the run folder, whose"
+        " hidden fractions are taken",
     )
     corruption: Literal["all", "80/10/10", "90/10"] = Field(
         "all",
@@ -144,6 +169,17 @@ class Masking(Section):
     context_from: Literal["all", "visible"] = Field(
         "all", description="all: as published, hidden values included; visible: without them"
     )
+    gradient: Literal["none", "reward"] = Field(
+        "none",
+        description="what teaches the latents which genes to hide; none: only what their context"
+        " and penalty do, as published; reward: the error at the genes that were hidden, with"
+        " strategy mam-embedding",
+    )
+    reward_temperature: Positive = Field(
+        1.0,
+        description="with gradient reward: in standard deviations of the error; the smaller, the"
+        " more the masks prefer genes of large error",
+    )
     temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
     slope_norm: Positive | None = Field(
         None, description="fix the root mean square of the slopes at this; null: as trained"
@@ -170,12 +206,22 @@ class Masking(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "Masking":
-        if (self.strategy == "matched") != (self.matched_to is not None):
-            raise ValueError("strategy: matched and matched_to go together; give both or neither")
+        if (self.strategy in MATCHED) != (self.matched_to is not None):
+            raise ValueError(
+                f"strategy: {', '.join(MATCHED)} and matched_to go together; give both or neither"
+            )
+        if self.ratio_to is not None and self.ratio_to < self.ratio:
+            raise ValueError(
+                f"ratio_to: expected at least ratio = {self.ratio}; got {self.ratio_to}"
+            )
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
             raise ValueError(
                 "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"
                 " no zero)"
+            )
+        if self.gradient == "reward" and self.strategy != "mam-embedding":
+            raise ValueError(
+                f"gradient: reward requires strategy mam-embedding; got {self.strategy}"
             )
         return self
 

@@ -99,7 +99,8 @@ class Study(Section):
     """A comparison of arms: each arm is a name and the masking settings in which it differs."""
 
     arms: tuple[str, ...] = Field(
-        ("none", "uniform", "mam"), description="what is compared; scmam config --arms lists them"
+        ("none", "uniform", "uniform-half", "mam"),
+        description="what is compared; scmam config --arms lists them",
     )
     custom: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

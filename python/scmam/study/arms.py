@@ -19,6 +19,7 @@ class Arm(NamedTuple):
 PLAIN = {
     "strategy": "uniform",
     "ratio": 0.3,
+    "ratio_to": None,
     "zero_ratio": None,
     "matched_to": None,
     "corruption": "80/10/10",
@@ -31,6 +32,7 @@ PLAIN = {
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
+    "gradient": "none",
 }
 
 ARMS: dict[str, Arm] = {
@@ -52,6 +54,11 @@ ARMS: dict[str, Arm] = {
     ),
     "uniform-stratified-token": Arm(
         "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, "corruption": "all"}
+    ),
+    "uniform-half": Arm(
+        "uniform, 50 % of the non-zeros and 5 % of the zeros, every hidden one behind a mask token:"
+        " the default",
+        {"ratio": 0.5, "zero_ratio": 0.05, "corruption": "all"},
     ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
@@ -120,6 +127,18 @@ ARMS: dict[str, Arm] = {
             "injection": "decoder",
             "zero_ratio": 0.03,
         },
+    ),
+    "mam-reward": Arm(
+        "mam on embeddings that learns to hide what is predicted worst; without injection, so that"
+        " only which non-zeros are hidden differs from uniform masks",
+        {
+            "strategy": "mam-embedding",
+            "corruption": "all",
+            "zero_ratio": 0.03,
+            "gradient": "reward",
+            "penalty": 0.0,
+        },
+        {"masking_weight_decay": 0.0},
     ),
     "expression": Arm(
         "in proportion to expression",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Config, with_settings
 from ..errors import ConfigError, RunError
+from ..gene_strategies import knowledge_of
 from ..objective import Pretraining, build_pretraining
 from ..runs import (
     CHECKPOINTS,
@@ -45,6 +46,7 @@ def pretrain(
     *,
     cells: "Cells | None" = None,
     schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
     progress: bool = True,
 ) -> Run:
     """Pretrain a model into a run folder, or go on with one that was interrupted.
@@ -69,6 +71,8 @@ def pretrain(
         cells: what ``open_cells(config.data)`` gives; None: it is called.
         schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None:
             those of the run folder `masking.matched_to`.
+        knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_strategies`; None: it
+            is computed from the cells, or from the run `masking.matched_to`.
         progress: show a progress bar.
 
     Returns:
@@ -92,7 +96,7 @@ def pretrain(
         if run is None or not run.done:
             if writes:
                 remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
-            _go_on(config, folder, run, cells, schedule, progress, writes)
+            _go_on(config, folder, run, cells, schedule, knowledge, progress, writes)
     return open_run(folder)
 
 
@@ -102,6 +106,7 @@ def _go_on(
     run: Run | None,
     cells: "Cells | None",
     schedule: Tensor | None,
+    knowledge: Tensor | None,
     progress: bool,
     writes: bool,
 ) -> None:
@@ -121,7 +126,11 @@ def _go_on(
             f" {cells.num_genes}, or other genes; name another folder, or delete this one to train"
             " it anew"
         )
-    pretraining = build_pretraining(config, cells.num_genes, schedule=by_batch(schedule, config))
+    if knowledge is None:
+        knowledge = _knowledge(config, cells)
+    pretraining = build_pretraining(
+        config, cells.num_genes, schedule=by_batch(schedule, config), knowledge=knowledge
+    )
     source: dict[str, Any] = {}
     if config.training.start_from is not None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
         source = start_from(pretraining, tuple(cells.genes), config)
@@ -259,6 +268,20 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
             f" {config.masking.matched_to} now; delete it to train it anew"
         )
     return schedule
+
+
+def _knowledge(config: Config, cells: "Cells") -> Tensor | None:
+    """What the strategy knows of the genes (G,); None: it knows nothing of them."""
+    masking = config.masking
+    if masking.strategy in ("modules", "harder", "labels"):
+        return knowledge_of(masking.strategy, cells, config.data.transform)
+    if masking.strategy not in ("replayed", "permuted") or masking.matched_to is None:
+        return None
+    from ..interpretation.rates import race_weights
+
+    run = open_run(masking.matched_to)
+    exchanged = config.training.seed if masking.strategy == "permuted" else None
+    return race_weights(run, cells, permute=exchanged)
 
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[int]:
