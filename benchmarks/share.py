@@ -1,7 +1,7 @@
 """Masking's share of a pretraining step, at several sizes of the model: real steps of `scmam
 pretrain`, on cells made up for it.
 
-    python -m benchmarks.share                     # the sizes below; the published one takes minutes
+    python -m benchmarks.share                    # the sizes below; the published takes minutes
     python -m benchmarks.share --sizes tiny base
 
 Target: at most 2 % on the CPU, 1 % on a GPU.
