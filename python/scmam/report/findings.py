@@ -31,6 +31,10 @@ HEADINGS = {
 }
 
 
+FEW_ARMS = 3
+"""Up to so many arms, the first sentence says what each one hid."""
+
+
 def interval_text(found: Score, *, signed: bool = True) -> str:
     """``95 % interval +0.31 to +1.15``."""
     write = signed_points if signed else points
@@ -98,10 +102,14 @@ def _clause(arm: str, reference: str, found: Difference) -> str:
 
 
 def hidden_headline(study: StudyFiles) -> str:
-    """What the shown arm and the reference hid, in one sentence; empty where it is not known."""
+    """What the shown arm and the reference hid, or all arms where few hide anything, in one
+    sentence; empty where it is not known.
+    """
     told = []
-    arms = dict.fromkeys((shown_arm(study) or study.arms[0], study.reference))
-    for arm in [arm for arm in arms if arm is not None and study.strategy(arm) != "none"]:
+    arms = [shown_arm(study) or study.arms[0], study.reference]
+    hiding = [arm for arm in study.arms if study.strategy(arm) != "none"]
+    arms += hiding if len(hiding) <= FEW_ARMS else []
+    for arm in [arm for arm in dict.fromkeys(arms) if arm in hiding]:
         if shares := hidden_shares(study, arm):
             nonzero, zero = (percent(shares[name], 0) for name in ("hidden_nonzero", "hidden_zero"))
             shape = f"entropy {decimal(shares['entropy'], 3)} of the largest{_scatter(study, arm)}"
