@@ -258,7 +258,7 @@ def shapes(chosen: argparse.Namespace, sizes: Sizes) -> None:
     import importlib
 
     homes = {"selection": "selection.triton", "value_path": "value_attention.triton"}
-    home = homes.get(chosen.path, "latent_attention.triton_attention")
+    home = homes.get(chosen.path, "latent_attention.triton")
     module = importlib.import_module(f"mam_kernels.ops.{home}")
     table, others = getattr(module, "LAUNCHES", {}), getattr(module, "ALTERNATIVES", {})
     if not others:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -181,9 +182,11 @@ def kernels() -> dict[str, object]:
     """Every kernel by its name."""
     from triton.runtime.jit import JITFunction
 
-    modules = [backend_module(folder) for folder in ("selection", "value_attention")]
-    names = ("triton_attention", "triton_step")
-    modules += [backend_module("latent_attention", name) for name in names]
+    folders = ("selection", "value_attention", "latent_attention")
+    modules = [backend_module(folder) for folder in folders]
+    for module in list(modules):
+        for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
+            modules.append(importlib.import_module(f"{module.__name__}.{found.name}"))
     return {
         kernel.__name__: kernel
         for module in modules
