@@ -8,7 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
-from .launches import INTERPRETER_LATENTS, INTERPRETER_POSITIONS, Splits, Tile, held, padded_side
+from .launches import (
+    INTERPRETER_LATENTS,
+    INTERPRETER_POSITIONS,
+    REGISTERS,
+    Splits,
+    Tile,
+    held,
+    padded_side,
+)
 from .tiles import LN_2, LOG2_E, add_dot, dot, head_rows, live_tokens, store_head_rows, wide
 
 
@@ -180,8 +188,11 @@ def _tile(query: Tensor) -> Tile:
     if launch.INTERPRETED:
         return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1)
     full = FULL_AMD if launch.is_amd() else FULL
-    latents, positions, warps = (full if query.dtype == torch.float32 else HALF)[width]
-    return Tile(min(fitting, latents), positions, width, warps)
+    if query.dtype == torch.float32:
+        latents, positions, warps = full[width]
+        return Tile(min(fitting, latents), positions, width, warps)
+    latents, positions, warps = HALF[width]
+    return Tile(min(fitting, latents), positions, width, warps, registers=REGISTERS)
 
 
 def forward(

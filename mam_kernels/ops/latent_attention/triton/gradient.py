@@ -11,6 +11,7 @@ from ...._core import triton_launch as launch
 from . import gradient_by_blocks
 from .launches import (
     INTERPRETER_POSITIONS,
+    REGISTERS,
     Splits,
     Tile,
     held,
@@ -249,7 +250,7 @@ def one_pass(query: Tensor) -> Tile | None:
         return None
     positions, warps = chosen
     # fewer rows than 64 would not go through wgmma
-    return Tile(max(latents, 64), positions, width, warps, stages=1)
+    return Tile(max(latents, 64), positions, width, warps, stages=1, registers=REGISTERS)
 
 
 def backward(

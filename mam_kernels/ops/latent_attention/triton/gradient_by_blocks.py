@@ -8,7 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
-from .launches import INTERPRETER_LATENTS, INTERPRETER_POSITIONS, Splits, Tile, padded_side
+from .launches import (
+    INTERPRETER_LATENTS,
+    INTERPRETER_POSITIONS,
+    REGISTERS,
+    Splits,
+    Tile,
+    padded_side,
+)
 from .tiles import LOG2_E, dot, head_rows, live_tokens, store_head_rows, wide
 
 
@@ -165,7 +172,7 @@ HALF = {
 FULL = {
     16: (16, 32, 4),
     32: (16, 32, 4),
-    64: (32, 16, 4),
+    64: (16, 32, 4),
     128: (16, 32, 8),
     256: (16, 32, 8),
 }
@@ -181,11 +188,10 @@ def tile_of(query: Tensor) -> Tile:
     if launch.INTERPRETED:
         return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1)
     if query.dtype == torch.float32:
-        tiles = FULL_AMD if launch.is_amd() else FULL
-    else:
-        tiles = HALF_AMD if launch.is_amd() else HALF
-    latents, positions, warps = tiles[width]
-    return Tile(min(fitting, latents), positions, width, warps)
+        latents, positions, warps = (FULL_AMD if launch.is_amd() else FULL)[width]
+        return Tile(min(fitting, latents), positions, width, warps)
+    latents, positions, warps = (HALF_AMD if launch.is_amd() else HALF)[width]
+    return Tile(min(fitting, latents), positions, width, warps, registers=REGISTERS)
 
 
 def run(

@@ -11,7 +11,8 @@ from ...._core import triton_launch as launch
 
 SMALLEST_DOT = 16  # tl.dot takes no smaller side
 POSITIONS_PER_SPLIT = 256  # fewer do not pay for merging
-# All that a thread may have: left alone, NVIDIA's assembler spills a few for occupancy.
+# All that a thread may have. Left alone, NVIDIA's assembler spills a few of the tensor cores' sums
+# for occupancy; where the general units compute, it is the limit that has it spill.
 REGISTERS = 255
 # The time of the interpreter is that of its operations, whatever their size.
 INTERPRETER_LATENTS, INTERPRETER_POSITIONS = 64, 128
@@ -25,6 +26,7 @@ class Tile(NamedTuple):
     width: int
     warps: int
     stages: int = 2
+    registers: int | None = None  # a thread may have; None: what the assembler gives it
 
     def arguments(self) -> dict[str, int]:
         """As the constants and options of a launch."""
@@ -34,7 +36,7 @@ class Tile(NamedTuple):
             "BLOCK_D": self.width,
             "num_warps": self.warps,
             "num_stages": self.stages,
-            **registers(),
+            **launch.register_limit(self.registers),
         }
 
 

@@ -55,6 +55,32 @@ def equal_parts(x, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 
 @triton.jit
+def store_columns(
+    matrix_ptr,
+    x,
+    row,
+    column,
+    live,
+    real,
+    STRIDE: tl.constexpr,
+    ALL_REAL: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """Writes the real columns of the live rows of a matrix; x is (column, row) where TRANSPOSED."""
+    if TRANSPOSED:
+        place = matrix_ptr + row[None, :] * STRIDE + column[:, None]
+        mask = live[None, :]
+        if not ALL_REAL:
+            mask &= real[:, None]
+    else:
+        place = matrix_ptr + row[:, None] * STRIDE + column[None, :]
+        mask = live[:, None]
+        if not ALL_REAL:
+            mask &= real[None, :]
+    tl.store(place, x, mask=mask)
+
+
+@triton.jit
 def attend_tile(
     q,
     k,
@@ -193,11 +219,11 @@ def project_and_attend_kernel(
         begin = tl.maximum(begin, tl.load(range_ptr + 2 * batch) // BLOCK_L * BLOCK_L)
         end = tl.minimum(end, tl.load(range_ptr + 2 * batch + 1))
     if KEEP_KEYS or KEEP_VALUES:
-        kept_ptr += batch * num_positions * KEPT_STRIDE + head * WIDTH
+        kept_ptr += batch * num_positions * KEPT_STRIDE
     offset = tl.arange(0, BLOCK_L)
-    column = tl.arange(0, COLUMNS)
-    exists = (head + column // BLOCK_D < NUM_HEADS) & (column % BLOCK_D < WIDTH)
-    kept_column = column // BLOCK_D * WIDTH + column % BLOCK_D
+    column = tl.arange(0, COLUMNS)  # of the keys alone, or of the values
+    key_row = (head + column // BLOCK_D) * WIDTH + column % BLOCK_D
+    key_real = (head + column // BLOCK_D < NUM_HEADS) & (column % BLOCK_D < WIDTH)
     for start in range(begin, end, BLOCK_L):  # trips: L / BLOCK_L
         token = start + offset
         inside = token < end
@@ -230,19 +256,25 @@ def project_and_attend_kernel(
             values = equal_parts(v, HEADS, BLOCK_L, COLUMNS)
             keys = equal_parts(k, HEADS, BLOCK_L, COLUMNS)
         if KEEP_KEYS or KEEP_VALUES:
+            ALL_REAL: tl.constexpr = NUM_HEADS % HEADS == 0 and WIDTH == BLOCK_D
             place = kept_ptr + wide(start) * KEPT_STRIDE
-            if ROWS_ARE_FEATURES:
-                place += kept_column[:, None] + offset[None, :] * KEPT_STRIDE
-                mask = inside[None, :]
+            if KEEP_KEYS and KEEP_VALUES and not ROWS_ARE_FEATURES:
+                store_columns(
+                    place, projected, offset, weight_row, inside, real, KEPT_STRIDE, ALL_REAL,
+                    ROWS_ARE_FEATURES,
+                )  # fmt: skip
             else:
-                place += kept_column[None, :] + offset[:, None] * KEPT_STRIDE
-                mask = inside[:, None]
-            if NUM_HEADS % HEADS != 0 or WIDTH != BLOCK_D:
-                mask &= exists[:, None] if ROWS_ARE_FEATURES else exists[None, :]
-            if KEEP_KEYS:
-                tl.store(place, k, mask=mask)
-            if KEEP_VALUES:
-                tl.store(place + NUM_HEADS * WIDTH, v, mask=mask)
+                if KEEP_KEYS:
+                    store_columns(
+                        place, k, offset, key_row, inside, key_real, KEPT_STRIDE, ALL_REAL,
+                        ROWS_ARE_FEATURES,
+                    )  # fmt: skip
+                if KEEP_VALUES:
+                    place += NUM_HEADS * WIDTH
+                    store_columns(
+                        place, v, offset, key_row, inside, key_real, KEPT_STRIDE, ALL_REAL,
+                        ROWS_ARE_FEATURES,
+                    )  # fmt: skip
         new_tops = ()
         new_totals = ()
         new_outputs = ()
@@ -282,10 +314,9 @@ class Plan(NamedTuple):
 
     def arguments(self) -> dict[str, int]:
         """As the constants and options of a launch."""
-        # A group of four warps that takes 64 latents at a time has half of a tile's scores in its
-        # registers, which would be spilled otherwise.
+        # Of more latents at a time, the scores of four warps would be spilled; eight share 128.
         block = min(
-            self.latents, int(__import__("os").environ.get("BN", "64")) if self.warps < 8 else 128
+            self.latents, 64 if self.warps < 8 else 128
         )
         return {
             "HEADS": self.heads,
