@@ -315,9 +315,7 @@ class Plan(NamedTuple):
     def arguments(self) -> dict[str, int]:
         """As the constants and options of a launch."""
         # Of more latents at a time, the scores of four warps would be spilled; eight share 128.
-        block = min(
-            self.latents, 64 if self.warps < 8 else 128
-        )
+        block = min(self.latents, 64 if self.warps < 8 else 128)
         return {
             "HEADS": self.heads,
             "LATENT_BLOCKS": self.latents // block,
