@@ -103,19 +103,19 @@ def forward_kernel(
     tl.store(logsumexp_ptr + row, log_of_sum(top, total), mask=exists)
     if HAS_VALUE:
         store_head_rows(
-            output_ptr, row, exists, output / at_least(total)[:, None], WIDTH, WIDTH, BLOCK_D
+            output_ptr, row, exists, output / divisor(total)[:, None], WIDTH, WIDTH, BLOCK_D
         )
 
 
 @triton.jit
 def log_of_sum(top, total):
     """The natural logarithm of 2^top total; -inf for no tokens."""
-    return tl.where(total == 0.0, float("-inf"), (top + tl.log2(at_least(total))) * LN_2)
+    return tl.where(total == 0.0, float("-inf"), (top + tl.log2(divisor(total))) * LN_2)
 
 
 @triton.jit
-def at_least(total):
-    """A sum of weights to divide by: any positive one will do for no tokens, whose output is 0."""
+def divisor(total):
+    """The sum of weights to divide by; for no tokens, whose output is 0, any positive number."""
     return tl.where(total == 0.0, 1.0, total)
 
 
@@ -154,11 +154,11 @@ def merge_kernel(
             output += weight[:, None] * head_rows(
                 partial_output_ptr, place, live, WIDTH, WIDTH, BLOCK_D
             )
-    logsumexp = tl.where(total == 0.0, float("-inf"), base + tl.log(at_least(total)))
+    logsumexp = tl.where(total == 0.0, float("-inf"), base + tl.log(divisor(total)))
     tl.store(logsumexp_ptr + row, logsumexp, mask=live)
     if HAS_VALUE:
         store_head_rows(
-            output_ptr, row, live, output / at_least(total)[:, None], WIDTH, WIDTH, BLOCK_D
+            output_ptr, row, live, output / divisor(total)[:, None], WIDTH, WIDTH, BLOCK_D
         )
 
 

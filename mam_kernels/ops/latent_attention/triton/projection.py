@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...._core import triton_launch as launch
 from . import attention
-from .attention import at_least, log_of_sum
+from .attention import divisor, log_of_sum
 from .launches import INTERPRETER_POSITIONS, Splits, padded_side, registers
 from .positions import Positions
 from .tiles import LOG2_E, add_dot, dot, head_rows, store_head_rows, wide
@@ -297,7 +297,7 @@ def project_and_attend_kernel(
         row = ((split * num_batches + batch) * num_latents + latents[i]) * NUM_HEADS + at
         tl.store(logsumexp_ptr + row, log_of_sum(tops[i], totals[i]), mask=exists)
         if HAS_VALUE:
-            output = outputs[i] / at_least(totals[i])[:, None]
+            output = outputs[i] / divisor(totals[i])[:, None]
             store_head_rows(output_ptr, row, exists, output, WIDTH, WIDTH, BLOCK_D)
 
 
