@@ -172,7 +172,7 @@ FULL = {
 }
 # Where products take all factors from registers: before Hopper, and on AMD, whose 64 KiB of shared
 # memory hold no more either.
-HALF_FROM_REGISTERS = HALF | {128: (64, 64, 128, 4), 256: (32, 64, 256, 4)}
+HALF_FROM_REGISTERS = HALF | {128: (64, 64, 128, 4), 256: (64, 64, 64, 4)}
 
 
 def importance(

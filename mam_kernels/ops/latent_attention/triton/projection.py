@@ -258,7 +258,7 @@ def project_and_attend_kernel(
         if KEEP_KEYS or KEEP_VALUES:
             ALL_REAL: tl.constexpr = NUM_HEADS % HEADS == 0 and WIDTH == BLOCK_D
             place = kept_ptr + wide(start) * KEPT_STRIDE
-            if KEEP_KEYS and KEEP_VALUES and not ROWS_ARE_FEATURES:
+            if KEEP_KEYS and KEEP_VALUES and HEADS > 1:
                 store_columns(
                     place, projected, offset, weight_row, inside, real, KEPT_STRIDE, ALL_REAL,
                     ROWS_ARE_FEATURES,
@@ -311,6 +311,7 @@ class Plan(NamedTuple):
     inputs: int  # features in a chunk
     chunks: int
     warps: int
+    rows_are_features: bool
 
     def arguments(self) -> dict[str, int]:
         """As the constants and options of a launch."""
@@ -324,7 +325,7 @@ class Plan(NamedTuple):
             "BLOCK_D": self.width,
             "BLOCK_X": self.inputs,
             "CHUNKS": self.chunks,
-            "ROWS_ARE_FEATURES": self.width > 64,
+            "ROWS_ARE_FEATURES": self.rows_are_features,
             "num_warps": self.warps,
             "num_stages": 1,
             **registers(),
@@ -345,11 +346,13 @@ def plan(query: Tensor, tokens: Tensor) -> Plan | None:
     width, latents = padded_side(width), padded_side(num_latents)
     if latents > FUSED_LATENTS or width > 128 or inputs > FUSED_INPUTS or launch.is_amd():
         return None
-    columns = 32 if width == 16 else FUSED_COLUMNS  # the sums of four heads would be spilled
+    # The sums of four heads would be spilled; before Hopper, whose factors lie in registers, of two.
+    narrow = width == 16 or launch.architecture(tokens.device) < 90
+    columns = 32 if narrow else FUSED_COLUMNS
     heads = max(1, min(columns // width, triton.next_power_of_2(num_heads)))
     chunk, chunks = _chunks(inputs, 2 * heads * width)
     if launch.INTERPRETED:
-        return Plan(heads, latents, INTERPRETER_POSITIONS, width, chunk, chunks, 1)
+        return Plan(heads, latents, INTERPRETER_POSITIONS, width, chunk, chunks, 1, width > 64)
     if tokens.dtype == torch.float32:
         return None
     latents = max(latents, 64)  # fewer rows would not go through wgmma
@@ -359,8 +362,10 @@ def plan(query: Tensor, tokens: Tensor) -> Plan | None:
         return None
     # The sums of Blackwell's products lie in a memory of their own, from where a program of four
     # warps would load more than its registers hold.
-    warps = 4 if columns <= 128 and launch.architecture(tokens.device) < 100 else 8
-    return Plan(heads, latents, FUSED_POSITIONS, width, chunk, chunks, warps)
+    blackwell = launch.architecture(tokens.device) >= 100
+    warps = 4 if columns <= 128 and not blackwell else 8
+    turned = width > 64 and not blackwell  # there the flags of all columns would be spilled
+    return Plan(heads, latents, FUSED_POSITIONS, width, chunk, chunks, warps, turned)
 
 
 def _chunks(inputs: int, columns: int) -> tuple[int, int]:
