@@ -346,7 +346,7 @@ def plan(query: Tensor, tokens: Tensor) -> Plan | None:
     width, latents = padded_side(width), padded_side(num_latents)
     if latents > FUSED_LATENTS or width > 128 or inputs > FUSED_INPUTS or launch.is_amd():
         return None
-    # The sums of four heads would be spilled; before Hopper, whose factors lie in registers, of two.
+    # The sums of four heads would be spilled; before Hopper, with factors in registers, of two.
     narrow = width == 16 or launch.architecture(tokens.device) < 90
     columns = 32 if narrow else FUSED_COLUMNS
     heads = max(1, min(columns // width, triton.next_power_of_2(num_heads)))
