@@ -5,6 +5,7 @@ nothing runs.
 import contextlib
 import functools
 import importlib
+import pkgutil
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -42,6 +43,15 @@ class Launch(NamedTuple):
 
     variant: Variant
     blocks: int
+
+
+@functools.cache
+def modules() -> tuple[str, ...]:
+    """The modules of the operations that hold Triton kernels."""
+    import mam_kernels.ops
+
+    found = pkgutil.walk_packages(mam_kernels.ops.__path__, "mam_kernels.ops.")
+    return tuple(module.name for module in found if ".triton" in module.name)
 
 
 def kernels(modules: Iterable[str]) -> list[object]:

@@ -21,8 +21,12 @@ SIZES = {
     "raced": 128,
 }
 MODULES = (
-    "mam_kernels.ops.latent_attention.triton_step",
-    "mam_kernels.ops.latent_attention.triton_attention",
+    *(
+        f"mam_kernels.ops.latent_attention.triton.{name}"
+        for name in ("prepare", "positions", "projection", "attention", "importance", "context")
+    ),
+    "mam_kernels.ops.latent_attention.triton.gradient",
+    "mam_kernels.ops.latent_attention.triton.gradient_by_blocks",
     "mam_kernels.ops.selection.triton",
 )
 BYTES = {

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -180,12 +181,12 @@ def call_value(dtype: object, csr: object, flags: bool) -> None:
     )
 
 
-def call_token(dtype: object, width: int, flags: bool) -> None:
+def call_token(dtype: object, width: int, flags: bool, latents: int = 128) -> None:
     """The token path, forward and backward; a small batch, whose rows are split, where `flags`."""
     import torch
 
     token = backend_module("latent_attention")
-    batch, positions, latents, heads = (1 if flags else 16), 2048, 128, 8
+    batch, positions, heads = (1 if flags else 16), 2048, 8
     query = torch.ones(latents, heads, width, dtype=dtype)
     key = torch.ones(batch, positions, heads, width, dtype=dtype)
     valid = torch.ones(batch, positions, dtype=torch.bool) if flags else None
@@ -243,6 +244,7 @@ def launches(target_name: str) -> list[Variant]:
             call_token(torch.bfloat16, width, flags=True)
             call_token(torch.float32, width, flags=True)
         call_token(torch.float16, 16, flags=False)
+        call_token(torch.float32, 32, flags=False, latents=40)  # no whole number of blocks
         for heads in (16, 8, 4, 2):
             call_step(torch.bfloat16, heads)
             call_step(torch.bfloat16, heads, padded=True, backward=heads == 8)
@@ -408,28 +410,9 @@ def test_no_spills(target: str) -> None:
     spilling = [
         kernel
         for kernel in compiled_elsewhere()
-        if kernel.target == target and kernel.spilled_bytes > may_spill(kernel)
+        if kernel.target == target and kernel.spilled_bytes > 0
     ]
     assert not spilling, table(spilling)
-
-
-def may_spill(kernel: Resources) -> int:
-    """Bytes a thread that a kernel may spill: what each took when it was last looked at.
-
-    With heads of 128 the sums of a tile fill the registers: 20 of some 800 instructions of a tile
-    go through local memory. The projection and attention of narrower heads takes all 255 registers
-    and a few more. In float32, and with heads of 256, the tiles of the importance and of the
-    statistics do not fit: a fault that docs/machine_code.md names.
-    """
-    name, title = kernel.title.partition(" ")[0], kernel.title
-    wide = next((width for width in (256, 128) if f"BLOCK_D={width}" in title), 0)
-    if name == "statistics_kernel":
-        return 3696 if wide == 256 and kernel.target == "sm_100" else 16
-    if name == "importance_kernel":
-        return {256: 320, 128: 64}.get(wide, 32)
-    if wide == 128:
-        return 128 if name in ("project_and_attend_kernel", "gradient_kernel") else 0
-    return 24 if name == "project_and_attend_kernel" else 8
 
 
 @needs_triton
