@@ -140,6 +140,28 @@ void bind_selection(py::module_& m) {
       NoGil());
 }
 
+#ifdef MAM_CPU_DISPATCH
+void bind_inclusion(py::module_& m) {
+  m.def(
+      "inclusion_probabilities",
+      [](const Values& weights, const Flags& valid, Address num_samples, Address probability,
+         Address time, const Launch& launch) {
+        backend::inclusion_probabilities(weights, valid, at<int32_t>(num_samples),
+                                         at<float>(probability), at<double>(time), launch);
+      },
+      NoGil());
+  m.def(
+      "inclusion_probabilities_backward",
+      [](Address grad, const Values& weights, Address probability, Address time,
+         Address grad_weights, const Launch& launch) {
+        backend::inclusion_probabilities_backward(at<float>(grad), weights, at<float>(probability),
+                                                  at<double>(time), at<float>(grad_weights),
+                                                  launch);
+      },
+      NoGil());
+}
+#endif
+
 void bind_token_ops(py::module_& m) {
   py::class_<Tokens>(m, "Tokens", py::module_local())
       .def(py::init([](Address data, DType dtype, int64_t batch, int64_t positions, int64_t heads,
@@ -296,6 +318,9 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_structures(m);
   bind_value_ops(m);
   bind_selection(m);
+#ifdef MAM_CPU_DISPATCH
+  bind_inclusion(m);
+#endif
   bind_token_ops(m);
 #ifdef MAM_TOKEN_GRADIENTS
   bind_token_gradients(m);

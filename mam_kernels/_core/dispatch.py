@@ -46,8 +46,11 @@ IMPLEMENTATIONS = {
 }
 """Operation -> the folder and the function that implement it in each backend's file."""
 
-REFERENCE_ALONE = ("inclusion_probabilities", "inclusion_probabilities_backward")
-"""Operations that other backends have no kernels for."""
+WITHOUT_KERNELS = {
+    "inclusion_probabilities": ("triton", "cuda"),
+    "inclusion_probabilities_backward": ("triton", "cuda"),
+}
+"""Operation -> the backends that have no kernel for it."""
 
 AUTOMATIC = ""
 """The backend string of an operation whose caller named none."""
@@ -195,8 +198,8 @@ def obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
     missing = _missing(backend)
     if missing:
         return missing
-    if op in REFERENCE_ALONE:
-        return f"{op} is computed by the reference alone"
+    if backend in WITHOUT_KERNELS.get(op, ()):
+        return f"it has no kernel for {op}"
     if device != _device_of(backend):
         return f"it takes tensors on {_device_of(backend)}; these are on {device}"
     if dtype == torch.float64:
