@@ -47,8 +47,8 @@ IMPLEMENTATIONS = {
 """Operation -> the folder and the function that implement it in each backend's file."""
 
 WITHOUT_KERNELS = {
-    "inclusion_probabilities": ("triton", "cuda"),
-    "inclusion_probabilities_backward": ("triton", "cuda"),
+    "inclusion_probabilities": ("cuda",),
+    "inclusion_probabilities_backward": ("cuda",),
 }
 """Operation -> the backends that have no kernel for it."""
 
