@@ -186,7 +186,7 @@ def time_factors(time):
 
 
 @triton.jit
-def gradient_kernel(
+def inclusion_gradient_kernel(
     grad_ptr,
     weights_ptr,
     probability_ptr,
@@ -273,7 +273,7 @@ def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -
     rows, positions = weights.shape
     found = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
     with launch.on(weights.device):
-        gradient_kernel[(rows,)](
+        inclusion_gradient_kernel[(rows,)](
             grad.float().contiguous(),
             weights,
             probability.float().contiguous(),
