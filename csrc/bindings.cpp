@@ -140,7 +140,6 @@ void bind_selection(py::module_& m) {
       NoGil());
 }
 
-#ifdef MAM_CPU_DISPATCH
 void bind_inclusion(py::module_& m) {
   m.def(
       "inclusion_probabilities",
@@ -160,7 +159,6 @@ void bind_inclusion(py::module_& m) {
       },
       NoGil());
 }
-#endif
 
 void bind_token_ops(py::module_& m) {
   py::class_<Tokens>(m, "Tokens", py::module_local())
@@ -318,9 +316,7 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_structures(m);
   bind_value_ops(m);
   bind_selection(m);
-#ifdef MAM_CPU_DISPATCH
   bind_inclusion(m);
-#endif
   bind_token_ops(m);
 #ifdef MAM_TOKEN_GRADIENTS
   bind_token_gradients(m);

@@ -7,12 +7,11 @@
 #include "cpu/fused_selection.h"
 #include "cpu/kernels.h"
 #include "cpu/race.h"
+#include "mam/arrivals.h"
 
 namespace mam {
 namespace cpu {
 namespace MAM_ISA {
-
-constexpr double kInfiniteTime = __builtin_inf();
 
 // exp(-u) for 0 <= u, relative error 2e-7, and exp(-u) - 1 where u is below log(2) / 2.
 struct Decay {
@@ -52,24 +51,16 @@ struct Scaled {
   }
 };
 
-constexpr int kTerms = 5;
-
-// What has arrived by a time: how many positions are expected to, and sums of u^j exp(-u), j >= 1,
-// the terms of the series of that number about the time.
-struct Arrivals {
-  double arrived, term[kTerms];
-};
-
 // A position adds 1 - exp(-u) where u is small and 1, less exp(-u), where it is not; ones are
 // counted. So the error of the sum is that of float32 on sum u exp(-u), however many arrived.
 template <bool Careful>
 static MAM_APART Arrivals arrivals(const WeightRow& row, const Scaled<Careful> scaled) {
   constexpr int64_t kSummed = 32 * kFloats;  // in float32
   Int late{};
-  Double sums[kTerms + 1] = {};
+  Double sums[kArrivalTerms + 1] = {};
   for (int64_t first = 0; first < row.positions; first += kSummed) {
     const int64_t last = row.positions - first < kSummed ? row.positions : first + kSummed;
-    Float part[kTerms + 1] = {};
+    Float part[kArrivalTerms + 1] = {};
     for_vectors(row.weight, row.flags, first, last,
                 [&](int64_t, const float* w, const uint8_t* f, auto has_flags) MAM_ALWAYS {
                   const Float u = scaled(w, f, has_flags);
@@ -78,44 +69,27 @@ static MAM_APART Arrivals arrivals(const WeightRow& row, const Scaled<Careful> s
                   part[0] += now.late ? now.left : now.less_one;
                   Float product = u > 80.0f ? Float{} : u * now.left;
                   part[1] += product;
-                  for (int j = 2; j <= kTerms; ++j) {
+                  for (int j = 2; j <= kArrivalTerms; ++j) {
                     product *= u;
                     part[j] += product;
                   }
                 });
-    for (int j = 0; j <= kTerms; ++j) {
+    for (int j = 0; j <= kArrivalTerms; ++j) {
       float lanes[kFloats];
       store(lanes, part[j]);
       sums[j] += to_double(load<HalfFloat>(lanes)) + to_double(load<HalfFloat>(lanes + kDoubles));
     }
   }
   Arrivals found{static_cast<double>(total_of(late)) - sum(sums[0]), {}};
-  for (int j = 0; j < kTerms; ++j) found.term[j] = sum(sums[j + 1]);
+  for (int j = 0; j < kArrivalTerms; ++j) found.term[j] = sum(sums[j + 1]);
   return found;
 }
 
-MAM_INLINE double log_of(double x) { return logarithm(splat<Double>(x))[0]; }
-MAM_INLINE double exp_of(double x) { return exponential(splat<Double>(x))[0]; }
-
-// The relative change x of the time with which the series adds `missing`; false where it is too
-// short for that.
-static bool by_series(const Arrivals& now, double missing, double* x) {
-  constexpr double kFurthest = 0.25, kLeftOut = 1e-8;
-  const double (&s)[kTerms] = now.term;
-  *x = missing / s[0];
-  if (!(*x < kFurthest && *x > -kFurthest)) return false;
-  for (int step = 0; step < 4; ++step) {
-    const double e = *x;
-    const double added =
-        e * (s[0] - e / 2 * (s[1] - e / 3 * (s[2] - e / 4 * (s[3] - e / 5 * s[4]))));
-    const double slope = s[0] - e * (s[1] - e / 2 * (s[2] - e / 3 * (s[3] - e / 4 * s[4])));
-    *x += (missing - added) / slope;
-  }
-  if (!(*x < kFurthest && *x > -kFurthest)) return false;
-  double left_out = s[4] / (s[3] > 0.0 ? s[3] : 1.0) * s[4] / 720;
-  for (int j = 0; j <= kTerms; ++j) left_out *= *x < 0.0 ? -*x : *x;
-  return left_out < kLeftOut * s[0];
-}
+struct Math {
+  static double log(double x) { return logarithm(splat<Double>(x))[0]; }
+  static double exp(double x) { return exponential(splat<Double>(x))[0]; }
+  static double sqrt(double x) { return __builtin_sqrt(x); }
+};
 
 // The time at which `count` of `drawable` positions are expected, 0 < count < drawable, from a
 // first guess.
@@ -123,24 +97,14 @@ template <bool Careful>
 static MAM_APART double solved_time(const WeightRow& row, const Relative& relative, double count,
                                     double drawable, double time) {
   constexpr int kMostPasses = 100;
-  double low = 0.0, high = kInfiniteTime;
+  TimeSought sought{count, drawable, 0.0, kInfiniteTime};
   for (int pass = 0; pass < kMostPasses; ++pass) {
     const Arrivals now = arrivals<Careful>(row, {relative, time});
-    const double missing = count - now.arrived, rate = now.term[0];
-    (missing > 0.0 ? low : high) = time;
+    const double missing = count - now.arrived;
+    (missing > 0.0 ? sought.low : sought.high) = time;
     double change;
-    if (by_series(now, missing, &change)) return time * (1.0 + change);
-    // Newton's method on log(arrived) by log(time), which is right where few of each weight have
-    // arrived; and on log(left) by the time, which is right where weights are alike.
-    const double left = drawable - now.arrived;
-    const double power = log_of(count / now.arrived) * now.arrived / rate;
-    double next = time * exp_of(power < 60.0 ? power : 60.0);
-    const double alike = time * (1.0 + log_of(left / (drawable - count)) * left / rate);
-    next = missing > 0.0 && alike > next ? alike : next;
-    if (!(next > low && next < high))
-      next = high == kInfiniteTime ? 16.0 * time
-             : low > 0.0           ? __builtin_sqrt(low) * __builtin_sqrt(high)
-                                   : high / 16.0;
+    if (change_by_series(now, missing, &change)) return time * (1.0 + change);
+    const double next = further_time<Math>(sought, now, time);
     if (next == time) break;
     time = next;
   }

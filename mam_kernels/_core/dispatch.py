@@ -46,12 +46,6 @@ IMPLEMENTATIONS = {
 }
 """Operation -> the folder and the function that implement it in each backend's file."""
 
-WITHOUT_KERNELS = {
-    "inclusion_probabilities": ("cuda",),
-    "inclusion_probabilities_backward": ("cuda",),
-}
-"""Operation -> the backends that have no kernel for it."""
-
 AUTOMATIC = ""
 """The backend string of an operation whose caller named none."""
 
@@ -198,8 +192,6 @@ def obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
     missing = _missing(backend)
     if missing:
         return missing
-    if backend in WITHOUT_KERNELS.get(op, ()):
-        return f"it has no kernel for {op}"
     if device != _device_of(backend):
         return f"it takes tensors on {_device_of(backend)}; these are on {device}"
     if dtype == torch.float64:

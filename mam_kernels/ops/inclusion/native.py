@@ -1,7 +1,8 @@
-"""Inclusion probabilities by the kernels of an extension module: C++ on the CPU (csrc/cpu).
+"""Inclusion probabilities by the kernels of an extension module: C++ on the CPU (csrc/cpu) or CUDA
+(csrc/cuda).
 
-Each function takes the module, ``lib``, first: ``extension.cpu()``. Its arguments are checked and
-contiguous (_core/arguments.py), but for the strides of weights, gradients and flags.
+Each function takes the module, ``lib``, first: ``extension.cpu()`` or ``extension.cuda()``. Its
+arguments are checked (_core/arguments.py).
 """
 
 from types import ModuleType
