@@ -13,6 +13,8 @@ namespace mam {
 namespace cpu {
 namespace MAM_ISA {
 
+constexpr float kFurthest = 87.0f;  // beyond it exp(-u) counts as 0
+
 // exp(-u) for 0 <= u, relative error 2e-7, and exp(-u) - 1 where u is below log(2) / 2.
 struct Decay {
   Float left, less_one;
@@ -23,7 +25,7 @@ MAM_INLINE Decay decay(Float u) {
   // (e^r - 1 - r) / r^2 on |r| <= log(2) / 2, error 1.4e-9
   static constexpr float kTail[] = {0.5000000013f,   0.1666666668f,  0.04166646477f,
                                     0.008333310909f, 0.00139336669f, 0.000198910096f};
-  u = u > 80.0f ? splat<Float>(80.0f) : u;
+  u = u > kFurthest ? splat<Float>(kFurthest) : u;
   const Float shifted = u * -0x1.715476p+0f + 0x1.8p23f, n = shifted - 0x1.8p23f;
   const Float r = (-u - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
   const Float less_one = r + r * r * polynomial(r, kTail);
@@ -67,7 +69,7 @@ static MAM_APART Arrivals arrivals(const WeightRow& row, const Scaled<Careful> s
                   const Decay now = decay(u);
                   late += now.late;
                   part[0] += now.late ? now.left : now.less_one;
-                  Float product = u > 80.0f ? Float{} : u * now.left;
+                  Float product = u > kFurthest ? Float{} : u * now.left;
                   part[1] += product;
                   for (int j = 2; j <= kArrivalTerms; ++j) {
                     product *= u;
@@ -80,7 +82,7 @@ static MAM_APART Arrivals arrivals(const WeightRow& row, const Scaled<Careful> s
       sums[j] += to_double(load<HalfFloat>(lanes)) + to_double(load<HalfFloat>(lanes + kDoubles));
     }
   }
-  Arrivals found{static_cast<double>(total_of(late)) - sum(sums[0]), {}};
+  Arrivals found{static_cast<double>(total_of(late)), sum(sums[0]), {}};
   for (int j = 0; j < kArrivalTerms; ++j) found.term[j] = sum(sums[j + 1]);
   return found;
 }
@@ -100,11 +102,11 @@ static MAM_APART double solved_time(const WeightRow& row, const Relative& relati
   TimeSought sought{count, drawable, 0.0, kInfiniteTime};
   for (int pass = 0; pass < kMostPasses; ++pass) {
     const Arrivals now = arrivals<Careful>(row, {relative, time});
-    const double missing = count - now.arrived;
+    const double missing = missing_of(now, count);
     (missing > 0.0 ? sought.low : sought.high) = time;
     double change;
     if (change_by_series(now, missing, &change)) return time * (1.0 + change);
-    const double next = further_time<Math>(sought, now, time);
+    const double next = further_time<Math>(sought, now, missing, time);
     if (next == time) break;
     time = next;
   }
@@ -204,7 +206,7 @@ static void inclusion_gradient(const float* grad, const float* weight, const flo
   Double products{}, totals{};
   for_all([&](int64_t, Float g, Float w, Float p) MAM_ALWAYS {
     const Float u = timed(w);
-    const Float slope = (p > 0.0f) & (u < 80.0f) ? u * decay(u).left : Float{};
+    const Float slope = (p > 0.0f) & (u < kFurthest) ? u * decay(u).left : Float{};
     const Float product = slope != 0.0f ? g * slope : Float{};
     float lanes[2][kFloats];
     store(lanes[0], product), store(lanes[1], slope);
@@ -217,7 +219,9 @@ static void inclusion_gradient(const float* grad, const float* weight, const flo
   const float average = total > 0.0 ? static_cast<float>(sum(products) / total) : 0.0f;
   for_all([&](int64_t l, Float g, Float w, Float p) MAM_ALWAYS {
     const Float u = timed(w);
-    const Float found = (p > 0.0f) & (u < 80.0f) ? timed(decay(u).left * (g - average)) : Float{};
+    const Float half = decay(0.5f * u).left;  // its square may be beyond float32, as the time
+    const Float scaled = (half * timed.first * (g - average)) * (half * timed.second);
+    const Float found = (p > 0.0f) & (0.5f * u < kFurthest) ? scaled : Float{};
     if (l + kFloats <= positions) {
       store(out + l, found);
     } else {

@@ -12,7 +12,7 @@ namespace mam::cuda {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
-constexpr float kFurthest = 80.0f;  // beyond it exp(-u) counts as 0
+constexpr float kFurthest = 87.0f;  // beyond it exp(-u) counts as 0
 constexpr int kMostPasses = 100;
 
 struct Math {
@@ -76,8 +76,8 @@ __device__ Arrivals arrivals(const WeightsOfRow& row, int64_t positions, float t
     }
   }
   Arrivals found;
-  found.arrived = static_cast<double>(block_reduce_of<kWarps>(late, Sum())) -
-                  block_reduce_of<kWarps>(static_cast<double>(sums[0]), Sum());
+  found.late = static_cast<double>(block_reduce_of<kWarps>(late, Sum()));
+  found.rest = block_reduce_of<kWarps>(static_cast<double>(sums[0]), Sum());
 #pragma unroll
   for (int j = 0; j < kArrivalTerms; ++j)
     found.term[j] = block_reduce_of<kWarps>(static_cast<double>(sums[j + 1]), Sum());
@@ -88,11 +88,11 @@ __device__ double solved_time(const WeightsOfRow& row, int64_t positions, TimeSo
                               double time) {
   for (int pass = 0; pass < kMostPasses; ++pass) {  // trips: 2
     const Arrivals now = arrivals(row, positions, static_cast<float>(time));
-    const double missing = sought.count - now.arrived;
+    const double missing = missing_of(now, sought.count);
     (missing > 0.0 ? sought.low : sought.high) = time;
     double change;
     if (change_by_series(now, missing, &change)) return time * (1.0 + change);
-    const double next = further_time<Math>(sought, now, time);
+    const double next = further_time<Math>(sought, now, missing, time);
     if (next == time) break;
     time = next;
   }
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads)
   const float coarse = static_cast<float>(::sqrt(time)),
               fine = static_cast<float>(time / static_cast<double>(coarse));
   const auto scaled = [&](int64_t l) {
-    if (!(probability[l] > 0.0f)) return kFurthest;
+    if (!(probability[l] > 0.0f)) return 2.0f * kFurthest;
     return load(values.data, values.dtype, first + l * values.stride_position) * coarse * fine;
   };
   float products = 0.0f, totals = 0.0f;
@@ -172,7 +172,9 @@ __global__ void __launch_bounds__(kThreads)
   const float average = total > 0.0 ? static_cast<float>(product / total) : 0.0f;
   for (int64_t l = threadIdx.x; l < positions; l += kThreads) {  // trips: L / 128
     const float u = scaled(l);
-    grad_weights[l] = u < kFurthest ? decay(u).left * (grad[l] - average) * coarse * fine : 0.0f;
+    const float half = decay(0.5f * u).left;  // its square may be beyond float32, as the time
+    const float found = (half * coarse * (grad[l] - average)) * (half * fine);
+    grad_weights[l] = 0.5f * u < kFurthest ? found : 0.0f;
   }
 }
 

@@ -12,11 +12,18 @@ namespace mam {
 constexpr double kInfiniteTime = std::numeric_limits<double>::infinity();
 constexpr int kArrivalTerms = 5;
 
-// How many positions are expected to have arrived by a time, and sums of u^j exp(-u), j >= 1, with
-// u = weight times time: the terms of the series of that number about the time.
+// How many positions are expected to have arrived by a time: `late` ones, less `rest`. And sums of
+// u^j exp(-u), j >= 1, with u = weight times time: the terms of the series of that number about the
+// time.
 struct Arrivals {
-  double arrived, term[kArrivalTerms];
+  double late, rest, term[kArrivalTerms];
 };
+
+// How many fewer than `count` have arrived. Where they are nearly as many, what is small is added
+// to what is small.
+MAM_HOST_DEVICE inline double missing_of(const Arrivals& now, double count) {
+  return (count - now.late) + now.rest;
+}
 
 // The relative change of the time with which the series adds `missing`; false where it is too short
 // for that.
@@ -47,13 +54,14 @@ struct TimeSought {
 // weights are alike; whichever is later. Math has log and exp of doubles, and sqrt.
 template <typename Math>
 MAM_HOST_DEVICE inline double further_time(const TimeSought& sought, const Arrivals& now,
-                                           double time) {
-  const double rate = now.term[0], left = sought.drawable - now.arrived;
-  const double power = Math::log(sought.count / now.arrived) * now.arrived / rate;
+                                           double missing, double time) {
+  const double rate = now.term[0], arrived = now.late - now.rest;
+  const double left = (sought.drawable - sought.count) + missing;
+  const double power = Math::log(sought.count / arrived) * arrived / rate;
   double next = time * Math::exp(power < 60.0 ? power : 60.0);
   const double alike =
       time * (1.0 + Math::log(left / (sought.drawable - sought.count)) * left / rate);
-  if (now.arrived < sought.count && alike > next) next = alike;
+  if (missing > 0.0 && alike > next) next = alike;
   if (next > sought.low && next < sought.high) return next;
   if (sought.high == kInfiniteTime) return 16.0 * time;
   return sought.low > 0.0 ? Math::sqrt(sought.low) * Math::sqrt(sought.high) : sought.high / 16.0;

@@ -11,7 +11,7 @@ from ..._core.triton_language import load_weights, relative_weight
 BLOCK = 512
 WARPS = 4
 MOST_PASSES = tl.constexpr(100)
-FURTHEST = tl.constexpr(80.0)
+FURTHEST = tl.constexpr(87.0)
 """Beyond it exp(-u) counts as 0."""
 
 
@@ -48,15 +48,15 @@ def series_step(missing, s1, s2, s3, s4, s5):
 
 
 @triton.jit
-def far_step(time, count, arrived, drawable, rate, low, high):
+def far_step(time, count, arrived, missing, drawable, rate, low, high):
     """Another time, inside of (low, high): by Newton's method on log(arrived) by log(time), or on
     log(left) by the time, whichever is later.
     """
     power = tl.log(count / arrived) * arrived / rate
     further = time * tl.exp(tl.minimum(power, 60.0))
-    left = drawable - arrived
+    left = (drawable - count) + missing
     alike = time * (1.0 + tl.log(left / (drawable - count)) * left / rate)
-    further = tl.where((arrived < count) & (alike > further), alike, further)
+    further = tl.where((missing > 0.0) & (alike > further), alike, further)
     bounded = tl.where(low > 0.0, tl.sqrt(low) * tl.sqrt(high), high / 16.0)
     bounded = tl.where(high == float("inf"), 16.0 * time, bounded)
     return tl.where((further > low) & (further < high), further, bounded)
@@ -143,19 +143,22 @@ def probabilities_kernel(
             sum4 += term
             term *= u
             sum5 += term
-        arrived = tl.sum(late, 0).to(tl.float64) - tl.sum(sum0.to(tl.float64), 0)
+        ones = tl.sum(late, 0).to(tl.float64)
+        rest = tl.sum(sum0.to(tl.float64), 0)
+        # What is small is added to what is small, where nearly as many have arrived.
+        missing = (k - ones) + rest
         rate = tl.sum(sum1.to(tl.float64), 0)
         change, exact = series_step(
-            k - arrived,
+            missing,
             rate,
             tl.sum(sum2.to(tl.float64), 0),
             tl.sum(sum3.to(tl.float64), 0),
             tl.sum(sum4.to(tl.float64), 0),
             tl.sum(sum5.to(tl.float64), 0),
         )
-        low = tl.where(arrived < k, time, low)
-        high = tl.where(arrived < k, high, time)
-        further = far_step(time, k, arrived, n, rate, low, high)
+        low = tl.where(missing > 0.0, time, low)
+        high = tl.where(missing > 0.0, high, time)
+        further = far_step(time, k, ones - rest, missing, n, rate, low, high)
         going = tl.where(exact | (further == time), 0, 1)
         time = tl.where(exact, time * (1.0 + change), further)
 
@@ -229,10 +232,10 @@ def inclusion_gradient_kernel(
         weight = tl.load(weights_ptr + offset, mask=in_row, other=0.0).to(tl.float32)
         drawn = tl.load(probability_ptr + position, mask=in_row, other=0.0) > 0.0
         grad = tl.load(grad_ptr + position, mask=in_row, other=0.0)
-        u = tl.where(drawn, weight * first * second, FURTHEST)
-        left, _, _ = decay(u)
-        found = tl.where(u < FURTHEST, left * (grad - average) * first * second, 0.0)
-        found = tl.where(some, found, 0.0)
+        u = tl.where(drawn, weight * first * second, 2.0 * FURTHEST)
+        half, _, _ = decay(0.5 * u)  # its square may be beyond float32, as the time
+        found = (half * first * (grad - average)) * (half * second)
+        found = tl.where(some & (0.5 * u < FURTHEST), found, 0.0)
         tl.store(
             grad_weights_ptr + position,
             found.to(grad_weights_ptr.dtype.element_ty),
