@@ -13,7 +13,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -81,6 +80,8 @@ class Resources(NamedTuple):
 LAUNCHES = {
     "selection": ["select_kernel"],
     "latents": ["draw_latents_kernel"],
+    "inclusion probabilities": ["probabilities_kernel"],
+    "inclusion probabilities, backward": ["inclusion_gradient_kernel"],
     "moments": ["value_kernel"],
     "masking step": ["value_kernel", "select_kernel"],
     "attention, many cells": ["forward_kernel"],
@@ -148,6 +149,17 @@ def call_selection(dtype: object, flags: bool) -> None:
         Weighting(0.0, 0.5 if flags else 1.0),
     )
     selection.draw_latents(128, 38, Draw(word, word, None), torch.device("cpu"))
+
+
+def call_inclusion(dtype: object, flags: bool) -> None:
+    """Inclusion probabilities of one type, and their gradient."""
+    import torch
+
+    inclusion = backend_module("inclusion")
+    weights = torch.ones(2, 20000, dtype=dtype)
+    valid = torch.ones(2, 20000, dtype=torch.bool) if flags else None
+    found, time = inclusion.probabilities(weights, torch.ones(2, dtype=torch.int32), valid)
+    inclusion.backward(found, weights, found, time)
 
 
 def call_value(dtype: object, csr: object, flags: bool) -> None:
@@ -236,6 +248,8 @@ def launches(target_name: str) -> list[Variant]:
     with recording(MODULES) as recorded:
         call_selection(torch.float32, flags=True)
         call_selection(torch.bfloat16, flags=False)
+        call_inclusion(torch.float32, flags=True)
+        call_inclusion(torch.bfloat16, flags=False)
         call_value(torch.float32, None, flags=True)
         call_value(torch.bfloat16, None, flags=False)
         call_value(torch.float32, torch.int32, flags=True)
@@ -262,8 +276,9 @@ def launched() -> dict[str, list[str]]:
 
     from mam_kernels._core.call import Cells, Choice, Draw, Weighting
 
-    value, token, selection = (
-        backend_module(folder) for folder in ("value_attention", "latent_attention", "selection")
+    value, token, selection, inclusion = (
+        backend_module(folder)
+        for folder in ("value_attention", "latent_attention", "selection", "inclusion")
     )
 
     def of(call: Callable, *arguments: object) -> list[str]:
@@ -277,6 +292,10 @@ def launched() -> dict[str, list[str]]:
     found = {
         "selection": of(selection.select, weights, counts, None, draw),
         "latents": of(selection.draw_latents, 128, 38, draw, torch.device("cpu")),
+        "inclusion probabilities": of(inclusion.probabilities, weights, counts, None),
+        "inclusion probabilities, backward": of(
+            inclusion.backward, weights, weights, weights, torch.ones(64, dtype=torch.float64)
+        ),
         "moments": of(value.moments, cells, slope),
         "masking step": of(
             value.mask,
