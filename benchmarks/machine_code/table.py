@@ -62,6 +62,19 @@ def call_selection() -> None:
     triton.select(torch.empty(512, 20000), counts, None, draw, Weighting(1e-8, 1.0))
 
 
+# One loop serves all lanes of a block: the largest count of 128. Simulated, as the bisections.
+TRITON_DRAW = {
+    "LANES": 128,
+    "BLOCK_C": 256,
+    "BLOCK_K": 1024,
+    "first_list": 11.4 // 4,  # the loop is unrolled
+    "second_list": 11.4 % 4,
+    "third_list": 0,
+    "bisections": 9,
+    "steep": 0,
+    "all_keys": 0,
+}
+
 SELECTION = Path(
     "selection",
     {
@@ -87,10 +100,7 @@ SELECTION = Path(
     triton=call_selection,
     triton_modules=("mam_kernels.ops.selection.triton",),
     triton_bytes={"select_kernel": "5 * B * L"},
-    # one loop serves all lanes of a block: the largest count of 128
-    triton_sizes={
-        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0}
-    },
+    triton_sizes={"select_kernel": TRITON_DRAW},
 )
 
 CELLS = {
@@ -165,10 +175,9 @@ VALUE_PATH = Path(
         "mam_kernels.ops.value_attention.triton",
         "mam_kernels.ops.selection.triton",
     ),
-    triton_bytes={"value_kernel": "B * (L * 8 + 12 * N * H)", "select_kernel": "B * L * 5"},
+    triton_bytes={"value_kernel": "B * (L * 9 + 8 * N * H)"},
     triton_sizes={
-        "value_kernel": {"order": 29, "LANES": 64},
-        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0},
+        "value_kernel": TRITON_DRAW | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
     },
 )
 

@@ -7,15 +7,9 @@ from torch import Tensor
 
 from ..._core import triton_launch as launch
 from ..._core.call import AS_GIVEN, Draw, Weighting
-from ..._core.triton_language import (
-    FEWEST_SAMPLED,
-    STREAM_LATENTS,
-    draw_row,
-    draw_row_in_one_pass,
-    positional_bits,
-    read_word,
-    uniform,
-)
+from ..._core.triton_language import STREAM_LATENTS, positional_bits, read_word, uniform
+from .triton_all_keys import draw_row
+from .triton_one_pass import FEWEST_SAMPLED, draw_row_in_one_pass, draw_scratch
 
 
 @triton.jit(do_not_specialize=["seed", "step"])
@@ -33,6 +27,7 @@ def select_kernel(
     eps,
     inverse_temperature,
     num_positions,
+    scratch_stride,
     weights_stride_row,
     weights_stride_position,
     valid_stride_row,
@@ -42,6 +37,7 @@ def select_kernel(
     SEED_ON_DEVICE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
     SHARPEN: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """mask[b, l] = whether E[b, l] / w[b, l] is among the num_samples[b] smallest of its row."""
@@ -52,30 +48,18 @@ def select_kernel(
     weights_ptr += row * weights_stride_row
     if HAS_VALID:
         valid_ptr += row * valid_stride_row
-    scratch_ptr += row * num_positions
+    scratch_ptr = tl.multiple_of(scratch_ptr + row * scratch_stride, 16)
     mask_ptr += row * num_positions
     num_samples = tl.minimum(tl.load(num_samples_ptr + row), num_positions)
     seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
     step = read_word(step, step_ptr, STEP_ON_DEVICE)
     drawn = num_samples * 0
-    # The first is known to the compiler.
-    if not SHARPEN:  # noqa: SIM102
-        if num_positions >= FEWEST_SAMPLED:
-            drawn = draw_row_in_one_pass(
-                weights_ptr,
-                weights_stride_position,
-                valid_ptr,
-                valid_stride_position,
-                scratch_ptr,
-                mask_ptr,
-                num_positions,
-                num_samples,
-                seed,
-                step,
-                sample_id,
-                eps,
-                HAS_VALID,
-            )
+    if num_positions >= FEWEST_SAMPLED:
+        drawn = draw_row_in_one_pass(
+            weights_ptr, weights_stride_position, valid_ptr, valid_stride_position, scratch_ptr,
+            mask_ptr, num_positions, num_samples, seed, step, sample_id, eps, inverse_temperature,
+            HAS_VALID, SHARPEN, WHOLE,
+        )  # fmt: skip
     if drawn == 0:  # share: 0
         draw_row(
             weights_ptr,
@@ -103,15 +87,19 @@ def select(
     valid: Tensor | None,
     draw: Draw,
     weighting: Weighting = AS_GIVEN,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
-    inverse_temperature``; (B, L) bool.
+    inverse_temperature``; (B, L) bool, written to ``out`` where it is given.
     """
     rows, num_positions = weights.shape
     eps, inverse_temperature = weighting
     sample_ids = draw.sample_ids
-    mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
-    scratch = torch.empty((rows, num_positions), dtype=torch.int32, device=weights.device)
+    mask = out
+    if mask is None:
+        mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
+    words = draw_scratch(num_positions)
+    scratch = torch.empty((rows, words), dtype=torch.int32, device=weights.device)
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
     blocks, _ = launch.row_options(num_positions)
@@ -130,6 +118,7 @@ def select(
             eps,
             inverse_temperature,
             num_positions,
+            words,
             *weights.stride(),
             *launch.strides(valid, 2),
             HAS_VALID=valid is not None,
@@ -137,6 +126,7 @@ def select(
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
+            WHOLE=num_positions % 4 == 0,
             BLOCK_L=min(blocks.block, 1024),
             num_warps=4,
         )
