@@ -121,19 +121,36 @@ CELLS = {
 }
 
 
-def call_values() -> None:
-    """The pass over the cells at the target size, by Triton; without the small products of torch
-    that the step has around it.
-    """
+VALUE_MODULES = (
+    "mam_kernels.ops.value_attention.triton_rows",
+    "mam_kernels.ops.value_attention.triton_step",
+    "mam_kernels.ops.selection.triton",
+)
+
+
+def _step_arguments() -> tuple:
+    """Of the step of scalar values at the target size, on tensors without content."""
     import torch
 
-    from mam_kernels._core.call import Cells, Choice, Draw, Weighting
+    from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
+
+    width, latents = CELLS["D"], CELLS["N"]
+    shapes = (
+        (latents, width), (3 * width, width), (3 * width,), (width, 1), (width,), (width, width),
+        (width,),
+    )  # fmt: skip
+    parameters = Parameters(*(torch.empty(shape) for shape in shapes))
+    cells = Cells(torch.empty(512, 20000), None, None, None, 20000)
+    choice = Choice(None, None, 0.3, None, 38)
+    draw = Draw(torch.tensor(5), torch.tensor(5), None)
+    return cells, parameters, CELLS["H"], choice, Weighting(1e-8, 1.0), draw, False
+
+
+def call_values() -> None:
+    """The whole step at the target size, by Triton."""
     from mam_kernels.ops.value_attention import triton
 
-    draw = Draw(torch.tensor(5), torch.tensor(5), None)
-    choice = Choice(None, torch.empty(512, dtype=torch.int32), 0.3, torch.arange(38), 38)
-    cells = Cells(torch.empty(512, 20000), None, None, None, 20000)
-    triton.mask(cells, torch.empty(128, 8), choice, Weighting(1e-8, 1.0), draw)
+    triton.step(*_step_arguments())
 
 
 VALUE_PATH = Path(
@@ -171,15 +188,29 @@ VALUE_PATH = Path(
         ),
     ),
     triton=call_values,
-    triton_modules=(
-        "mam_kernels.ops.value_attention.triton",
-        "mam_kernels.ops.selection.triton",
-    ),
-    triton_bytes={"value_kernel": "B * (L * 9 + 8 * N * H)"},
+    triton_modules=VALUE_MODULES,
+    triton_bytes={
+        "project_kernel": "4 * (4 * D * D + N * D)",
+        "value_kernel": "B * (L * 9 + 8 * N * H)",
+        "finish_kernel": "4 * B * (N * H + D)",
+    },
     triton_sizes={
         "value_kernel": TRITON_DRAW | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
     },
 )
+
+
+def call_values_backward() -> None:
+    """The gradient of the whole step at the target size, by Triton."""
+    import torch
+
+    from mam_kernels.ops.value_attention import arguments, triton
+
+    _, parameters, heads, *_ = _step_arguments()
+    latents, width = parameters.latents.shape
+    state = torch.empty(arguments.state_size(512, latents, heads, width))
+    context, penalty = torch.empty(512, width), torch.empty(())
+    triton.step_backward(context, penalty, parameters, heads, state, 512)
 
 
 VALUE_PATH_BACKWARD = Path(
@@ -214,4 +245,11 @@ VALUE_PATH_BACKWARD = Path(
             bytes="4 * (2 * D * D + N * D)",
         ),
     ),
+    triton=call_values_backward,
+    triton_modules=("mam_kernels.ops.value_attention.triton_gradient",),
+    triton_bytes={
+        "rows_gradient_kernel": "B * (8 * N * H + 4 * D) + 4 * partials * (N * H + (H + 2) * D)",
+        "sum_parts_kernel": "4 * partials * (N * H + (H + 2) * D)",
+        "parameters_gradient_kernel": "4 * (8 * D * D + 2 * N * D)",
+    },
 )

@@ -133,13 +133,13 @@ def select(
     return mask
 
 
-@triton.jit(do_not_specialize=["seed", "step", "num_latents", "size"])
-def draw_latents_kernel(
+@triton.jit
+def choose_latents(
     seed_ptr,
     step_ptr,
     chosen_ptr,
-    seed: tl.int64,
-    step: tl.int64,
+    seed,
+    step,
     num_latents,
     size,
     SEED_ON_DEVICE: tl.constexpr,
@@ -173,6 +173,26 @@ def draw_latents_kernel(
         place = written + tl.cumsum(chosen, 0) - 1
         tl.store(chosen_ptr + place, latent.to(tl.int64), mask=chosen != 0)
         written += tl.sum(chosen, 0)
+
+
+@triton.jit(do_not_specialize=["seed", "step", "num_latents", "size"])
+def draw_latents_kernel(
+    seed_ptr,
+    step_ptr,
+    chosen_ptr,
+    seed: tl.int64,
+    step: tl.int64,
+    num_latents,
+    size,
+    SEED_ON_DEVICE: tl.constexpr,
+    STEP_ON_DEVICE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """``choose_latents`` by a launch of its own."""
+    choose_latents(
+        seed_ptr, step_ptr, chosen_ptr, seed, step, num_latents, size, SEED_ON_DEVICE,
+        STEP_ON_DEVICE, BLOCK_N,
+    )  # fmt: skip
 
 
 def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) -> Tensor:

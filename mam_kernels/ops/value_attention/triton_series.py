@@ -256,6 +256,7 @@ def write_importance_series(
             else:  # share: 0
                 total = y * 0.0
                 for other in range(panels):  # trips: 0
+                    # share: 0
                     scale = tl.exp(y * distance_of(other, panels))
                     total += scale * polynomial(series_ptr + other * ROOM, giants, y)
                 share = tl.exp(y * distance_of(panel, panels)) / total
