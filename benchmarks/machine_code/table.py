@@ -7,7 +7,7 @@ formulas use the names of ``sizes``, and the constants in capitals of a Triton l
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ SELECTION = Path(
         "newton_steps": 1,
         "candidates": 575,
         "most_flagged": 3.6,
+        "steep": 0,
     },
     "B",
     cuda=(
@@ -103,6 +104,36 @@ SELECTION = Path(
     triton_sizes={"select_kernel": TRITON_DRAW},
 )
 
+# Log-normal weights of sigma = 3, of which every row is steep: simulated by the rule.
+SPREAD = {"steep": 1, "newton_steps": 4, "candidates": 3150}
+SELECTION_SPREAD = replace(
+    SELECTION,
+    name="selection_spread",
+    sizes=SELECTION.sizes | SPREAD | {"most_flagged": 9.5},
+    triton_sizes={
+        "select_kernel": TRITON_DRAW
+        | SPREAD
+        | {"first_list": 36 // 4, "second_list": 36 % 4, "bisections": 12}
+    },
+)
+
+
+def call_sharpened_selection() -> None:
+    """Selection at a temperature of 1/2, by Triton."""
+    import torch
+
+    from mam_kernels._core.call import Draw, Weighting
+    from mam_kernels.ops.selection import triton
+
+    draw = Draw(torch.tensor(5), torch.tensor(5), None)
+    counts = torch.empty(512, dtype=torch.int32)
+    triton.select(torch.empty(512, 20000), counts, None, draw, Weighting(1e-8, 2.0))
+
+
+SELECTION_SHARPENED = replace(
+    SELECTION, name="selection_sharpened", cuda=(), triton=call_sharpened_selection
+)
+
 CELLS = {
     "B": 512,
     "L": 20000,
@@ -117,6 +148,7 @@ CELLS = {
     "newton_steps": 1,
     "candidates": 575,
     "most_flagged": 3.6,
+    "steep": 0,
     "raced": 128,  # latents
 }
 
