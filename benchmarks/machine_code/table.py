@@ -227,7 +227,8 @@ VALUE_PATH = Path(
         "finish_kernel": "4 * B * (N * H + D)",
     },
     triton_sizes={
-        "value_kernel": TRITON_DRAW | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
+        "value_kernel": TRITON_DRAW
+        | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
     },
 )
 

@@ -268,9 +268,7 @@ def call_value_step(csr: bool, visible: bool = False, temperature: float = 1.0) 
         cells = Cells(torch.ones(8), index, torch.ones(8, dtype=torch.int64), None, 20000)
     choice, draw = Choice(None, None, 0.3, None, 38), Draw(word, word, None)
     weighting = Weighting(1e-8, 1 / temperature)
-    *_, context, penalty, state = value.step(
-        cells, parameters, 8, choice, weighting, draw, visible
-    )
+    *_, context, penalty, state = value.step(cells, parameters, 8, choice, weighting, draw, visible)
     if not visible:
         value.step_backward(context, penalty, parameters, 8, state, 2)
 

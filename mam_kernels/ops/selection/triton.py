@@ -9,7 +9,8 @@ from ..._core import triton_launch as launch
 from ..._core.call import AS_GIVEN, Draw, Weighting
 from ..._core.triton_language import STREAM_LATENTS, positional_bits, read_word, uniform
 from .triton_all_keys import draw_row
-from .triton_one_pass import FEWEST_SAMPLED, draw_row_in_one_pass, draw_scratch
+from .triton_interval import FEWEST_SAMPLED
+from .triton_one_pass import draw_row_in_one_pass, draw_scratch
 
 
 @triton.jit(do_not_specialize=["seed", "step"])

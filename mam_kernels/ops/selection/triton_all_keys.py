@@ -1,4 +1,4 @@
-"""The draw of a row by all of its keys, by Triton: the way of rows that one pass does not decide."""
+"""The draw of a row by all of its keys, by Triton: of rows that one pass does not decide."""
 
 import triton
 import triton.language as tl

@@ -1,8 +1,5 @@
-"""The draw of a row in one pass over its weights, by Triton: the counterpart of
-csrc/cuda/{interval,draw,candidates}.cuh. See README.md beside this file.
-
-Rows are taken in chunks of 32 positions a lane: the lane has eight quads of four positions, one a
-turn, and bit 8 j + i of a lane's word stands for position j of its quad in turn i.
+"""The draw of a row in one pass over its weights, by Triton: the counterpart of csrc/cuda/draw.cuh.
+See README.md beside this file.
 """
 
 import triton
@@ -11,25 +8,23 @@ import triton.language as tl
 from ..._core.triton_language import (
     LARGEST_FLOAT32,
     STREAM_POSITIONS,
-    exponential,
     four_words,
     is_drawable,
     load_weights,
     relative_weight,
-    uniform,
 )
-
-SAMPLE = tl.constexpr(512)
-LANES = tl.constexpr(128)
-TURNS = tl.constexpr(8)
-CHUNK = tl.constexpr(4 * 8 * 128)
-BLOCK_C = tl.constexpr(256)
-BLOCK_K = tl.constexpr(1024)
-FEWEST_SAMPLED = tl.constexpr(1024)
-LOG2E = tl.constexpr(1.4426950408889634)
-ROOM = tl.constexpr(4e-6)  # more than everything that rounds comes to, as a part of 1
-LAST_TIME = tl.constexpr(1e30)
-MOST_SLOP = tl.constexpr(0.004)
+from .triton_candidates import BLOCK_K, keys_of_listed, mark_smallest
+from .triton_interval import LOG2E, ROOM, SAMPLE, likely_interval, tangent_of
+from .triton_words import (
+    CHUNK,
+    LANES,
+    TURNS,
+    bytes_of_bit_23,
+    columns,
+    list_flagged,
+    store_mask,
+    sum_of_bytes,
+)
 
 
 def draw_scratch(length: int) -> int:
@@ -39,152 +34,6 @@ def draw_scratch(length: int) -> int:
     flags = triton.cdiv(length, CHUNK.value) * LANES.value
     listed = triton.cdiv(length, 16) * 4 + BLOCK_K.value
     return triton.cdiv(max(length, flags + 2 * listed), 16) * 16
-
-
-@triton.jit
-def expected_below(relative, time):
-    """Means over the sample: of the probability that a key is below `time`, of its square, and of
-    its derivative.
-    """
-    # phase: sample and interval
-    q = tl.exp2(time * -LOG2E * relative)
-    p = 1.0 - q
-    each = 1.0 / SAMPLE
-    return tl.sum(p, 0) * each, tl.sum(p * p, 0) * each, tl.sum(relative * q, 0) * each
-
-
-@triton.jit
-def likely_interval(weight, common, of_common, others, eps, k):
-    """(known, everything, steep, scale, early, late, typical) such that the k-th of the keys E /
-    (scale (weight + eps)) is nearly always in [early, late).
-
-    `common` positions have the weight `of_common`, the `others` weigh as a sample of them does,
-    whose weights are -1 where they cannot be drawn. `everything`: no time is late enough, all that
-    can be drawn has to be looked at. `steep`: a tangent at `typical` is no good.
-    """
-    # phase: sample and interval
-    can = weight >= 0.0
-    each = others / SAMPLE
-    drawable = tl.sum(can.to(tl.float32), 0) * each + common
-    mean = tl.sum(tl.where(can, weight + eps, 0.0), 0) * each
-    mean += tl.where(common > 0.0, (of_common + eps) * common, 0.0)
-    mean = mean / tl.maximum(drawable, 1.0)
-    sound = (mean > 1e-30) & (mean < 1e30)
-    bits = tl.where(sound, mean, 1.0).to(tl.int32, bitcast=True) & 0x7F800000
-    scale = (0x7F000000 - bits).to(tl.float32, bitcast=True)
-    relative = tl.where(can, (weight + eps) * scale, 0.0)
-    relative_common = tl.where(common > 0.0, (of_common + eps) * scale, 0.0)
-    length = common + others
-    part_common = common / length
-    part_others = others / length
-    share = (k.to(tl.float32) - 0.5) / length
-    part = share * length / tl.maximum(drawable, 1.0)
-    sound = sound & (part < 1.0)
-    part = tl.where(sound, part, 0.5)
-    # The expected share is concave in the time: Newton's method climbs to it from below, from where
-    # equal weights would have it.
-    time = exponential(part) / tl.where(sound, mean * scale, 1.0)
-    margin = share * 0.0
-    slope = share * 0.0 + 1.0
-    searching = sound.to(tl.int32)
-    found = searching * 0
-    steps = 0
-    while searching != 0:  # trips: newton_steps
-        now, squares, slope = expected_below(relative, time)
-        spread = tl.maximum(squares - now * now, 0.0)
-        q = tl.exp2(time * -LOG2E * relative_common)
-        now = part_common * (1.0 - q) + part_others * now
-        squares = part_common * ((1.0 - q) * (1.0 - q)) + part_others * squares
-        slope = part_common * (relative_common * q) + part_others * slope
-        # the variance of the share of keys below `time`, given the weights, and that of its
-        # expectation, of which there is a sample
-        within = tl.maximum(now - squares, 0.0) / length
-        between = part_others * part_others * spread / SAMPLE
-        margin = 4.5 * tl.sqrt(within + between) + 2.0 / length
-        missing = share - now
-        time += missing / slope
-        steps += 1
-        sound = (slope > 0.0) & (time > 0.0) & (time < LAST_TIME)
-        close = tl.abs(missing) <= 0.5 * margin
-        found = (sound & close).to(tl.int32)
-        searching = (sound & (found == 0) & (steps < 40)).to(tl.int32)
-    early = tl.maximum(time - margin / slope, 0.0)
-    guess = time + margin / slope
-    then, _, slope_then = expected_below(relative, guess)
-    q = tl.exp2(guess * -LOG2E * relative_common)
-    then = part_common * (1.0 - q) + part_others * then
-    slope_then = part_common * (relative_common * q) + part_others * slope_then
-    late = guess + tl.maximum(share + margin - then, 0.0) / slope_then
-    everything = ((share + 1.5 * margin) * length > drawable) | ~(late < LAST_TIME)
-    late = tl.where(everything, LAST_TIME, late)
-    known = (found != 0) & (late > early)
-    typical = tl.maximum(1.0 - part, 0.05)
-    tangent, chord = tangent_of(early, late, typical)
-    q = tl.exp2(late * -LOG2E * relative)
-    slop = tl.sum(tangent + chord * q - tl.exp2(early * -LOG2E * relative), 0) / SAMPLE
-    return known, everything, everything | (slop > MOST_SLOP), scale, early, late, typical
-
-
-@triton.jit
-def tangent_of(early, late, typical):
-    """(a, b) with a + b q >= q^(early / late) for all q, and equal at `typical`: concave in q."""
-    g = early / late
-    power = tl.exp2(g * tl.log2(typical))
-    return (1.0 - g) * power, g * power / typical
-
-
-@triton.jit
-def word_of(position, seed, sample_id, step):
-    """The word of each position."""
-    word0, word1, word2, word3 = four_words(position >> 2, seed, sample_id, step, STREAM_POSITIONS)
-    odd = (position & 1) != 0
-    high = tl.where(odd, word3, word2)
-    return tl.where((position & 2) != 0, high, tl.where(odd, word1, word0))
-
-
-@triton.jit
-def columns(x):
-    """The four columns of [LANES, 4]."""
-    even, odd = tl.split(tl.reshape(x, [LANES, 2, 2]))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit
-def bytes_of_bit_23(x0, x1, x2, x3):
-    """1 in those bytes of a word whose numbers have bit 23."""
-    low = ((x0 >> 23) & 1) | ((x1 >> 15) & 0x100)
-    return low | ((x2 >> 7) & 0x10000) | ((x3 << 1) & 0x1000000)
-
-
-@triton.jit
-def sum_of_bytes(x):
-    """The sum of the four bytes of each word, below 256."""
-    return ((x.to(tl.uint32, bitcast=True) * 0x01010101) >> 24).to(tl.int32)
-
-
-@triton.jit
-def quads_in_row(chunk, lane, length):
-    """A 1 in the bytes of every turn in which the lane's quad lies in the row, as a word; for a
-    length divisible by 4.
-    """
-    turns = (length // 4 - chunk * (TURNS * LANES) - lane + (LANES - 1)) // LANES
-    turns = tl.minimum(tl.maximum(turns, 0), TURNS)
-    return ((1 << turns) - 1) * 0x01010101
-
-
-@triton.jit
-def store_mask(mask_ptr, quad, bytes_, length, WHOLE: tl.constexpr):
-    """Four positions of the mask for each lane."""
-    if WHOLE:
-        words_ptr = mask_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-        tl.store(words_ptr + quad, bytes_, mask=quad < length // 4)
-    else:
-        within = tl.arange(0, 4)
-        position = quad[:, None] * 4 + within[None, :]
-        chosen = ((bytes_[:, None] >> (8 * within)[None, :]) & 1) != 0
-        tl.store(mask_ptr + position, chosen, mask=position < length)
 
 
 @triton.jit
@@ -234,7 +83,8 @@ def sift_row(
     if HAS_ELIGIBLE:
         eligible_ptr += offset * eligible_stride
     # phase: pass
-    for chunk in range(tl.cdiv(length, CHUNK)):  # trips: steep * L / (32 * LANES) | (1 - steep) * L / (32 * LANES)
+    # trips: steep * L / (32 * LANES) | (1 - steep) * L / (32 * LANES)
+    for chunk in range(tl.cdiv(length, CHUNK)):
         word = tl.zeros([LANES], dtype=tl.int32)
         found = tl.zeros([LANES], dtype=tl.int32)
         for turn in tl.static_range(TURNS):
@@ -291,182 +141,6 @@ def sift_row(
 
 
 @triton.jit
-def bits_of(word):
-    """How many bits of a word are set."""
-    word = word.to(tl.uint32, bitcast=True)
-    pairs = word - ((word >> 1) & 0x55555555)
-    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
-    return ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
-
-
-@triton.jit
-def lowest_bit_of(word):
-    """The index of the lowest bit that is set; of 0, any."""
-    lowest = word & (0 - word)
-    return (lowest.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
-
-
-@triton.jit
-def list_flagged(
-    flags_ptr,
-    list_ptr,
-    values_ptr,
-    values_stride,
-    values_list_ptr,
-    length,
-    most,
-    GATHER: tl.constexpr,
-):
-    """Lists the flagged positions, lane by lane; how many there are, and where `GATHER` their
-    values, of these the least, the greatest, and whether all are finite. Beyond `most` none is
-    written.
-    """
-    # phase: list
-    lane = tl.arange(0, LANES)
-    chunks = tl.cdiv(length, CHUNK)
-    count = tl.zeros([LANES], dtype=tl.int32)
-    turns = tl.zeros([LANES], dtype=tl.int32)  # one for each position, and for each empty word
-    for chunk in range(chunks):  # trips: ceil(L / (32 * LANES)) / 4 | ceil(L / (32 * LANES)) % 4
-        bits = bits_of(tl.load(flags_ptr + chunk * LANES + lane))
-        count += bits
-        turns += tl.maximum(bits, 1)
-    slot = tl.cumsum(count, 0) - count
-    total = tl.sum(count, 0)
-    low = tl.full([LANES], float("inf"), dtype=tl.float32)
-    high = tl.full([LANES], float("-inf"), dtype=tl.float32)
-    bad = tl.zeros([LANES], dtype=tl.float32)
-    chunk = tl.zeros([LANES], dtype=tl.int32)
-    first = 4 * lane
-    word = tl.load(flags_ptr + lane, mask=chunk < chunks, other=0)
-    for _ in range(tl.max(turns, 0)):  # trips: first_list | second_list | third_list | 0
-        there = (word != 0) & (slot < most)
-        bit = lowest_bit_of(word)
-        position = first + (bit & 7) * (4 * LANES) + (bit >> 3)
-        tl.store(list_ptr + slot, position, mask=there)
-        if GATHER:
-            at = values_ptr + position.to(tl.int64) * values_stride
-            x = tl.load(at, mask=there, other=0.0).to(tl.float32)
-            tl.store(values_list_ptr + slot, x, mask=there)
-            low = tl.minimum(low, tl.where(there, x, float("inf")))
-            high = tl.maximum(high, tl.where(there, x, float("-inf")))
-            bad += x * 0.0
-        slot += (word != 0).to(tl.int32)
-        word = word & (word - 1)
-        done = word == 0
-        chunk += done.to(tl.int32)
-        first += tl.where(done, CHUNK, 0)
-        next_word = tl.load(
-            flags_ptr + chunk * LANES + lane, mask=done & (chunk < chunks), other=0
-        )
-        word = tl.where(done, next_word, word)
-    if GATHER:
-        return total, tl.min(low, 0), tl.max(high, 0), tl.sum(bad, 0) == 0.0
-    else:
-        return total, 0.0, 0.0, True
-
-
-@triton.jit
-def keys_of_listed(
-    weights_ptr,
-    weights_stride,
-    list_ptr,
-    keys_ptr,
-    count,
-    seed,
-    step,
-    sample_id,
-    eps,
-    inverse_temperature,
-    top,
-    scale,
-    early,
-    late,
-    SHARPEN: tl.constexpr,
-):
-    """Writes the keys of the listed positions, and BLOCK_K infinities after them; returns how many are below `early`, and below
-    `late`.
-    """
-    # phase: keys of the candidates
-    below = tl.zeros([BLOCK_C], dtype=tl.int32)
-    upto = tl.zeros([BLOCK_C], dtype=tl.int32)
-    for start in range(0, count, BLOCK_C):  # trips: ceil(candidates / BLOCK_C)
-        item = start + tl.arange(0, BLOCK_C)
-        there = item < count
-        position = tl.load(list_ptr + item, mask=there, other=0)
-        weight = tl.load(
-            weights_ptr + position.to(tl.int64) * weights_stride, mask=there, other=-1.0
-        ).to(tl.float32)
-        if SHARPEN:
-            raced = relative_weight(weight, top, eps, inverse_temperature, SHARPEN)
-        else:
-            raced = weight + eps
-        word = word_of(position, seed, sample_id, step)
-        key = exponential(uniform(word)) / (raced * scale)
-        key = tl.where(is_drawable(weight, eps), key, float("inf"))
-        tl.store(keys_ptr + item, key, mask=there)
-        below += (there & (key < early)).to(tl.int32)
-        upto += (there & (key < late)).to(tl.int32)
-    # whoever reads them reads whole blocks
-    after = count + tl.arange(0, BLOCK_K)
-    tl.store(keys_ptr + after, tl.full([BLOCK_K], float("inf"), dtype=tl.float32))
-    return tl.sum(below, 0), tl.sum(upto, 0)
-
-
-@triton.jit
-def mark_smallest(list_ptr, keys_ptr, mask_ptr, count, wanted, below, upto, early, late):
-    """Marks those `wanted` of the listed positions whose keys are smallest, the lower position
-    first among equals. `below` and `upto` keys lie below `early` and `late`.
-
-    0 where the last of them is not in [early, late): then the mask means nothing.
-    """
-    # phase: rank of the candidates
-    holds = (wanted > below) & (wanted <= upto)
-    if holds:
-        # Keys are not negative, so their bits are in their order.
-        low = early.to(tl.int32, bitcast=True)
-        high = late.to(tl.int32, bitcast=True)
-        while (upto - below > 2) & (high - low > 1):  # trips: bisections
-            middle = low + ((high - low) >> 1)
-            pivot = middle.to(tl.float32, bitcast=True)
-            number = 0
-            for start in range(0, count, BLOCK_K):  # trips: ceil(candidates / BLOCK_K)
-                key = tl.load(keys_ptr + start + tl.arange(0, BLOCK_K))
-                number += tl.sum((key < pivot).to(tl.int32), 0)
-            enough = number >= wanted
-            high = tl.where(enough, middle, high)
-            upto = tl.where(enough, number, upto)
-            low = tl.where(enough, low, middle)
-            below = tl.where(enough, below, number)
-        # its keys are few: the next one after the one before, so many times
-        start_key = low.to(tl.float32, bitcast=True)
-        border = start_key * 0.0 - 1.0
-        place = wanted * 0 - 1
-        for _ in range(wanted - below):  # trips: 1.5
-            next_key = border * 0.0 + float("inf")
-            next_place = place * 0 + 2147483647
-            for start in range(0, count, BLOCK_K):  # trips: ceil(candidates / BLOCK_K)
-                item = start + tl.arange(0, BLOCK_K)
-                key = tl.load(keys_ptr + item)
-                position = tl.load(list_ptr + item)  # beyond the last, whatever stands there
-                after = (key > border) | ((key == border) & (position > place))
-                key = tl.where((key >= start_key) & after, key, float("inf"))
-                least = tl.min(key, 0)
-                where = tl.min(tl.where(key == least, position, 2147483647), 0)
-                closer = (least < next_key) | ((least == next_key) & (where < next_place))
-                next_place = tl.where(closer, where, next_place)
-                next_key = tl.minimum(next_key, least)
-            border = next_key
-            place = next_place
-        for start in range(0, count, BLOCK_K):  # trips: ceil(candidates / BLOCK_K)
-            item = start + tl.arange(0, BLOCK_K)
-            key = tl.load(keys_ptr + item)
-            position = tl.load(list_ptr + item)
-            chosen = (key < border) | ((key == border) & (position <= place))
-            tl.store(mask_ptr + position, chosen, mask=chosen)
-    return holds.to(tl.int32)
-
-
-@triton.jit
 def largest_weight(
     weights_ptr, weights_stride, eligible_ptr, eligible_stride, length, eps,
     HAS_ELIGIBLE: tl.constexpr,
@@ -481,6 +155,25 @@ def largest_weight(
         )  # fmt: skip
         largest = tl.maximum(largest, weight)
     return tl.max(largest, 0)
+
+
+@triton.jit
+def mark_all(
+    weights_ptr, weights_stride, eligible_ptr, eligible_stride, mask_ptr, length, eps,
+    HAS_ELIGIBLE: tl.constexpr,
+):  # fmt: skip
+    """Marks all that can be drawn; how many these are."""
+    # phase: all that can be drawn
+    number = tl.zeros([BLOCK_K], dtype=tl.int32)
+    for start in range(0, length, BLOCK_K):  # trips: 0
+        position = start + tl.arange(0, BLOCK_K)
+        weight = load_weights(
+            weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps,
+            HAS_ELIGIBLE,
+        )  # fmt: skip
+        tl.store(mask_ptr + position, weight >= 0.0, mask=position < length)
+        number += (weight >= 0.0).to(tl.int32)
+    return tl.sum(number, 0)
 
 
 @triton.jit
@@ -527,7 +220,14 @@ def draw_row_in_one_pass(
         weight, none, none, length.to(tl.float32), raced_eps, num_samples
     )
     drawn = num_samples * 0
-    if known & (num_samples > 0):
+    if tl.sum((weight >= 0.0).to(tl.float32), 0) * length <= SAMPLE * num_samples.to(tl.float32):
+        # perhaps no more can be drawn than are wanted
+        number = mark_all(
+            weights_ptr, weights_stride, eligible_ptr, eligible_stride, mask_ptr, length, eps,
+            HAS_ELIGIBLE,
+        )  # fmt: skip
+        drawn = (number <= num_samples).to(tl.int32)
+    elif known & (num_samples > 0):
         words = tl.cdiv(length, CHUNK) * LANES
         most = tl.cdiv(length, 16) * 4
         if steep:

@@ -6,22 +6,16 @@ import triton
 import triton.language as tl
 
 from ..._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform
-from ..selection.triton_one_pass import (
-    BLOCK_K,
+from ..selection.triton_candidates import BLOCK_K, keys_of_listed, mark_smallest
+from ..selection.triton_interval import FEWEST_SAMPLED, LOG2E, ROOM, SAMPLE, likely_interval
+from ..selection.triton_words import (
     CHUNK,
-    FEWEST_SAMPLED,
     LANES,
-    LOG2E,
-    ROOM,
-    SAMPLE,
     TURNS,
     bits_of,
     bytes_of_bit_23,
-    keys_of_listed,
-    likely_interval,
     list_flagged,
     lowest_bit_of,
-    mark_smallest,
     store_mask,
     sum_of_bytes,
     word_of,

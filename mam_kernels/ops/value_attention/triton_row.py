@@ -6,7 +6,7 @@ Flags are words as ``selection/triton_one_pass.py`` lays them out.
 import triton
 import triton.language as tl
 
-from ..selection.triton_one_pass import CHUNK, LANES, TURNS, list_flagged, quads_in_row
+from ..selection.triton_words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
 
 BLOCK_E = tl.constexpr(512)  # stored entries at a time
 

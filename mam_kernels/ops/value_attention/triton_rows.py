@@ -15,7 +15,8 @@ from ..._core.call import AS_GIVEN, Cells, Choice, Draw, Weighting
 from ..._core.triton_language import read_word
 from ..selection.triton import select
 from ..selection.triton_all_keys import draw_row
-from ..selection.triton_one_pass import BLOCK_K, CHUNK, LANES
+from ..selection.triton_candidates import BLOCK_K
+from ..selection.triton_words import CHUNK, LANES
 from .triton_direct import importance_of_nonzeros, importance_of_zeros, write_moments
 from .triton_draw import count_flags, draw_cell
 from .triton_row import look_at_row
@@ -107,8 +108,8 @@ def value_kernel(
     """One row: log M(a), M'/M and M''/M - (M'/M)^2 with M(a) = sum_l e^{a x_l} for every slope a.
 
     MASKING: then s_l = sum over the chosen slopes of e^{a x_l} / M(a), and which positions it
-    hides; SHARPEN: how many it would hide. ALL_SLOPES: the moments are wanted; else those of rows beyond the series alone are
-    written. Scratch: flags, then positions and values of the nonzeros.
+    hides; SHARPEN: how many it would hide. ALL_SLOPES: the moments are wanted; else those of rows
+    beyond the series alone are written. Scratch: flags, then positions and values of the nonzeros.
     """
     row = tl.program_id(0).to(tl.int64)
     if HAS_VALID:
@@ -280,8 +281,8 @@ def run_rows(
         value_kernel[(rows,)](
             values, crow, col, valid, hidden, maskable, slope, latents, num_masked, sample_ids,
             seed_ptr, step_ptr, scratch, series, partition, out.mean, out.variance, out.occupied,
-            out.importance, out.mask, counts, seed, step, *ratio, everywhere, eps, sharpness, positions,
-            values.shape[0], slope.numel(), chosen, heads, words, list_words, *strides,
+            out.importance, out.mask, counts, seed, step, *ratio, everywhere, eps, sharpness,
+            positions, values.shape[0], slope.numel(), chosen, heads, words, list_words, *strides,
             *launch.strides(valid, 2), *launch.strides(maskable, 2),
             IS_CSR=crow is not None, ALL_SLOPES=all_slopes, LOG=out.log_partition is not None,
             MASKING=drawing is not None, HAS_VALID=valid is not None,
@@ -310,8 +311,8 @@ def moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def mask(
     cells: Cells, slope: Tensor, choice: Choice, weighting: Weighting, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The masking step in one launch, two where the weights are sharpened: (mask, importance), each (B, L), then the moments, each
-    (B, N, H). ``choice`` gives num_masked and latents.
+    """The masking step in one launch, two where the weights are sharpened: (mask, importance), each
+    (B, L), then the moments, each (B, N, H). ``choice`` gives num_masked and latents.
     """
     log_partition, mean, variance = found = _moments(cells, slope)
     shape, device = (cells.rows, cells.num_positions), cells.values.device

@@ -8,7 +8,7 @@ polynomial has 1, 8, 15, 22 or 29 terms: seven at a time, as the steepest slope 
 import triton
 import triton.language as tl
 
-from ..selection.triton_one_pass import LANES
+from ..selection.triton_words import LANES
 
 BABIES = tl.constexpr(7)
 GIANTS = tl.constexpr(4)

@@ -123,9 +123,7 @@ def project_kernel(
             element = split * EACH + first + tl.arange(0, BLOCK_N)
             last = tl.minimum(split * EACH + EACH, WIDTH)
             of_head = out_weight_ptr + head * DEPTH
-            direction = tl.sum(
-                multiply_columns(of_head, WIDTH, element, last, g, within, DEPTH), 1
-            )
+            direction = tl.sum(multiply_columns(of_head, WIDTH, element, last, g, within, DEPTH), 1)
             constant = tl.sum(multiply_columns(of_head, WIDTH, element, last, e, within, DEPTH), 1)
             at = head * WIDTH + element
             tl.store(directions_ptr + at, direction, mask=element < last)
