@@ -70,7 +70,12 @@ def _trips(
             if function.instructions[i].frames
         ]
         taken = {note for other, _, note in stated if other.blocks > loop.blocks}
-        best = _best_note(own, taken) or _best_note([x for x in own if x.name == "BRA"], taken)
+        often_run = [x for x in own if _share(x, sizes) > 0.0]
+        best = (
+            _best_note(own, taken)
+            or _best_note(often_run, taken)
+            or _best_note([x for x in own if x.name == "BRA"], taken)
+        )
         title = _title(function, loop, own)
         if best is None:
             if any(other.header == loop.header for other, _, _ in stated):

@@ -227,6 +227,7 @@ VALUE_PATH = Path(
         "finish_kernel": "4 * B * (N * H + D)",
     },
     triton_sizes={
+        "project_kernel": {"drawing": 1 / 129},
         "value_kernel": TRITON_DRAW
         | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
     },

@@ -19,6 +19,7 @@ SIZES = {
     "second_list": 6 % 4,
     "bisections": 7,
     "steep": 0,
+    "drawing": 1,
     "LANES": 128,
     "BLOCK_C": 256,
     "BLOCK_K": 1024,

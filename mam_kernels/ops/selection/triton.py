@@ -12,6 +12,8 @@ from .triton_all_keys import draw_row
 from .triton_interval import FEWEST_SAMPLED
 from .triton_one_pass import draw_row_in_one_pass, draw_scratch
 
+LATENTS = tl.constexpr(32)  # that are compared with as many at a time
+
 
 @triton.jit(do_not_specialize=["seed", "step"])
 def select_kernel(
@@ -135,7 +137,7 @@ def select(
 
 
 @triton.jit
-def choose_latents(
+def choose_latents(  # share: drawing
     seed_ptr,
     step_ptr,
     chosen_ptr,
@@ -145,7 +147,6 @@ def choose_latents(
     size,
     SEED_ON_DEVICE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
     """chosen = ascending n with rank(n) < size, rank(n) = #{m: (v[m], m) < (v[n], n)} by comparing
     all pairs.
@@ -154,22 +155,22 @@ def choose_latents(
     step = read_word(step, step_ptr, STEP_ON_DEVICE)
     sample_id = tl.zeros([1], dtype=tl.int64)
     written = 0
-    for first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
-        latent = first + tl.arange(0, BLOCK_N)
+    for first in range(0, num_latents, LATENTS):  # trips: N / 32
+        latent = first + tl.arange(0, LATENTS)
         v = uniform(
-            positional_bits(first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
-        )  # [BLOCK_N]
-        rank = tl.zeros([BLOCK_N], dtype=tl.int32)
-        for other_first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
-            other = other_first + tl.arange(0, BLOCK_N)
+            positional_bits(first, seed, sample_id, step, STREAM_LATENTS, LATENTS)
+        )  # [LATENTS]
+        rank = tl.zeros([LATENTS], dtype=tl.int32)
+        for other_first in range(0, num_latents, LATENTS):  # trips: N / 32
+            other = other_first + tl.arange(0, LATENTS)
             other_v = uniform(
-                positional_bits(other_first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
+                positional_bits(other_first, seed, sample_id, step, STREAM_LATENTS, LATENTS)
             )
             sooner = (other_v[None, :] < v[:, None]) | (
                 (other_v[None, :] == v[:, None]) & (other[None, :] < latent[:, None])
             )
             sooner &= (other < num_latents)[None, :]
-            rank += tl.sum(sooner.to(tl.int32), 1)  # [BLOCK_N, BLOCK_N] -> [BLOCK_N]
+            rank += tl.sum(sooner.to(tl.int32), 1)  # [LATENTS, LATENTS] -> [LATENTS]
         chosen = ((rank < size) & (latent < num_latents)).to(tl.int32)
         place = written + tl.cumsum(chosen, 0) - 1
         tl.store(chosen_ptr + place, latent.to(tl.int64), mask=chosen != 0)
@@ -187,12 +188,11 @@ def draw_latents_kernel(
     size,
     SEED_ON_DEVICE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
     """``choose_latents`` by a launch of its own."""
     choose_latents(
         seed_ptr, step_ptr, chosen_ptr, seed, step, num_latents, size, SEED_ON_DEVICE,
-        STEP_ON_DEVICE, BLOCK_N,
+        STEP_ON_DEVICE,
     )  # fmt: skip
 
 
@@ -214,7 +214,6 @@ def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) 
             size,
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
-            BLOCK_N=64,
             num_warps=4,
         )
     return chosen

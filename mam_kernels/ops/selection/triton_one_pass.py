@@ -220,7 +220,7 @@ def draw_row_in_one_pass(
         weight, none, none, length.to(tl.float32), raced_eps, num_samples
     )
     drawn = num_samples * 0
-    if tl.sum((weight >= 0.0).to(tl.float32), 0) * length <= SAMPLE * num_samples.to(tl.float32):
+    if tl.sum((weight >= 0.0).to(tl.float32), 0) * length <= num_samples.to(tl.float32) * SAMPLE:
         # perhaps no more can be drawn than are wanted
         number = mark_all(
             weights_ptr, weights_stride, eligible_ptr, eligible_stride, mask_ptr, length, eps,

@@ -96,8 +96,8 @@ def pass_over_zeros(
             quad = lane + (chunk * TURNS + turn) * LANES
             word0, word1, word2, word3 = four_words(quad, seed, sample_id, step, STREAM_POSITIONS)
             # bit 23 of what is left of a word, plus the rest to 2^23, says that it is not below
-            early = WORDS - surely_below
-            late = WORDS - perhaps_below
+            early = -surely_below + WORDS
+            late = -perhaps_below + WORDS
             not_surely = bytes_of_bit_23(
                 (word0 >> 9) + early, (word1 >> 9) + early, (word2 >> 9) + early,
                 (word3 >> 9) + early,
@@ -160,7 +160,7 @@ def race_nonzeros(
     for first in range(0, count, 32 * LANES):  # trips: ceil(nonzeros / (32 * LANES))
         word = tl.zeros([LANES], dtype=tl.int32)
         last = tl.minimum(first + 32 * LANES, count)
-        bit = 1
+        bit = count * 0 + 1
         for start in range(first, last, LANES):  # trips: ceil(nonzeros / LANES)
             item = start + lane
             there = item < count
@@ -265,7 +265,7 @@ def draw_cell(
         known, HAS_MASKABLE,
     )  # fmt: skip
     tl.debug_barrier()
-    drawn = to_hide * 0
+    drawn = (to_hide <= 0).to(tl.int32)  # nothing was marked
     if known & (others + listed <= room):
         none = eps * 0.0
         below, upto = keys_of_listed(

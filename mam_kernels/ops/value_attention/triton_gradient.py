@@ -112,9 +112,9 @@ def rows_gradient_kernel(
         tl.store(partial_ptr + latent[:, None] * HEADS + head[None, :], sums, mask=exists)
     else:  # share: 2 / 3
         column = (tile - tiles_of_latents) * BLOCK_W + tl.arange(0, BLOCK_W)
-        exists = inside[:, None] & (column < WIDTH)[None, :]
-        at = head[:, None] * WIDTH + column[None, :]
-        direction = tl.load(directions_ptr + at, mask=exists, other=0.0)
+        of_head = inside[:, None] & (column < WIDTH)[None, :]
+        at_head = head[:, None] * WIDTH + column[None, :]
+        of_direction = tl.load(directions_ptr + at_head, mask=of_head, other=0.0)
         directions = tl.zeros([BLOCK_H, BLOCK_W], dtype=tl.float32)
         bias = tl.zeros([BLOCK_W], dtype=tl.float32)
         constant = tl.zeros([BLOCK_W], dtype=tl.float32)
@@ -127,11 +127,11 @@ def rows_gradient_kernel(
                 HAS_CONTEXT,
             )  # fmt: skip
             directions += average[:, None] * pulled[None, :]
-            by_offset = pulled + pull * tl.sum(average[:, None] * direction, 0)
+            by_offset = pulled + pull * tl.sum(average[:, None] * of_direction, 0)
             bias += by_offset
             constant += there * by_offset
         partial_ptr += num_slopes
-        tl.store(partial_ptr + at, directions, mask=exists)
+        tl.store(partial_ptr + at_head, directions, mask=of_head)
         tl.store(partial_ptr + HEADS * WIDTH + column, bias, mask=column < WIDTH)
         tl.store(partial_ptr + (HEADS + 1) * WIDTH + column, constant, mask=column < WIDTH)
 
@@ -290,9 +290,9 @@ def parameters_gradient_kernel(
             of_weight = tl.zeros([BLOCK_W], dtype=tl.float32)
             of_bias = tl.zeros([BLOCK_W], dtype=tl.float32)
             for part in range(HEADS * SPLITS):  # trips: 1
-                at = partial_ptr + 2 * part * WIDTH + column
-                of_weight += tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
-                of_bias += tl.load(at + WIDTH, mask=inside, other=0.0, cache_modifier=".cg")
+                of_part = partial_ptr + 2 * part * WIDTH + column
+                of_weight += tl.load(of_part, mask=inside, other=0.0, cache_modifier=".cg")
+                of_bias += tl.load(of_part + WIDTH, mask=inside, other=0.0, cache_modifier=".cg")
             tl.store(by_token_weight_ptr + column, of_weight, mask=inside)
             tl.store(by_token_bias_ptr + column, of_bias, mask=inside)
 

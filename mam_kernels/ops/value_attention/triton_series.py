@@ -170,6 +170,61 @@ def polynomial(series_ptr, giants, y):
 
 
 @triton.jit
+def far_polynomial(series_ptr, giants, y):  # share: 0
+    """As `polynomial`, of rows of several panels; the series may differ from y to y."""
+    p = y * 0.0
+    for i in range(TERMS):  # trips: 0
+        term = BABIES * giants - i
+        if term >= 0:
+            p = p * y + tl.load(series_ptr + term)
+    return p
+
+
+@triton.jit
+def far_jets(series_ptr, panels, giants, y):  # share: 0
+    """M, M', M'' of the distances from the middle of the row, and 1 / M, of a row of several
+    panels.
+    """
+    total = y * 0.0
+    moment = y * 0.0
+    square = y * 0.0
+    for panel in range(panels):  # trips: 0
+        p = y * 0.0
+        first = y * 0.0
+        second = y * 0.0
+        for i in range(TERMS):  # trips: 0
+            term = BABIES * giants - i
+            if term >= 0:
+                second = second * y + first
+                first = first * y + p
+                p = p * y + tl.load(series_ptr + panel * ROOM + term)
+        distance = distance_of(panel, panels)
+        scale = tl.exp(y * distance)
+        total += scale * p
+        moment += scale * (first + distance * p)
+        square += scale * (2.0 * (second + distance * first) + distance * distance * p)
+    return total, moment, square, 1.0 / total
+
+
+@triton.jit
+def far_share(series_ptr, panel, panels, giants, y):  # share: 0
+    """e^{y d} / M with the distance d of a panel, of a row of several."""
+    total = y * 0.0
+    for other in range(panels):  # trips: 0
+        scale = tl.exp(y * distance_of(other, panels))
+        total += scale * far_polynomial(series_ptr + other * ROOM, giants, y)
+    return tl.exp(y * distance_of(panel, panels)) / total
+
+
+@triton.jit
+def far_importance(x, shares_ptr, low, half, panels, giants):  # share: 0
+    """As `importance_of`, of a row of several panels."""
+    panel = panel_of(x, low, half, panels)
+    t = (x - (low + (2 * panel + 1) * half)) * reciprocal_of(half)
+    return far_polynomial(shares_ptr + panel * ROOM, giants, t)
+
+
+@triton.jit
 def distance_of(panel, panels):
     """From the middle of the row to that of the panel, in halves of a panel."""
     return 1.0 * (2 * panel + 1 - panels)
@@ -201,18 +256,8 @@ def write_moments_by_series(
             total, moment, square = jets(series_ptr, giants, y)
             square = 2.0 * square
             inverse = fast_reciprocal(total)
-        else:  # share: 0
-            total = y * 0.0
-            moment = y * 0.0
-            square = y * 0.0
-            for panel in range(panels):  # trips: 0
-                p, first, second = jets(series_ptr + panel * ROOM, giants, y)
-                distance = distance_of(panel, panels)
-                scale = tl.exp(y * distance)
-                total += scale * p
-                moment += scale * (first + distance * p)
-                square += scale * (2.0 * (second + distance * first) + distance * distance * p)
-            inverse = 1.0 / total
+        else:
+            total, moment, square, inverse = far_jets(series_ptr, panels, giants, y)
         mean = moment * inverse
         variance = square * inverse - mean * mean
         variance = tl.where(variance < 0.0, 0.0, variance) * (half * half)
@@ -253,13 +298,8 @@ def write_importance_series(
             y = alpha * half
             if panels == 1:
                 share = fast_reciprocal(polynomial(series_ptr, giants, y))
-            else:  # share: 0
-                total = y * 0.0
-                for other in range(panels):  # trips: 0
-                    # share: 0
-                    scale = tl.exp(y * distance_of(other, panels))
-                    total += scale * polynomial(series_ptr + other * ROOM, giants, y)
-                share = tl.exp(y * distance_of(panel, panels)) / total
+            else:
+                share = far_share(series_ptr, panel, panels, giants, y)
             sums = add_powers(sums, tl.where(live, share, 0.0), y)
         store_series(sums, shares_ptr + panel * ROOM)
 
@@ -270,15 +310,8 @@ def importance_of(x, shares_ptr, low, half, panels, giants):
     if panels == 1:
         t = (x - (low + half)) * reciprocal_of(half)
         importance = polynomial(shares_ptr, giants, t)
-    else:  # share: 0
-        panel = panel_of(x, low, half, panels)
-        t = (x - (low + (2 * panel + 1) * half)) * reciprocal_of(half)
-        at = shares_ptr + panel * ROOM
-        importance = t * 0.0
-        for i in range(TERMS):  # trips: 0
-            term = BABIES * giants - i
-            if term >= 0:
-                importance = importance * t + tl.load(at + term)
+    else:
+        importance = far_importance(x, shares_ptr, low, half, panels, giants)
     return importance.to(tl.float32)
 
 

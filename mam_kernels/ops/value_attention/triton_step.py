@@ -74,24 +74,27 @@ def project_kernel(
         if DRAW:
             choose_latents(
                 seed_ptr, step_ptr, chosen_ptr, seed, step, num_latents, num_chosen,
-                SEED_ON_DEVICE, STEP_ON_DEVICE, 64,
+                SEED_ON_DEVICE, STEP_ON_DEVICE,
             )  # fmt: skip
     else:
         within = tl.arange(0, BLOCK_D)
         unit = head * DEPTH + within
         key_ptr = in_weight_ptr + (WIDTH + head * DEPTH) * WIDTH
         value_ptr = key_ptr + WIDTH * WIDTH
-        u = tl.zeros([BLOCK_D], dtype=tl.float32)
-        g = tl.zeros([BLOCK_D], dtype=tl.float32)
-        at_value = in_bias_ptr + 2 * WIDTH + unit
-        e = tl.load(at_value, mask=within < DEPTH, other=0.0)
+        of_u = tl.zeros([BLOCK_D, BLOCK_W], dtype=tl.float32)
+        of_g = tl.zeros([BLOCK_D, BLOCK_W], dtype=tl.float32)
+        of_e = tl.zeros([BLOCK_D, BLOCK_W], dtype=tl.float32)
         for start in range(0, WIDTH, BLOCK_W):  # trips: D / BLOCK_W
             column = start + tl.arange(0, BLOCK_W)
             w = tl.load(token_weight_ptr + column, mask=column < WIDTH, other=0.0)
             b = tl.load(token_bias_ptr + column, mask=column < WIDTH, other=0.0)
-            u += tl.sum(multiply_columns(key_ptr, WIDTH, within, DEPTH, w, column, WIDTH), 1)
-            g += tl.sum(multiply_columns(value_ptr, WIDTH, within, DEPTH, w, column, WIDTH), 1)
-            e += tl.sum(multiply_columns(value_ptr, WIDTH, within, DEPTH, b, column, WIDTH), 1)
+            of_u += multiply_columns(key_ptr, WIDTH, within, DEPTH, w, column, WIDTH)
+            of_g += multiply_columns(value_ptr, WIDTH, within, DEPTH, w, column, WIDTH)
+            of_e += multiply_columns(value_ptr, WIDTH, within, DEPTH, b, column, WIDTH)
+        u = tl.sum(of_u, 1)
+        g = tl.sum(of_g, 1)
+        e = tl.sum(of_e, 1)
+        e += tl.load(in_bias_ptr + 2 * WIDTH + unit, mask=within < DEPTH, other=0.0)
         bias = tl.load(in_bias_ptr + unit, mask=within < DEPTH, other=0.0)
         bias = tl.sum(u * bias, 0)
         if split == 0:
@@ -102,7 +105,7 @@ def project_kernel(
         for first in range(0, each, BLOCK_N):  # trips: 1
             latent = split * each + first + tl.arange(0, BLOCK_N)
             last = tl.minimum(split * each + each, num_latents)
-            dot = tl.zeros([BLOCK_N], dtype=tl.float32)
+            products = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
             for start in range(0, WIDTH, BLOCK_W):  # trips: D / BLOCK_W
                 column = start + tl.arange(0, BLOCK_W)
                 query = tl.load(
@@ -114,9 +117,10 @@ def project_kernel(
                 if (split == 0) & (first == 0):
                     at = folded_ptr + head * WIDTH + column
                     tl.store(at, folded, mask=column < WIDTH)
-                dot += tl.sum(
-                    multiply_columns(latents_ptr, WIDTH, latent, last, folded, column, WIDTH), 1
+                products += multiply_columns(
+                    latents_ptr, WIDTH, latent, last, folded, column, WIDTH
                 )
+            dot = tl.sum(products, 1)
             tl.store(slope_ptr + latent * HEADS + head, (dot + bias) * scale, mask=latent < last)
         EACH: tl.constexpr = (WIDTH + SPLITS - 1) // SPLITS
         for first in range(0, EACH, BLOCK_N):  # trips: D / 16 / BLOCK_N
@@ -149,6 +153,7 @@ def finish_kernel(
     num_latents,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
+    APART: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -163,21 +168,32 @@ def finish_kernel(
     inside = head < HEADS
     pair = head[:, None] * HEADS + head[None, :]
     pairs = inside[:, None] & inside[None, :]
+    # of each head with all: by element where they fit in registers, else a matrix product
+    by_head = ()
+    for _ in tl.static_range(HEADS if APART else 0):
+        by_head += (tl.zeros([BLOCK_N, BLOCK_H], dtype=tl.float32),)
     second = tl.zeros([BLOCK_H, BLOCK_H], dtype=tl.float32)
     squares = tl.zeros([BLOCK_W], dtype=tl.float32)
     for cell in range(program, num_rows, tl.num_programs(0)):  # trips: B / blocks
         row = tl.zeros([], dtype=tl.int64) + cell
-        total = tl.zeros([BLOCK_H], dtype=tl.float32)
+        total = tl.zeros([BLOCK_N, BLOCK_H], dtype=tl.float32)
         for first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
             latent = first + tl.arange(0, BLOCK_N)
+            live = latent < num_latents
+            at = mean_ptr + (row * num_latents + latent) * HEADS
             m = tl.load(
-                mean_ptr + (row * num_latents + latent)[:, None] * HEADS + head[None, :],
-                mask=(latent < num_latents)[:, None] & inside[None, :],
-                other=0.0,
+                at[:, None] + head[None, :], mask=live[:, None] & inside[None, :], other=0.0
             )
-            second = tl.dot(tl.trans(m), m, second, input_precision="ieee")
-            total += tl.sum(m, 0)
-        average = total / num_latents
+            if APART:
+                added = ()
+                for h in tl.static_range(HEADS):
+                    of_head = tl.load(at + h, mask=live, other=0.0)
+                    added += (by_head[h] + m * of_head[:, None],)
+                by_head = added
+            else:
+                second = tl.dot(tl.trans(m), m, second, input_precision="ieee")
+            total += m
+        average = tl.sum(total, 0) / num_latents
         tl.store(average_ptr + row * HEADS + head, average, mask=inside)
         there = tl.load(occupied_ptr + row)
         for start in range(0, WIDTH, BLOCK_W):  # trips: D / BLOCK_W
@@ -194,7 +210,12 @@ def finish_kernel(
             if cell == 0:
                 tl.store(constant_ptr + column, constant, mask=column < WIDTH)
     size: tl.constexpr = HEADS * HEADS + 1
-    tl.store(partial_ptr + program * size + pair, second, mask=pairs)
+    if APART:
+        for h in tl.static_range(HEADS):
+            of_head = partial_ptr + program * size + h * HEADS + head
+            tl.store(of_head, tl.sum(by_head[h], 0), mask=inside)
+    else:
+        tl.store(partial_ptr + program * size + pair, second, mask=pairs)
     tl.store(partial_ptr + program * size + HEADS * HEADS, tl.sum(squares, 0))
     tl.debug_barrier()
     done = tl.atomic_add(finished_ptr, 1, sem="acq_rel")
@@ -202,11 +223,14 @@ def finish_kernel(
     if done + 1 == tl.num_programs(0):  # share: 1 / blocks
         whole = tl.zeros([BLOCK_H, BLOCK_H], dtype=tl.float64)
         for part in range(tl.num_programs(0)):  # trips: blocks / blocks
-            at = partial_ptr + part * size + pair
-            whole += tl.load(at, mask=pairs, other=0.0, cache_modifier=".cg").to(tl.float64)
-        part = tl.arange(0, BLOCK_P)
-        at = partial_ptr + part * size + HEADS * HEADS
-        parts = tl.load(at, mask=part < tl.num_programs(0), other=0.0, cache_modifier=".cg")
+            of_part = partial_ptr + part * size + pair
+            products = tl.load(of_part, mask=pairs, other=0.0, cache_modifier=".cg")
+            whole += products.to(tl.float64)
+        every = tl.arange(0, BLOCK_P)
+        parts = tl.load(
+            partial_ptr + every * size + HEADS * HEADS, mask=every < tl.num_programs(0), other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
         gram = tl.zeros([BLOCK_H, BLOCK_H], dtype=tl.float32)
         for start in range(0, WIDTH, BLOCK_W):  # trips: 0
             column = start + tl.arange(0, BLOCK_W)
@@ -215,7 +239,10 @@ def finish_kernel(
                 mask=inside[:, None] & (column < WIDTH)[None, :],
                 other=0.0,
             )
-            gram = tl.dot(p, tl.trans(p), gram, input_precision="ieee")
+            if APART:
+                gram += tl.sum(p[:, None, :] * p[None, :, :], 2)
+            else:
+                gram = tl.dot(p, tl.trans(p), gram, input_precision="ieee")
         tl.store(second_ptr + pair, whole.to(tl.float32), mask=pairs)
         tl.store(gram_ptr + pair, gram, mask=pairs)
         product = tl.sum(tl.sum(whole * gram.to(tl.float64), 1), 0)
@@ -258,7 +285,7 @@ def step(
     if drawn:
         chosen = torch.empty(choice.num_drawn, dtype=torch.int64, device=device)
     (seed, seed_ptr), (number, step_ptr) = launch.word(draw.seed), launch.word(draw.step)
-    block_w = min(_power_of_two(width), 64)
+    block_w, apart = min(_power_of_two(width), 64), heads <= 8
     with launch.on(device):
         project_kernel[(heads * SPLITS + 1,)](
             *parameters[:6], slope, parts.directions, constants, parts.folded, parts.unit, chosen,
@@ -281,7 +308,8 @@ def step(
         finish_kernel[(programs,)](
             parts.mean, parts.occupied, parts.directions, constants, parameters.out_bias, context,
             parts.average, parts.constant, parts.second, parts.gram, penalty, partial, finished,
-            rows, count, HEADS=heads, WIDTH=width, BLOCK_H=_power_of_two(heads, 16),
+            rows, count, HEADS=heads, WIDTH=width, APART=apart,
+            BLOCK_H=_power_of_two(heads, 1 if apart else 16),
             BLOCK_N=min(_power_of_two(count, 16), 64), BLOCK_W=_power_of_two(block_w, 16),
             BLOCK_P=_power_of_two(programs), num_warps=4,
         )  # fmt: skip
