@@ -15,9 +15,14 @@ SIZES = {
     "all_keys": 0,
     "newton_steps": 1,
     "candidates": 190,
-    "most_flagged": 9,
+    "first_list": 6 // 4,  # the loop is unrolled
+    "second_list": 6 % 4,
+    "bisections": 7,
+    "steep": 0,
+    "drawing": 1,
     "LANES": 128,
     "BLOCK_C": 256,
+    "BLOCK_K": 1024,
     "raced": 128,
 }
 MODULES = (

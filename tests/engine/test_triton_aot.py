@@ -83,7 +83,14 @@ LAUNCHES = {
     "inclusion probabilities": ["probabilities_kernel"],
     "inclusion probabilities, backward": ["inclusion_gradient_kernel"],
     "moments": ["value_kernel"],
-    "masking step": ["value_kernel", "select_kernel"],
+    "masking step": ["value_kernel"],
+    "value step": ["project_kernel", "value_kernel", "finish_kernel"],
+    "value step, visible": ["project_kernel", "value_kernel", "value_kernel", "finish_kernel"],
+    "value step, backward": [
+        "rows_gradient_kernel",
+        "sum_parts_kernel",
+        "parameters_gradient_kernel",
+    ],
     "attention, many cells": ["forward_kernel"],
     "gradients, many cells": ["statistics_kernel", "gradient_kernel"],
     "importance, many cells": ["importance_kernel"],
@@ -193,6 +200,26 @@ def call_value(dtype: object, csr: object, flags: bool) -> None:
     )
 
 
+def call_value_step(csr: bool, visible: bool = False, temperature: float = 1.0) -> None:
+    """The whole step of scalar values, and where the context is of all of them its gradient."""
+    import torch
+
+    from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
+
+    value, word, width = backend_module("value_attention"), torch.tensor(5), 256
+    shapes = ((128, width), (3 * width, width), (3 * width,), (width, 1), (width,), (width, width))
+    parameters = Parameters(*(torch.ones(x) for x in (*shapes, (width,))))
+    index = torch.ones(3, dtype=torch.int64)
+    cells = Cells(torch.ones(2, 20000), None, None, None, 20000)
+    if csr:
+        cells = Cells(torch.ones(8), index, torch.ones(8, dtype=torch.int64), None, 20000)
+    choice, draw = Choice(None, None, 0.3, None, 38), Draw(word, word, None)
+    weighting = Weighting(1e-8, 1 / temperature)
+    *_, context, penalty, state = value.step(cells, parameters, 8, choice, weighting, draw, visible)
+    if not visible:
+        value.step_backward(context, penalty, parameters, 8, state, 2)
+
+
 def call_token(dtype: object, width: int, flags: bool, latents: int = 128) -> None:
     """The token path, forward and backward; a small batch, whose rows are split, where `flags`."""
     import torch
@@ -254,6 +281,8 @@ def launches(target_name: str) -> list[Variant]:
         call_value(torch.bfloat16, None, flags=False)
         call_value(torch.float32, torch.int32, flags=True)
         call_value(torch.float16, torch.int64, flags=False)
+        call_value_step(csr=False, visible=True)
+        call_value_step(csr=True, temperature=0.5)
         for width in (32, 64, 96, 256):
             call_token(torch.bfloat16, width, flags=True)
             call_token(torch.float32, width, flags=True)
@@ -321,6 +350,10 @@ def launched() -> dict[str, list[str]]:
     found["gradients, float32"] = of(
         token.backward, output, None, query, key, key, None, output, logsumexp, 0.1
     )
+    found["value step, visible"] = of(call_value_step, False, True)
+    both = of(call_value_step, False)
+    found["value step"] = both[:3]
+    found["value step, backward"] = both[3:]
     found["token step"] = of(call_step, torch.bfloat16, 8, False, False, False)
     found["token step, padded, visible"] = of(call_step, torch.bfloat16, 8, True, True, False)
     both = of(call_step, torch.bfloat16, 8)
