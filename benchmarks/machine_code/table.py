@@ -44,7 +44,6 @@ class Path:
     batch: str  # the name of the size that counts rows
     cuda: tuple[Kernel, ...] = ()
     triton: Callable[[], None] | None = None
-    triton_modules: tuple[str, ...] = ()  # whose kernels are recorded
     triton_bytes: Mapping[str, str] = field(default_factory=dict)  # by the kernel's name
     triton_sizes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     libraries: tuple[Library, ...] = ()
@@ -99,7 +98,6 @@ SELECTION = Path(
         ),
     ),
     triton=call_selection,
-    triton_modules=("mam_kernels.ops.selection.triton",),
     triton_bytes={"select_kernel": "5 * B * L"},
     triton_sizes={"select_kernel": TRITON_DRAW},
 )
@@ -151,13 +149,6 @@ CELLS = {
     "steep": 0,
     "raced": 128,  # latents
 }
-
-
-VALUE_MODULES = (
-    "mam_kernels.ops.value_attention.triton_rows",
-    "mam_kernels.ops.value_attention.triton_step",
-    "mam_kernels.ops.selection.triton",
-)
 
 
 def _step_arguments() -> tuple:
@@ -220,7 +211,6 @@ VALUE_PATH = Path(
         ),
     ),
     triton=call_values,
-    triton_modules=VALUE_MODULES,
     triton_bytes={
         "project_kernel": "4 * (4 * D * D + N * D)",
         "value_kernel": "B * (L * 9 + 8 * N * H)",
@@ -280,7 +270,6 @@ VALUE_PATH_BACKWARD = Path(
         ),
     ),
     triton=call_values_backward,
-    triton_modules=("mam_kernels.ops.value_attention.triton_gradient",),
     triton_bytes={
         "rows_gradient_kernel": "B * (8 * N * H + 4 * D) + 4 * partials * (N * H + (H + 2) * D)",
         "sum_parts_kernel": "4 * partials * (N * H + (H + 2) * D)",

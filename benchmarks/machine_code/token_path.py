@@ -25,15 +25,6 @@ SIZES = {
     "BLOCK_K": 1024,
     "raced": 128,
 }
-MODULES = (
-    *(
-        f"mam_kernels.ops.latent_attention.triton.{name}"
-        for name in ("prepare", "positions", "projection", "attention", "importance", "context")
-    ),
-    "mam_kernels.ops.latent_attention.triton.gradient",
-    "mam_kernels.ops.latent_attention.triton.gradient_by_blocks",
-    "mam_kernels.ops.selection.triton",
-)
 BYTES = {
     "prepare_kernel": "4 * (N * Dz + 3 * Dz * Dz + Dz * D) + 2 * (N * Dz + 2 * Dz * D)",
     "draw_latents_kernel": "8 * R",
@@ -81,7 +72,6 @@ TOKEN_FORWARD = Path(
     SIZES,
     "B",
     triton=lambda: _call(False),
-    triton_modules=MODULES,
     triton_bytes=BYTES,
     libraries=(Library("penalty: a sum of torch", "triton", "0", "16 * B"),),
 )
@@ -91,7 +81,6 @@ TOKEN_BOTH = Path(
     SIZES | {"kept": 2},
     "B",
     triton=lambda: _call(True),
-    triton_modules=MODULES,
     triton_bytes=BYTES,
     libraries=(
         Library("penalty: a sum of torch", "triton", "0", "16 * B"),

@@ -27,12 +27,6 @@ import pytest
 from benchmarks.machine_code.launches import Variant, recording
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MODULES = [
-    "mam_kernels.ops.selection.triton",
-    "mam_kernels.ops.value_attention.triton",
-    "mam_kernels.ops.latent_attention.triton_attention",
-    "mam_kernels.ops.latent_attention.triton_step",
-]
 WORKERS = 2
 
 
@@ -272,7 +266,7 @@ def launches(target_name: str) -> list[Variant]:
     triton_launch.is_amd = lambda: target.backend == "hip"
     if target.backend == "cuda":
         triton_launch.architecture = lambda _: target.arch
-    with recording(MODULES) as recorded:
+    with recording() as recorded:
         call_selection(torch.float32, flags=True)
         call_selection(torch.bfloat16, flags=False)
         call_inclusion(torch.float32, flags=True)
@@ -311,7 +305,7 @@ def launched() -> dict[str, list[str]]:
     )
 
     def of(call: Callable, *arguments: object) -> list[str]:
-        with recording(MODULES) as launches:
+        with recording() as launches:
             call(*arguments)
         return [launch.variant.kernel for launch in launches]
 
