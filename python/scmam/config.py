@@ -30,7 +30,9 @@ __all__ = [
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+    path: str | Path | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
     """Read a YAML file, and set single values over it.
 
@@ -38,12 +40,16 @@ def load_config(
         path: the file; None: the defaults.
         overrides: ``"section.name=value"`` with a YAML value, as on the command line, or a mapping
             from ``"section.name"`` to values.
+        defaults: by section, what holds where the file says nothing.
 
     Raises:
         ConfigError: no such file, no YAML, or a setting that is unknown or out of range; every one
             is named, with what is required.
     """
     settings = {} if path is None else _read_yaml(Path(path))
+    for section, values in (defaults or {}).items():
+        if isinstance(settings.setdefault(section, {}), dict):
+            settings[section] = {**values, **settings[section]}
     if not isinstance(overrides, Mapping):
         overrides = dict(_assignment(text) for text in overrides)
     for name, value in overrides.items():

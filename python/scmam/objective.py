@@ -20,9 +20,10 @@ from mam_kernels.corruption import corrupt
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
 from mam_kernels.reward import strategy_reward_loss
-from mam_kernels.sequences import Sequences
+from mam_kernels.sequences import Sequences, gather
 from mam_kernels.strategies import CellValues, Draw, Masking, MaskingStrategy, masking_entropy
 
+from .gene_strategies import HarderFirst
 from .masking import build_strategy
 from .model import CellModel, build_model
 from .sequences import CellBatch, expression
@@ -70,7 +71,8 @@ class Pretraining(nn.Module):
         transform: one of ``scmam.sequences.TRANSFORMS``.
         loss: "mse" or "nb".
         cell_loss: weight of the second head.
-        penalty: weight of the latents' squared output norm.
+        penalty: weight of the latents' output norm.
+        penalty_norm: "squared": the mean over cells of the squared norm; "plain": its root.
         reward_temperature: of the rewards that teach a strategy of latents for embeddings what to
             hide (``mam_kernels.reward``): the errors at hidden positions, standardised over the
             batch. None: nothing teaches it.
@@ -90,6 +92,7 @@ class Pretraining(nn.Module):
         loss: str = "mse",
         cell_loss: float = 1.0,
         penalty: float = 1e-5,
+        penalty_norm: str = "squared",
         reward_temperature: float | None = None,
     ) -> None:
         super().__init__()
@@ -102,6 +105,7 @@ class Pretraining(nn.Module):
         self.loss = loss
         self.cell_loss = cell_loss
         self.penalty = penalty
+        self.penalty_norm = penalty_norm
         self.reward_temperature = reward_temperature
         self.injection: mam.ContextInjection | None = None
         if injection != "none":
@@ -109,11 +113,7 @@ class Pretraining(nn.Module):
                 wanted = "a strategy without latents has no context to inject"
                 raise ValueError(f"injection: {wanted}; got {injection!r}")
             self.injection = mam.ContextInjection(
-                strategy.latents.latent_dim,
-                model.width,
-                injection,
-                decoder_dim=model.decoder_width,
-                start=injection_start,
+                strategy.latents.latent_dim, model.width, injection, start=injection_start
             )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
@@ -151,7 +151,12 @@ class Pretraining(nn.Module):
         errors = self._errors(predicted.genes, sampled[0], batch.depth)
         reconstruction = _mean(errors, sampled[1])
         cell = _mean(self._errors(predicted.cell, target, batch.depth), mask)
+        if isinstance(self.strategy, HarderFirst) and self.training:
+            seen = values if gene_ids is None else values.gather(1, gene_ids)
+            self.strategy.observe(errors.detach(), sampled[1] & (seen != 0), gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
+        if self.penalty_norm == "plain":  # below the smallest number, where the root has no slope
+            penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
         if self.reward_temperature is not None and torch.is_grad_enabled():
@@ -195,10 +200,34 @@ class Pretraining(nn.Module):
         return HiddenCells(mask, corrupted, token, visible)
 
     def features(self, batch: CellBatch) -> Tensor:
-        """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
-        return self.model.features(
-            _dense(expression(batch.counts, batch.depth, self.transform)), batch.depth
-        )
+        """Pooled encoder output (B, feature_dim), nothing hidden; with the context where it is
+        injected into the encoder.
+        """
+        values = expression(batch.counts, batch.depth, self.transform)
+        return self.model.features(_dense(values), batch.depth, self.encoder_shift(values))
+
+    @property
+    def shifts_encoder(self) -> bool:
+        """Whether a context is added to the tokens that the encoder reads."""
+        return self.injection is not None and self.injection.scheme != "decoder"
+
+    def encoder_shift(self, values: Tensor) -> Tensor | None:
+        """What the encoder's tokens are shifted by (B, 1, width) when nothing is hidden, as in the
+        published evaluation; None where no context is injected there.
+
+        Args:
+            values: (B, G) float32, dense or sparse CSR.
+        """
+        latents = self.strategy.latents
+        if self.injection is None or latents is None or not self.shifts_encoder:
+            return None
+        if latents.input_dim is None:
+            out = latents(values, num_masked=0, seed=0)
+        else:
+            dense = _dense(values)
+            there = gather(dense, dense != 0)
+            out = latents(self._embed(there), there.valid, num_masked=0, seed=0)
+        return self.injection(out.context)[0]
 
     def cells(self, values: Tensor) -> CellValues:
         """Values (B, G), dense or sparse CSR, as the strategy reads them: with this model's
@@ -212,9 +241,11 @@ class Pretraining(nn.Module):
         masking_lr: float,
         weight_decay: float,
         masking_weight_decay: float | None = None,
+        rate_groups: str = "masking",
     ) -> list[dict[str, Any]]:
-        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters);
-        the second is left out where empty.
+        """Groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters),
+        which is left out where empty. With ``rate_groups="published"`` all of the model but the
+        encoder and the decoder's blocks is a group of its own, "new", at ``masking_lr``.
 
         With Adam a weight decay is a gradient, which it rescales like any other: where the loss
         itself gives next to none, as for the slopes of the latents, the decay alone moves a
@@ -224,7 +255,18 @@ class Pretraining(nn.Module):
         masking = {
             name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)
         }
-        return parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
+        groups = parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
+        if rate_groups == "published":
+            old = {
+                id(parameter)
+                for part in (self.model.encoder, self.model.decoder.blocks)
+                for parameter in part.parameters()
+            }
+            model = groups[0]
+            new = [parameter for parameter in model["params"] if id(parameter) not in old]
+            model["params"] = [parameter for parameter in model["params"] if id(parameter) in old]
+            groups.insert(1, {**model, "params": new, "lr": masking_lr, "name": "new"})
+        return groups
 
     def _embed(self, sequences: Sequences) -> Tensor:
         return self.model.embedding(sequences.gene_ids, sequences.values)
@@ -306,7 +348,11 @@ def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Ten
 
 
 def build_pretraining(
-    config: Any, num_genes: int, *, schedule: Tensor | None = None
+    config: Any,
+    num_genes: int,
+    *,
+    schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
 ) -> Pretraining:
     """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's
     own generator is left as it was.
@@ -320,7 +366,9 @@ def build_pretraining(
         torch.manual_seed(substream(config.training.seed, "strategy"))
         return Pretraining(
             model,
-            build_strategy(config.masking, model.width, schedule=schedule),
+            build_strategy(
+                config.masking, model.width, num_genes, schedule=schedule, knowledge=knowledge
+            ),
             injection=config.masking.injection,
             injection_start=config.masking.injection_start,
             corruption=config.masking.corruption,
@@ -330,6 +378,7 @@ def build_pretraining(
             loss=config.training.loss,
             cell_loss=config.training.cell_loss,
             penalty=config.masking.penalty,
+            penalty_norm=config.masking.penalty_norm,
             reward_temperature=(
                 config.masking.reward_temperature if config.masking.gradient == "reward" else None
             ),

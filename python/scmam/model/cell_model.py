@@ -105,11 +105,12 @@ class Decoder(nn.Module):
             visible: (B, M, encoder width), what is known where ``state`` is VISIBLE, else 0.
             gene_ids: (B, M) int64.
             state: (B, M) int64, one of VISIBLE, ZERO, HIDDEN.
-            shift: (B, 1, width), the injected context, or None.
+            shift: (B, 1, encoder width), the injected context, or None. It is added before the
+                decoder's own projection, as published.
         """
-        tokens = self.gene(gene_ids) + self.state(state) + self.bridge(visible)
         if shift is not None:
-            tokens = tokens + shift
+            visible = visible + shift
+        tokens = self.gene(gene_ids) + self.state(state) + self.bridge(visible)
         tokens = torch.cat([self.bridge(cell)[:, None], tokens], dim=1)
         tokens = through(self.blocks, tokens, None, recompute=self.recompute)
         return self.head(self.norm(tokens[:, 1:]))
@@ -196,15 +197,17 @@ class CellModel(nn.Module):
         mean = (encoded.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         return torch.cat([mean, encoded.cell], dim=-1)
 
-    def features(self, values: Tensor, depth: Tensor) -> Tensor:
-        """Pooled encoder output (B, feature_dim) of values (B, G); nothing hidden, no context."""
+    def features(self, values: Tensor, depth: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Pooled encoder output (B, feature_dim) of values (B, G), nothing hidden; ``shift`` as in
+        `encode`.
+        """
         taken = values != 0
         limit = self.max_encoder_tokens
         if limit is not None and limit < self.num_genes:
             taken = taken & torch.zeros_like(taken).scatter(
                 1, values.topk(limit, dim=1).indices, True
             )
-        return self.pool(self.encode(gather(values, taken), depth))
+        return self.pool(self.encode(gather(values, taken), depth, shift))
 
     def reconstruct(
         self,
@@ -225,8 +228,7 @@ class CellModel(nn.Module):
             hidden: (B, G) bool: behind a mask token. Other values that are not zero and not visible
                 are read by the decoder alone, as the embedding of gene and value.
             depth: (B,).
-            encoder_shift: (B, 1, width), or None.
-            decoder_shift: (B, 1, decoder_width), or None.
+            encoder_shift, decoder_shift: (B, 1, width), or None.
             gene_ids: (B, M) int64, the genes that the decoder reads and predicts. None: all.
         """
         encoded = self.encode(gather(values, visible), depth, encoder_shift)

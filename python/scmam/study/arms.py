@@ -19,6 +19,7 @@ class Arm(NamedTuple):
 PLAIN = {
     "strategy": "uniform",
     "ratio": 0.3,
+    "ratio_to": None,
     "zero_ratio": None,
     "matched_to": None,
     "corruption": "80/10/10",
@@ -26,6 +27,8 @@ PLAIN = {
     "random_values": "observed",
     "injection": "none",
     "injection_start": "random",
+    "latent_start": "standard",
+    "penalty_norm": "squared",
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
@@ -33,7 +36,9 @@ PLAIN = {
 }
 
 ARMS: dict[str, Arm] = {
-    "none": Arm("no pretraining: the encoder as initialised", {"strategy": "none"}),
+    "none": Arm(
+        "no pretraining: the encoder as initialised", {"strategy": "none"}, {"start_from": None}
+    ),
     "uniform": Arm("uniform over all genes", {}),
     "uniform-both": Arm(
         "uniform over all genes, the corrupted values read by the encoder too",
@@ -46,6 +51,14 @@ ARMS: dict[str, Arm] = {
         "the published baseline: uniform, 30 % of the non-zeros and 30 % of the zeros, each counted"
         " by itself, random values up to the largest of the batch",
         {"zero_ratio": 0.3, "random_values": "uniform"},
+    ),
+    "uniform-stratified-token": Arm(
+        "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, "corruption": "all"}
+    ),
+    "uniform-half": Arm(
+        "uniform, 50 % of the non-zeros and 5 % of the zeros, every hidden one behind a mask token:"
+        " the default",
+        {"ratio": 0.5, "zero_ratio": 0.05, "corruption": "all"},
     ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
@@ -60,7 +73,7 @@ ARMS: dict[str, Arm] = {
         {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
     ),
     "mam": Arm(
-        "Multinomial Attention Masking as published",
+        "Multinomial Attention Masking on the values, the context injected into the decoder",
         {"strategy": "mam", "corruption": "all", "injection": "decoder"},
     ),
     "mam-mixed": Arm(
@@ -131,6 +144,27 @@ ARMS: dict[str, Arm] = {
         "in proportion to expression",
         {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03},
     ),
+    "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
+    **{
+        f"mam-published-{scheme}{suffix}": Arm(
+            f"mam with the published first weights, penalty and random values, injected: {scheme};"
+            f" {what}",
+            {
+                "strategy": "mam",
+                "corruption": corruption,
+                "random_values": "uniform",
+                "injection": scheme,
+                "injection_start": "published",
+                "latent_start": "published",
+                "penalty_norm": "plain",
+            },
+        )
+        for scheme in ("encoder", "decoder", "both", "separate")
+        for suffix, corruption, what in (
+            ("", "all", "mask tokens"),
+            ("-mixed", "80/10/10", "80/10/10"),
+        )
+    },
 }
 
 

@@ -1,26 +1,11 @@
-"""Every setting, its unit and its default, by sections."""
+"""Settings of a run: the cells, the model, what is hidden, and how it is trained."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Width = Annotated[int, Field(ge=1, le=2**16)]
-Layers = Annotated[int, Field(ge=1, le=2**10)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Settings that belong together.
-
-    Unknown names are errors, and a section is never changed in place.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from .section import Count, Layers, Natural, NotNegative, Positive, Ratio, Section, Width
 
 
 class Data(Section):
@@ -108,29 +93,54 @@ class Model(Section):
     dropout: Ratio = Field(0.0, description="in the blocks, while training")
 
 
+MATCHED = ("matched", "replayed", "permuted")
+"""Strategies that take what they hide from another run."""
+
+
 class Masking(Section):
     """Which genes are hidden, what replaces them, and how the latents' context is used."""
 
-    strategy: Literal["none", "uniform", "expression", "mam", "mam-embedding", "matched"] = Field(
+    strategy: Literal[
+        "none",
+        "uniform",
+        "expression",
         "mam",
+        "mam-embedding",
+        "matched",
+        "modules",
+        "harder",
+        "labels",
+        "replayed",
+        "permuted",
+    ] = Field(
+        "uniform",
         description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
         " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
-        " non-zero genes; matched: uniform, at the hidden fractions of another run",
+        " non-zero genes; matched: uniform, at the hidden fractions of another run; modules:"
+        " co-expressed genes together; harder: genes that are predicted worse more often; labels:"
+        " genes that tell the cell types apart more often, which uses the labels; replayed: each"
+        " gene as often as another run hides it in the end; permuted: the same, exchanged among"
+        " genes of about equal mean",
     )
     ratio: Ratio = Field(
-        0.3,
+        0.5,
         description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
         " given",
     )
-    zero_ratio: Ratio | None = Field(
+    ratio_to: Ratio | None = Field(
         None,
+        description="each cell draws its ratio between ratio and this, and its share of the zeros"
+        " in the same proportion; null: all cells alike",
+    )
+    zero_ratio: Ratio | None = Field(
+        0.05,
         description="share of the zeros that is hidden; null: zeros and non-zeros are drawn"
         " together",
     )
     matched_to: str | None = Field(
         None,
-        description="with strategy matched: the arm, or the run folder, whose hidden fractions are"
-        " taken",
+        description="with strategy matched, replayed or permuted: the arm, or the run folder, whose"
+        " hidden fractions are taken",
     )
     corruption: Literal["all", "80/10/10", "90/10"] = Field(
         "all",
@@ -151,10 +161,10 @@ class Masking(Section):
     injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field(
         "none", description="where the context is added"
     )
-    injection_start: Literal["random", "zero"] = Field(
+    injection_start: Literal["random", "zero", "published"] = Field(
         "random",
         description="first weights of the injection's adapters; zero: the context comes in as far"
-        " as training wants it",
+        " as training wants it; published: Xavier, without bias",
     )
     context_from: Literal["all", "visible"] = Field(
         "all", description="all: as published, hidden values included; visible: without them"
@@ -180,14 +190,30 @@ class Masking(Section):
     latent_dim: Width = Field(256, description="width of the latents")
     num_latents: Width = Field(128, description="number of latents")
     latent_heads: Width = Field(8, description="heads of their attention; divides latent_dim")
+    latent_start: Literal["standard", "published"] = Field(
+        "standard",
+        description="first weights of latents and projection; standard: latents of standard"
+        " deviation 1; published: of 0.02, and Xavier without bias",
+    )
     penalty: NotNegative = Field(
-        1e-5, description="weight of the mean squared norm of the attended output in the loss"
+        1e-5, description="weight of the norm of the attended output in the loss"
+    )
+    penalty_norm: Literal["squared", "plain"] = Field(
+        "squared",
+        description="squared: the mean over cells of the squared norm; plain: its root, which is"
+        " what the published code takes, for batches of one cell",
     )
 
     @model_validator(mode="after")
     def _complete(self) -> "Masking":
-        if (self.strategy == "matched") != (self.matched_to is not None):
-            raise ValueError("strategy: matched and matched_to go together; give both or neither")
+        if (self.strategy in MATCHED) != (self.matched_to is not None):
+            raise ValueError(
+                f"strategy: {', '.join(MATCHED)} and matched_to go together; give both or neither"
+            )
+        if self.ratio_to is not None and self.ratio_to < self.ratio:
+            raise ValueError(
+                f"ratio_to: expected at least ratio = {self.ratio}; got {self.ratio_to}"
+            )
         if self.strategy == "mam-embedding" and self.zero_ratio is None:
             raise ValueError(
                 "strategy: mam-embedding draws among the non-zero genes; give zero_ratio (0 hides"
@@ -203,6 +229,11 @@ class Masking(Section):
 class Training(Section):
     """Pretraining."""
 
+    start_from: Path | None = Field(
+        None,
+        description="a run folder or an exported model, whose encoder-decoder training continues"
+        " from; genes are matched by name; null: from random weights",
+    )
     steps: Natural = Field(400, description="optimizer steps")
     batch_size: Count = Field(32, description="cells a step, on each process")
     accumulate: Count = Field(1, description="batches whose gradients are added before a step")
@@ -210,11 +241,18 @@ class Training(Section):
     masking_lr: Positive = Field(
         3e-3, description="learning rate of latents, cross-attention and adapters"
     )
-    warmup: Ratio = Field(
-        0.1,
-        description="share of the steps in which the learning rate rises from 0; it falls to 0"
-        " along a cosine",
+    rate_groups: Literal["masking", "published"] = Field(
+        "masking",
+        description="what learns at masking_lr. masking: latents, cross-attention and adapters;"
+        " published: embeddings, the decoder's input and final norm, and the heads too",
     )
+    warmup: Ratio = Field(
+        0.1, description="share of the steps in which the learning rate rises from 0"
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="the learning rate after the warmup: it falls to 0, or stays"
+    )
+    amsgrad: bool = Field(False, description="Adam with amsgrad, as published")
     weight_decay: NotNegative = Field(
         5e-4, description="of Adam, whose step it enters as a gradient"
     )
@@ -242,6 +280,14 @@ class Training(Section):
         description="stop after this many validations without improvement, and keep the best"
         " weights; null: never",
     )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights that are kept: the last, or those of the best validation"
+    )
+    cells: Literal["all", "training"] = Field(
+        "all",
+        description="which cells are seen: all, without their labels; or all but the test cells of"
+        " evaluation.protocol: published",
+    )
     checkpoint_every: Count = Field(200, description="steps")
     seed: Natural = Field(
         0, description="of the initial weights, the order of the cells and the masks"
@@ -257,100 +303,11 @@ class Training(Section):
     tensorboard: bool = Field(False, description="write TensorBoard logs beside the CSV")
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best validation are kept."""
+        return self.patience is not None or self.keep == "best"
+
+    @property
     def decay_of_latents(self) -> float:
         """Weight decay of latents, cross-attention and adapters."""
         return self.weight_decay if self.masking_weight_decay is None else self.masking_weight_decay
-
-
-class Evaluation(Section):
-    """Cell-type classification from the pretrained encoder."""
-
-    methods: tuple[Literal["linear-probe", "fine-tuning"], ...] = Field(
-        ("linear-probe", "fine-tuning"),
-        description="a linear classifier of the frozen features; embeddings, last block and a head"
-        " trained",
-    )
-    folds: int = Field(5, ge=2, description="of the cross-validation")
-    fold_seed: Natural = Field(
-        0,
-        description="of the split into folds; the same for all runs, so that differences are"
-        " paired",
-    )
-    development: Ratio = Field(
-        0.0,
-        lt=1,
-        description="share of the labelled cells, of each class alike, that is set aside to choose"
-        " settings on; 0: none",
-    )
-    part: Literal["rest", "development"] = Field(
-        "rest",
-        description="which cells are scored: those not set aside, or, while settings are chosen,"
-        " those set aside",
-    )
-    train_cells: Count | None = Field(
-        None,
-        description="labelled cells that a fold trains on at most, of each class alike; null: all",
-    )
-    hidden: Width = Field(256, description="hidden units of the fine-tuned head")
-    epochs: Count = Field(10, description="of fine-tuning")
-    batch_size: Count = Field(32, description="cells a step of fine-tuning")
-    lr: Positive = Field(1e-3, description="of fine-tuning")
-    head_input: Literal["whitened", "standardised"] = Field(
-        "whitened",
-        description="what the fine-tuned head reads: features along their principal axes, or each"
-        " for itself, at variance 1",
-    )
-    max_tokens: Count | None = Field(
-        None, description="non-zero genes of a cell that are read at most; null: as the model"
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Evaluation":
-        if self.part == "development" and not self.development:
-            raise ValueError(
-                "part: development needs a share of the cells; give evaluation.development, 0.3"
-                " for example"
-            )
-        return self
-
-
-class Study(Section):
-    """A comparison of arms: each arm is a name and the masking settings in which it differs."""
-
-    arms: tuple[str, ...] = Field(
-        ("none", "uniform", "mam"), description="what is compared; scmam config --arms lists them"
-    )
-    custom: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="own arms: a name, and settings of `masking` (and `training.NAME`,"
-        " `model.NAME`, `evaluation.NAME`) for it",
-    )
-    seeds: tuple[Natural, ...] = Field(
-        (0, 1, 2), description="every arm is run with each, so differences are paired"
-    )
-    reference: str = Field("uniform", description="the arm that differences are taken against")
-    baselines: tuple[Literal["logistic-regression", "pca"], ...] = Field(
-        ("logistic-regression", "pca"),
-        description="classifiers of log1p of counts per 10,000 itself, and of its 64 principal"
-        " components",
-    )
-    jobs: Count = Field(2, description="runs at a time, each on an equal share of the cores")
-    scheduler: str | None = Field(
-        None,
-        description="address of a dask scheduler whose workers do the runs, such as"
-        " tcp://host:8786; null: this machine",
-    )
-    retries: Natural = Field(
-        1, description="how often a run whose process died is started again, from its checkpoint"
-    )
-
-
-class Config(Section):
-    """All settings."""
-
-    data: Data = Data()
-    model: Model = Model()
-    masking: Masking = Masking()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    study: Study = Study()
