@@ -235,7 +235,8 @@ def inclusion_gradient_kernel(
         u = tl.where(drawn, weight * first * second, 2.0 * FURTHEST)
         half, _, _ = decay(0.5 * u)  # its square may be beyond float32, as the time
         found = (half * first * (grad - average)) * (half * second)
-        found = tl.where(some & (0.5 * u < FURTHEST), found, 0.0)
+        found = tl.where(0.5 * u < FURTHEST, found, 0.0)
+        found = tl.where(some, found, 0.0)
         tl.store(
             grad_weights_ptr + position,
             found.to(grad_weights_ptr.dtype.element_ty),
