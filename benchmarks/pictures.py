@@ -9,6 +9,7 @@ from matplotlib.colors import ListedColormap
 import mam_kernels as mam
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+MASKINGS = Path(__file__).parent / "results" / "maskings" / "summary.csv"
 CELLS, GENES = 16, 90
 
 
@@ -57,11 +58,28 @@ def masking() -> plt.Figure:
     return figure
 
 
+def maskings() -> None:
+    """Of the committed benchmark: score against share, and what moves scores."""
+    import pandas
+    from scmam.benchmark.page import arms_drawing, shares_drawing
+
+    summary = pandas.read_csv(MASKINGS)
+    drawings = {
+        "shares.png": shares_drawing(summary, "probe"),
+        "what_moves_scores.png": arms_drawing(summary, "probe", against="uniform"),
+    }
+    for name, drawing in drawings.items():
+        if drawing is not None:
+            drawing.save_png(FOLDER / name)
+            print(f"Written: {FOLDER / name}")
+
+
 def main() -> None:
     """Write every picture."""
     FOLDER.mkdir(exist_ok=True)
     masking().savefig(FOLDER / "masking.png", dpi=150)
     print(f"Written: {FOLDER / 'masking.png'}")
+    maskings()
 
 
 if __name__ == "__main__":

@@ -14,18 +14,8 @@ from . import results
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}:begin -->\n", "<!-- {}:end -->\n"
-MASKINGS = results.COMMITTED / "masking"  # a folder for each set of cells, files of a study folder
-
-SHOWN_ARMS = (  # of a comparison; the rest is in its summary.csv
-    "uniform",
-    "none",
-    "uniform-nonzero",
-    "uniform-split",
-    "uniform-matched",
-    "mam",
-    "mam-mixed",
-    "mam-embedding-mixed",
-)
+MASKINGS = results.COMMITTED / "maskings" / "summary.csv"
+FEWEST_SEEDS = 2  # of a row that is shown: one seed has no interval
 
 HEADLINES = (  # the rows of the README: section, what, contender
     ("Value path", "forward", "cpu, dense"),
@@ -174,8 +164,9 @@ def _curves(sweeps: dict) -> list[str]:
         "",
         f"Cost is linear in the number of genes ({each:.2f} ns each, forward, dense, "
         f"{point['cells']} cells a call, beside {fixed:,.0f} µs a call)",
-        f"and in the number of cells ({by_cells['us_each']:,.0f} µs each). This machine copies "
-        f"{copied / 1e9:.1f} GB/s and does {products / 1e9:,.0f} G multiply-adds/s.",
+        f"and in the number of cells ({by_cells['us_each']:,.0f} µs each). That machine copies "
+        f"{copied / 1e9:.1f} GB/s and does {products / 1e9:,.0f} G multiply-adds/s "
+        f"({_machine(sweeps)}).",
     ]
 
 
@@ -204,82 +195,44 @@ def _time(microseconds: float) -> str:
     return f"{microseconds / 1e3:,.1f} ms" if microseconds >= 1000 else f"{microseconds:,.0f} µs"
 
 
-def comparison(folder: Path) -> str:
-    """A comparison of maskings in Markdown: macro-F1 of each arm, and its difference to the
-    reference arm.
+def maskings() -> str:
+    """The benchmark of maskings in Markdown: for each arm and data set the difference of the linear
+    probe's macro-F1 to uniform masks over all positions, with its interval and its seeds.
     """
-    study = json.loads((folder / "study.json").read_text())
-    with open(folder / "summary.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] == "macro_f1"]
-    cells, reference = study["cells"], study["reference"]
-    seeds = len(study["seeds"])
-    title = (
-        f"**{folder.name}**: {cells['num_cells']:,} cells, {cells['num_genes']:,} genes, "
-        f"{len(cells['classes'])} cell types, {seeds} seeds"
-    )
-    baselines = [f"{row['arm']} {_points(row['mean'])}" for row in rows if not int(row["seeds"])]
-    lines = [
-        f"{title}; {_scored(folder)}on the data itself: {', '.join(baselines)}.",
-        "",
-        f"| arm | linear probe | minus {reference} | fine-tuning | minus {reference} |",
-        "|---|---|---|---|---|",
-    ]
-    for arm in (arm for arm in SHOWN_ARMS if arm in study["arms"]):
-        methods = {row["method"]: row for row in rows if row["arm"] == arm}
-        scores = [
-            text
-            for method in ("linear-probe", "fine-tuning")
-            for text in _score(methods.get(method))
+    with open(MASKINGS, newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["part"], row["metric"], row["against"]) == ("rest", "probe", "uniform")
+            and int(row["seeds"]) >= FEWEST_SEEDS
         ]
-        lines.append(f"| `{arm}` | {' | '.join(scores)} |")
+    sets = list(dict.fromkeys((row["data"], row["genes"]) for row in rows))
+    found = {(row["arm"], row["data"], row["genes"]): row for row in rows}
+    titles = [f"{data.split('_')[0]}, {genes}" for data, genes in sets]
+    lines = [f"| arm | {' | '.join(titles)} |", "|---" * (1 + len(sets)) + "|"]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        cells = [_difference(found.get((arm, *one))) for one in sets]
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _scored(folder: Path) -> str:
-    """Which of the cells the scores are of."""
-    import yaml  # comes with the study layer
-
-    evaluation = yaml.safe_load((folder / "config.yaml").read_text())["evaluation"]
-    parts = [f"{evaluation['folds']} folds"]
-    if evaluation.get("development"):
-        parts[0] += f" of the {1 - evaluation['development']:.0%} that no setting was chosen on"
-    if evaluation.get("train_cells"):
-        parts.append(f"at most {evaluation['train_cells']} labelled cells to train on")
-    return f"{', '.join(parts)}; "
-
-
-def comparisons() -> str:
-    """All committed comparisons, one after the other."""
-    folders = sorted(path.parent for path in MASKINGS.glob("*/study.json"))
-    return "\n".join(comparison(folder) for folder in folders)
-
-
-def _score(row: dict[str, str] | None) -> tuple[str, str]:
-    """Mean with the half width of its interval, and the difference with its interval; in points of
-    100.
-    """
+def _difference(row: dict[str, str] | None) -> str:
+    """Points with the interval and the number of seeds."""
     if row is None:
-        return "–", "–"
-    half = f" ± {_points(float(row['high']) - float(row['mean']))}" if row["low"] else ""
-    if not row["difference"]:
-        return _points(row["mean"]) + half, "–"
-    interval = (
-        f" [{_points(row['difference_low'], '+')}, {_points(row['difference_high'], '+')}]"
-        if row["difference_low"]
-        else ""
-    )
-    return _points(row["mean"]) + half, _points(row["difference"], "+") + interval
+        return "–"
+    middle, low, high = (_points(row[name]) for name in ("difference", "low", "high"))
+    return f"{middle} [{low}, {high}], {row['seeds']}"
 
 
-def _points(share: str | float, sign: str = "") -> str:
-    text = f"{100 * float(share):{sign}.1f}"
+def _points(value: str) -> str:
+    text = f"{float(value):+.1f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measured": headlines},
     "docs/performance.md": {"measured": measurements},
-    "docs/study.md": {"comparisons": comparisons},
+    "docs/study.md": {"maskings": maskings},
 }
 """File -> name of a pair of marks in it -> what stands between them."""
 

@@ -20,6 +20,7 @@ from ._core.dispatch import (
 from .injection import ContextInjection
 from .masking import MaskingOutput, MultinomialAttentionMasking
 from .ops.inclusion.ops import inclusion_probabilities
+from .ops.inclusion.reward import reward_gradient
 from .ops.latent_attention.ops import attention_importance, latent_attention
 from .ops.selection.ops import sample_without_replacement
 from .ops.value_attention.ops import ValueMoments, value_attention
@@ -40,6 +41,7 @@ __all__ = [
     "integrations",
     "latent_attention",
     "reference",
+    "reward_gradient",
     "sample_without_replacement",
     "testing",
     "use_backend",

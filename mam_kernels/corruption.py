@@ -20,6 +20,7 @@ CORRUPTIONS: dict[
     "80/10/10": (0.8, 0.1),
     "90/10": (0.9, 0.1),
 }
+RANDOM_VALUES = ("observed", "uniform")
 
 
 class Corrupted(NamedTuple):
@@ -38,14 +39,21 @@ class Outcomes(NamedTuple):
 
 
 def corrupt(
-    values: Tensor, mask: Tensor, scheme: str, cell_ids: Tensor, *, seed: int, step: int
+    values: Tensor,
+    mask: Tensor,
+    scheme: str,
+    cell_ids: Tensor,
+    *,
+    seed: int,
+    step: int,
+    random_values: str = "observed",
 ) -> Corrupted:
     """Replace what a mask hides.
 
     "all": every hidden position becomes the mask token. "80/10/10": 80 % the mask token, 10 % a
-    random value, 10 % unchanged. "90/10": 90 % the mask token, 10 % a random value. A random value
-    is a non-zero value of the same cell, each as likely, so that the depth of the cell does not
-    give it away. What a position becomes is a function of (seed, step, cell, position).
+    random value, 10 % unchanged. "90/10": 90 % the mask token, 10 % a random value. What a position
+    becomes is a function of (seed, step, cell, position) and, for the values themselves, of
+    ``random_values``.
 
     Args:
         values: (B, G) float32.
@@ -53,7 +61,14 @@ def corrupt(
         scheme: one of ``CORRUPTIONS``.
         cell_ids: (B,) int64.
         seed, step: of the draw.
+        random_values: "observed": a non-zero value of the same cell, each as likely, so that the
+            depth of the cell does not give it away; "uniform", as in the published code: ``U``
+            times the largest value of the batch, U uniform in (0, 1).
     """
+    if random_values not in RANDOM_VALUES:
+        raise ValueError(
+            f"random_values: expected one of {', '.join(RANDOM_VALUES)}; got {random_values!r}"
+        )
     shares = corruption_shares(scheme)
     if shares[0] == 1.0:
         return Corrupted(values, mask)
@@ -62,11 +77,13 @@ def corrupt(
     token_there, wrong, which = draw_outcomes(
         shares, genes, cell_ids[rows], seed=seed_word, step=step
     )
-    there = gather(values, values != 0)
-    count = there.valid.sum(dim=1)[rows].clamp(
-        min=1
-    )  # a cell of zeros gets 0, which is what its sequence holds
-    replacement = there.values[rows, which % count]
+    if random_values == "uniform":
+        replacement = philox.uniforms(which) * values.max()
+    else:
+        there = gather(values, values != 0)
+        # a cell of zeros gets 0, which is what its sequence holds
+        count = there.valid.sum(dim=1)[rows].clamp(min=1)
+        replacement = there.values[rows, which % count]
     corrupted = values.clone()
     corrupted[rows, genes] = torch.where(wrong, replacement, values[rows, genes])
     token = torch.zeros_like(mask)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from ._core import checks
 
 SCHEMES = ("encoder", "decoder", "both", "separate")
-STARTS = ("random", "zero")
+STARTS = ("random", "zero", "published")
 
 
 def _require_name(argument: str, name: object, names: tuple[str, ...]) -> None:
@@ -28,7 +28,7 @@ class ContextInjection(nn.Module):
             "separate", both, an adapter each.
         decoder_dim: the width of the decoder's token embeddings. None: ``embed_dim``, as published.
         start: first weights of the adapters: "random", as of ``torch.nn.Linear``; "zero", so that
-            the context comes in as far as training wants it.
+            the context comes in as far as training wants it; "published": Xavier with zero bias.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or "both" with two widths.
@@ -64,8 +64,10 @@ class ContextInjection(nn.Module):
             self.adapter = nn.Linear(
                 latent_dim, self.decoder_dim if scheme == "decoder" else embed_dim
             )
-        if start == "zero":
-            for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
+            if start == "published" and name.endswith("weight"):
+                nn.init.xavier_uniform_(parameter)
+            elif start != "random":
                 nn.init.zeros_(parameter)
 
     def extra_repr(self) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "race_keys",
     "random_bits",
     "relative_weights",
+    "reward_gradient",
     "sample_without_replacement",
     "smallest",
     "uniforms",
@@ -95,6 +96,21 @@ def inclusion_probabilities(
     counts = checks.row_counts("num_samples", num_samples, rows, positions, weights.device)
     probability, _ = inclusion.probabilities(weights, counts, valid)
     return probability
+
+
+def reward_gradient(
+    weights: Tensor,
+    mask: Tensor,
+    reward: Tensor,
+    *,
+    temperature: float = 1.0,
+    num_samples: int | Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """``1[l in mask] (g_l / pi_l) (r_l / tau - log u_l - b)`` with ``b`` for a sum of 0; (B, L)."""
+    k = mask.sum(dim=1) if num_samples is None else num_samples
+    probability = inclusion_probabilities(weights, k, valid=valid)
+    return inclusion.reward_ascent(probability, mask, reward, temperature)
 
 
 def draw_latents(

@@ -122,41 +122,25 @@ def test_a_page_with_other_figures_is_noticed(tmp_path, monkeypatch, capsys):
     assert tables.main(["--check"]) == 0
 
 
-def test_a_comparison_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch):
-    pytest.importorskip("yaml", reason="the single-cell layer is not installed")
-    folder = tmp_path / "blood"
-    folder.mkdir()
-    cells = {"num_cells": 1200, "num_genes": 300, "classes": {"a": 700, "b": 500}}
-    record = {
-        "cells": cells,
-        "arms": ["none", "uniform"],
-        "seeds": [0, 1, 2],
-        "reference": "uniform",
-    }
-    (folder / "study.json").write_text(json.dumps(record))
-    (folder / "config.yaml").write_text(
-        "evaluation: {folds: 3, development: 0.3, train_cells: 400}\n"
+def test_the_benchmark_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatch):
+    summary = tmp_path / "summary.csv"
+    summary.write_text(
+        "data,genes,arm,part,metric,mean,against,difference,low,high,seeds\n"
+        "blood_counts,300,uniform,rest,probe,60,,,,,3\n"
+        "blood_counts,300,50-tenth,rest,probe,62,uniform,2.04,-1.0,5.08,3\n"
+        "blood_counts,300,50-tenth,development,probe,99,uniform,39,38,40,3\n"
+        "blood_counts,300,mam,rest,probe,60,same share,9,8,10,3\n"
+        "blood_counts,300,mam,rest,probe,60,uniform,-0.01,-2,2,2\n"
+        "worm,2000,50-tenth,rest,probe,62,uniform,1,0.5,1.5,5\n"
+        "worm,2000,mam,rest,probe,62,uniform,1,,,1\n"
     )
-    (folder / "summary.csv").write_text(
-        "arm,method,metric,mean,low,high,seeds,difference,difference_low,difference_high,p_value\n"
-        "none,linear-probe,macro_f1,0.5,0.48,0.52,3,-0.1,-0.15,-0.05,0.01\n"
-        "none,linear-probe,accuracy,0.9,0.9,0.9,3,,,,\n"
-        "none,fine-tuning,macro_f1,0.62,0.61,0.63,3,0.01,-0.02,0.04,0.4\n"
-        "uniform,linear-probe,macro_f1,0.6,0.55,0.65,3,,,,\n"
-        "pca,pca,macro_f1,0.625,,,0,,,,\n"
-    )
-    monkeypatch.setattr(tables, "MASKINGS", tmp_path)
-    lines = tables.comparisons().splitlines()
-    assert lines[0] == (
-        "**blood**: 1,200 cells, 300 genes, 2 cell types, 3 seeds; "
-        "3 folds of the 70% that no setting was chosen on, "
-        "at most 400 labelled cells to train on; on the data itself: pca 62.5."
-    )
-    assert lines[2] == "| arm | linear probe | minus uniform | fine-tuning | minus uniform |"
-    assert lines[4] == "| `uniform` | 60.0 ± 5.0 | – | – | – |"
-    assert (
-        lines[5] == "| `none` | 50.0 ± 2.0 | −10.0 [−15.0, −5.0] | 62.0 ± 1.0 | +1.0 [−2.0, +4.0] |"
-    )
+    monkeypatch.setattr(tables, "MASKINGS", summary)
+    assert tables.maskings().splitlines() == [
+        "| arm | blood, 300 | worm, 2000 |",
+        "|---|---|---|",
+        "| `50-tenth` | +2.0 [−1.0, +5.1], 3 | +1.0 [+0.5, +1.5], 5 |",
+        "| `mam` | 0.0 [−2.0, +2.0], 2 | – |",
+    ]
 
 
 def test_sweeps_run_along_every_axis(tmp_path, capsys, monkeypatch):

@@ -126,8 +126,9 @@ def test_the_examples_about_weights_run(tmp_path, monkeypatch, capsys):
     import scmam
 
     state = PaperMasking().state_dict()
+    adapter = {"output_proj.weight": torch.ones(32, 256), "output_proj.bias": torch.ones(32)}
     torch.save(
-        {"state_dict": {f"model.mam.{name}": tensor for name, tensor in state.items()}},
+        {"state_dict": {f"model.mam.{name}": tensor for name, tensor in (state | adapter).items()}},
         tmp_path / "published.ckpt",
     )
     renamed = {

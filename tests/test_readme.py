@@ -36,7 +36,7 @@ def test_the_examples_about_backends_run():
 def test_the_examples_of_the_study_run(capsys):
     for package in ("anndata", "lightning", "pydantic", "scanpy", "sklearn"):
         pytest.importorskip(package, reason="the single-cell layer is not installed")
-    names = run_examples(ROOT / "docs" / "study.md")
+    names = run_examples(ROOT / "docs" / "study_guide.md")
     assert names["run"].done
     assert "macro-F1 0." in capsys.readouterr().out
 

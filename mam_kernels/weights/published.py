@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._core import checks
+from ..injection import ContextInjection
 from ..masking import MultinomialAttentionMasking
 from .files import (
     WeightsError,
@@ -33,6 +34,14 @@ NESTED = (
 PARTS = ("latents", "input_proj", "cross_attention")
 LATENTS = ("", ".weight")  # a parameter, or an embedding's
 PROJECTIONS = ("q", "k", "v")
+# The published adapters of the context; the last two are those of the scheme "separate".
+ADAPTERS = ("output_proj", "output_proj_enc", "output_proj_dec")
+# What stands beside the masking in a whole published checkpoint, of pretraining and of the
+# classifier. A name of these is no part of the masking where all those of a model are there.
+MODELS = (
+    ("token_emb", "pos_emb", "encoder", "decoder", "decoder_embed", "norm", "to_final"),
+    ("token_emb", "pos_emb", "encoder", "fc1", "norm"),
+)
 
 
 def from_published(
@@ -52,6 +61,9 @@ def from_published(
     (``cross_attention``). Its projections may be in one tensor, in three (``q_proj_weight``, ...),
     or three modules (``q_proj.weight``, ``q_proj.bias``, ...); biases that are not there are 0. The
     sizes are read off the tensors.
+
+    A whole published checkpoint is taken as it is: its encoder, decoder and embeddings are known to
+    be no part of the masking, and so are its adapters, which `injection_from_published` reads.
 
     Args:
         source: a file written by ``torch.save`` or safetensors, a state dict, or a checkpoint that
@@ -80,15 +92,13 @@ def from_published(
             f"names: expected names of {', '.join(PARTS)}; got one of {listed(sorted(unknown))}"
         )
     start = _found_prefix(tensors, called, where) if prefix is None else prefix
-    mine = {
-        name.removeprefix(start): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(start)
-    }
+    mine = _under(tensors, start)
+    beside = _beside(mine)
     mine = {
         name: tensor
         for name, tensor in mine.items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
+        if name.partition(".")[0] not in beside
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
     }
     reader = _Parts(mine, called, f"{where} under {start}" if start else where)
     state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in reader.state().items()}
@@ -113,6 +123,69 @@ def from_published(
         assign=True,
     )
     return module
+
+
+def injection_from_published(
+    source: str | os.PathLike | Mapping[str, Any],
+    *,
+    scheme: str | None = None,
+    prefix: str | None = None,
+) -> ContextInjection:
+    """The adapters of a published checkpoint: ``output_proj``, or ``output_proj_enc`` and
+    ``output_proj_dec``.
+
+    Args:
+        source: as in `from_published`.
+        scheme: of the injection, which one adapter does not tell: "encoder", "decoder" or "both".
+            None: "separate", for two adapters.
+        prefix: what the names begin with; None: found.
+
+    Returns:
+        The injection, of the type of the adapters, on the CPU.
+
+    Raises:
+        WeightsError: the source cannot be read, or does not hold the adapters of the scheme.
+        ValueError: no such scheme.
+    """
+    tensors, where = _state_dict(source)
+    start = _adapters_prefix(tensors, where) if prefix is None else prefix
+    mine = _under(tensors, start)
+    there = [name for name in ADAPTERS if f"{name}.weight" in mine]
+    if there not in ([ADAPTERS[0]], list(ADAPTERS[1:])):
+        raise WeightsError(
+            f"{where}: expected {ADAPTERS[0]}, or {' and '.join(ADAPTERS[1:])}; got {listed(there)}"
+        )
+    separate = len(there) > 1
+    if scheme is None and not separate:
+        raise WeightsError(
+            f"{where}: expected a scheme, which one adapter does not tell; give encoder, decoder or"
+            " both"
+        )
+    if scheme is not None and (scheme == "separate") != separate:
+        raise WeightsError(
+            f"{where}: expected the adapters of scheme {scheme!r}; got {listed(there)}"
+        )
+    weights = [mine[f"{name}.weight"] for name in there]
+    if any(weight.dim() != 2 for weight in weights):
+        raise WeightsError(
+            f"{where}: expected adapters of shape (De, Dz); got {checks.describe(weights[0])}"
+        )
+    arguments = {
+        "latent_dim": weights[0].shape[1],
+        "embed_dim": weights[0].shape[0],
+        "scheme": scheme or "separate",
+        "decoder_dim": weights[-1].shape[0],
+    }
+    injection = empty(ContextInjection, arguments)
+    names = ("encoder_adapter", "decoder_adapter") if separate else ("adapter",)
+    state = {
+        f"{own}.{kind}": mine[f"{name}.{kind}"].detach().to("cpu", copy=True)
+        for own, name in zip(names, there, strict=True)
+        for kind in ("weight", "bias")
+        if f"{name}.{kind}" in mine
+    }
+    fill(injection, state, where, assign=True)
+    return injection
 
 
 class _Parts:
@@ -239,6 +312,45 @@ def _state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str
     if not tensors:
         raise WeightsError(f"{where}: expected tensors by name; got {listed(map(str, inner))}")
     return tensors, where
+
+
+def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
+
+
+def _beside(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The parts of a published model that are not its masking."""
+    parts = {name.partition(".")[0] for name in tensors}
+    whole = [set(model) for model in MODELS if parts.issuperset(model)]
+    return set(ADAPTERS).union(*whole)
+
+
+def _adapters_prefix(tensors: Mapping[str, Tensor], where: str) -> str:
+    """What stands before the names of the adapters."""
+    endings = tuple(f"{name}.weight" for name in ADAPTERS)
+    starts = sorted(
+        {
+            name.removesuffix(ending)
+            for name in tensors
+            for ending in endings
+            if f".{name}".endswith(f".{ending}")
+        }
+    )
+    if not starts:
+        raise WeightsError(
+            f"{where}: expected adapters, such as {endings[0]}; got {listed(tensors)}"
+        )
+    if len(starts) > 1:
+        raise WeightsError(
+            f"{where}: expected the adapters of one model; got those of {len(starts)}; give one of"
+            f" these as prefix: {listed(map(repr, starts))}"
+        )
+    return starts[0]
 
 
 def _found_prefix(tensors: Mapping[str, Tensor], called: Mapping[str, str], where: str) -> str:

@@ -3,26 +3,28 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import Config, Data, Evaluation, Masking, Study, Training
+from .settings import Config, Data, Evaluation, Masking, Study, Training
 
 if TYPE_CHECKING:
     from .study.folder import Study as StudyFolder
 
-# Some three minutes on two cores: scanpy's pbmc68k_reduced, its 300 most variable genes; the
-# latents as wide as the model, and without the weight decay that would make their masks uniform.
+# The latents are as wide as the model, and without the weight decay that would make their masks
+# uniform.
 DEMO = Config(
-    data=Data(genes="variable", num_genes=300),
+    data=Data(genes="variable", num_genes=200),
     masking=Masking(latent_dim=64, num_latents=32, latent_heads=4),
     training=Training(
-        steps=300,
+        steps=200,
         batch_size=32,
         validate_every=50,
-        checkpoint_every=150,
+        checkpoint_every=200,
         masking_weight_decay=0.0,
         device="cpu",
     ),
-    evaluation=Evaluation(folds=3, epochs=8),
-    study=Study(arms=("none", "uniform", "mam"), seeds=(0, 1, 2), reference="uniform", jobs=2),
+    evaluation=Evaluation(folds=3, epochs=5),
+    study=Study(
+        arms=("uniform", "uniform-half", "mam"), seeds=(0, 1, 2), reference="uniform", jobs=2
+    ),
 )
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .config import Config, Training
+from .settings import Config, Masking, Training
 
 if TYPE_CHECKING:
     from .data import Cells
@@ -30,9 +30,10 @@ OPTIONAL = ("mam-kernels", "triton", "umap-learn", "tensorboard")
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB
 
 VALIDATION = Config(
+    masking=Masking(strategy="mam", ratio=0.3, zero_ratio=None),
     training=Training(
         steps=24, batch_size=16, validation=0.0, warmup=0.0, checkpoint_every=24, device="cpu"
-    )
+    ),
 )
 
 

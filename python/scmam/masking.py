@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import mam_kernels as mam
+from mam_kernels.shares import Share
 from mam_kernels.strategies import (
     ContextOnly,
     EmbeddingAttention,
@@ -16,29 +18,49 @@ from mam_kernels.strategies import (
     ValueAttention,
 )
 
+from .gene_strategies import GeneModules, GeneWeights, HarderFirst
+
+BY_GENE = {
+    "modules": GeneModules,
+    "harder": HarderFirst,
+    "labels": GeneWeights,
+    "replayed": GeneWeights,
+    "permuted": GeneWeights,
+}
+
 
 def build_strategy(
-    settings: Any, embed_dim: int, *, schedule: Tensor | None = None
+    settings: Any,
+    embed_dim: int,
+    num_genes: int,
+    *,
+    schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
 ) -> MaskingStrategy:
     """The strategy of the `masking` section of a configuration.
 
     Args:
         settings: an object with the names of that section.
         embed_dim: width of the embeddings, for "mam-embedding".
+        num_genes: G.
         schedule: (steps, 2), for "matched".
+        knowledge: (G,) what a strategy of `scmam.gene_strategies` knows of the genes; None: it is
+            filled in with the weights of a run.
     """
+    ratio, zero_ratio = _shares(settings)
     if settings.strategy == "none":
         return Nothing()
     if settings.strategy == "mam":
-        return ValueAttention(_latents(settings, None), settings.ratio, settings.zero_ratio)
+        return ValueAttention(_latents(settings, None), ratio, zero_ratio)
     if settings.strategy == "mam-embedding":
-        return EmbeddingAttention(
-            _latents(settings, embed_dim), settings.ratio, settings.zero_ratio
-        )
+        return EmbeddingAttention(_latents(settings, embed_dim), ratio, zero_ratio)
     if settings.strategy == "uniform":
-        selection: MaskingStrategy = Uniform(settings.ratio, settings.zero_ratio)
+        selection: MaskingStrategy = Uniform(ratio, zero_ratio)
     elif settings.strategy == "expression":
-        selection = ExpressionSampling(settings.ratio, settings.zero_ratio)
+        selection = ExpressionSampling(ratio, zero_ratio)
+    elif settings.strategy in BY_GENE:
+        known = torch.zeros(num_genes) if knowledge is None else knowledge
+        selection = BY_GENE[settings.strategy](known, ratio, zero_ratio)
     else:
         if schedule is None:
             raise ValueError(f"schedule: required by the strategy {settings.strategy!r}; got None")
@@ -46,6 +68,19 @@ def build_strategy(
     if settings.injection == "none":
         return selection
     return ContextOnly(selection, _latents(settings, None), settings.context_from == "visible")
+
+
+def _shares(settings: Any) -> tuple[float | Share, float | Share | None]:
+    """Of the non-zeros (or of all) and of the zeros: the same for all cells, or drawn by each cell,
+    both by one random number.
+    """
+    if settings.ratio_to is None:
+        return settings.ratio, settings.zero_ratio
+    share = Share.between(settings.ratio, settings.ratio_to)
+    if settings.zero_ratio is None:
+        return share, None
+    scale = settings.ratio_to / settings.ratio if settings.ratio else 1.0
+    return share, Share.between(settings.zero_ratio, min(1.0, settings.zero_ratio * scale))
 
 
 def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMasking:
@@ -61,4 +96,6 @@ def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMa
     }
     if input_dim is None:
         options["slope_norm"] = settings.slope_norm
-    return mam.MultinomialAttentionMasking(**options)
+    latents = mam.MultinomialAttentionMasking(**options)
+    latents.reset_parameters(settings.latent_start)
+    return latents

@@ -19,9 +19,11 @@ import mam_kernels as mam
 from mam_kernels.corruption import corrupt
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
-from mam_kernels.sequences import Sequences
-from mam_kernels.strategies import CellValues, Draw, MaskingStrategy, masking_entropy
+from mam_kernels.reward import strategy_reward_loss
+from mam_kernels.sequences import Sequences, gather
+from mam_kernels.strategies import CellValues, Draw, Masking, MaskingStrategy, masking_entropy
 
+from .gene_strategies import HarderFirst
 from .masking import build_strategy
 from .model import CellModel, build_model
 from .sequences import CellBatch, expression
@@ -48,7 +50,9 @@ class HiddenCells(NamedTuple):
     mask: Tensor  #: bool: hidden, to be reconstructed
     corrupted: Tensor  #: float32: the values, random ones in place of some hidden ones
     token: Tensor  #: bool: behind a mask token
-    visible: Tensor  #: bool: read by the encoder
+    #: bool: read by the encoder; the decoder alone reads ``corrupted`` where it is neither visible
+    #: nor behind a token
+    visible: Tensor
 
 
 class Pretraining(nn.Module):
@@ -60,10 +64,18 @@ class Pretraining(nn.Module):
         injection: scheme of ``mam_kernels.ContextInjection``, or "none".
         injection_start: first weights of its adapters, "random" or "zero".
         corruption: one of ``mam_kernels.corruption.CORRUPTIONS``.
+        corruption_view: who reads a hidden position that is not behind a mask token: "decoder", as
+            published, so that the encoder reads true values alone; "both": the encoder reads it
+            too.
+        random_values: one of ``mam_kernels.corruption.RANDOM_VALUES``.
         transform: one of ``scmam.sequences.TRANSFORMS``.
         loss: "mse" or "nb".
         cell_loss: weight of the second head.
-        penalty: weight of the latents' squared output norm.
+        penalty: weight of the latents' output norm.
+        penalty_norm: "squared": the mean over cells of the squared norm; "plain": its root.
+        reward_temperature: of the rewards that teach a strategy of latents for embeddings what to
+            hide (``mam_kernels.reward``): the errors at hidden positions, standardised over the
+            batch. None: nothing teaches it.
     """
 
     def __init__(
@@ -74,30 +86,34 @@ class Pretraining(nn.Module):
         injection: str = "none",
         injection_start: str = "random",
         corruption: str = "all",
+        corruption_view: str = "decoder",
+        random_values: str = "observed",
         transform: str = "log1p_counts",
         loss: str = "mse",
         cell_loss: float = 1.0,
         penalty: float = 1e-5,
+        penalty_norm: str = "squared",
+        reward_temperature: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.strategy = strategy
         self.corruption = corruption
+        self.corruption_view = corruption_view
+        self.random_values = random_values
         self.transform = transform
         self.loss = loss
         self.cell_loss = cell_loss
         self.penalty = penalty
+        self.penalty_norm = penalty_norm
+        self.reward_temperature = reward_temperature
         self.injection: mam.ContextInjection | None = None
         if injection != "none":
             if strategy.latents is None:
                 wanted = "a strategy without latents has no context to inject"
                 raise ValueError(f"injection: {wanted}; got {injection!r}")
             self.injection = mam.ContextInjection(
-                strategy.latents.latent_dim,
-                model.width,
-                injection,
-                decoder_dim=model.decoder_width,
-                start=injection_start,
+                strategy.latents.latent_dim, model.width, injection, start=injection_start
             )
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
@@ -108,7 +124,8 @@ class Pretraining(nn.Module):
         """
         cells = self.cells(expression(batch.counts, batch.depth, self.transform))
         values = cells.values
-        masking = self.strategy(cells, Draw(seed, step, batch.cell_ids))
+        draw = Draw(seed, step, batch.cell_ids)
+        masking = self.strategy(cells, draw)
         mask, corrupted, token, visible = self.hide(
             values, masking.mask, batch.cell_ids, seed=seed, step=step
         )
@@ -131,11 +148,21 @@ class Pretraining(nn.Module):
             if gene_ids is None
             else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
         )
-        reconstruction = self._error(predicted.genes, *sampled, batch.depth)
-        cell = self._error(predicted.cell, target, mask, batch.depth)
+        errors = self._errors(predicted.genes, sampled[0], batch.depth)
+        reconstruction = _mean(errors, sampled[1])
+        cell = _mean(self._errors(predicted.cell, target, batch.depth), mask)
+        if isinstance(self.strategy, HarderFirst) and self.training:
+            seen = values if gene_ids is None else values.gather(1, gene_ids)
+            self.strategy.observe(errors.detach(), sampled[1] & (seen != 0), gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
+        if self.penalty_norm == "plain":  # below the smallest number, where the root has no slope
+            penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
+        if self.reward_temperature is not None and torch.is_grad_enabled():
+            total = total + self._reward_loss(
+                cells, draw, masking, errors.detach(), sampled[1], gene_ids
+            )
         return Losses(
             total,
             *(
@@ -147,7 +174,7 @@ class Pretraining(nn.Module):
     def hide(
         self, values: Tensor, mask: Tensor, cell_ids: Tensor, *, seed: int, step: int
     ) -> HiddenCells:
-        """What a mask leaves for the encoder to read.
+        """What a mask leaves for the encoder and the decoder to read.
 
         Args:
             values: (B, G) float32.
@@ -156,18 +183,51 @@ class Pretraining(nn.Module):
             seed, step: of the draw.
         """
         mask = _keep_something(values, mask)
-        corrupted, token = corrupt(values, mask, self.corruption, cell_ids, seed=seed, step=step)
-        visible = (corrupted != 0) & ~token
+        corrupted, token = corrupt(
+            values,
+            mask,
+            self.corruption,
+            cell_ids,
+            seed=seed,
+            step=step,
+            random_values=self.random_values,
+        )
+        kept_from_encoder = mask if self.corruption_view == "decoder" else token
+        visible = (corrupted != 0) & ~kept_from_encoder
         excess = self._excess(visible, cell_ids, seed, step)
         if excess is not None:
             mask, token, visible = mask | excess, token | excess, visible & ~excess
         return HiddenCells(mask, corrupted, token, visible)
 
     def features(self, batch: CellBatch) -> Tensor:
-        """Pooled encoder output (B, feature_dim), nothing hidden and no context."""
-        return self.model.features(
-            _dense(expression(batch.counts, batch.depth, self.transform)), batch.depth
-        )
+        """Pooled encoder output (B, feature_dim), nothing hidden; with the context where it is
+        injected into the encoder.
+        """
+        values = expression(batch.counts, batch.depth, self.transform)
+        return self.model.features(_dense(values), batch.depth, self.encoder_shift(values))
+
+    @property
+    def shifts_encoder(self) -> bool:
+        """Whether a context is added to the tokens that the encoder reads."""
+        return self.injection is not None and self.injection.scheme != "decoder"
+
+    def encoder_shift(self, values: Tensor) -> Tensor | None:
+        """What the encoder's tokens are shifted by (B, 1, width) when nothing is hidden, as in the
+        published evaluation; None where no context is injected there.
+
+        Args:
+            values: (B, G) float32, dense or sparse CSR.
+        """
+        latents = self.strategy.latents
+        if self.injection is None or latents is None or not self.shifts_encoder:
+            return None
+        if latents.input_dim is None:
+            out = latents(values, num_masked=0, seed=0)
+        else:
+            dense = _dense(values)
+            there = gather(dense, dense != 0)
+            out = latents(self._embed(there), there.valid, num_masked=0, seed=0)
+        return self.injection(out.context)[0]
 
     def cells(self, values: Tensor) -> CellValues:
         """Values (B, G), dense or sparse CSR, as the strategy reads them: with this model's
@@ -181,9 +241,11 @@ class Pretraining(nn.Module):
         masking_lr: float,
         weight_decay: float,
         masking_weight_decay: float | None = None,
+        rate_groups: str = "masking",
     ) -> list[dict[str, Any]]:
-        """Two groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters);
-        the second is left out where empty.
+        """Groups for an optimizer: "model", and "masking" (latents, cross-attention, adapters),
+        which is left out where empty. With ``rate_groups="published"`` all of the model but the
+        encoder and the decoder's blocks is a group of its own, "new", at ``masking_lr``.
 
         With Adam a weight decay is a gradient, which it rescales like any other: where the loss
         itself gives next to none, as for the slopes of the latents, the decay alone moves a
@@ -193,7 +255,18 @@ class Pretraining(nn.Module):
         masking = {
             name for name, _ in self.named_parameters() if name.startswith(LATENT_PARAMETERS)
         }
-        return parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
+        groups = parameter_groups(self, masking, lr, masking_lr, weight_decay, masking_weight_decay)
+        if rate_groups == "published":
+            old = {
+                id(parameter)
+                for part in (self.model.encoder, self.model.decoder.blocks)
+                for parameter in part.parameters()
+            }
+            model = groups[0]
+            new = [parameter for parameter in model["params"] if id(parameter) not in old]
+            model["params"] = [parameter for parameter in model["params"] if id(parameter) in old]
+            groups.insert(1, {**model, "params": new, "lr": masking_lr, "name": "new"})
+        return groups
 
     def _embed(self, sequences: Sequences) -> Tensor:
         return self.model.embedding(sequences.gene_ids, sequences.values)
@@ -210,17 +283,37 @@ class Pretraining(nn.Module):
             visible.float(), counts, seed=substream(seed, "encoder"), step=step, sample_ids=cell_ids
         )
 
-    def _error(self, predicted: Tensor, target: Tensor, mask: Tensor, depth: Tensor) -> Tensor:
-        """Mean over the hidden positions; 0, with a gradient of 0, where nothing is hidden."""
+    def _errors(self, predicted: Tensor, target: Tensor, depth: Tensor) -> Tensor:
+        """Of each prediction; as ``target``."""
         if self.loss == "mse":
-            error = F.mse_loss(predicted[..., 0], target, reduction="none")
-        else:
-            error = negative_binomial_loss(
-                target,
-                predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None],
-                predicted[..., 1],
-            )
-        return (error * mask).sum() / mask.sum().clamp(min=1)
+            return F.mse_loss(predicted[..., 0], target, reduction="none")
+        return negative_binomial_loss(
+            target,
+            predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None],
+            predicted[..., 1],
+        )
+
+    def _reward_loss(
+        self,
+        cells: CellValues,
+        draw: Draw,
+        masking: Masking,
+        errors: Tensor,
+        scored: Tensor,
+        gene_ids: Tensor | None,
+    ) -> Tensor:
+        """A loss that teaches the strategy to hide genes of large error; its value is 0."""
+        if gene_ids is not None:  # the errors of some genes, to those of all
+            errors = torch.zeros_like(cells.values).scatter(1, gene_ids, errors.float())
+            scored = torch.zeros_like(masking.mask).scatter(1, gene_ids, scored)
+        scored = scored & masking.mask & (masking.importance > 0)
+        mean = _mean(errors, scored)
+        deviation = _mean((errors - mean).square(), scored).sqrt().clamp(min=1e-6)
+        reward = (errors - mean) / deviation
+        return strategy_reward_loss(
+            self.strategy, cells, draw, masking, reward,
+            temperature=self.reward_temperature, scored=scored,
+        )  # fmt: skip
 
     @staticmethod
     def _shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,7 +348,11 @@ def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Ten
 
 
 def build_pretraining(
-    config: Any, num_genes: int, *, schedule: Tensor | None = None
+    config: Any,
+    num_genes: int,
+    *,
+    schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
 ) -> Pretraining:
     """The objective of a configuration, its weights drawn from ``config.training.seed``; torch's
     own generator is left as it was.
@@ -269,20 +366,33 @@ def build_pretraining(
         torch.manual_seed(substream(config.training.seed, "strategy"))
         return Pretraining(
             model,
-            build_strategy(config.masking, model.width, schedule=schedule),
+            build_strategy(
+                config.masking, model.width, num_genes, schedule=schedule, knowledge=knowledge
+            ),
             injection=config.masking.injection,
             injection_start=config.masking.injection_start,
             corruption=config.masking.corruption,
+            corruption_view=config.masking.corruption_view,
+            random_values=config.masking.random_values,
             transform=config.data.transform,
             loss=config.training.loss,
             cell_loss=config.training.cell_loss,
             penalty=config.masking.penalty,
+            penalty_norm=config.masking.penalty_norm,
+            reward_temperature=(
+                config.masking.reward_temperature if config.masking.gradient == "reward" else None
+            ),
         )
 
 
 def _dense(values: Tensor) -> Tensor:
     """Values (B, G), dense or sparse CSR, as a dense tensor."""
     return values.to_dense() if values.layout == torch.sparse_csr else values
+
+
+def _mean(errors: Tensor, where: Tensor) -> Tensor:
+    """Mean over some positions; 0, with a gradient of 0, where there is none."""
+    return (errors * where).sum() / where.sum().clamp(min=1)
 
 
 def _keep_something(values: Tensor, mask: Tensor) -> Tensor:

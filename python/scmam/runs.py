@@ -28,6 +28,7 @@ from mam_kernels.weights.files import WeightsError, fill, one_line, read_checkpo
 from .config import Config, as_yaml, load_config
 from .errors import CellsError, ConfigError, RunError
 from .objective import Pretraining, build_pretraining
+from .settings import SPLIT
 from .storage import new_file, new_folder, write_file
 
 if TYPE_CHECKING:
@@ -182,13 +183,16 @@ def read_genes(path: Path) -> tuple[str, ...]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that decide what a run computes, as ``{"section.name": value}``."""
-    settings = config.model_dump(mode="json", include=set(SECTIONS))
-    return {
+    settings = config.model_dump(mode="json", include={*SECTIONS, "evaluation"})
+    deciding = {
         f"{section}.{name}": value
         for section in SECTIONS
         for name, value in settings[section].items()
         if name not in INCIDENTAL.get(section, ())
     }
+    if config.training.cells == "training":  # which cells those are
+        deciding |= {f"evaluation.{name}": settings["evaluation"][name] for name in SPLIT}
+    return deciding
 
 
 def run_fingerprint(config: Config) -> str:
@@ -202,7 +206,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{name}: {before[name]} -> {value}"
         for name, value in after.items()
-        if before[name] != value
+        if name in before and before[name] != value
     ]
 
 

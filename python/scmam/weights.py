@@ -43,8 +43,7 @@ class ExportedModel:
     pretraining: Pretraining  #: encoder-decoder, masking and injection, in evaluation mode
 
     def embed(self, cells: "Cells", *, max_tokens: int | None = None) -> "np.ndarray":
-        """The pooled output of the encoder, nothing hidden and no context: what ``scmam evaluate``
-        classifies.
+        """The pooled output of the encoder, nothing hidden: what ``scmam evaluate`` classifies.
 
         Args:
             cells: with the genes of the model, in any order, and maybe more; see `open_cells` and
@@ -155,7 +154,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
 
 def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose paths are names."""
-    paths = {("data", "path"), ("data", "vocabulary"), ("masking", "matched_to")}
+    paths = {
+        *(("data", "path"), ("data", "vocabulary")),
+        *(("masking", "matched_to"), ("training", "start_from")),
+    }
     return {
         section: {
             name: Path(value).name if value and (section, name) in paths else value

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import mam_kernels as mam
-from mam_kernels.weights import WeightsError, from_published, load, save
+from mam_kernels.weights import (
+    WeightsError,
+    from_published,
+    injection_from_published,
+    load,
+    save,
+)
 
 DZ, N, H, L = 16, 6, 4, 12
 needs_safetensors = pytest.mark.skipif(
@@ -233,6 +239,136 @@ def test_other_names_and_what_is_no_part(published, values):
         match=r"^names: expected names of latents, input_proj, cross_attention; got one of values$",
     ):
         from_published(state, num_heads=H, names={"values": "value_proj"})
+
+
+DE = 24  # the width of the encoder, for which the adapters are
+
+
+def whole(published: Published, adapters: tuple[str, ...] = ("output_proj",)) -> dict[str, Tensor]:
+    """The checkpoint of a whole published model, by its names: embeddings, encoder and decoder of
+    two blocks, adapters and masking on one level.
+    """
+    torch.manual_seed(1)
+    block = nn.TransformerEncoderLayer(DE, 2, 32)
+    model = nn.ModuleDict(
+        {
+            "token_emb": nn.ModuleDict(
+                {
+                    "mlp": nn.Linear(1, 5),
+                    "mlp2": nn.Linear(5, 5),
+                    "emb": nn.Embedding(5, DE),
+                    "emb_mask": nn.Embedding(1, DE),
+                    "emb_pad": nn.Embedding(1, DE),
+                }
+            ),
+            "pos_emb": nn.Embedding(L + 1, DE),
+            "encoder": nn.ModuleDict(
+                {"transformer_encoder": nn.ModuleList([block, block]), "norm": nn.LayerNorm(DE)}
+            ),
+            "decoder": nn.ModuleDict({"net": nn.ModuleList([block]), "norm": nn.LayerNorm(DE)}),
+            "decoder_embed": nn.Linear(DE, 8),
+            "norm": nn.LayerNorm(8),
+            "to_final": nn.Linear(8, 1),
+            **{name: nn.Linear(DZ, DE) for name in adapters},
+        }
+    )
+    return model.state_dict() | published.state_dict()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+def test_a_whole_published_checkpoint(published, values, tmp_path, prefix):
+    state = {f"{prefix}{name}": tensor for name, tensor in whole(published).items()}
+    assert len(state) - len(published.state_dict()) > 44
+    torch.save(state, tmp_path / "model.ckpt")
+    assert_same(from_published(tmp_path / "model.ckpt", num_heads=H), published, values, 1e-5)
+    injection = injection_from_published(tmp_path / "model.ckpt", scheme="both")
+    context = torch.randn(3, DZ)
+    weight, bias = (state[f"{prefix}output_proj.{kind}"] for kind in ("weight", "bias"))
+    for shift in injection(context):
+        torch.testing.assert_close(shift[:, 0], context @ weight.T + bias)
+    assert injection_from_published(state, scheme="decoder")(context)[0] is None
+
+
+def test_the_checkpoint_of_a_published_classifier(published, values):
+    state = {
+        name: tensor
+        for name, tensor in whole(published).items()
+        if not name.startswith(("decoder", "to_final", "norm"))
+    }
+    with pytest.raises(
+        WeightsError, match=r"alone; got token_emb\.mlp\.weight, .* too; what is no"
+    ):
+        from_published(state, num_heads=H)  # a model that is not the published one
+    head = nn.ModuleDict({"fc1": nn.Sequential(nn.Linear(DE, 4)), "norm": nn.BatchNorm1d(DE)})
+    assert_same(from_published(state | head.state_dict(), num_heads=H), published, values, 1e-5)
+
+
+def test_two_adapters_are_separate(published):
+    state = whole(published, ("output_proj_enc", "output_proj_dec"))
+    from_published(state, num_heads=H)
+    injection = injection_from_published(state)
+    assert injection.scheme == "separate"
+    context = torch.randn(3, DZ)
+    for shift, part in zip(injection(context), ("enc", "dec"), strict=True):
+        weight, bias = (state[f"output_proj_{part}.{kind}"] for kind in ("weight", "bias"))
+        torch.testing.assert_close(shift[:, 0], context @ weight.T + bias)
+    before = state["output_proj_enc.weight"].clone()
+    nn.init.zeros_(injection.encoder_adapter.weight)
+    assert torch.equal(state["output_proj_enc.weight"], before)
+
+
+def test_what_is_unknown_in_a_whole_checkpoint_is_refused_by_name(published):
+    state = whole(published)
+    for name in ("gate.weight", "norm2.weight", "input_proj.2.weight"):
+        with pytest.raises(WeightsError, match=rf"^source: expected .* alone; got {name} too; "):
+            from_published(state | {name: torch.ones(3)}, num_heads=H)
+    # beside the masking alone, a norm could be part of it
+    with pytest.raises(WeightsError, match=r"alone; got norm\.weight too; "):
+        from_published(published.state_dict() | {"norm.weight": torch.ones(3)}, num_heads=H)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "options", "message"),
+    [
+        ((), {"scheme": "both"}, "expected adapters, such as output_proj.weight; got token_emb"),
+        (("output_proj",), {}, "expected a scheme, which one adapter does not tell; give encoder"),
+        (
+            ("output_proj",),
+            {"scheme": "separate"},
+            "expected the adapters of scheme 'separate'; got output_proj",
+        ),
+        (
+            ("output_proj_enc", "output_proj_dec"),
+            {"scheme": "both"},
+            "expected the adapters of scheme 'both'; got output_proj_enc, output_proj_dec",
+        ),
+        (
+            ("output_proj", "output_proj_dec"),
+            {},
+            "expected output_proj, or output_proj_enc and output_proj_dec; got output_proj, ",
+        ),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(published, adapters, options, message):
+    with pytest.raises(WeightsError) as caught:
+        injection_from_published(whole(published, adapters), **options)
+    assert str(caught.value).startswith(f"source: {message}")
+
+
+def test_damaged_adapters_are_refused(published):
+    state = whole(published)
+    for changes, message in (
+        (
+            {"output_proj.weight": torch.ones(3)},
+            r"expected adapters of shape \(De, Dz\); got torch",
+        ),
+        ({"output_proj.bias": torch.ones(3)}, r"got adapter\.bias, .* instead of shape \(24,\)"),
+        ({"other.output_proj.weight": torch.ones(3, 3)}, r"one of these as prefix: '', 'other\.'"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            injection_from_published(state | changes, scheme="both")
+    with pytest.raises(ValueError, match="scheme: expected one of encoder, decoder, both"):
+        injection_from_published(state, scheme="all")
 
 
 def test_of_two_modules_one_is_named(published, values):

@@ -8,7 +8,10 @@ from scmam.data import Cells
 from scmam.objective import Pretraining, build_pretraining
 from scmam.runs import Run, create_folder, open_run, update_record, write_weights
 
+from tests.scmam.small import PUBLISHED_MASKS
+
 SMALL = {
+    **PUBLISHED_MASKS,
     "masking.latent_dim": 16,
     "masking.num_latents": 12,
     "masking.latent_heads": 2,

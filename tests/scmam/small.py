@@ -1,6 +1,12 @@
 """Settings of a model and of latents as small as they come, for tests of what surrounds them."""
 
+PUBLISHED_MASKS = {
+    "masking.strategy": "mam",
+    "masking.ratio": 0.3,
+    "masking.zero_ratio": None,
+}
 SMALL_MODEL = {
+    **PUBLISHED_MASKS,
     "model.width": 8,
     "model.heads": 2,
     "model.encoder_layers": 1,

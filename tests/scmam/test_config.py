@@ -57,12 +57,8 @@ def test_a_file_names_what_differs_and_flags_override_it(tmp_path):
         ),
         (
             "masking.strategy=matched",
-            "configuration: masking: strategy: matched and matched_to go together; give both or"
-            " neither",
-        ),
-        (
-            "masking.strategy=mam-embedding",
-            "mam-embedding draws among the non-zero genes; give zero_ratio",
+            "configuration: masking: strategy: matched, replayed, permuted and matched_to go"
+            " together; give both or neither",
         ),
         ("training=5", "training=5"),
         ("nothing.here=1", "configuration: nothing: unknown setting"),
@@ -84,6 +80,15 @@ def test_each_mistake_is_one_line(override, message):
     assert message.split("=")[0] in str(error.value)
     if "configuration" in message:
         assert message in str(error.value)
+
+
+def test_settings_of_masking_that_do_not_fit_together():
+    for settings, message in (
+        ({"strategy": "mam-embedding", "zero_ratio": None}, "mam-embedding draws among the non-z"),
+        ({"ratio": 0.5, "ratio_to": 0.4}, "ratio_to: expected at least ratio = 0.5; got 0.4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(None, {f"masking.{name}": value for name, value in settings.items()})
 
 
 def test_files_that_are_not_yaml(tmp_path):
@@ -140,6 +145,9 @@ def test_each_arm_is_a_configuration(name):
     assert config.training.seed == 4
     assert config.masking.latent_dim == Config().masking.latent_dim
     assert (config.masking.injection != "none") >= config.masking.strategy.startswith("mam")
+    assert (config.masking.corruption_view == "both") == (
+        name in ("uniform-both", "mam-mixed-both")
+    )
     if name == "uniform":
         assert (config.masking.strategy, config.masking.corruption, config.masking.zero_ratio) == (
             "uniform",

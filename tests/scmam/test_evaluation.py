@@ -662,7 +662,7 @@ def test_genes_that_the_cells_do_not_have(run):
 def test_evaluate_refuses(run, cells):
     with pytest.raises(
         ConfigError,
-        match=r"evaluation.methods: expected some of linear-probe, fine-tuning; got 'knn'",
+        match=r"evaluation.methods: expected some of linear-probe, mlp-probe, fine-tuning; got",
     ):
         evaluate(run, cells, SETTINGS, methods=["knn"])
     with pytest.raises(

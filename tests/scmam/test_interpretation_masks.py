@@ -458,13 +458,17 @@ def test_nothing_hidden_has_no_dispersion(cells):
 
 
 def test_what_the_encoder_reads(cells):
-    """Of hidden positions, 10 % become a random value, whether zero or not, and 10 % stay."""
+    """Of hidden positions, 10 % become a random value, whether zero or not, and 10 % stay; the
+    encoder reads them only where the corruption is for both.
+    """
     ratio, density = 0.3, cells.density
     shares = {}
-    for corruption in ("all", "80/10/10"):
-        _, _, found = interpreted(cells, draws=2, strategy="uniform", corruption=corruption)
-        shares[corruption] = found.encoder
-    behind, mixed = shares["all"], shares["80/10/10"]
+    for corruption, view in (("all", "both"), ("80/10/10", "decoder"), ("80/10/10", "both")):
+        masking = {"corruption": corruption, "corruption_view": view}
+        _, _, found = interpreted(cells, draws=2, strategy="uniform", **masking)
+        shares[corruption, view] = found.encoder
+    behind, mixed = shares["all", "both"], shares["80/10/10", "both"]
+    assert shares["80/10/10", "decoder"] == behind
     assert behind.invented == 0.0
     assert behind.nonzero_read == pytest.approx(1 - ratio, abs=0.01)
     assert behind.genes == pytest.approx(behind.nonzero_read * density * cells.num_genes, rel=1e-6)

@@ -33,8 +33,10 @@ def values() -> torch.Tensor:
 
 def settings(strategy: str, **changes) -> SimpleNamespace:
     defaults = {
-        "strategy": strategy, "ratio": 0.3, "zero_ratio": None, "injection": "none",
+        "strategy": strategy, "ratio": 0.3, "ratio_to": None, "zero_ratio": None,
+        "injection": "none",
         "context_from": "all", "temperature": 1.0, "slope_norm": None, "latent_fraction": None,
+        "latent_start": "standard",
         "latent_dim": 16, "num_latents": 6, "latent_heads": 2,
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changes})
@@ -43,7 +45,8 @@ def settings(strategy: str, **changes) -> SimpleNamespace:
 def strategy(name: str, **changes) -> masking.MaskingStrategy:
     torch.manual_seed(1)
     schedule = torch.tensor([[0.1, 0.5], [0.0, 1.0]]) if name == "matched" else None
-    return build_strategy(settings(name, **changes), 4, schedule=schedule)
+    known = torch.arange(GENES) % 7 if name == "modules" else torch.linspace(0.1, 2.0, GENES)
+    return build_strategy(settings(name, **changes), 4, GENES, schedule=schedule, knowledge=known)
 
 
 def embed(sequences):
@@ -66,6 +69,10 @@ EVERY = [
     ("mam", {"slope_norm": 1.0}),
     ("mam", {"temperature": 0.05, "context_from": "visible"}),
     ("mam-embedding", {"zero_ratio": 0.1}),
+    ("modules", {"zero_ratio": 0.1}),
+    ("harder", {"zero_ratio": 0.1}),
+    ("labels", {"zero_ratio": 0.1}),
+    ("replayed", {"zero_ratio": 0.0}),
 ]
 
 
@@ -209,7 +216,7 @@ def test_matched_refuses_a_wrong_schedule(schedule, message):
 
 def test_what_is_missing_is_named(values):
     with pytest.raises(ValueError, match="schedule: required by the strategy 'matched'; got None"):
-        build_strategy(settings("matched"), 4)
+        build_strategy(settings("matched"), 4, GENES)
     with pytest.raises(
         ValueError, match="embed: expected a function from sequences to embeddings; got None"
     ):
@@ -310,6 +317,25 @@ def test_corruption_follows_seed_step_and_cell_alone(values):
         ValueError, match="corruption: expected one of all, 80/10/10, 90/10; got 'some'"
     ):
         corrupt(values, mask, "some", IDS, seed=0, step=0)
+
+
+def test_uniform_random_values_reach_up_to_the_largest_of_the_batch():
+    values = torch.arange(1.0, 41.0).expand(500, -1).contiguous()
+    values[3, 5] = 200.0
+    mask = torch.ones_like(values, dtype=torch.bool)
+    out = corrupt(values, mask, "90/10", torch.arange(500), seed=0, step=0, random_values="uniform")
+    again = corrupt(values, mask, "90/10", torch.arange(500), seed=0, step=0)
+    assert torch.equal(out.token, again.token)
+    drawn = (out.values[~out.token] / 200).double()
+    assert drawn.min() > 0
+    assert drawn.max() < 1
+    # Kolmogorov-Smirnov at a false alarm rate of 2e-7
+    steps = torch.arange(1, len(drawn) + 1) / len(drawn)
+    assert (drawn.sort().values - steps).abs().max() < 2.85 / math.sqrt(len(drawn))
+    with pytest.raises(
+        ValueError, match="random_values: expected one of observed, uniform; got 'normal'"
+    ):
+        corrupt(values, mask, "all", IDS, seed=0, step=0, random_values="normal")
 
 
 def test_the_mask_does_not_depend_on_the_corruption_bits(values):

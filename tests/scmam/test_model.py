@@ -170,6 +170,28 @@ def test_the_decoder_is_told_visible_zero_and_hidden_apart(values):
         assert not captured["visible"][cell, ~visible[cell]].any()
 
 
+def test_a_value_that_the_encoder_did_not_read_reaches_the_decoder_alone(values):
+    model = small()
+    captured = {}
+    model.decoder.register_forward_pre_hook(
+        lambda module, args: captured.update(visible=args[1], state=args[3])
+    )
+    values = values.clone()
+    values[:, 2] = 1.5
+    aside = torch.zeros_like(values, dtype=torch.bool)
+    aside[:, 2] = True
+    visible, nothing = (values != 0) & ~aside, torch.zeros_like(aside)
+    genes = torch.tensor([4, 2, 0]).expand(5, -1)
+    out = model.reconstruct(values, visible, nothing, DEPTH, gene_ids=genes)
+    assert (captured["state"][:, 1] == VISIBLE).all()
+    expected = model.embedding(genes[:, 1], values[:, 2])
+    torch.testing.assert_close(captured["visible"][:, 1], expected)
+    changed = torch.where(aside, 0.5, values)
+    other = model.reconstruct(changed, visible, nothing, DEPTH, gene_ids=genes)
+    assert torch.equal(out.cell, other.cell)
+    assert not torch.allclose(out.genes, other.genes)
+
+
 def test_shifts_are_added_where_they_are_said_to(values):
     model = small()
     hidden = torch.zeros_like(values, dtype=torch.bool)

@@ -30,6 +30,7 @@ from scmam.errors import ReportError
 from scmam.evaluation import Evaluation, FoldScores
 from scmam.report import (
     maps,
+    mask_section,
     page,
     score_figures,
     sections,
@@ -533,13 +534,13 @@ def test_folders_of_an_earlier_version_show_what_they_hold(small):
         found = json.loads(path.read_text())
         write_json(path, {x: found[x] for x in found if x not in ("dispersion", "encoder")})
     files = open_study_files(small)
-    shown = section(files, "hidden", sections.hidden(files, arm_styles(files)))
+    shown = section(files, "hidden", mask_section.hidden(files, arm_styles(files)))
     dashes = ("0.9995", "115 of 120", "–", "–", "0.71", "0.900")
     assert ("mam", "31.0 %", "34.0 %", "30.0 %", *dashes) in shown.cells
     assert "What the encoder read" not in shown.text
     shutil.rmtree(small / "runs/mam/seed-0/genes")
     files = open_study_files(small)
-    measured = sections.hidden(files, arm_styles(files))["measured"]["mam"]
+    measured = mask_section.hidden(files, arm_styles(files))["measured"]["mam"]
     assert measured["entropy"] == training_figures.hidden_shares(files, "mam")["entropy"]
 
 
@@ -980,13 +981,13 @@ def test_every_preset_has_a_look_of_its_own(tmp_path):
     assert len({(style.colour, style.dash) for style in styles.values()}) == len(styles)
     learned = {styles[arm].colour for arm in styles if files.is_learned(arm)}
     assert learned.isdisjoint(styles[arm].colour for arm in styles if not files.is_learned(arm))
-    assert "at the hidden shares of zeros and non-zeros of mam" in sections.described(
+    assert "at the hidden shares of zeros and non-zeros of mam" in mask_section.described(
         files, "uniform-matched"
     )
-    assert sections.described(files, "mam-visible").endswith(
+    assert mask_section.described(files, "mam-visible").endswith(
         "context injected into the decoder, without the hidden values"
     )
-    assert "temperature 0.1" in sections.described(files, "mam-sharp")
+    assert "temperature 0.1" in mask_section.described(files, "mam-sharp")
 
 
 def test_an_arm_keeps_its_colour_everywhere(study, source):

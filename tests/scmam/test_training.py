@@ -643,7 +643,7 @@ class TestRefusals:
         [
             (
                 {"training__patience": 2, "training__validation": 0},
-                r"training\.patience: watches the loss on cells kept aside",
+                r"training\.patience: watches the loss on cells kept aside.* or no patience",
             ),
             (
                 {"training__device": "cpu", "training__precision": "16-mixed"},

@@ -72,3 +72,17 @@ def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -
     g = u * torch.exp(-u)
     average = (grad * g).sum(dim=-1, keepdim=True) / g.sum(dim=-1, keepdim=True).clamp(min=1e-300)
     return torch.where(drawn, time * torch.exp(-u) * (grad - average), 0.0).to(dtype)
+
+
+def reward_ascent(probability: Tensor, mask: Tensor, reward: Tensor, temperature: float) -> Tensor:
+    """``1[l in mask] (g_l / pi_l) (r_l / tau - log u_l - b)`` with ``u = -log(1 - pi)``, ``g = u
+    exp(-u)`` and the ``b`` for which a row sums to 0; (B, L).
+    """
+    counted = mask & (probability > 0) & (probability < 1)
+    pi = torch.where(counted, probability, 0.5)
+    u = -torch.log1p(-pi)
+    share = torch.where(counted, u * (1 - pi) / pi, 0.0)
+    gain = torch.where(counted, reward, 0.0).to(pi.dtype) / temperature - u.log()
+    total = share.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(pi.dtype).tiny)
+    b = (share * gain).sum(dim=-1, keepdim=True) / total
+    return share * (gain - b)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import data, health, runs, studies
+from . import benchmarks, data, health, runs, studies
 from .manual import reflowed
 
 app = typer.Typer(
@@ -28,6 +28,10 @@ From a file to a comparison that can be shown:
 
   scmam inspect cells.h5ad                     what it holds, where counts are
   scmam compare --data cells.h5ad --out study  the whole study, and a report
+
+Many maskings on many sets of cells:
+
+  scmam benchmark --data cells.h5ad --out DIR  what to hide, measured
 
 One model by itself:
 
@@ -50,7 +54,7 @@ def _top() -> None:
     """Options of the command itself: none but those of Typer."""
 
 
-for module in (data, runs, studies, health):
+for module in (data, runs, studies, benchmarks, health):
     module.register(app)
 
 

@@ -75,6 +75,7 @@ Size = Annotated[
 Steps = Annotated[int | None, setting("training.steps", "--steps")]
 BatchSize = Annotated[int | None, setting("training.batch_size", "--batch-size")]
 LearningRate = Annotated[float | None, setting("training.lr", "--lr")]
+StartFrom = Annotated[Path | None, setting("training.start_from", "--start-from", metavar="MODEL")]
 Device = Annotated[
     str | None, setting("training.device", "--device", metavar="DEVICE", help="auto, cpu or cuda")
 ]
@@ -101,17 +102,20 @@ def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configuration(
-    file: Path | None, assignments: Iterable[str] | None, flags: Mapping[str, Any]
+    file: Path | None,
+    assignments: Iterable[str] | None,
+    flags: Mapping[str, Any],
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
     """The defaults, over them the file, over it ``--set``, over it the other flags (those that are
-    not None).
+    not None); ``defaults``, by section, take the place of others.
     """
     given = [
         f"{name}={json.dumps(value, default=str)}"
         for name, value in flags.items()
         if value is not None
     ]
-    return load_config(file, [*(assignments or ()), *given])
+    return load_config(file, [*(assignments or ()), *given], defaults)
 
 
 def names(text: str | None) -> list[str] | None:

@@ -22,6 +22,7 @@ from .options import (
     Methods,
     Quiet,
     Size,
+    StartFrom,
     Steps,
     configuration,
     given,
@@ -81,6 +82,7 @@ def pretrain(
     injection: Annotated[
         str | None, setting("masking.injection", "--injection", metavar="SCHEME")
     ] = None,
+    start_from: StartFrom = None,
     size: Size = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
@@ -106,6 +108,7 @@ def pretrain(
 
       scmam pretrain --data cells.h5ad --out runs/mam
       scmam pretrain --data cells.h5ad --arm uniform --seed 1 --out runs/u1
+      scmam pretrain --data cells.h5ad --start-from model.safetensors --out runs/more
       scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
       scmam pretrain --out runs/example             the 700 example cells
     """

@@ -2,13 +2,17 @@
 it is measured against.
 
 - ``linear-probe``: logistic regression on the frozen features.
-- ``fine-tuning``: embeddings, the last encoder block and a two-layer head are trained, all else is
+- ``mlp-probe``: the published head, two layers after batch norm, on the frozen encoder.
+- ``fine-tuning``: embeddings, one encoder block and a two-layer head are trained, all else is
   frozen.
 - baselines ``logistic-regression`` and ``pca``: classifiers of the log-normalised counts
   themselves.
 
-`evaluate` writes ``evaluation/linear-probe.json``, ``evaluation/fine-tuning.json`` (an `Evaluation`
-each) and ``evaluation/embedding.npz`` into a run folder.
+With ``evaluation.protocol: published`` there is one test set, scored on bootstraps, and fine-tuning
+follows the published recipe (`published`).
+
+`evaluate` writes ``evaluation/METHOD.json`` (an `Evaluation` each) and ``evaluation/embedding.npz``
+into a run folder.
 """
 
 from typing import Any

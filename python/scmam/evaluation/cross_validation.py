@@ -1,4 +1,6 @@
-"""The same cells and folds for every method, so that scores can be paired."""
+"""The same cells and folds, or the same test set and bootstraps of it, for every method, so that
+scores can be paired.
+"""
 
 import hashlib
 import time
@@ -44,6 +46,42 @@ def scored(cells: "Cells", settings: Settings) -> "Cells":
     return kept if kept.labels is None else replace(kept, classes=())  # which are found anew
 
 
+def splits(cells: "Cells", settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, test) positions among the cells: of each fold, or of the one test set of protocol
+    "published".
+
+    Args:
+        cells: from `scored`.
+
+    Raises:
+        CellsError: the labels or the donors do not allow it.
+    """
+    if settings.protocol == "folds":
+        return folds(cells, settings.folds, settings.fold_seed)
+    if len(cells.classes) < 2:
+        raise CellsError(
+            f"{cells.source}: expected labels of at least two classes to tell apart; set data.label"
+            " to a column with cell types"
+        )
+    train, test = development_split(cells, settings.test, settings.fold_seed)
+    if len(test) == 0 or len(train) == 0:
+        raise CellsError(
+            f"{cells.source}: {len(cells)} cells with a label are too few for a test set of"
+            f" {settings.test:g} of them; set evaluation.test higher"
+        )
+    return [(train, test)]
+
+
+def without_test(cells: "Cells", settings: Settings) -> np.ndarray:
+    """(n,) int64 positions of all cells but the test cells of protocol "published"; those without a
+    label stay.
+    """
+    positions = scored_positions(cells, settings)
+    published = settings.model_copy(update={"protocol": "published"})
+    ((_, test),) = splits(scored(cells, settings), published)
+    return np.setdiff1d(np.arange(len(cells)), positions[test])
+
+
 def cross_validate(
     method: str,
     cells: "Cells",
@@ -52,7 +90,8 @@ def cross_validate(
     recorded: dict[str, Any],
     say: Say = silent,
 ) -> Evaluation:
-    """Score a method on the folds of ``settings.folds`` and ``settings.fold_seed``.
+    """Score a method on the folds of ``settings.folds`` and ``settings.fold_seed``; under protocol
+    "published" fit it once, and score it on as many bootstraps of the test cells.
 
     Args:
         method: its name.
@@ -67,8 +106,8 @@ def cross_validate(
         CellsError: the cells do not allow these folds, or a fold (donors kept together) would train
             on one class.
     """
-    scores = []
-    for number, (train, test) in enumerate(folds(cells, settings.folds, settings.fold_seed)):
+    scores: list[FoldScores] = []
+    for number, (train, test) in enumerate(splits(cells, settings)):
         if settings.train_cells is not None:
             train = train[
                 stratified(cells.codes[train], settings.train_cells, settings.fold_seed + number)
@@ -78,18 +117,27 @@ def cross_validate(
         predicted = predict(number, train, test)
         seconds = time.perf_counter() - begin
         truth = cells.codes[test]
-        scores.append(
-            score(
-                number,
-                truth,
-                predicted,
-                len(cells.classes),
-                train_cells=len(train),
-                seconds=seconds,
+        for drawn in _bootstraps(len(test), settings):
+            scores.append(
+                score(
+                    len(scores),
+                    truth[drawn],
+                    predicted[drawn],
+                    len(cells.classes),
+                    train_cells=len(train),
+                    seconds=seconds,
+                )
             )
-        )
-        say(_line(method, scores[-1], settings.folds))
+            say(_line(method, scores[-1], settings))
     return Evaluation(method, cells.classes, tuple(scores), recorded)
+
+
+def _bootstraps(cells: int, settings: Settings) -> list[np.ndarray | slice]:
+    """Positions among the test cells, of each score."""
+    if settings.protocol == "folds":
+        return [slice(None)]
+    random = np.random.default_rng(settings.fold_seed)
+    return [random.integers(cells, size=cells) for _ in range(settings.folds)]
 
 
 def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
@@ -108,8 +156,11 @@ def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> di
         () if cells.donors is None else cells.donors.tolist(),
     ):
         content.update("\n".join(names).encode() + b"\0")
+    test = {} if settings.protocol == "folds" else {"test": settings.test}
     return {
         "method": method,
+        "protocol": settings.protocol,
+        **test,
         "folds": settings.folds,
         "fold_seed": settings.fold_seed,
         "development": settings.development,
@@ -135,8 +186,9 @@ def _require_classes(cells: "Cells", fold: int, train: np.ndarray) -> None:
         )
 
 
-def _line(method: str, scores: FoldScores, num_folds: int) -> str:
+def _line(method: str, scores: FoldScores, settings: Settings) -> str:
+    part = "fold" if settings.protocol == "folds" else "bootstrap"
     return (
-        f"{method}: fold {scores.fold + 1} of {num_folds}: accuracy {scores.accuracy:.3f},"
+        f"{method}: {part} {scores.fold + 1} of {settings.folds}: accuracy {scores.accuracy:.3f},"
         f" macro-F1 {scores.macro_f1:.3f} on {scores.test_cells} cells, {scores.seconds:.1f} s"
     )

@@ -37,6 +37,7 @@ def sequence_reader(
         pretraining.transform,
         token_limit(pretraining.model.max_encoder_tokens, max_tokens),
         device,
+        pretraining.encoder_shift if pretraining.shifts_encoder else None,
     )
 
 
@@ -44,8 +45,8 @@ def sequence_reader(
 def embed(
     pretraining: Pretraining, cells: "Cells", *, max_tokens: int | None = None, say: Say = silent
 ) -> np.ndarray:
-    """`Pretraining.features` of cells, without gradient, dropout, masking or context; memory beyond
-    the result is bounded.
+    """`Pretraining.features` of cells, without gradient, dropout or masking; memory beyond the
+    result is bounded.
 
     Args:
         pretraining: in evaluation or training mode, which is left as it is.
@@ -69,7 +70,10 @@ def embed(
     try:
         for part in reader.parts(np.arange(len(cells))):
             features[part.positions] = (
-                model.pool(model.encode(part.sequences, part.depth)).float().cpu().numpy()
+                model.pool(model.encode(part.sequences, part.depth, part.shift))
+                .float()
+                .cpu()
+                .numpy()
             )
             count += len(part.positions)
             if count // TOLD_EVERY > told:

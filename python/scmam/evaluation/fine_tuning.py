@@ -1,5 +1,5 @@
-"""Partial fine-tuning: embeddings, the last encoder block and a two-layer head learn to tell cell
-types; the rest is frozen.
+"""Partial fine-tuning: embeddings, one encoder block and a two-layer head learn to tell cell types;
+the rest is frozen.
 """
 
 import copy
@@ -17,7 +17,7 @@ from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
 
 from ..config import Evaluation as Settings
-from ..errors import RunError
+from ..errors import ConfigError, RunError
 from ..model import CellModel
 from ..objective import Pretraining
 from .cross_validation import Say, cross_validate, describe, scored, silent
@@ -48,8 +48,9 @@ class Classifier(nn.Module):
     """A pretrained encoder and a head: classes from the pooled features.
 
     Args:
-        model: its embedding, last encoder block and final norm will be trained, everything else is
+        model: its embedding, one encoder block and final norm will be trained, everything else is
             frozen. Taken as it is, not copied.
+        block: which block, counted from the last, which is -1.
         hidden: units of the head's first layer.
         num_classes: of its second.
         mean: (feature_dim,) of the features of the training cells before fine-tuning.
@@ -61,10 +62,16 @@ class Classifier(nn.Module):
     axes: Tensor
 
     def __init__(
-        self, model: CellModel, hidden: int, num_classes: int, mean: Tensor, axes: Tensor
+        self,
+        model: CellModel,
+        block: int,
+        hidden: int,
+        num_classes: int,
+        mean: Tensor,
+        axes: Tensor,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.block = model, block
         self.register_buffer("mean", mean)
         self.register_buffer("axes", axes)
         self.head = nn.Sequential(
@@ -81,14 +88,14 @@ class Classifier(nn.Module):
         """The modules that are trained."""
         return (
             self.model.embedding,
-            self.model.encoder.blocks[-1],
+            self.model.encoder.blocks[self.block],
             self.model.encoder.norm,
             self.head,
         )
 
-    def forward(self, sequences: Sequences, depth: Tensor) -> Tensor:
-        """Logits (B, classes) of sequences (B, T) and depth (B,)."""
-        return self.classify(self.model.pool(self.model.encode(sequences, depth)))
+    def forward(self, sequences: Sequences, depth: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Logits (B, classes) of sequences (B, T), depth (B,) and shift (B, 1, width)."""
+        return self.classify(self.model.pool(self.model.encode(sequences, depth, shift)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, classes) of features (B, feature_dim)."""
@@ -147,10 +154,14 @@ def fine_tune_from(
     """`fine_tune` of cells that all have a label, with their features (cells, F) before
     fine-tuning.
     """
+    if settings.protocol == "published":
+        from .published import classify
+
+        return classify(METHOD, pretraining, cells, settings, seed, say=say)
     reader = sequence_reader(pretraining, cells, settings.max_tokens)
 
     def predict(fold: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        with _seeded(substream(seed, f"fine-tuning fold {fold}"), reader.device) as order:
+        with seeded(substream(seed, f"fine-tuning fold {fold}"), reader.device) as order:
             classifier = _classifier(
                 pretraining.model, features[train], settings, len(cells.classes)
             ).to(reader.device)
@@ -165,6 +176,10 @@ def fine_tune_from(
 
 def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
     """`Evaluation.settings` of fine-tuning."""
+    if settings.protocol == "published":
+        from .published import record
+
+        return record(METHOD, cells, settings, seed)
     return describe(
         METHOD,
         cells,
@@ -182,7 +197,7 @@ def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[st
         clip=CLIP,
         loss="cross-entropy",
         optimizer="AdamW",
-        trained="embeddings, last encoder block, final norm, head on"
+        trained=f"embeddings, encoder block {settings.block}, final norm, head on"
         f" {settings.head_input} features",
     )
 
@@ -238,7 +253,7 @@ def fit(
                 for part in reader.parts(batch):
                     target = torch.from_numpy(codes[batch[part.positions]]).to(reader.device)
                     loss = F.cross_entropy(
-                        classifier(part.sequences, part.depth), target, reduction="sum"
+                        classifier(part.sequences, part.depth, part.shift), target, reduction="sum"
                     ) / len(batch)
                     loss.backward()
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
@@ -252,7 +267,7 @@ def predictions(classifier: Classifier, reader: SequenceReader, indices: np.ndar
     predicted = np.empty(len(indices), dtype=np.int64)
     for part in reader.parts(indices):
         predicted[part.positions] = (
-            classifier(part.sequences, part.depth).argmax(dim=1).cpu().numpy()
+            classifier(part.sequences, part.depth, part.shift).argmax(dim=1).cpu().numpy()
         )
     return predicted
 
@@ -333,11 +348,22 @@ def _classifier(
     model: CellModel, features: np.ndarray, settings: Settings, num_classes: int
 ) -> Classifier:
     mean, axes = HEAD_INPUTS[settings.head_input](features)
-    return Classifier(copy.deepcopy(model), settings.hidden, num_classes, mean, axes)
+    block = trained_block(model, settings.block)
+    return Classifier(copy.deepcopy(model), block, settings.hidden, num_classes, mean, axes)
+
+
+def trained_block(model: CellModel, block: int) -> int:
+    """``block``, or a `ConfigError`: it is one of the encoder."""
+    layers = len(model.encoder.blocks)
+    if block < -layers:
+        raise ConfigError(
+            f"evaluation.block: expected a block of the encoder, -{layers} to -1; got {block}"
+        )
+    return block
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Torch's generators at a seed, for initial weights and dropout, and as they were afterwards;
     yields one for the order of cells.
     """

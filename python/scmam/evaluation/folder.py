@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from ..config import Evaluation as Settings
-from ..data import Cells, folds
+from ..data import Cells
 from ..data.matrix import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS
+from ..settings import SPLIT
 from ..storage import require_writable, write_file, writing
-from . import fine_tuning, probing
-from .cross_validation import Say, scored, scored_positions, silent
+from . import fine_tuning, probing, published
+from .cross_validation import Say, scored, scored_positions, silent, splits
 from .embedding import embed
 from .scores import Evaluation
 
@@ -44,6 +45,12 @@ METHODS = {
             features, cells, settings, seed, say=say
         ),
         probing.probe_record,
+    ),
+    published.PROBE: Method(
+        lambda _, pretraining, cells, settings, seed, say: published.classify(
+            published.PROBE, pretraining, cells, settings, seed, say=say
+        ),
+        lambda cells, settings, seed: published.record(published.PROBE, cells, settings, seed),
     ),
     fine_tuning.METHOD: Method(
         lambda features, pretraining, cells, settings, seed, say: fine_tuning.fine_tune_from(
@@ -74,14 +81,15 @@ def evaluate(
         cells: labelled; its genes are those of the run, in any order, and may be more. Cells
             without a label are embedded, not scored.
         settings: the `evaluation` section of a configuration.
-        methods: of "linear-probe" and "fine-tuning"; None: ``settings.methods``.
+        methods: of "linear-probe", "mlp-probe" and "fine-tuning"; None: ``settings.methods``.
         progress: print a line for each fold.
 
     Returns:
         The evaluation of each method, in their order.
 
     Raises:
-        ConfigError: a method that does not exist.
+        ConfigError: a method or a block of the encoder that does not exist; a test set other than
+            the one that the run was pretrained without.
         CellsError: the cells lack genes of the run, or labels that allow the folds.
         RunError: the run is not done, or damaged; its fine-tuning diverges; or its folder cannot be
             written to.
@@ -91,16 +99,23 @@ def evaluate(
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
     # An error in the labels is reported before the work, not after.
-    folds(known, settings.folds, settings.fold_seed)
+    splits(known, settings)
     say: Say = _print if progress else silent
+    _require_unseen(run, settings, say)
     pretraining = run.load(_device(run.config.training.device))
+    if fine_tuning.METHOD in methods:
+        fine_tuning.trained_block(pretraining.model, settings.block)
     folder, seed, weights = (
         run.folder / FOLDER,
         run.config.training.seed,
         _digest(run.folder / WEIGHTS),
     )
     records = {
-        method: {**METHODS[method].record(known, settings, seed), "weights": weights}
+        method: {
+            **METHODS[method].record(known, settings, seed),
+            "encoder_shift": pretraining.shifts_encoder,
+            "weights": weights,
+        }
         for method in methods
     }
     done = {
@@ -224,6 +239,22 @@ def _require_methods(methods: tuple[str, ...]) -> None:
         if method not in METHODS:
             raise ConfigError(
                 f"evaluation.methods: expected some of {', '.join(METHODS)}; got {method!r}"
+            )
+
+
+def _require_unseen(run: "Run", settings: Settings, say: Say) -> None:
+    """Or a `ConfigError`: a run that was pretrained without test cells is tested on those."""
+    if settings.protocol != "published":
+        return
+    if run.config.training.cells == "all":
+        say("pretraining saw the test cells, without their labels (training.cells: all)")
+        return
+    for name in SPLIT:
+        kept, wanted = (getattr(part, name) for part in (run.config.evaluation, settings))
+        if kept != wanted:
+            raise ConfigError(
+                f"evaluation.{name}: expected {kept}, for {run.folder} was pretrained without the"
+                f" test cells of that; got {wanted}"
             )
 
 

@@ -11,6 +11,8 @@ from .embedding import embed
 from .scores import Evaluation
 
 if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
     from ..data import Cells
 
 METHOD = "linear-probe"
@@ -65,7 +67,6 @@ def probe_features(
 ) -> Evaluation:
     """`linear_probe` of features (cells, F) that were computed before; every cell has a label."""
     from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
 
     features = features.astype(np.float64)
 
@@ -73,15 +74,18 @@ def probe_features(
         axes = PCA(whiten=True, svd_solver="full").fit(features[train])
         kept = axes.explained_variance_ > LEAST_VARIANCE * axes.explained_variance_[0]
         inside, outside = (axes.transform(features[rows])[:, kept] for rows in (train, test))
-        return (
-            LogisticRegression(C=PENALTY, max_iter=ITERATIONS)
-            .fit(inside, cells.codes[train])
-            .predict(outside)
-        )
+        return fitted_probe(inside, cells.codes[train]).predict(outside)
 
     return cross_validate(
         METHOD, cells, settings, predict, probe_record(cells, settings, seed), say
     )
+
+
+def fitted_probe(features: np.ndarray, codes: np.ndarray) -> "LogisticRegression":
+    """The classifier of a probe, fitted to whitened features (n, F) and classes (n,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=PENALTY, max_iter=ITERATIONS).fit(features, codes)
 
 
 def probe_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:

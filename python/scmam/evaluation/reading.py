@@ -2,7 +2,7 @@
 padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mam_kernels.sequences import Sequences
 
-from ..sequences import expression
+from ..sequences import csr_tensor, expression
 
 if TYPE_CHECKING:
     from ..data import Cells
@@ -34,6 +34,7 @@ class Part(NamedTuple):
     positions: np.ndarray  # (B,) int64, which of them
     sequences: Sequences  # (B, T), T the longest of these
     depth: Tensor  # (B,) float32
+    shift: Tensor | None  # (B, 1, width), added to the encoder's tokens; without gradient
 
 
 class SequenceReader:
@@ -45,14 +46,20 @@ class SequenceReader:
         limit: genes of a cell that are read at most, those with the largest counts (of equal ones,
             the first). None: all.
         device: where the sequences are put.
+        shift: gives `Part.shift` of the values (B, G), sparse CSR, of whole cells. None: no shift.
     """
 
     def __init__(
-        self, cells: "Cells", transform: str, limit: int | None, device: torch.device
+        self,
+        cells: "Cells",
+        transform: str,
+        limit: int | None,
+        device: torch.device,
+        shift: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
         self._counts = cells.counts.loaded() if cells.counts.in_memory else cells.counts
         self._depth = torch.from_numpy(np.ascontiguousarray(cells.depth))
-        self.transform, self.limit, self.device = transform, limit, device
+        self.transform, self.limit, self.device, self.shift = transform, limit, device, shift
 
     def parts(self, indices: np.ndarray) -> Iterator[Part]:
         """Every cell once, cells of similar length together, a bounded number of tokens at a time.
@@ -78,7 +85,17 @@ class SequenceReader:
             placed = Sequences(
                 *(x.to(self.device) for x in (sequences.gene_ids, values, sequences.valid))
             )
-            yield Part(positions, placed, depth.to(self.device))
+            shift = self._shift(rows[positions], depth)
+            yield Part(positions, placed, depth.to(self.device), shift)
+
+    @torch.no_grad()
+    def _shift(self, rows: csr_matrix, depth: Tensor) -> Tensor | None:
+        if self.shift is None:
+            return None
+        places = (rows.indptr.astype(np.int64), rows.indices.astype(np.int64))
+        parts = (*places, rows.data.astype(np.float32))
+        counts = csr_tensor(*map(torch.from_numpy, parts), rows.shape)
+        return self.shift(expression(counts, depth, self.transform).to(self.device))
 
     def _cut(self, sequences: Sequences) -> Sequences:
         if self.limit is None or sequences.values.shape[1] <= self.limit:

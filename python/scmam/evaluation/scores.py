@@ -15,7 +15,7 @@ METRICS = ("accuracy", "macro_f1", "micro_f1")
 
 @dataclass(frozen=True)
 class FoldScores:
-    """How well the test cells of a fold were classified.
+    """How well the test cells of a fold, or of a bootstrap of the test set, were classified.
 
     F1 is over all classes, 0 for one that is neither there nor predicted.
     """
@@ -36,7 +36,7 @@ class Evaluation:
     """A classification method, scored on every fold.
 
     Attributes:
-        method: "linear-probe", "fine-tuning", "logistic-regression" or "pca".
+        method: "linear-probe", "mlp-probe", "fine-tuning", "logistic-regression" or "pca".
         classes: in the order of `FoldScores.per_class_f1` and of the confusion matrix.
         folds: one each.
         settings: all that decides the scores; values are those of JSON.
@@ -60,7 +60,7 @@ class Evaluation:
     def confusion(self) -> np.ndarray:
         """(classes, classes) int64, summed over the folds: rows = truth.
 
-        Every evaluated cell is counted once.
+        Every evaluated cell is counted once; of bootstraps, as often as it was drawn.
         """
         return np.stack([fold.confusion for fold in self.folds]).sum(axis=0, dtype=np.int64)
 

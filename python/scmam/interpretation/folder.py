@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import Masking
 from ..drawing import Drawing
 from ..errors import CellsError, ConfigError
+from ..settings import Masking
 from ..storage import new_folder, writing
 from . import figures
 from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among

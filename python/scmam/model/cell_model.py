@@ -1,8 +1,8 @@
 """The encoder-decoder: tokens in, a prediction for each gene out, and a vector for the cell.
 
 The division of labour is scFoundation's (Hao et al., Nature Methods 2024): the encoder reads only
-what is there and visible, the decoder reads every gene, with the encoder's output, a zero or a mask
-token in its place.
+what is there and visible, the decoder reads every gene, with the encoder's output, a value that the
+encoder did not read, a zero or a mask token in its place.
 """
 
 from functools import partial
@@ -19,7 +19,9 @@ from .embedding import ExpressionEmbedding
 from .transformer import Block, through
 
 VISIBLE, ZERO, HIDDEN = range(3)
-"""What the decoder is told about a gene: its encoder output, that it is zero, or nothing."""
+"""What the decoder is told about a gene: a vector (its encoder output, or the embedding of a value
+that the encoder did not read), that it is zero, or nothing.
+"""
 
 
 class Encoded(NamedTuple):
@@ -100,14 +102,15 @@ class Decoder(nn.Module):
 
         Args:
             cell: (B, encoder width), the cell token.
-            visible: (B, M, encoder width), the encoder's output where ``state`` is VISIBLE, else 0.
+            visible: (B, M, encoder width), what is known where ``state`` is VISIBLE, else 0.
             gene_ids: (B, M) int64.
             state: (B, M) int64, one of VISIBLE, ZERO, HIDDEN.
-            shift: (B, 1, width), the injected context, or None.
+            shift: (B, 1, encoder width), the injected context, or None. It is added before the
+                decoder's own projection, as published.
         """
-        tokens = self.gene(gene_ids) + self.state(state) + self.bridge(visible)
         if shift is not None:
-            tokens = tokens + shift
+            visible = visible + shift
+        tokens = self.gene(gene_ids) + self.state(state) + self.bridge(visible)
         tokens = torch.cat([self.bridge(cell)[:, None], tokens], dim=1)
         tokens = through(self.blocks, tokens, None, recompute=self.recompute)
         return self.head(self.norm(tokens[:, 1:]))
@@ -194,15 +197,17 @@ class CellModel(nn.Module):
         mean = (encoded.tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         return torch.cat([mean, encoded.cell], dim=-1)
 
-    def features(self, values: Tensor, depth: Tensor) -> Tensor:
-        """Pooled encoder output (B, feature_dim) of values (B, G); nothing hidden, no context."""
+    def features(self, values: Tensor, depth: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Pooled encoder output (B, feature_dim) of values (B, G), nothing hidden; ``shift`` as in
+        `encode`.
+        """
         taken = values != 0
         limit = self.max_encoder_tokens
         if limit is not None and limit < self.num_genes:
             taken = taken & torch.zeros_like(taken).scatter(
                 1, values.topk(limit, dim=1).indices, True
             )
-        return self.pool(self.encode(gather(values, taken), depth))
+        return self.pool(self.encode(gather(values, taken), depth, shift))
 
     def reconstruct(
         self,
@@ -219,15 +224,15 @@ class CellModel(nn.Module):
 
         Args:
             values: (B, G), as corrupted.
-            visible: (B, G) bool: non-zero and not hidden; what the encoder reads.
-            hidden: (B, G) bool: behind a mask token.
+            visible: (B, G) bool, True for values that are not zero: what the encoder reads.
+            hidden: (B, G) bool: behind a mask token. Other values that are not zero and not visible
+                are read by the decoder alone, as the embedding of gene and value.
             depth: (B,).
-            encoder_shift: (B, 1, width), or None.
-            decoder_shift: (B, 1, decoder_width), or None.
+            encoder_shift, decoder_shift: (B, 1, width), or None.
             gene_ids: (B, M) int64, the genes that the decoder reads and predicts. None: all.
         """
         encoded = self.encode(gather(values, visible), depth, encoder_shift)
-        state = torch.where(hidden, HIDDEN, torch.where(visible, VISIBLE, ZERO))
+        state = torch.where(hidden, HIDDEN, torch.where(values != 0, VISIBLE, ZERO))
         slots = (visible.cumsum(dim=1) - 1).clamp(min=0)
         every = (
             torch.arange(self.num_genes, device=values.device).expand(len(values), -1)
@@ -235,11 +240,16 @@ class CellModel(nn.Module):
             else gene_ids
         )
         if gene_ids is not None:
-            state, slots = state.gather(1, gene_ids), slots.gather(1, gene_ids)
-        known = (state == VISIBLE)[..., None]
+            state, slots, visible, values = (
+                x.gather(1, gene_ids) for x in (state, slots, visible, values)
+            )
+        known = visible[..., None]
         output = (
             encoded.tokens.gather(1, (slots[..., None] * known).expand(-1, -1, self.width)) * known
         )
+        shown = (state == VISIBLE) & ~visible
+        embedded = self.embedding(every[shown], values[shown])
+        output = output.index_put(shown.nonzero(as_tuple=True), embedded.to(output.dtype))
         bias = self.gene_bias[every]
         genes = self.decoder(encoded.cell, output, every, state, decoder_shift) + bias
         return Reconstruction(gene_ids, genes, self.predict_from_cell(self.pool(encoded)))

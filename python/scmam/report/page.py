@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, RULE, UNTRAINED
 from ..errors import ReportError
 from ..storage import write_file
-from . import formatting, sections
+from . import formatting, mask_section, sections
 from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text
 from .folder import StudyFiles, open_study_files
 from .maps import Projection, checked_projection, class_style
@@ -103,7 +103,7 @@ def render(study: StudyFiles, projection: Projection) -> str:
     """The page as text."""
     styles = arm_styles(study)
     content = {
-        "hidden": sections.hidden(study, styles),
+        "hidden": mask_section.hidden(study, styles),
         "findings": sections.found(study),
         "comparison": sections.comparison(study, styles),
         "what": sections.what_was_run(study),

@@ -25,11 +25,12 @@ class ArmStyle:
 
 def arm_styles(study: StudyFiles) -> dict[str, ArmStyle]:
     """The style of each arm: cool colours for learned masks, warm ones for others."""
-    counts, styles = {True: 0, False: 0}, {}
+    counts, untrained, styles = {True: 0, False: 0}, 0, {}
     for place, arm in enumerate(study.arms):
         marker = MARKERS[place % len(MARKERS)]
         if study.strategy(arm) == "none":
-            styles[arm] = ArmStyle(UNTRAINED, marker, DASHES[-1])
+            untrained += 1
+            styles[arm] = ArmStyle(UNTRAINED, marker, DASHES[-untrained % len(DASHES)])
             continue
         learned = study.is_learned(arm)
         colours = LEARNED if learned else FIXED

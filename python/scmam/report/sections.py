@@ -27,7 +27,7 @@ from .formatting import amount, count, duration, listed, milliseconds, percent
 from .palette import ArmStyle
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
 from .scores import METRICS, baseline_scores, candidates, difference, score, shown_arm
-from .training_figures import arms_with_masks, hidden_shares, loss_figures, mask_figures
+from .training_figures import loss_figures
 
 Content = dict[str, Any] | None
 Styles = Mapping[str, ArmStyle]
@@ -44,13 +44,6 @@ UNFINISHED = {
     "interrupted": "It was interrupted: this is what is there so far.",
     "running": "It was still running, or was killed: this is what is there so far.",
 }
-STRATEGIES = {
-    "uniform": "uniform",
-    "expression": "in proportion to expression",
-    "mam": "learned, by the latents' attention to values",
-    "mam-embedding": "learned, by the latents' attention to gene and value embeddings",
-}
-INJECTED = {"both": "encoder and decoder", "separate": "encoder and decoder, an adapter each"}
 TIMES: Writers = {
     "step_ms": milliseconds,
     "masking_ms": milliseconds,
@@ -104,82 +97,6 @@ def notes(study: StudyFiles) -> list[str]:
         advice = "run scmam report on the folder, which writes it"
         told.append(f"summary.csv is missing: scores are not compared; {advice}.")
     return told + study.problems
-
-
-def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
-    """What each arm hides, and what is left for the encoder to read."""
-    wanted, arms = len(study.wanted_seeds), []
-    for arm in study.arms:
-        runs = study.of(arm)
-        done = sum(run.status == "done" for run in runs)
-        arms.append((arm, described(study, arm), f"{done} of {max(len(runs), wanted)}"))
-    measured = {arm: found for arm in study.arms if (found := _measured(study, arm))}
-    views = {arm: study.first_latents(arm).get("encoder") for arm in measured}
-    written: Writers = {"genes": count, "nonzero_read": percent, "invented": percent}
-    return {
-        "arms": arms,
-        "measured": measured,
-        "encoder": [
-            (arm, *(write(number(view.get(name))) for name, write in written.items()))
-            for arm, view in views.items()
-            if isinstance(view, dict)
-        ],
-        "figures": mask_figures(study, styles),
-        "legend": arms_with_masks(study),
-    }
-
-
-def _measured(study: StudyFiles, arm: str) -> dict[str, Any]:
-    """What the masks of an arm hide: by its final weights, else as training recorded it."""
-    latents = study.first_latents(arm)
-    found = latents or hidden_shares(study, arm)
-    if not found:
-        return {}
-    attention, scatter = latents.get("attention") or {}, latents.get("dispersion") or {}
-    positions = [number(latents.get(f"{name}_positions")) for name in ("effective", "drawable")]
-    shares = ("hidden", "hidden_nonzero", "hidden_zero", "entropy")
-    return {
-        **{name: number(found.get(name)) for name in shares},
-        "positions": "–" if math.isnan(positions[1]) else " of ".join(map(count, positions)),
-        "chi_square": number(scatter.get("chi_square")),
-        "chance": [number(scatter.get(end)) for end in ("low", "high")] if scatter else None,
-        "spread": number(scatter.get("spread")),
-        "spearman": number(latents.get("spearman")),
-        "overlap": number((attention.get("overlap") or {}).get("cosine")),
-    }
-
-
-def described(study: StudyFiles, arm: str) -> str:
-    """The masking settings of an arm in words."""
-    masking = study.masking(arm)
-    if not masking:
-        return "no run of it has started"
-    if masking.get("strategy") == "none":
-        return "no pretraining: the encoder as initialised"
-    corruption, scheme = masking.get("corruption"), masking.get("injection", "none")
-    parts = [_hides(masking)]
-    parts.append("mask token everywhere" if corruption == "all" else f"corruption {corruption}")
-    if scheme != "none":
-        visible = masking.get("context_from") == "visible"
-        ending = ", without the hidden values" if visible else ""
-        parts.append(f"context injected into {INJECTED.get(scheme, f'the {scheme}')}{ending}")
-    if masking.get("temperature", 1.0) != 1.0:
-        parts.append(f"temperature {masking['temperature']:g}")
-    if masking.get("slope_norm") is not None:
-        parts.append(f"slopes of norm {masking['slope_norm']:g}")
-    return "; ".join(parts)
-
-
-def _hides(masking: dict[str, Any]) -> str:
-    strategy, ratio, zeros = (masking.get(name) for name in ("strategy", "ratio", "zero_ratio"))
-    if strategy == "matched":
-        target = masking.get("matched_to")
-        return f"uniform, at the hidden shares of zeros and non-zeros of {target}"
-    what, share = STRATEGIES.get(str(strategy), str(strategy)), percent(ratio, 0)
-    if zeros is None:
-        return f"{what}; {share} of all genes"
-    of_zeros = percent(zeros, 0) if zeros else "none"
-    return f"{what}; {share} of the non-zeros, {of_zeros} of the zeros"
 
 
 def found(study: StudyFiles) -> dict[str, Any]:

@@ -19,22 +19,46 @@ class Arm(NamedTuple):
 PLAIN = {
     "strategy": "uniform",
     "ratio": 0.3,
+    "ratio_to": None,
     "zero_ratio": None,
     "matched_to": None,
     "corruption": "80/10/10",
+    "corruption_view": "decoder",
+    "random_values": "observed",
     "injection": "none",
     "injection_start": "random",
+    "latent_start": "standard",
+    "penalty_norm": "squared",
     "context_from": "all",
     "temperature": 1.0,
     "slope_norm": None,
+    "gradient": "none",
 }
 
 ARMS: dict[str, Arm] = {
-    "none": Arm("no pretraining: the encoder as initialised", {"strategy": "none"}),
+    "none": Arm(
+        "no pretraining: the encoder as initialised", {"strategy": "none"}, {"start_from": None}
+    ),
     "uniform": Arm("uniform over all genes", {}),
+    "uniform-both": Arm(
+        "uniform over all genes, the corrupted values read by the encoder too",
+        {"corruption_view": "both"},
+    ),
     "uniform-split": Arm(
-        "uniform, 30 % of the non-zeros and 3 % of the zeros: the published baseline",
-        {"zero_ratio": 0.03},
+        "uniform, 30 % of the non-zeros and 3 % of the zeros", {"zero_ratio": 0.03}
+    ),
+    "uniform-stratified": Arm(
+        "the published baseline: uniform, 30 % of the non-zeros and 30 % of the zeros, each counted"
+        " by itself, random values up to the largest of the batch",
+        {"zero_ratio": 0.3, "random_values": "uniform"},
+    ),
+    "uniform-stratified-token": Arm(
+        "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, "corruption": "all"}
+    ),
+    "uniform-half": Arm(
+        "uniform, 50 % of the non-zeros and 5 % of the zeros, every hidden one behind a mask token:"
+        " the default",
+        {"ratio": 0.5, "zero_ratio": 0.05, "corruption": "all"},
     ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
@@ -49,12 +73,21 @@ ARMS: dict[str, Arm] = {
         {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
     ),
     "mam": Arm(
-        "Multinomial Attention Masking as published",
+        "Multinomial Attention Masking on the values, the context injected into the decoder",
         {"strategy": "mam", "corruption": "all", "injection": "decoder"},
     ),
     "mam-mixed": Arm(
         "mam with the corruption that uniform masks have, 80/10/10",
         {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
+    ),
+    "mam-mixed-both": Arm(
+        "the same, the corrupted values read by the encoder too",
+        {
+            "strategy": "mam",
+            "corruption": "80/10/10",
+            "corruption_view": "both",
+            "injection": "decoder",
+        },
     ),
     "mam-visible": Arm(
         "mam, its context without the hidden values",
@@ -95,10 +128,43 @@ ARMS: dict[str, Arm] = {
             "zero_ratio": 0.03,
         },
     ),
+    "mam-reward": Arm(
+        "mam on embeddings that learns to hide what is predicted worst; without injection, so that"
+        " only which non-zeros are hidden differs from uniform masks",
+        {
+            "strategy": "mam-embedding",
+            "corruption": "all",
+            "zero_ratio": 0.03,
+            "gradient": "reward",
+            "penalty": 0.0,
+        },
+        {"masking_weight_decay": 0.0},
+    ),
     "expression": Arm(
         "in proportion to expression",
         {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03},
     ),
+    "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
+    **{
+        f"mam-published-{scheme}{suffix}": Arm(
+            f"mam with the published first weights, penalty and random values, injected: {scheme};"
+            f" {what}",
+            {
+                "strategy": "mam",
+                "corruption": corruption,
+                "random_values": "uniform",
+                "injection": scheme,
+                "injection_start": "published",
+                "latent_start": "published",
+                "penalty_norm": "plain",
+            },
+        )
+        for scheme in ("encoder", "decoder", "both", "separate")
+        for suffix, corruption, what in (
+            ("", "all", "mask tokens"),
+            ("-mixed", "80/10/10", "80/10/10"),
+        )
+    },
 }
 
 

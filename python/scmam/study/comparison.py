@@ -174,11 +174,12 @@ def _earlier(folder: Path) -> Study | None:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Make the paths of the data absolute, so that a study can continue from another directory."""
+    """Make the paths absolute, so that a study can continue from another directory."""
     paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
-    return with_settings(
-        config, data={name: path.absolute() for name, path in paths.items() if path is not None}
-    )
+    data = {name: path.absolute() for name, path in paths.items() if path is not None}
+    start = config.training.start_from
+    training = {} if start is None else {"start_from": start.absolute()}
+    return with_settings(config, data=data, training=training)
 
 
 def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
@@ -187,11 +188,12 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
     Raises:
         CellsError: the file cannot be used, or its classes are too small for the folds.
     """
-    from ..data import folds, open_cells
+    from ..data import open_cells
+    from ..evaluation.cross_validation import scored, splits
 
     if cells is None:
         cells = open_cells(config.data, need_label=True)
-    folds(cells, config.evaluation.folds, config.evaluation.fold_seed)
+    splits(scored(cells, config.evaluation), config.evaluation)
     return {
         "source": cells.source,
         "unit": cells.unit,

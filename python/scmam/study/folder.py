@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import Config, Evaluation, as_yaml, load_config, with_settings
+from ..config import Config, as_yaml, load_config, with_settings
 from ..errors import RunError
+from ..settings import METHODS
 from ..storage import write_file
 
 if TYPE_CHECKING:
@@ -153,8 +154,7 @@ def evaluation_file(run: Path, method: str) -> Path:
 
 def evaluation_files(run: Path) -> list[Path]:
     """The scores of a run that are there, in the order of the methods."""
-    # All there are, by default.
-    files = (evaluation_file(run, method) for method in Evaluation().methods)
+    files = (evaluation_file(run, method) for method in METHODS)
     return [path for path in files if path.is_file()]
 
 

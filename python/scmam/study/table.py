@@ -43,9 +43,12 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
         if counts == [1]
         else "± and [ ]: 95 % Student-t intervals over seeds"
     )
+    evaluation = study.config.evaluation
+    published = evaluation.protocol == "published"
+    tested = f"{evaluation.folds} {'bootstraps of one test set' if published else 'folds'}"
     return (
         f"{cells['num_cells']} cells, {cells['num_genes']} genes, {len(cells['classes'])} cell"
-        f" types; {seeds} seed{plural}, {study.config.evaluation.folds} folds\nper cent; {known}"
+        f" types; {seeds} seed{plural}, {tested}\nper cent; {known}"
     )
 
 

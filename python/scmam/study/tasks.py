@@ -63,6 +63,16 @@ def _check(config: Config) -> None:
             f"study.reference: {study.reference} is not among the arms ({', '.join(study.arms)});"
             " name one of them, or add it to study.arms"
         )
+    if config.training.start_from is None and "orig" in study.arms:
+        raise ConfigError(
+            "study.arms: orig is the model that training.start_from names; set that to a run folder"
+            " or an exported model"
+        )
+    if config.training.start_from is not None and not config.training.start_from.exists():
+        raise ConfigError(
+            f"training.start_from: expected a run folder or an exported model; there is no"
+            f" {config.training.start_from}"
+        )
     for arm in study.arms:
         if arm in study.baselines:
             raise ConfigError(f"study.arms: expected names other than baselines', got {arm!r}")

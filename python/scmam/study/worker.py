@@ -1,5 +1,6 @@
 """The process that does one task of a study: ``python -m scmam.study.worker STUDY run ARM SEED`` or
-``... baseline NAME``. The queue starts it, and reads from a pipe what it is at and what went wrong.
+``... baseline NAME`` or, with the folder of a benchmark, ``... benchmark SET SEED ARM,ARM``. The
+queue starts it, and reads from a pipe what it is at and what went wrong.
 """
 
 import argparse
@@ -38,11 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     try:
-        config = load_config(options.study / CONFIG)
-        if options.task == "baseline":
-            _baseline(config, options)
+        if options.task == "benchmark":
+            from ..benchmark.work import do_arms
+
+            do_arms(options.study, options.set, options.seed, options.arms.split(","), _say)
+        elif options.task == "baseline":
+            _baseline(load_config(options.study / CONFIG), options)
         else:
-            _run(config, options)
+            _run(load_config(options.study / CONFIG), options)
     except ScmamError as error:
         print(f"error: {error}", flush=True)
         _report(error=str(error))
@@ -66,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--interpret", action="store_true")
     baseline = tasks.add_parser("baseline")
     baseline.add_argument("name")
-    for task in (run, baseline):
+    benchmark = tasks.add_parser("benchmark")
+    benchmark.add_argument("set")
+    benchmark.add_argument("seed", type=int)
+    benchmark.add_argument("arms")
+    for task in (run, baseline, benchmark):
         task.add_argument("--threads", type=int, required=True)
     return parser
 

@@ -72,7 +72,7 @@ def fit(
         checkpoint = checkpoint_to_go_on_from(folder)
         with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    if training.patience is not None and trainer.global_step:
+    if training.keeps_best and trainer.global_step:
         _take_best(folder, module)
     results = _results(open_run(folder), trainer, times, data) if trainer.is_global_zero else {}
     return results, trainer.strategy.barrier
@@ -235,6 +235,6 @@ def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> di
         "best_validation": None if best is None else float(best["loss"]),
         "best_validation_step": None if best is None else int(best["step"]),
         "weights_of_step": int(best["step"])
-        if best is not None and training.patience is not None
+        if best is not None and training.keeps_best
         else trainer.global_step,
     }

@@ -64,9 +64,13 @@ class PretrainingModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         recipe = self.settings
         groups = self.pretraining.parameter_groups(
-            recipe.lr, recipe.masking_lr, recipe.weight_decay, recipe.decay_of_latents
+            recipe.lr,
+            recipe.masking_lr,
+            recipe.weight_decay,
+            recipe.decay_of_latents,
+            recipe.rate_groups,
         )
-        optimizer = torch.optim.Adam(groups)
+        optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate_factor(step, self.settings)
         )
@@ -80,9 +84,11 @@ def as_vector(losses: Losses) -> Tensor:
 
 def rate_factor(step: int, training: Training) -> float:
     """Factor of the learning rates at a step, counted from 0: a linear rise, then half a cosine
-    down to 0.
+    down to 0, or 1.
     """
     warmup = round(training.warmup * training.steps)
     if step < warmup:
         return (step + 1) / warmup
+    if training.schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, training.steps - warmup)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Config, with_settings
 from ..errors import ConfigError, RunError
+from ..gene_strategies import knowledge_of
 from ..objective import Pretraining, build_pretraining
 from ..runs import (
     CHECKPOINTS,
@@ -31,6 +32,7 @@ from ..runs import (
 )
 from ..storage import alone, remove_unfinished, writing
 from .processes import check_processes, global_rank, num_processes
+from .start import start_from
 
 if TYPE_CHECKING:
     from ..data import Cells
@@ -44,6 +46,7 @@ def pretrain(
     *,
     cells: "Cells | None" = None,
     schedule: Tensor | None = None,
+    knowledge: Tensor | None = None,
     progress: bool = True,
 ) -> Run:
     """Pretrain a model into a run folder, or go on with one that was interrupted.
@@ -68,6 +71,8 @@ def pretrain(
         cells: what ``open_cells(config.data)`` gives; None: it is called.
         schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None:
             those of the run folder `masking.matched_to`.
+        knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_strategies`; None: it
+            is computed from the cells, or from the run `masking.matched_to`.
         progress: show a progress bar.
 
     Returns:
@@ -91,7 +96,7 @@ def pretrain(
         if run is None or not run.done:
             if writes:
                 remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
-            _go_on(config, folder, run, cells, schedule, progress, writes)
+            _go_on(config, folder, run, cells, schedule, knowledge, progress, writes)
     return open_run(folder)
 
 
@@ -101,6 +106,7 @@ def _go_on(
     run: Run | None,
     cells: "Cells | None",
     schedule: Tensor | None,
+    knowledge: Tensor | None,
     progress: bool,
     writes: bool,
 ) -> None:
@@ -110,7 +116,7 @@ def _go_on(
     if cells is None:
         from ..data import open_cells
 
-        cells = open_cells(config.data)
+        cells = open_cells(config.data, need_label=config.training.cells == "training")
     schedule = _schedule(config, schedule, run)
     found = (tuple(cells.genes), cells.num_cells)
     if run is not None and (run.genes, run.record.get("cells")) != found:
@@ -120,11 +126,23 @@ def _go_on(
             f" {cells.num_genes}, or other genes; name another folder, or delete this one to train"
             " it anew"
         )
-    pretraining = build_pretraining(config, cells.num_genes, schedule=by_batch(schedule, config))
+    if knowledge is None:
+        knowledge = _knowledge(config, cells)
+    pretraining = build_pretraining(
+        config, cells.num_genes, schedule=by_batch(schedule, config), knowledge=knowledge
+    )
+    source: dict[str, Any] = {}
+    if config.training.start_from is not None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
+        source = start_from(pretraining, tuple(cells.genes), config)
     if writes and run is None:
-        create_folder(folder, config, cells.genes, _record(config, cells, pretraining), schedule)
+        record = {**_record(config, cells, pretraining), **source}
+        create_folder(folder, config, cells.genes, record, schedule)
     elif writes:
-        update_record(folder, status="running", reason=None)
+        update_record(folder, status="running", reason=None, **source)
+    if config.training.cells == "training":
+        from ..evaluation.cross_validation import without_test
+
+        cells = cells.subset(without_test(cells, config.evaluation))
     _train(config, folder, cells, pretraining, progress, writes)
 
 
@@ -192,10 +210,15 @@ def _check(config: Config) -> None:
     """Settings that contradict one another or this machine, before anything is read."""
     training = config.training
     check_processes(training)
-    if training.patience is not None and training.validation == 0:
+    if training.keeps_best and training.validation == 0:
+        name, other = (
+            ("keep: best", "keep: last")
+            if training.patience is None
+            else ("patience", "no patience")
+        )
         raise ConfigError(
-            "training.patience: watches the loss on cells kept aside, and training.validation is"
-            " 0; set that above 0, or no patience"
+            f"training.{name}: watches the loss on cells kept aside, and training.validation is"
+            f" 0; set that above 0, or {other}"
         )
     if training.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
@@ -247,6 +270,20 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     return schedule
 
 
+def _knowledge(config: Config, cells: "Cells") -> Tensor | None:
+    """What the strategy knows of the genes (G,); None: it knows nothing of them."""
+    masking = config.masking
+    if masking.strategy in ("modules", "harder", "labels"):
+        return knowledge_of(masking.strategy, cells, config.data.transform)
+    if masking.strategy not in ("replayed", "permuted") or masking.matched_to is None:
+        return None
+    from ..interpretation.rates import race_weights
+
+    run = open_run(masking.matched_to)
+    exchanged = config.training.seed if masking.strategy == "permuted" else None
+    return race_weights(run, cells, permute=exchanged)
+
+
 def _alone(folder: Path) -> contextlib.AbstractContextManager[int]:
     """Hold a folder against other processes."""
     busy = f"{folder}: another process is training this run; wait for it, or name another folder"
@@ -265,6 +302,9 @@ def _with_absolute_paths(config: Config) -> Config:
         for name, path in given.items()
     }
     config = with_settings(config, data=paths) if paths else config
+    if config.training.start_from is not None:
+        start = config.training.start_from.absolute()
+        config = with_settings(config, training={"start_from": start})
     matched_to = config.masking.matched_to
     if matched_to is not None and (Path(matched_to) / RECORD).is_file():
         config = with_settings(config, masking={"matched_to": str(Path(matched_to).absolute())})

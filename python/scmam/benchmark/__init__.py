@@ -1,0 +1,12 @@
+"""A benchmark of what to hide: many maskings on many sets of cells, paired by seed.
+
+`benchmark` runs what is missing of arms x data sets x seeds; `arms.ARMS` are the maskings;
+``runs.csv``, ``summary.csv`` and ``benchmark.svg`` in its folder are what came out.
+"""
+
+from .arms import ARMS, GROUPS, chosen_arms
+from .folder import DataSet
+from .running import benchmark
+from .summary import summarize
+
+__all__ = ["ARMS", "GROUPS", "DataSet", "benchmark", "chosen_arms", "summarize"]

@@ -1,0 +1,28 @@
+"""Every setting, its unit and its default, by sections."""
+
+from .pretraining import Data, Masking, Model, Training
+from .section import Section
+from .studies import METHODS, SPLIT, Evaluation, Study
+
+__all__ = [
+    "METHODS",
+    "SPLIT",
+    "Config",
+    "Data",
+    "Evaluation",
+    "Masking",
+    "Model",
+    "Study",
+    "Training",
+]
+
+
+class Config(Section):
+    """All settings."""
+
+    data: Data = Data()
+    model: Model = Model()
+    masking: Masking = Masking()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    study: Study = Study()

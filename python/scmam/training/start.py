@@ -1,0 +1,104 @@
+"""Continue from a pretrained model: the encoder-decoder of a run or of an exported model, its genes
+matched by name.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..config import Config
+from ..errors import ConfigError
+from ..objective import Pretraining
+from ..runs import RECORD, WEIGHTS, open_run
+
+OF_GENES = ("embedding.gene.weight", "decoder.gene.weight", "gene_bias")
+"""Tensors of the encoder-decoder with a row for each gene."""
+SHOWN = 3  # of the tensors that do not fit
+
+
+class Source(NamedTuple):
+    """A pretrained model."""
+
+    pretraining: Pretraining
+    genes: tuple[str, ...]
+    config: Config
+    weights: Path  # the file with its weights
+
+
+def start_from(pretraining: Pretraining, genes: tuple[str, ...], config: Config) -> dict[str, Any]:
+    """Give the encoder-decoder of ``pretraining`` the weights of ``config.training.start_from``.
+
+    Genes that the other model does not have keep their first weights, and so do latents and
+    adapters, whatever the other model has.
+
+    Args:
+        pretraining: of ``config``; changed in place.
+        genes: of the cells, in their order.
+        config: of the run that begins.
+
+    Returns:
+        Entries of run.json: ``start_digest`` of the weights and ``start_genes``, how many of the
+        genes have weights from there.
+
+    Raises:
+        ConfigError: the models have other sizes or read other values, or no gene in common.
+        RunError: there is no finished run, or no model in the file.
+    """
+    path = config.training.start_from
+    source = read_source(path)
+    if source.config.data.transform != config.data.transform:
+        raise ConfigError(
+            f"data.transform: expected {source.config.data.transform}, which {path} was trained on;"
+            f" got {config.data.transform}"
+        )
+    places = {gene: place for place, gene in enumerate(source.genes)}
+    rows = [row for row, gene in enumerate(genes) if gene in places]
+    if not rows:
+        raise ConfigError(
+            f"training.start_from: {path} has none of the {len(genes)} genes of these cells"
+            f" ({genes[0]}, ...; there {source.genes[0]}, ...); give cells with the same names"
+        )
+    taken = [places[genes[row]] for row in rows]
+    new, old = pretraining.model.state_dict(), source.pretraining.model.state_dict()
+    wrong = sorted(
+        name
+        for name in new.keys() | old.keys()
+        if name not in new or name not in old or _sizes(new, name) != _sizes(old, name)
+    )
+    if wrong:
+        shown = ", ".join(wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
+        raise ConfigError(
+            f"training.start_from: {path} has an encoder-decoder of other sizes ({shown}); set"
+            " model.* and training.loss as they are in its settings"
+        )
+    with torch.no_grad():
+        for name, tensor in new.items():
+            if name in OF_GENES:
+                tensor[rows] = old[name][taken]
+            else:
+                tensor.copy_(old[name])
+    digest = hashlib.sha256(source.weights.read_bytes()).hexdigest()[:16]
+    return {"start_digest": digest, "start_genes": len(rows)}
+
+
+def read_source(path: Path) -> Source:
+    """The model of a run folder or of an exported file.
+
+    Raises:
+        RunError: there is none that can be read.
+    """
+    if (path / RECORD).is_file() or not path.is_file():
+        run = open_run(path)
+        return Source(run.load(), run.genes, run.config, path / WEIGHTS)
+    from ..weights import load_model
+
+    model = load_model(path)
+    return Source(model.pretraining, model.genes, model.config, path)
+
+
+def _sizes(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a tensor, without the number of genes."""
+    shape = tuple(tensors[name].shape)
+    return shape[1:] if name in OF_GENES else shape

@@ -1,0 +1,173 @@
+"""The benchmark of maskings: its arms, what is paired with what, and nothing is done twice."""
+
+import json
+
+import pytest
+
+pytest.importorskip("anndata", reason="the single-cell layer is not installed")
+pytest.importorskip("pandas", reason="the single-cell layer is not installed")
+pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
+pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
+
+import numpy as np
+import pandas
+from scmam.benchmark import ARMS, DataSet, chosen_arms
+from scmam.benchmark.arms import with_arms
+from scmam.benchmark.folder import read_runs, save_benchmark, scores_file, work_folder
+from scmam.benchmark.page import draw_page
+from scmam.benchmark.running import _groups, benchmark
+from scmam.benchmark.summary import summarize, summary_of
+from scmam.benchmark.work import do_arms
+from scmam.config import load_config
+from scmam.data import open_cells
+from scmam.errors import ConfigError, RunError
+from scmam.evaluation.test_bed import METRICS, bed_scores
+from scmam.study.arms import arm_config
+
+from tests.scmam.small import SMALL_MODEL
+
+TINY = {
+    **SMALL_MODEL,
+    "training.steps": 3,
+    "training.batch_size": 16,
+    "training.validation": 0.0,
+    "training.device": "cpu",
+    "evaluation.development": 0.3,
+    "evaluation.train_cells": 100,
+    "evaluation.methods": ["linear-probe"],
+    "study.seeds": [0],
+    "study.jobs": 1,
+}
+SET = DataSet(None, 30)
+
+
+def test_every_arm_is_a_valid_masking_and_hides_as_much_as_its_reference():
+    config = with_arms(load_config(None, TINY))
+    for name, arm in ARMS.items():
+        masking = arm_config(config, name, 0).masking
+        assert masking.corruption_view == "decoder"
+        if arm.same_share is not None and masking.ratio_to is None:
+            same = arm_config(config, arm.same_share, 0).masking
+            assert (masking.ratio, masking.zero_ratio) == (same.ratio, same.zero_ratio), name
+            assert masking.corruption == same.corruption, name
+            assert same.strategy == "uniform", name
+    assert len(chosen_arms(["grid"])) == 32  # 5 shares x 3 of the zeros x 2, and two over all
+
+
+def test_arms_are_chosen_by_name_group_and_pattern():
+    assert chosen_arms(["7*-tenth"]) == ("uniform", "70-tenth")
+    assert chosen_arms(["permuted-50"]) == ("uniform", "mam-sharp-50", "permuted-50")
+    assert chosen_arms(["all"]) == tuple(ARMS)
+    with pytest.raises(ConfigError, match=r"expected some of .* or a pattern; got '40-tenth'"):
+        chosen_arms(["40-tenth"])
+
+
+def test_an_arm_is_trained_in_the_process_of_the_one_it_follows():
+    groups = _groups(chosen_arms(["all"]))
+    assert sorted(arm for group in groups for arm in group) == sorted(ARMS)
+    for group in groups:
+        for place, arm in enumerate(group):
+            assert ARMS[arm].follows is None or ARMS[arm].follows in group[:place]
+
+
+def planted(gain: float, noise: float = 1.0) -> pandas.DataFrame:
+    """Scores of six seeds whose level differs far more than the arms do."""
+    random = np.random.default_rng(0)
+    rows = []
+    for seed in range(6):
+        level = random.normal(0.6, 0.1)
+        for arm, more in (("uniform", 0.0), ("50-tenth", gain), ("labels-50", gain)):
+            value = level + more / 100 + random.normal(0, noise / 1000)
+            rows.append(("cells", 300, arm, seed, "rest", "probe", value))
+    return pandas.DataFrame(
+        rows, columns=["data", "genes", "arm", "seed", "part", "metric", "value"]
+    )
+
+
+def test_differences_are_paired_by_seed():
+    table = summary_of(planted(gain=2.0)).set_index(["arm", "against"])
+    found = table.loc[("50-tenth", "uniform")]
+    assert found.low < 2.0 < found.high
+    assert found.high - found.low < 0.6
+    assert found.seeds == 6
+    same = table.loc[("labels-50", "same share")]
+    assert same.low < 0.0 < same.high
+
+
+def test_a_seed_without_its_pair_does_not_count():
+    runs = planted(gain=2.0)
+    runs = runs[~((runs.arm == "uniform") & (runs.seed == 3))]
+    table = summary_of(runs).set_index(["arm", "against"])
+    assert table.loc[("50-tenth", "uniform")].seeds == 5
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A benchmark of a few steps, trained in this process."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    save_benchmark(folder, with_arms(load_config(None, TINY)), {SET.name: SET})
+    arms = ("uniform", "50-tenth", "mam-sharp-50", "replayed-50", "permuted-50", "harder-50")
+    do_arms(folder, SET.name, 0, (*arms, "labels-50", "modules-50"), lambda stage: None)
+    return folder
+
+
+def test_every_run_leaves_its_scores_and_nothing_else(done):
+    runs = read_runs(done)
+    assert set(runs[runs.part == "rest"].metric) == set(METRICS)
+    labels = runs[(runs.arm == "labels-50") & (runs.part == "masks")].set_index("metric").value
+    assert 0.4 < labels["hidden_nonzero"] <= 0.5
+    assert labels["entropy"] < 0.97
+    assert not work_folder(done, SET.name, "uniform", 0).exists()
+
+
+def test_what_is_done_is_not_done_again(done):
+    path = scores_file(done, SET.name, "harder-50", 0)
+    record = {**json.loads(path.read_text()), "seconds": -1.0}
+    path.write_text(json.dumps(record))
+    do_arms(done, SET.name, 0, ("uniform", "harder-50"), lambda stage: None)
+    assert json.loads(path.read_text())["seconds"] == -1.0
+
+
+def test_tables_and_pictures(done):
+    table = summarize(done)
+    assert set(table.arm) == set(read_runs(done).arm)
+    assert (done / "summary.csv").is_file()
+    page = draw_page(done).read_text()
+    assert page.count("<svg") == 2 * len(METRICS)
+    assert "informative genes more often" in page
+
+
+def test_another_model_needs_another_folder(done):
+    other = load_config(None, {**TINY, "training.steps": 4})
+    with pytest.raises(RunError, match="begun with other settings of training"):
+        benchmark(other, [SET], done, arms=["uniform"], progress=False)
+
+
+def test_the_bed_tells_signal_from_noise():
+    settings = load_config(None, TINY)
+    cells = open_cells(SET.config(settings).data, need_label=True)
+    random = np.random.default_rng(0)
+    noise = random.normal(size=(len(cells), 12))
+    signal = noise + 6 * random.normal(size=(len(cells.classes), 12))[cells.codes]
+    for part in ("rest", "development"):
+        low = bed_scores(noise, cells, settings.evaluation)[part]
+        high = bed_scores(signal, cells, settings.evaluation)[part]
+        assert low["probe"] < 0.2
+        assert low["ari"] < 0.05
+        assert low["silhouette"] < 0.02
+        assert high["probe"] > 0.75
+        assert high["k-nn"] > 0.45  # 15 neighbours outvote a class of few training cells
+        assert high["ari"] > 0.7
+        assert high == bed_scores(signal, cells, settings.evaluation)[part]
+
+
+def test_only_what_is_missing_is_run(tmp_path):
+    config = load_config(None, TINY)
+    outcomes = benchmark(config, [SET], tmp_path / "out", arms=["uniform"], progress=False)
+    assert [outcome.error for outcome in outcomes] == [None]
+    assert (tmp_path / "out" / "runs.csv").is_file()
+    assert benchmark(config, [SET], tmp_path / "out", arms=["uniform"], progress=False) == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(RunError, match="other: not empty, and no benchmark; give another folder"):
+        benchmark(config, [SET], tmp_path / "other", progress=False)
