@@ -17,7 +17,7 @@ ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
     # 200 registers leave two programs a multiprocessor; 128 leave four, and spill.
     "value_path": [
         ("value_kernel", {"maxnreg": 128}),
-        ("value_kernel", {"num_warps": 8, "maxnreg": 128}),
+        ("value_kernel", {"num_warps": 2}),
         ("select_kernel", {"num_warps": 2}),
     ],
     # Fewer stages need less shared memory; more warps hide more of a product's latency.

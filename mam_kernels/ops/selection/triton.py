@@ -129,7 +129,7 @@ def select(
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
-            WHOLE=num_positions % 4 == 0,
+            WHOLE=num_positions % 16 == 0,
             BLOCK_L=min(blocks.block, 1024),
             num_warps=4,
         )

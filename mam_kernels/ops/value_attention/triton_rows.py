@@ -290,7 +290,7 @@ def run_rows(
             HAS_COUNTS=num_masked is not None, HAS_SAMPLE_IDS=sample_ids is not None,
             HAS_OCCUPIED=out.occupied is not None, SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None, SHARPEN=sharpness != 1.0,
-            WHOLE=positions % 4 == 0, BLOCK_L=min(blocks.block, 1024), **options,
+            WHOLE=positions % 16 == 0, BLOCK_L=min(blocks.block, 1024), **options,
         )  # fmt: skip
         if counts is not None:
             select(out.importance, counts, maskable, draw, drawing.weighting, out.mask)
