@@ -16,7 +16,13 @@ from .ops.inclusion.reward import reward_gradient
 from .ops.latent_attention.composed import fold
 from .ops.latent_attention.ops import latent_attention
 from .shares import Draw
-from .strategies import CellValues, EmbeddingAttention, Masking, nonzero_sequences
+from .strategies import (
+    CellValues,
+    EmbeddingAttention,
+    Masking,
+    MaskingStrategy,
+    nonzero_sequences,
+)
 
 
 def reward_loss(
@@ -93,7 +99,7 @@ def reward_loss(
 
 
 def strategy_reward_loss(
-    strategy: EmbeddingAttention,
+    strategy: MaskingStrategy,
     cells: CellValues,
     draw: Draw,
     masking: Masking,
@@ -106,7 +112,7 @@ def strategy_reward_loss(
     a share of the zeros, do not count.
 
     Args:
-        strategy: what decided the mask.
+        strategy: an ``EmbeddingAttention``, which decided the mask.
         cells, draw: those of the call.
         masking: what it returned.
         reward: (B, G), read where positions are hidden and ``scored``.
@@ -120,16 +126,18 @@ def strategy_reward_loss(
     """
     if not isinstance(strategy, EmbeddingAttention):
         raise TypeError(f"strategy: expected EmbeddingAttention; got {type(strategy).__name__}")
+    if masking.importance is None or masking.context is None or masking.penalty is None:
+        raise ValueError("masking: expected what the strategy returned; got one without importance")
     drawable = masking.importance > 0
     hidden = masking.mask & drawable
-    parts = (hidden, masking.importance, reward, hidden if scored is None else scored, drawable)
+    parts = [hidden, masking.importance, reward, hidden if scored is None else scored, drawable]
     if callable(cells.embed):
         there = nonzero_sequences(cells)
         tokens, valid = cells.embed(there), there.valid
-        parts = tuple(x.gather(1, there.gene_ids) for x in parts)
+        parts = [x.gather(1, there.gene_ids) for x in parts]
     else:
         tokens, valid = cells.embed, cells.valid
-    mask, importance, reward, scored, drawable = parts
+    mask, importance, reward, known, drawable = parts
     if valid is not None:  # the padding repeats a position
         mask = mask & valid
     return reward_loss(
@@ -138,7 +146,7 @@ def strategy_reward_loss(
         MaskingOutput(mask, importance, masking.context, masking.penalty),
         reward,
         temperature=temperature,
-        scored=scored,
+        scored=known,
         valid=valid,
         maskable=drawable,
         seed=draw.seed,

@@ -161,7 +161,13 @@ class Pretraining(nn.Module):
         total = reconstruction + self.cell_loss * cell + self.penalty * penalty
         if self.reward_temperature is not None and torch.is_grad_enabled():
             total = total + self._reward_loss(
-                cells, draw, masking, errors.detach(), sampled[1], gene_ids
+                cells,
+                draw,
+                masking,
+                errors.detach(),
+                sampled[1],
+                gene_ids,
+                self.reward_temperature,
             )
         return Losses(
             total,
@@ -301,18 +307,21 @@ class Pretraining(nn.Module):
         errors: Tensor,
         scored: Tensor,
         gene_ids: Tensor | None,
+        temperature: float,
     ) -> Tensor:
         """A loss that teaches the strategy to hide genes of large error; its value is 0."""
         if gene_ids is not None:  # the errors of some genes, to those of all
             errors = torch.zeros_like(cells.values).scatter(1, gene_ids, errors.float())
             scored = torch.zeros_like(masking.mask).scatter(1, gene_ids, scored)
-        scored = scored & masking.mask & (masking.importance > 0)
+        scored = scored & masking.mask
+        if masking.importance is not None:
+            scored = scored & (masking.importance > 0)
         mean = _mean(errors, scored)
         deviation = _mean((errors - mean).square(), scored).sqrt().clamp(min=1e-6)
         reward = (errors - mean) / deviation
         return strategy_reward_loss(
             self.strategy, cells, draw, masking, reward,
-            temperature=self.reward_temperature, scored=scored,
+            temperature=temperature, scored=scored,
         )  # fmt: skip
 
     @staticmethod

@@ -64,7 +64,7 @@ def test_genes_are_matched_by_name(backbone: Run, tmp_path: Path):
         config = with_settings(other, training={"start_from": source})
         fresh = build_pretraining(config, len(genes))
         started = build_pretraining(config, len(genes))
-        record = start_from(started, genes, config)
+        record = start_from(source, started, genes, config)
         assert record["start_genes"] == 2
         assert len(record["start_digest"]) == 16
         for name, tensor in started.state_dict().items():
@@ -128,7 +128,8 @@ def test_what_it_refuses(backbone: Run, cells: Cells):
         config = settings(**{"training": {"start_from": backbone.folder}, **sections})
         pretraining = build_pretraining(config, cells.num_genes)
         with pytest.raises(kind, match=message):
-            start_from(pretraining, sections.get("genes", cells.genes), config)
+            start = config.training.start_from
+            start_from(start, pretraining, sections.get("genes", cells.genes), config)
 
     refused(
         r"data.transform: expected log1p_counts, which .* was trained on; got log1p_cp10k",
@@ -146,7 +147,7 @@ def test_what_it_refuses(backbone: Run, cells: Cells):
     config = settings(training={"start_from": backbone.folder})
     pretraining = build_pretraining(config, 2)
     with pytest.raises(ConfigError, match=r"has none of the 2 genes of these cells \(a, \.\.\.; "):
-        start_from(pretraining, ("a", "b"), config)
+        start_from(backbone.folder, pretraining, ("a", "b"), config)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -92,9 +92,12 @@ class SequenceReader:
     def _shift(self, rows: csr_matrix, depth: Tensor) -> Tensor | None:
         if self.shift is None:
             return None
-        places = (rows.indptr.astype(np.int64), rows.indices.astype(np.int64))
-        parts = (*places, rows.data.astype(np.float32))
-        counts = csr_tensor(*map(torch.from_numpy, parts), rows.shape)
+        counts = csr_tensor(
+            torch.from_numpy(rows.indptr.astype(np.int64)),
+            torch.from_numpy(rows.indices.astype(np.int64)),
+            torch.from_numpy(rows.data.astype(np.float32)),
+            rows.shape,
+        )
         return self.shift(expression(counts, depth, self.transform).to(self.device))
 
     def _cut(self, sequences: Sequences) -> Sequences:

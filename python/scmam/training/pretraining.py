@@ -132,8 +132,9 @@ def _go_on(
         config, cells.num_genes, schedule=by_batch(schedule, config), knowledge=knowledge
     )
     source: dict[str, Any] = {}
-    if config.training.start_from is not None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
-        source = start_from(pretraining, tuple(cells.genes), config)
+    start = config.training.start_from
+    if start is not None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
+        source = start_from(start, pretraining, tuple(cells.genes), config)
     if writes and run is None:
         record = {**_record(config, cells, pretraining), **source}
         create_folder(folder, config, cells.genes, record, schedule)

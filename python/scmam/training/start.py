@@ -27,13 +27,16 @@ class Source(NamedTuple):
     weights: Path  # the file with its weights
 
 
-def start_from(pretraining: Pretraining, genes: tuple[str, ...], config: Config) -> dict[str, Any]:
-    """Give the encoder-decoder of ``pretraining`` the weights of ``config.training.start_from``.
+def start_from(
+    path: Path, pretraining: Pretraining, genes: tuple[str, ...], config: Config
+) -> dict[str, Any]:
+    """Give the encoder-decoder of ``pretraining`` the weights of another model.
 
     Genes that the other model does not have keep their first weights, and so do latents and
     adapters, whatever the other model has.
 
     Args:
+        path: of a run folder, or of an exported model.
         pretraining: of ``config``; changed in place.
         genes: of the cells, in their order.
         config: of the run that begins.
@@ -46,7 +49,6 @@ def start_from(pretraining: Pretraining, genes: tuple[str, ...], config: Config)
         ConfigError: the models have other sizes or read other values, or no gene in common.
         RunError: there is no finished run, or no model in the file.
     """
-    path = config.training.start_from
     source = read_source(path)
     if source.config.data.transform != config.data.transform:
         raise ConfigError(
