@@ -128,6 +128,8 @@ def strategy_reward_loss(
         raise TypeError(f"strategy: expected EmbeddingAttention; got {type(strategy).__name__}")
     if masking.importance is None or masking.context is None or masking.penalty is None:
         raise ValueError("masking: expected what the strategy returned; got one without importance")
+    if cells.embed is None:
+        raise ValueError("cells: expected those of the call, with their embeddings; got embed=None")
     drawable = masking.importance > 0
     hidden = masking.mask & drawable
     parts = [hidden, masking.importance, reward, hidden if scored is None else scored, drawable]

@@ -127,8 +127,8 @@ def test_what_it_refuses(backbone: Run, cells: Cells):
     def refused(message: str, kind: type[Exception] = ConfigError, **sections: dict) -> None:
         config = settings(**{"training": {"start_from": backbone.folder}, **sections})
         pretraining = build_pretraining(config, cells.num_genes)
+        start = config.training.start_from
         with pytest.raises(kind, match=message):
-            start = config.training.start_from
             start_from(start, pretraining, sections.get("genes", cells.genes), config)
 
     refused(
