@@ -133,12 +133,13 @@ def strategy_reward_loss(
     drawable = masking.importance > 0
     hidden = masking.mask & drawable
     parts = [hidden, masking.importance, reward, hidden if scored is None else scored, drawable]
+    valid = cells.valid
     if callable(cells.embed):
         there = nonzero_sequences(cells)
         tokens, valid = cells.embed(there), there.valid
         parts = [x.gather(1, there.gene_ids) for x in parts]
     else:
-        tokens, valid = cells.embed, cells.valid
+        tokens = cells.embed
     mask, importance, reward, known, drawable = parts
     if valid is not None:  # the padding repeats a position
         mask = mask & valid
