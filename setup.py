@@ -211,7 +211,7 @@ class NativeBuild(build_ext):
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         flags = ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_GRADIENTS"]
-        include = f"-I{ROOT / 'csrc' / 'include'}"
+        include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
         steps = []
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
             target = folder / f"{source.stem}.o"
@@ -221,7 +221,7 @@ class NativeBuild(build_ext):
                 "-O3",
                 "-Xcompiler=-fPIC,-fvisibility=hidden",
                 "-cudart=static",
-                include,
+                *include,
                 *flags,
                 *code,
             ]

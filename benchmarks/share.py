@@ -1,8 +1,8 @@
 """Masking's share of a pretraining step, at several sizes of the model: real steps of `scmam
 pretrain`, on cells made up for it.
 
-    python -m benchmarks.share                          # the sizes below; the published one takes
-    some minutes a step on two cores python -m benchmarks.share --sizes tiny base
+    python -m benchmarks.share                    # the sizes below; the published takes minutes
+    python -m benchmarks.share --sizes tiny base
 
 Target: at most 2 % on the CPU, 1 % on a GPU.
 """

@@ -164,8 +164,9 @@ def _curves(sweeps: dict) -> list[str]:
         "",
         f"Cost is linear in the number of genes ({each:.2f} ns each, forward, dense, "
         f"{point['cells']} cells a call, beside {fixed:,.0f} µs a call)",
-        f"and in the number of cells ({by_cells['us_each']:,.0f} µs each). This machine copies "
-        f"{copied / 1e9:.1f} GB/s and does {products / 1e9:,.0f} G multiply-adds/s.",
+        f"and in the number of cells ({by_cells['us_each']:,.0f} µs each). That machine copies "
+        f"{copied / 1e9:.1f} GB/s and does {products / 1e9:,.0f} G multiply-adds/s "
+        f"({_machine(sweeps)}).",
     ]
 
 

@@ -217,16 +217,6 @@ void bind_step(py::module_& m) {
                           width};
       }));
 #ifdef MAM_CPU_DISPATCH
-  m.def(
-      "project",
-      [](const Projection& from, Address slope, Address directions, Address constant,
-         Address folded, Address unit) {
-        mam::cpu::project(from,
-                          {at<float>(slope), at<float>(directions), at<float>(constant),
-                           at<float>(folded), at<float>(unit)},
-                          1);
-      },
-      NoGil());
   m.def("state_size", &mam::cpu::State::size, "Elements of the state of a masking step.");
   m.def("step_workspace", [](int64_t, int64_t, int64_t, int64_t, int64_t) { return 0; });
   m.def("step_backward_workspace", [](int64_t, int64_t, int64_t, int64_t) { return 0; });
@@ -249,7 +239,8 @@ void bind_step(py::module_& m) {
         const backend::StepOutput out{at<uint8_t>(mask), at<float>(importance), at<float>(context),
                                       at<float>(penalty), at<float>(state)};
 #ifdef MAM_CPU_DISPATCH
-        backend::masking_step(step, out, launch.threads);
+        backend::masking_step(step, out,
+                              backend::threads_worth_step(values, parameters, launch.threads));
 #else
         backend::masking_step(step, out, at<void>(workspace), launch);
 #endif
@@ -267,7 +258,8 @@ void bind_step(py::module_& m) {
             parameters, at<float>(out_bias), rows, at<float>(state), incoming,
             {at<float>(latents), at<float>(in_weight), at<float>(in_bias), at<float>(token_weight),
              at<float>(token_bias), at<float>(out_weight)},
-            at<float>(grad_out_bias), launch.threads);
+            at<float>(grad_out_bias),
+            backend::threads_worth_backward(rows, parameters, launch.threads));
 #else
         backend::masking_step_backward(
             parameters, at<float>(out_bias), rows, at<float>(state), incoming,

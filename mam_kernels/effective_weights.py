@@ -20,6 +20,14 @@ WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
+def held(module: nn.Module, name: str) -> Tensor | None:
+    """``module.<name>``, or None; a parameter past the look-up of ``torch.nn.Module``, which takes
+    several times as long.
+    """
+    found = module._parameters.get(name)
+    return getattr(module, name, None) if found is None else found
+
+
 def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (out, in) and bias (out,) of a submodule that is a linear layer, or wraps one.
 
@@ -30,7 +38,8 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
     Raises:
         ValueError: the module has hooks, has no bias, or is not affine.
     """
-    checks.require_whole([getattr(module, "weight", None)])
+    weight, bias = held(module, "weight"), held(module, "bias")
+    checks.require_whole((weight,))
     hooks = list(module._forward_pre_hooks.values())
     computed = bool(hooks) and all(isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
     if module._forward_hooks or module._backward_hooks or (hooks and not computed):
@@ -39,14 +48,10 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
             f"pass is never called; got hooks on {type(module).__name__}"
         )
     if type(module).forward is nn.Linear.forward and not computed:
-        plain = cast(nn.Linear, module)  # or a module that borrows its forward pass
-        weight: Tensor = plain.weight
-        bias: Tensor | None = plain.bias
-    else:
-        weight, bias = _by_application(name, module, in_features, like)
-    if bias is None:
-        raise ValueError(f"{name}: expected a linear layer with a bias; got one without")
-    return weight, bias
+        if weight is None or bias is None:
+            raise ValueError(f"{name}: expected a linear layer with a bias; got one without")
+        return weight, bias
+    return _by_application(name, module, in_features, like)
 
 
 def _by_application(
@@ -74,15 +79,17 @@ def _by_application(
     return (positive - bias).t(), bias[0]
 
 
-def require_plain_attention(
+def attention(
     name: str, module: nn.Module, width: int, heads: int
-) -> nn.MultiheadAttention:
-    """The module, if it is torch's own attention without hooks or options that change it.
+) -> tuple[Tensor, Tensor, nn.Module]:
+    """Weight (3 Dz, Dz) and bias (3 Dz,) of queries, keys and values, and the output projection,
+    of torch's own attention without hooks or options that change it.
 
     Raises:
         ValueError: it is something else.
     """
-    checks.require_whole([getattr(module, "in_proj_weight", None)])
+    weight, bias = held(module, "in_proj_weight"), held(module, "in_proj_bias")
+    checks.require_whole((weight,))
     if type(module).forward is not nn.MultiheadAttention.forward:
         raise ValueError(
             f"{name}: expected torch.nn.MultiheadAttention, whose parameters are read; got "
@@ -95,11 +102,11 @@ def require_plain_attention(
             "torch.nn.utils.parametrize"
         )
     module = cast(nn.MultiheadAttention, module)  # by its forward pass
-    plain = module.in_proj_weight is not None and module.in_proj_bias is not None
-    plain = plain and module.bias_k is None and not module.add_zero_attn and not module.dropout
-    if not plain or module.embed_dim != width or module.num_heads != heads:
+    plain = module.bias_k is None and not module.add_zero_attn and not module.dropout
+    plain = plain and module.embed_dim == width and module.num_heads == heads
+    if weight is None or bias is None or not plain:
         raise ValueError(
             f"{name}: expected MultiheadAttention({width}, {heads}) with its biases and nothing "
             f"else; got {type(module).__name__} with other options"
         )
-    return module
+    return weight, bias, module.out_proj

@@ -16,7 +16,6 @@ from ._core import checks
 from ._core.call import Choice, Parameters, Weighting
 from ._core.dispatch import named
 from ._core.precision import autocast_dtype, without_autocast
-from ._core.registration import refuse_compiled_transforms
 from .ops.latent_attention import composed as token_path
 from .ops.latent_attention.step import masking as mask_tokens
 from .ops.value_attention import collapse
@@ -231,7 +230,6 @@ class MultinomialAttentionMasking(nn.Module):
                 ``BackendUnavailableError`` if the named backend cannot run.
             NotImplementedError: forward-mode differentiation.
         """
-        refuse_compiled_transforms()
         if self.input_dim is None:
             cells = checks.require_cells("tokens", tokens, valid)
             data, valid, shape = cells.values, cells.valid, (cells.rows, cells.num_positions)
@@ -240,14 +238,15 @@ class MultinomialAttentionMasking(nn.Module):
             data, shape = tokens, (tokens.shape[0], tokens.shape[1])
             valid = checks.require_flags("valid", valid, *shape, tokens.device)
             checks.require_finite("tokens", tokens, valid)
-        checks.require_device("tokens", data, self.latents.device, "the module")
+        held = self.latents
+        checks.require_device("tokens", data, held.device, "the module")
         choice = self._choice(valid, maskable, num_masked, latents, shape, data.device)
         weighting = Weighting(self.eps, 1.0 / self.temperature)
         draw = checks.draw_source(seed, step, sample_ids, shape[0], data.device)
         parts = (choice, weighting, draw)
         visible, backend = self.context_from == "visible", named(self.backend)
         if self.input_dim is None:
-            dtype = torch.promote_types(cells.accumulated, self.latents.dtype)
+            dtype = torch.promote_types(cells.accumulated, held.dtype)
             options = (self.num_heads, visible, backend)
             results = mask_values(self._read_parameters(dtype), cells, *parts, *options)
         else:
@@ -288,27 +287,29 @@ class MultinomialAttentionMasking(nn.Module):
 
     def _read_parameters(self, dtype: torch.dtype) -> Parameters:
         """The weights that the module computes with, in ``dtype``; differentiable."""
-        attention = effective_weights.require_plain_attention(
+        latents = self.latents
+        in_weight, in_bias, out_proj = effective_weights.attention(
             "cross_attention", self.cross_attention, self.latent_dim, self.num_heads
         )
         token_dim = 1 if self.input_dim is None else self.input_dim
         token_weight, token_bias = effective_weights.linear(
-            "input_proj", self.input_proj, token_dim, self.latents
+            "input_proj", self.input_proj, token_dim, latents
         )
         out_weight, out_bias = effective_weights.linear(
-            "cross_attention.out_proj", attention.out_proj, self.latent_dim, self.latents
+            "cross_attention.out_proj", out_proj, self.latent_dim, latents
         )
         parameters = Parameters(
-            self.latents,
-            attention.in_proj_weight,
-            attention.in_proj_bias,
+            latents,
+            in_weight,
+            in_bias,
             token_weight,
             token_bias,
             out_weight,
             out_bias,
         )
-        checks.require_whole([self.latents])
-        parameters = Parameters(*(x.to(dtype) for x in parameters))
+        checks.require_whole((latents,))
+        if any(x.dtype != dtype for x in parameters):
+            parameters = Parameters(*(x.to(dtype) for x in parameters))
         if self.slope_norm is not None:
             with without_autocast(self.latents.device):
                 return collapse.with_slope_norm(parameters, self.num_heads, self.slope_norm)

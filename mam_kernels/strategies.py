@@ -70,13 +70,11 @@ class Masking(NamedTuple):
     """What a strategy decides for a batch."""
 
     mask: Tensor  #: (B, G) bool, True = hidden
-    importance: (
-        Tensor | None
-    )  #: (B, G) float32 >= 0: what positions are drawn in proportion to; None: uniform
+    #: (B, G) float32 >= 0: what positions are drawn in proportion to; None: uniform
+    importance: Tensor | None
     context: Tensor | None  #: (B, Dz), differentiable; None: no latents
-    penalty: (
-        Tensor | None
-    )  #: scalar: mean over cells of the squared norm of the latents' output; None: no latents
+    #: scalar: mean over cells of the squared norm of the latents' output; None: no latents
+    penalty: Tensor | None
 
 
 class MaskingStrategy(nn.Module):
@@ -127,14 +125,9 @@ class Uniform(MaskingStrategy):
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
         if self.zero_share is None:
-            drawable = cells.drawable
-            weights = (
-                torch.ones_like(cells.values, dtype=torch.float32)
-                if drawable is None
-                else drawable.float()
-            )
-            counts = self.share.count(cells.values, drawable, draw)
-            mask = sample_without_replacement(weights, counts, **draw._asdict())
+            everywhere = torch.ones_like(cells.values, dtype=torch.bool)
+            counts = self.share.count(cells.values, cells.drawable, draw)
+            mask = _drawn(cells.among(everywhere), counts, draw)
         else:
             nonzero = cells.values != 0
             mask = _uniform(cells.among(nonzero), self.share, draw) | _uniform(
@@ -205,9 +198,10 @@ class MatchedFractions(MaskingStrategy):
         else:
             zeros, nonzeros = self.shares[min(draw.step, last)]
         there = cells.values != 0
-        mask = _uniform_counts(cells.among(there), nonzeros, draw) | _uniform_counts(
-            cells.among(~there), zeros, draw
-        )
+        mask = torch.zeros_like(there)
+        for positions, ratio in ((cells.among(there), nonzeros), (cells.among(~there), zeros)):
+            counts = torch.floor(positions.sum(dim=1, dtype=torch.float64) * ratio)
+            mask = mask | _drawn(positions, counts.to(torch.int64), draw)
         return Masking(mask, None, None, None)
 
 
@@ -236,7 +230,38 @@ class ContextOnly(MaskingStrategy):
         return chosen._replace(context=out.context, penalty=out.penalty)
 
 
-class ValueAttention(MaskingStrategy):
+class _Attention(MaskingStrategy):
+    """What the strategies by the latents' attention share."""
+
+    latents: MultinomialAttentionMasking
+    reads_values: bool
+
+    def __init__(
+        self,
+        latents: MultinomialAttentionMasking,
+        ratio: float | Share | None = None,
+        zero_ratio: float | Share | None = None,
+    ) -> None:
+        super().__init__()
+        if (latents.input_dim is None) != self.reads_values:
+            wanted = (
+                "input_dim=None, since they attend to values"
+                if self.reads_values
+                else "input_dim, the width of the embeddings"
+            )
+            raise ValueError(f"latents: expected {wanted}; got input_dim={latents.input_dim}")
+        self.latents = latents
+        self.share = None if ratio is None else share_of("ratio", ratio)
+        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
+
+    def weighting(self) -> tuple[float, float]:
+        return self.latents.eps, self.latents.temperature
+
+    def extra_repr(self) -> str:
+        return f"ratio={self.share}, zero_ratio={self.zero_share}"
+
+
+class ValueAttention(_Attention):
     """Multinomial Attention Masking on expression values, as published.
 
     Args:
@@ -247,26 +272,7 @@ class ValueAttention(MaskingStrategy):
             together.
     """
 
-    latents: MultinomialAttentionMasking
-
-    def __init__(
-        self,
-        latents: MultinomialAttentionMasking,
-        ratio: float | Share | None = None,
-        zero_ratio: float | Share | None = None,
-    ) -> None:
-        super().__init__()
-        if latents.input_dim is not None:
-            raise ValueError(
-                f"latents: expected input_dim=None, since they attend to values; "
-                f"got input_dim={latents.input_dim}"
-            )
-        self.latents = latents
-        self.share = None if ratio is None else share_of("ratio", ratio)
-        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
-
-    def weighting(self) -> tuple[float, float]:
-        return self.latents.eps, self.latents.temperature
+    reads_values = True
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
         if self.zero_share is None:
@@ -280,11 +286,8 @@ class ValueAttention(MaskingStrategy):
             out = out._replace(context=seen.context, penalty=seen.penalty)
         return Masking(mask, out.importance, out.context, out.penalty)
 
-    def extra_repr(self) -> str:
-        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
-
-class EmbeddingAttention(MaskingStrategy):
+class EmbeddingAttention(_Attention):
     """Multinomial Attention Masking on embeddings: the latents see which gene it is, not its value
     alone.
 
@@ -299,25 +302,7 @@ class EmbeddingAttention(MaskingStrategy):
         zero_ratio: share of the zeros, drawn uniformly; None: they are not drawn apart.
     """
 
-    latents: MultinomialAttentionMasking
-
-    def __init__(
-        self,
-        latents: MultinomialAttentionMasking,
-        ratio: float | Share | None = None,
-        zero_ratio: float | Share | None = None,
-    ) -> None:
-        super().__init__()
-        if latents.input_dim is None:
-            raise ValueError(
-                "latents: expected input_dim, the width of the embeddings; got input_dim=None"
-            )
-        self.latents = latents
-        self.share = None if ratio is None else share_of("ratio", ratio)
-        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
-
-    def weighting(self) -> tuple[float, float]:
-        return self.latents.eps, self.latents.temperature
+    reads_values = False
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
         if cells.embed is None:
@@ -347,9 +332,6 @@ class EmbeddingAttention(MaskingStrategy):
         mask[rows, positions] = out.mask[rows, slots]
         importance[rows, positions] = out.importance[rows, slots]
         return Masking(mask, importance, out.context, out.penalty)
-
-    def extra_repr(self) -> str:
-        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
 def nonzero_sequences(cells: CellValues) -> Sequences:
@@ -416,15 +398,9 @@ def _without(valid: Tensor | None, mask: Tensor) -> Tensor:
 
 def _uniform(positions: Tensor, share: Share, draw: Draw) -> Tensor:
     """A share of the True of each row, each alike."""
-    return _uniform_counts(positions, share.count(positions, positions, draw), draw, counted=True)
+    return _drawn(positions, share.count(positions, positions, draw), draw)
 
 
-def _uniform_counts(
-    positions: Tensor, amount: int | Tensor, draw: Draw, *, counted: bool = False
-) -> Tensor:
-    """``amount`` (B,) of the True of each row; or, not ``counted``, the ratio ``amount``, rounded
-    down.
-    """
-    if not counted:
-        amount = torch.floor(positions.sum(dim=1, dtype=torch.float64) * amount).to(torch.int64)
-    return sample_without_replacement(positions.float(), amount, **draw._asdict())
+def _drawn(positions: Tensor, counts: int | Tensor, draw: Draw) -> Tensor:
+    """``counts`` (B,) of the True of each row, each alike."""
+    return sample_without_replacement(positions.float(), counts, **draw._asdict())

@@ -5,7 +5,7 @@ summary.
 
 Triton decides at its import whether to interpret, so its kernels are interpreted in one process and
 compiled in another; the CUDA kernels, compiled for the host, take the place of the real ones in a
-third.
+third, and once more with a detector of races (tests/cuda_shim/races.cpp).
 """
 
 import argparse
@@ -48,6 +48,10 @@ class Outcome:
         return self.status == 0
 
 
+RACES = " and ".join(  # each kernel once, on small rows: the detector is slow
+    f"not {name}"
+    for name in ("float16", "bfloat16", "registered", "proportion", "compiles", "two_runs")
+)
 COMPILED = ("tests/engine/test_triton_aot.py", "tests/engine/test_cuda_compile.py")
 GROUPS = (  # the longest first, so that both cores end at about the same time
     Group(
@@ -57,6 +61,11 @@ GROUPS = (  # the longest first, so that both cores end at about the same time
     ),
     Group("single-cell layer", ("tests/scmam",), {"OMP_NUM_THREADS": "1"}),
     Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
+    Group(
+        "cuda, races",
+        ("tests/conformance", "--ignore=tests/conformance/test_malformed.py", "-k", RACES),
+        {"MAM_TEST_BACKENDS": "cuda-shim", "MAM_SHIM_RACES": "1", "OMP_NUM_THREADS": "1"},
+    ),
     Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
     Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
     Group("triton, compiled", COMPILED[:1]),

@@ -1,7 +1,7 @@
 """The driver of the measurements on a GPU: a stage that hangs, crashes or raises loses nothing."""
 
+import importlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import PATHS, driver
-from benchmarks.gpu.__main__ import plan
+from benchmarks.gpu import PATHS, driver, launch_shapes
+from benchmarks.gpu import __main__ as main
+from benchmarks.gpu.__main__ import SECONDS, plan
 from benchmarks.gpu.driver import Background, Stage
+from benchmarks.machine_code import paths
+from benchmarks.machine_code.launches import recording
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def stage(name: str, program: str, seconds: float = 20, **options) -> Stage:
     code = f"from benchmarks.gpu.driver import record\n{program}"
-    return Stage(name, [sys.executable, "-c", code], seconds, {"PYTHONPATH": str(ROOT)}, **options)
+    return Stage(
+        name, [sys.executable, "-c", code], 1.0, seconds, {"PYTHONPATH": str(ROOT)}, **options
+    )
 
 
 def test_each_stage_ends_by_itself_and_every_record_is_kept(tmp_path):
@@ -62,7 +67,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from benchmarks.gpu.driver import Stage, run
 code = "from benchmarks.gpu.driver import record; import time; record(value=7); time.sleep(600)"
-run([Stage("one", [sys.executable, "-c", code], 600, {{"PYTHONPATH": {str(ROOT)!r}}})],
+run([Stage("one", [sys.executable, "-c", code], 1, 600, {{"PYTHONPATH": {str(ROOT)!r}}})],
     Path({str(tmp_path)!r}), 600)
 """
     process = subprocess.Popen([sys.executable, "-c", program])
@@ -74,6 +79,44 @@ run([Stage("one", [sys.executable, "-c", code], 600, {{"PYTHONPATH": {str(ROOT)!
     process.wait()
     assert driver.read(records) == [{"stage": "one", "value": 7}]
     subprocess.run(["pkill", "-f", "record(value=7)"], check=False)
+
+
+def test_a_stage_that_waits_imports_while_the_one_before_it_runs(tmp_path):
+    program = """
+import time
+from benchmarks.gpu.driver import wait_for_turn
+started = time.time()
+wait_for_turn()
+record(started=started, began=time.time())
+time.sleep(2)
+record(done=time.time())
+"""
+    stages = [stage(name, program, waits=True) for name in ("first", "second", "third")]
+    endings = driver.run(stages, tmp_path, seconds=60)
+    assert [ending["ended"] for ending in endings] == ["ok"] * 3
+    records = driver.read(tmp_path / "gpu.jsonl")
+    for before, after in zip(records[:-3:3], records[3::3], strict=True):
+        assert after["stage"] != before["stage"]
+    started, began, done = (
+        [record[key] for record in records if key in record] for key in ("started", "began", "done")
+    )
+    for n in range(2):
+        assert started[n + 1] < done[n] < began[n + 1]
+
+
+def test_a_stage_that_dies_or_is_too_late_while_it_waits(tmp_path):
+    waits = "from benchmarks.gpu.driver import wait_for_turn"
+    stages = [
+        stage("first", "import time; time.sleep(2)"),
+        stage("dies", f"{waits}; import os; os.abort()", waits=True),
+        stage("is killed", f"{waits}; wait_for_turn(); import time; time.sleep(60)", 2, waits=True),
+        stage("is late", f"{waits}; wait_for_turn(); record(late=True)", waits=True),
+    ]
+    endings = driver.run(stages[:3], tmp_path, seconds=60)
+    assert [x["ended"] for x in endings] == ["ok", "crashed: SIGABRT", "killed after 2 s"]
+    endings = driver.run([stages[0], stages[3]], tmp_path, seconds=driver.LEAST_SECONDS + 1)
+    assert endings[1]["ended"] == "left out: no time left"
+    assert not [record for record in driver.read(tmp_path / "gpu.jsonl") if "late" in record]
 
 
 def test_a_record_that_was_cut_short_is_left_out(tmp_path):
@@ -95,23 +138,38 @@ def test_what_needs_the_build_waits_for_it_and_is_left_out_where_it_fails(tmp_pa
     assert made == (["no", "made"] if status == 0 else ["no"])
 
 
-def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path):
-    """At a tiny size, Triton by its interpreter; `make gpu` runs the same stages on a GPU."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--seconds=500"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path}", "--only=selection, triton"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + (tmp_path / "gpu.log").read_text()
+def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path, monkeypatch, capsys):
+    """Selection at a tiny size, Triton by its interpreter, among stages that hang, crash and raise;
+    `make gpu` runs the same stages on a GPU, and `--rehearse` all of them.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the driver changes it, and the folder
+    monkeypatch.chdir(ROOT)
+    planned, _ = plan(rehearse=True)
+    measured = [x for x in planned if x.name in ("selection, triton", "launch shape 0, selection")]
+    stages = [
+        stage("hangs", "import time; record(value=1); time.sleep(600)", seconds=4),
+        measured[0],
+        stage("crashes", "import os; record(value=2); os.abort()"),
+        measured[1],
+        stage("raises", "record(value=3); raise ValueError('no')"),
+    ]
+    monkeypatch.setattr(main, "plan", lambda rehearse: (stages, None))
+    assert main.main(["--rehearse", "--seconds=500", f"--out={tmp_path}"]) == 1
     records = json.loads((tmp_path / "gpu.json").read_text())
+    log = (tmp_path / "gpu.log").read_text()
+    endings = [record["ended"] for record in records if "ended" in record]
+    expected = ["killed after 4 s", "ok", "crashed: SIGABRT", "ok", "failed: exit status 1"]
+    assert endings == expected, log
     assert [record["path"] for record in records if record.get("right")] == ["selection"]
-    (timed,) = (record for record in records if "as_called_us" in record)
-    assert timed["as_called_us"] > 0
-    assert "selection" in done.stdout
+    assert [record["value"] for record in records if "value" in record] == [1, 2, 3]
+    early, timed, early_shape, shape = (x for x in records if "as_called_us" in x)
+    assert timed["as_called_us"] == early["as_called_us"] > 0
+    assert "bound_us" in timed
+    assert shape["shape"] == early_shape["shape"] == str({"num_warps": 2})
+    table = capsys.readouterr().out
+    assert table.count("selection, select_kernel {'num_warps': 2}") == 1
+    assert "crashes: crashed: SIGABRT" in table
 
 
 def test_every_path_and_backend_has_a_stage():
@@ -121,5 +179,35 @@ def test_every_path_and_backend_has_a_stage():
     assert {f"{path}, {backend}" for path in PATHS for backend in ("triton", "cuda")} <= set(names)
     first_of_cuda = next(n for n, stage in enumerate(stages) if stage.needs_background)
     assert all("triton" in name or name == "machine" for name in names[:first_of_cuda])
-    measured = [stage.seconds for stage in stages if stage.name.startswith(PATHS)]
-    assert sum(measured) <= 420
+    assert sum(stage.planned for stage in stages) <= SECONDS
+    assert all(stage.planned < stage.seconds for stage in stages)
+
+
+def test_every_alternative_names_a_kernel_and_its_arguments():
+    from triton.runtime.jit import KernelInterface
+
+    options = {"num_warps", "num_stages", "maxnreg"}
+    assert set(launch_shapes.ALTERNATIVES) <= set(PATHS)
+    for alternatives in launch_shapes.ALTERNATIVES.values():
+        assert 2 <= len(alternatives) <= 3
+        for kernel, chosen in alternatives:
+            function = getattr(importlib.import_module(launch_shapes.HOMES[kernel]), kernel)
+            assert isinstance(function, KernelInterface)
+            assert set(chosen) <= {*options, *function.arg_names}
+
+
+@pytest.mark.parametrize("path", launch_shapes.ALTERNATIVES)
+def test_other_launch_shapes_are_those_of_the_path(path):
+    counted = next(known for known in paths.PATHS if known.name == path)
+    for kernel, options in launch_shapes.ALTERNATIVES[path]:
+        with recording(counted.triton_modules) as recorded:
+            with launch_shapes.applied(kernel, options) as launches:
+                counted.triton()
+            with_options = [x.variant for x in recorded if x.variant.kernel == kernel]
+            recorded.clear()
+            counted.triton()
+            usual = [x.variant for x in recorded if x.variant.kernel == kernel]
+        assert len(with_options) == len(usual) == len(launches) > 0
+        assert with_options[0] != usual[0]  # it is another shape
+        used = dict(with_options[0].constants) | dict(with_options[0].options)
+        assert {name: used[name] for name in options} == options

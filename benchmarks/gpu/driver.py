@@ -4,12 +4,14 @@ Records are lines of JSON that the stages append to one file themselves. Whateve
 this driver, what was measured until then is on disk. Only the standard library is imported here.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,9 @@ RECORDS = "MAM_GPU_RECORDS"
 
 STAGE = "MAM_GPU_STAGE"
 """Environment variable: the name of the stage."""
+
+WAITS = "MAM_GPU_WAITS"
+"""Environment variable: set where a stage is started early, and waits for its turn."""
 
 LEAST_SECONDS = 3.0
 """A stage with less time left than this is not started."""
@@ -40,9 +45,12 @@ class Stage:
 
     name: str
     command: Sequence[str]
-    seconds: float
+    planned: float  # seconds
+    seconds: float  # after which it is ended
     environment: dict[str, str] = field(default_factory=dict)
     needs_background: bool = False
+    waits: bool = False
+    """Whether the process calls ``wait_for_turn``: it imports while the stage before it runs."""
 
 
 def append(path: Path, record: dict) -> None:
@@ -58,8 +66,14 @@ def record(**values: object) -> None:
     append(Path(os.environ[RECORDS]), {"stage": os.environ[STAGE], **values})
 
 
+def wait_for_turn() -> None:
+    """Called by a stage that has imported what it needs, before it touches the device."""
+    if os.environ.pop(WAITS, None):
+        sys.stdin.readline()
+
+
 def run(
-    stages: Iterable[Stage], out: Path, seconds: float, background: Background | None = None
+    stages: Sequence[Stage], out: Path, seconds: float, background: Background | None = None
 ) -> list[dict]:
     """Run the stages within ``seconds``; the records that say how each of them ended.
 
@@ -70,58 +84,94 @@ def run(
         background: started first. Stages that need it wait for it, and are left out if it fails.
     """
     out.mkdir(parents=True, exist_ok=True)
-    records, log = out / "gpu.jsonl", out / "gpu.log"
+    records = out / "gpu.jsonl"
     end = time.monotonic() + seconds
     build = None if background is None else _Build(background, out / "gpu_build.log")
     endings = []
+    running: dict[int, _Process] = {}
     try:
-        for stage in stages:
-            ending = _run_stage(stage, records, log, end, build)
+        for n, stage in enumerate(stages):
+            began = time.monotonic()
+            how = _obstacle(stage, end, build)
+            if how is None:
+                process = running.pop(n, None) or _Process(stage, out, build)
+                running[n] = process
+                process.go()
+                following = stages[n + 1] if n + 1 < len(stages) else None
+                if following is not None and following.waits and _is_ready(following, build):
+                    running[n + 1] = _Process(following, out, build)
+                how = process.ended(min(stage.seconds, end - time.monotonic()))
+            if n in running:
+                running.pop(n).stop()
+            ending = {"stage": stage.name, "ended": how, "seconds": time.monotonic() - began}
             endings.append(ending)
             append(records, ending)
             print(f"{ending['stage']}: {ending['ended']} ({ending['seconds']:.0f} s)", flush=True)
     finally:
+        for process in running.values():
+            process.stop()
         if build is not None:
             build.stop()
     return endings
 
 
-def _run_stage(stage: Stage, records: Path, log: Path, end: float, build: "_Build | None") -> dict:
-    began = time.monotonic()
+def _obstacle(stage: Stage, end: float, build: "_Build | None") -> str | None:
+    """Why a stage is left out, or None; waits for the build where the stage needs it."""
+    if stage.needs_background and (build is None or not build.finished(end)):
+        return "left out: the build did not succeed"
+    return "left out: no time left" if end - time.monotonic() < LEAST_SECONDS else None
 
-    def ended(how: str) -> dict:
-        return {"stage": stage.name, "ended": how, "seconds": time.monotonic() - began}
 
-    environment = dict(stage.environment)
-    if stage.needs_background:
-        if build is None or not build.finished(end):
-            return ended("left out: the build did not succeed")
-        environment |= build.environment
-    left = end - time.monotonic()
-    if left < LEAST_SECONDS:
-        return ended("left out: no time left")
-    limit = min(stage.seconds, left)
-    with open(log, "a") as file:
-        file.write(f"== {stage.name}\n")
-        file.flush()
-        process = subprocess.Popen(
+def _is_ready(stage: Stage, build: "_Build | None") -> bool:
+    return not stage.needs_background or (build is not None and build.is_done())
+
+
+class _Process:
+    """The process of a stage."""
+
+    def __init__(self, stage: Stage, out: Path, build: "_Build | None") -> None:
+        self.stage = stage
+        self.log = open(out / "gpu.log", "ab", buffering=0)  # noqa: SIM115  # `stop` closes it
+        environment = {**os.environ, **stage.environment}
+        if stage.needs_background and build is not None:
+            environment |= build.environment
+        environment |= {RECORDS: str(out / "gpu.jsonl"), STAGE: stage.name}
+        if stage.waits:
+            environment[WAITS] = "1"
+        self.process = subprocess.Popen(
             stage.command,
-            env={**os.environ, **environment, RECORDS: str(records), STAGE: stage.name},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
+            env=environment,
+            stdin=subprocess.PIPE if stage.waits else subprocess.DEVNULL,
+            stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def go(self) -> None:
+        """It is its turn."""
+        self.log.write(f"== {self.stage.name}\n".encode())
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it ended before; that is told below
+                self.process.stdin.write(b"\n")
+                self.process.stdin.close()
+
+    def ended(self, seconds: float) -> str:
+        """How it ended, within ``seconds``."""
         try:
-            status = process.wait(limit)
+            status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            _kill(process)
-            return ended(f"killed after {limit:.0f} s")
-        finally:
-            _kill(process)
-    if status < 0:
-        return ended(f"crashed: {signal.Signals(-status).name}")
-    return ended("ok" if status == 0 else f"failed: exit status {status}")
+            return f"killed after {seconds:.0f} s"
+        if status < 0:
+            return f"crashed: {signal.Signals(-status).name}"
+        return "ok" if status == 0 else f"failed: exit status {status}"
+
+    def stop(self) -> None:
+        """End it and all that it started."""
+        _kill(self.process)
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self.log.close()
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -157,6 +207,10 @@ class _Build:
             _kill(self.process)
             return False
         return status == 0
+
+    def is_done(self) -> bool:
+        """Whether it has ended well by now."""
+        return self.process.poll() == 0
 
     @property
     def environment(self) -> dict[str, str]:

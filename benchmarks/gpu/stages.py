@@ -4,9 +4,7 @@ python -m benchmarks.gpu.stages STAGE [--backend NAME] [--path NAME] [--device c
 """
 
 import argparse
-import copy
 import itertools
-import json
 import shutil
 import subprocess
 import sys
@@ -30,11 +28,14 @@ from mam_kernels.testing.agreement import (
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.side_by_side import with_backend
 
-from .. import results, workloads
+from .. import evidence, workloads
 from ..study import require_right_draw
-from . import PATHS, driver
+from . import PATHS, driver, launch_shapes
 
 CHECKED_ROWS = 4
+
+OURS = "^(attention|finish|importance|project|select|token_importance|tokens|value|.*_backward)_"
+"""The CUDA kernels that ncu looks at, beside torch's own."""
 
 
 @dataclass(frozen=True)
@@ -107,24 +108,22 @@ def masking_module(path: str, sizes: Sizes, device: str) -> mam.MultinomialAtten
     return module.to(device, torch.bfloat16 if of_tokens else torch.float32)
 
 
-def timed(contender: Contender, sizes: Sizes, device: str) -> dict:
-    """Microseconds of a call: of its kernels by graph replay on a GPU, and as called."""
-    found = {}
-    ways = {"as_called": contender}
+def timed(contender: Contender, sizes: Sizes, device: str, **named: object) -> dict:
+    """Microseconds of a call, as called and, on a GPU, of its kernels by graph replay. The first is
+    recorded under ``named`` before the second is tried: a capture that fails spoils its process.
+    """
+    found = _time("as_called", contender, sizes, device)
+    driver.record(**named, **found)
     if device == "cuda":
-        ways["replayed"] = measure.as_cuda_graph(contender)
-    for name, way in ways.items():
-        timing = measure.time_interleaved(
-            {name: way}, device=device, samples=sizes.samples, seconds=8.0
-        )[name]
-        found |= {f"{name}_us": 1e6 * timing.median, f"{name}_p80_us": 1e6 * timing.p80}
+        found |= _time("replayed", measure.as_cuda_graph(contender), sizes, device)
     return found
 
 
-def bounds() -> dict[str, dict[str, float]]:
-    """``bounds_us`` of the committed counts: path -> backend -> microseconds."""
-    path = results.COMMITTED / "machine_code.json"
-    return json.loads(path.read_text())["bounds_us"] if path.is_file() else {}
+def _time(name: str, contender: Contender, sizes: Sizes, device: str) -> dict:
+    timing = measure.time_interleaved(
+        {name: contender}, device=device, samples=sizes.samples, seconds=8.0
+    )[name]
+    return {f"{name}_us": 1e6 * timing.median, f"{name}_p80_us": 1e6 * timing.p80}
 
 
 # The stages
@@ -158,16 +157,15 @@ def machine(chosen: argparse.Namespace, sizes: Sizes) -> None:
 
 def kernel(chosen: argparse.Namespace, sizes: Sizes) -> None:
     """Check one path on one backend, then time it beside its bound."""
+    named = {"path": chosen.path, "backend": chosen.backend}
     contender, check = work(chosen.path, chosen.backend, sizes, chosen.device)
     check()
-    driver.record(path=chosen.path, backend=chosen.backend, right=True)
-    found = timed(contender, sizes, chosen.device)
-    bound = bounds().get(chosen.path, {}).get(chosen.backend)
+    driver.record(**named, right=True)
+    found = timed(contender, sizes, chosen.device, **named)
+    bound = evidence.bounds().get(chosen.path, {}).get(chosen.backend)
     taken = found.get("replayed_us", found["as_called_us"])
     over = None if bound is None else taken / bound
-    driver.record(
-        path=chosen.path, backend=chosen.backend, bound_us=bound, over_bound=over, **found
-    )
+    driver.record(**named, bound_us=bound, over_bound=over, **found)
 
 
 def rivals(chosen: argparse.Namespace, sizes: Sizes) -> None:
@@ -253,39 +251,30 @@ def profile(chosen: argparse.Namespace, sizes: Sizes) -> None:
     print(found.key_averages().table(row_limit=30))
 
 
-def shapes(chosen: argparse.Namespace, sizes: Sizes) -> None:
-    """The path with other launch shapes of its Triton kernels, each checked and timed."""
-    import importlib
-
-    homes = {"selection": "selection.triton", "value_path": "value_attention.triton"}
-    home = homes.get(chosen.path, "latent_attention.triton_attention")
-    module = importlib.import_module(f"mam_kernels.ops.{home}")
-    table, others = getattr(module, "LAUNCHES", {}), getattr(module, "ALTERNATIVES", {})
-    if not others:
-        driver.record(path=chosen.path, shapes="none are listed")
-    for name, alternatives in others.items():
-        for alternative in alternatives:
-            before = copy.copy(table[name])
-            table[name] = alternative
-            try:
-                contender, check = work(chosen.path, "triton", sizes, chosen.device)
-                check()
-                found = timed(contender, sizes, chosen.device)
-                driver.record(path=chosen.path, kernel=name, shape=str(alternative), **found)
-            except Exception as error:  # a shape that does not fit is a result too
-                driver.record(
-                    path=chosen.path, kernel=name, shape=str(alternative), error=str(error)[:300]
-                )
-            finally:
-                table[name] = before
+def shape(chosen: argparse.Namespace, sizes: Sizes) -> None:
+    """The path with one other launch shape of its Triton kernels, checked and timed."""
+    kernel, options = launch_shapes.ALTERNATIVES[chosen.path][chosen.alternative]
+    named = {"path": chosen.path, "kernel": kernel, "shape": str(options)}
+    try:
+        with launch_shapes.applied(kernel, options) as launches:
+            contender, check = work(chosen.path, "triton", sizes, chosen.device)
+            check()
+            if not launches:
+                raise RuntimeError("the path does not launch this kernel")
+            driver.record(**named, **timed(contender, sizes, chosen.device, **named))
+    except Exception as error:  # a shape that does not fit is a result too
+        driver.record(**named, error=f"{type(error).__name__}: {error}"[:300])
 
 
 def twice(chosen: argparse.Namespace, sizes: Sizes) -> None:
-    """Two runs of every path are the same bits."""
+    """Two runs of every path with the same seed are the same bits."""
     for path in PATHS:
         contender, _ = work(path, chosen.backend, sizes, chosen.device)
-        first, second = (_tensors(contender.function(*contender.inputs[0])) for _ in range(2))
-        same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        runs = []
+        for _ in range(2):
+            torch.manual_seed(0)  # modules that are given no seed take it from torch's generator
+            runs.append(_tensors(contender.function(*contender.inputs[0])))
+        same = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
         driver.record(path=path, backend=chosen.backend, same_bits=same)
         if not same:
             raise SystemExit(f"{path}, {chosen.backend}: two runs differ")
@@ -305,8 +294,11 @@ def under_tool(chosen: argparse.Namespace, sizes: Sizes) -> None:
     tool, *flags = {
         "memcheck": ["compute-sanitizer", "--tool=memcheck", "--error-exitcode=9"],
         "racecheck": ["compute-sanitizer", "--tool=racecheck", "--error-exitcode=9"],
-        "ncu": ["ncu", "--set=basic", "--launch-count=12", "--csv"],
-    }[chosen.tool]
+        "ncu": [
+            "ncu", "--set=basic", "--clock-control=none", f"--kernel-name=regex:{OURS}kernel",
+            "--launch-count=4", "--csv",
+        ],
+    }[chosen.tool]  # fmt: skip
     if shutil.which(tool) is None:
         driver.record(tool=chosen.tool, missing=f"{tool} is not on the PATH")
         return
@@ -344,7 +336,7 @@ def _tensors(found: object) -> list[Tensor]:
 STAGES = {
     function.__name__: function
     for function in (
-        machine, kernel, rivals, profile, shapes, twice, once, under_tool, conformance
+        machine, kernel, rivals, profile, shape, twice, once, under_tool, conformance
     )
 }  # fmt: skip
 
@@ -356,9 +348,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--path", choices=PATHS)
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--tool", choices=("memcheck", "racecheck", "ncu"))
+    parser.add_argument("--alternative", type=int, help="which launch shape of the path")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     chosen = parser.parse_args(arguments)
+    driver.wait_for_turn()
     STAGES[chosen.stage](chosen, TINY if chosen.tiny else Sizes())
 
 

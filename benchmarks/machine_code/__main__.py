@@ -1,10 +1,13 @@
-"""Counts the kernels; prints a table, and with ``--write`` commits the bounds to results/."""
+"""Counts the kernels; prints a table, and with ``--write`` commits the bounds to results/, and to
+the package, which chooses by them.
+"""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
+from .. import evidence
 from . import report
 from .paths import PATHS
 
@@ -53,6 +56,7 @@ def main() -> int:
             for path, by_backend in by_path.items():
                 kept.setdefault(key, {}).setdefault(path, {}).update(by_backend)
         RESULT.write_text(json.dumps(kept, indent=2) + "\n")
+        evidence.write()
     return 0
 
 

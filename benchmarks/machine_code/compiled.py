@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from .launches import Launch, recording
 from .sass import Function, parse
 
 # What Triton kept of another checkout names the lines of that checkout.
@@ -26,17 +27,6 @@ class Binary(NamedTuple):
     registers: int
     static_shared: int
     local: int  # bytes a thread: spills and stack frames
-
-
-class Launch(NamedTuple):
-    """One launch of a Triton kernel."""
-
-    kernel: object
-    signature: dict
-    constants: dict
-    divisible: tuple[str, ...]
-    options: dict
-    blocks: int
 
 
 @functools.cache
@@ -95,82 +85,16 @@ def cuda(source: str, arch: int) -> list[Binary]:
 
 
 def recorded(modules: Iterable[str], call: Callable[[], None]) -> list[Launch]:
-    """The launches of Triton kernels by a call of their launchers, with tensors on the CPU; none of
-    them runs.
-    """
-    from triton.runtime.jit import JITFunction
-
-    launches: list[Launch] = []
-    kernels = {
-        kernel
-        for module in modules
-        for kernel in vars(importlib.import_module(module)).values()
-        if isinstance(kernel, JITFunction)
-    }
-    for kernel in kernels:
-        kernel.run = functools.partial(_record, kernel, launches)
-    try:
+    """The launches of Triton kernels by a call of their launchers; none of them runs."""
+    with recording(modules) as launches:
         call()
-    finally:
-        for kernel in kernels:
-            del kernel.run
     return launches
-
-
-def _record(
-    kernel: object, launches: list[Launch], *args: object, grid: object, warmup: bool, **kwargs
-) -> None:
-    import torch
-
-    names = {
-        torch.float64: "fp64",
-        torch.float32: "fp32",
-        torch.float16: "fp16",
-        torch.bfloat16: "bf16",
-        torch.bool: "i1",
-        torch.uint8: "u8",
-        torch.int32: "i32",
-        torch.int64: "i64",
-    }
-    options = {
-        key: kwargs.pop(key)
-        for key in ("num_warps", "num_stages", "maxnreg", "num_ctas")
-        if key in kwargs
-    }
-    bound = kernel.signature.bind(*args, **kwargs).arguments
-    signature, constants, divisible = {}, {}, []
-    for parameter in kernel.params:
-        x = bound[parameter.name]
-        is_one = isinstance(x, int) and x == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or x is None or is_one:
-            signature[parameter.name], constants[parameter.name] = "constexpr", x
-        elif isinstance(x, torch.Tensor):
-            signature[parameter.name] = "*" + names[x.dtype]
-            divisible.append(parameter.name)
-        elif isinstance(x, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = parameter.annotation_type or "i32"
-            if x % 16 == 0 and not parameter.do_not_specialize:
-                divisible.append(parameter.name)
-    grid = grid(bound) if callable(grid) else grid
-    blocks = 1
-    for size in grid:
-        blocks *= size
-    launches.append(Launch(kernel, signature, constants, tuple(divisible), options, blocks))
 
 
 def triton(launch: Launch, arch: int) -> tuple[Binary, int, int]:
     """A launch in machine code, its threads and the bytes of shared memory."""
-    import triton as package
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    names = list(launch.kernel.arg_names)
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible}
-    if hasattr(launch.kernel, "is_gluon") and launch.kernel.is_gluon():
-        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
-    source = ASTSource(launch.kernel, launch.signature, launch.constants, attributes)
-    binary = package.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+    binary = launch.variant.compiled(GPUTarget("cuda", arch, 32))
     (found,) = disassemble(binary.asm["cubin"])
     return found, 32 * binary.metadata.num_warps, binary.metadata.shared

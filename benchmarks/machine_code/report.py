@@ -74,9 +74,9 @@ def _cuda(path: Path, part: Kernel, arch: int) -> Row:
 
 def _triton(path: Path, launch: compiled.Launch, arch: int) -> Row:
     binary, threads, shared = compiled.triton(launch, arch)
-    name = launch.kernel.__name__
+    name, constants = launch.variant.kernel, launch.variant.constants
     sizes = path.sizes | path.triton_sizes.get(name, {})
-    sizes |= {key: x for key, x in launch.constants.items() if isinstance(x, int) and key.isupper()}
+    sizes |= {key: x for key, x in constants if isinstance(x, int) and key.isupper()}
     shape = launch.blocks, threads, shared
     return _row(path, "triton", name, arch, binary, shape, sizes, path.triton_bytes.get(name, "0"))
 

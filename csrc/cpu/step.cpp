@@ -12,6 +12,11 @@ namespace cpu {
 
 namespace {
 
+// A step shorter than this, in nanoseconds of one thread, is not shared. In a training step torch's
+// own threads hold the other cores; a helper that is woken among them, or that loses its core with
+// an item in its hands, costs more than it saves.
+constexpr double kWorthSharing = 250e3;
+
 // Threads that have something to do: two for a row, where there are few, and some for the products
 // of the parameters.
 int threads_of_step(int64_t rows, const Projection& parameters, int allowed) {
@@ -87,6 +92,20 @@ State::State(float* memory, int64_t rows, int64_t latents, int64_t heads, int64_
       unit(folded + heads * width),
       second(unit + 3 * width),
       gram(second + heads * heads) {}
+
+// 1 ns for a position, 3 for the moments of a slope, 1 for a weight of the projections.
+int threads_worth_step(const Values& values, const Projection& of, int allowed) {
+  const double rows = static_cast<double>(values.rows), width = static_cast<double>(of.width),
+               positions = static_cast<double>(values.positions),
+               slopes = static_cast<double>(of.num_latents * of.heads);
+  return rows * (positions + 3 * slopes) + width * width < kWorthSharing ? 1 : allowed;
+}
+
+int threads_worth_backward(int64_t rows, const Projection& of, int allowed) {
+  const double width = static_cast<double>(of.width),
+               products = static_cast<double>(rows * of.num_latents * of.heads * of.heads);
+  return products / 3 + 2 * width * width < kWorthSharing ? 1 : allowed;
+}
 
 void masking_step(const Step& step, const StepOutput& out, int threads) {
   const Projection& parameters = step.parameters;

@@ -59,6 +59,11 @@ struct StepGradient {
   const float *context, *penalty;
 };
 
+// Of the threads allowed, those that a step and its backward pass are worth in a training step:
+// all, or one where the work is short.
+int threads_worth_step(const Values& values, const Projection& parameters, int allowed);
+int threads_worth_backward(int64_t rows, const Projection& parameters, int allowed);
+
 // `state` is read only.
 void masking_step_backward(const Projection& parameters, const float* out_bias, int64_t rows,
                            float* state, const StepGradient& incoming,

@@ -63,7 +63,7 @@ __device__ inline int list_flagged(const uint32_t* flags, int words, uint32_t* l
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   unsigned mine = 0;
 #pragma unroll 1
-  for (int w = threadIdx.x; w < words; w += kRaceThreads)  // trips: L / (32 * threads)
+  for (int w = threadIdx.x; w < words; w += kRaceThreads)  // trips: ceil(L / (32 * threads))
     mine += __popc(flags[w]);
   unsigned upto = mine;
 #pragma unroll
@@ -87,7 +87,7 @@ __device__ inline int list_flagged(const uint32_t* flags, int words, uint32_t* l
   }
   if (total <= static_cast<unsigned>(most)) {
 #pragma unroll 1
-    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
+    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: ceil(L / (32 * threads))
       uint32_t bits = flags[w];
       const uint32_t first = position_of(w, 0);
 #pragma unroll 1

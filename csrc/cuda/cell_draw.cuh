@@ -108,11 +108,11 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
   };
   int quad = threadIdx.x;
 #pragma unroll 1
-  for (int w = threadIdx.x; w < list.words; w += kRaceThreads) {  // trips: L / (32 * threads)
+  for (int w = threadIdx.x; w < list.words; w += kRaceThreads) {  // trips: ceil(L / (32 * threads))
     const uint32_t zeros = ~nonzero[w];
     sifted.flags = 0;
     if (quad + (kTurns - 1) * kRaceThreads <
-        count) {  // share: L // (32 * threads) * 32 * threads / L
+        count) {  // share: L // (32 * threads) / ceil(L / (32 * threads))
 #pragma unroll
       for (int i = 0; i < kTurns; ++i)
         one(quad + i * kRaceThreads, zeros >> i & 0x01010101u, 0x01010101u << i);
@@ -121,7 +121,7 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
       uint32_t rest = zeros, bit = 0x01010101u;
 #pragma unroll 1
       for (; quad < count; quad += kRaceThreads, rest >>= 1,
-                           bit += bit)  // trips: L / (4 * threads) % 8 * 32 * threads / L
+                           bit += bit)  // trips: L / (4 * threads) % 8 / ceil(L / (32 * threads))
         one(quad, rest & 0x01010101u, bit);
     }
     list.flags[w] = sifted.flags & zeros;

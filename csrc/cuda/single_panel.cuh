@@ -93,10 +93,10 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
     const float4* data =
         reinterpret_cast<const float4*>(static_cast<const float*>(row.data) + row.first) + quad;
 #pragma unroll 1
-    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: L / (32 * threads)
+    for (int w = threadIdx.x; w < words; w += kRaceThreads) {  // trips: ceil(L / (32 * threads))
       uint32_t word = 0;
       if (quad + (kTurns - 1) * kRaceThreads <
-          count) {  // share: L // (32 * threads) * 32 * threads / L
+          count) {  // share: L // (32 * threads) / ceil(L / (32 * threads))
         float4 x[kTurns];
 #pragma unroll
         for (int i = 0; i < kTurns; ++i) x[i] = __ldg(data + i * kRaceThreads);
@@ -112,7 +112,7 @@ __device__ __forceinline__ unsigned flag_nonzeros(const Row& row, const Whole& w
       } else {
 #pragma unroll 1
         for (int i = 0; quad < count; ++i, quad += kRaceThreads,
-                 data += kRaceThreads) {  // trips: L / (4 * threads) % 8 * 32 * threads / L
+                 data += kRaceThreads) {  // trips: L / (4 * threads) % 8 / ceil(L / (32 * threads))
           const float4 x = __ldg(data);
           uint32_t bits = 0;
           if (x.x != 0.0f) bits |= 1u;

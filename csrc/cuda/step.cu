@@ -13,7 +13,8 @@ namespace {
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;
 constexpr int kSplits = 16;  // blocks of a head, each with a part of its latents and elements
 constexpr int kBackThreads = 256, kBackWarps = kBackThreads / kWarp;
-constexpr int kHeadThreads = 512, kHeadWarps = kHeadThreads / kWarp;
+constexpr int kHeadThreads = 256, kHeadWarps = kHeadThreads / kWarp;
+constexpr int kHeadSplits = 8;  // blocks of a head that add up the gradient over its partial sums
 constexpr int64_t kMostPartials = 128;  // blocks that add up the gradient over the cells
 
 __device__ __forceinline__ float sum_of_warp(float x) {
@@ -259,8 +260,9 @@ struct RowsBackward {
   const float *grad_context, *grad_penalty;  // null: zero
   const float *mean, *variance, *occupied, *average, *directions, *constant, *gram, *out_bias;
   int64_t rows, latents, heads, width;
-  bool in_shared;   // whether the sums of a block fit in shared memory
-  float* partials;  // (blocks, slopes + heads Dz + 2 Dz)
+  bool in_shared;      // whether the sums of a block fit in shared memory
+  float* partials;     // (blocks, slopes + heads Dz + 2 Dz)
+  unsigned* finished;  // (heads,) blocks of heads_backward_kernel that are done: set to 0
 };
 
 __device__ float twice_penalty(const float* grad_penalty, int64_t rows) {
@@ -283,6 +285,8 @@ __global__ void __launch_bounds__(kBackThreads) rows_backward_kernel(RowsBackwar
   const Partials sum(of.in_shared ? sums_in_shared : kept, slopes, heads * width, width);
   for (int i = threadIdx.x; i < heads * heads; i += kBackThreads)  // trips: 1
     gram[i] = twice * of.gram[i];
+  if (blockIdx.x == 0)  // share: 1 / blocks
+    for (int h = threadIdx.x; h < heads; h += kBackThreads) of.finished[h] = 0;  // trips: 1
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < sum.each;
        i += kBackThreads)  // trips: (N * H + H * D + 2 * D) / threads
@@ -342,12 +346,19 @@ __global__ void __launch_bounds__(kBackThreads) rows_backward_kernel(RowsBackwar
       kept[i] = sum.slope[i];
 }
 
+// What decides the gradients of the parameters, in which each head has a part of its own.
+struct ByHead {
+  float *slope, *direction, *constant, *folded;  // (latents, heads), (heads, Dz) three times
+  float *unit, *nothing;                         // (2 Dz,), (Dz,)
+};
+
 struct HeadsBackward {
   Projection parameters;
   const float *partials, *grad_penalty, *directions, *units, *second;
   int64_t blocks, rows;  // of rows_backward_kernel; cells
   ParameterGradients out;
-  float *by_slope, *by_unit, *by_nothing;  // (latents, heads), (2 Dz,), (Dz,)
+  ByHead by;
+  unsigned* finished;
 };
 
 // The sum over the blocks of rows_backward_kernel of one number.
@@ -358,13 +369,16 @@ __device__ __forceinline__ float sum_partials(const float* partials, int64_t blo
   return sum;
 }
 
-// One block a head, and one for the bias: everything that a head's parameters alone decide.
+// One block a head and split, and one for the bias. The blocks of a head add up its partial sums;
+// the last one to be done finds what follows from its own parameters alone.
 __global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackward of) {
   MAM_DYNAMIC_SHARED(float, shared);
+  __shared__ bool last;
   const Projection& from = of.parameters;
   const int width = static_cast<int>(from.width), heads = static_cast<int>(from.heads),
             depth = width / heads, latents = static_cast<int>(from.num_latents);
-  const int head = blockIdx.x, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int head = blockIdx.x / kHeadSplits, split = blockIdx.x % kHeadSplits;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t slopes = static_cast<int64_t>(latents) * heads,
                 each = slopes + static_cast<int64_t>(heads + 2) * width;
   const float* const bias = of.partials + slopes + static_cast<int64_t>(heads) * width;
@@ -374,98 +388,115 @@ __global__ void __launch_bounds__(kHeadThreads) heads_backward_kernel(HeadsBackw
       of.out.out_bias[c] = sum_partials(bias + c, of.blocks, each);
     return;
   }
-  float *const by_slope = shared, *const by_direction = by_slope + latents,
-               *const by_constant = by_direction + width, *const by_folded = by_constant + width,
-               *const by_key = by_folded + width, *const by_gain = by_key + depth,
-               *const by_nothing = by_gain + depth;
+  // phase: sums
   const float twice = twice_penalty(of.grad_penalty, of.rows);
   const float scale = rsqrtf(static_cast<float>(depth));
-  // phase: sums
+  float *const direction_of = of.by.direction + static_cast<int64_t>(head) * width,
+               *const constant_of = of.by.constant + static_cast<int64_t>(head) * width;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < latents + 2 * width;
-       i += kHeadThreads) {  // trips: (N + 2 * D) / threads
-    if (i < latents) {       // share: N / (N + 2 * D)
-      const float sum = scale * sum_partials(of.partials + i * heads + head, of.blocks, each);
-      by_slope[i] = sum;
-      of.by_slope[i * heads + head] = sum;
+  for (int i = split * kHeadThreads + threadIdx.x; i < latents + 2 * width;
+       i += kHeadSplits * kHeadThreads) {  // trips: (N + 2 * D) / (8 * threads)
+    if (i < latents) {                     // share: N / (N + 2 * D)
+      of.by.slope[i * heads + head] =
+          scale * sum_partials(of.partials + i * heads + head, of.blocks, each);
     } else if (i < latents + width) {  // share: D / (N + 2 * D)
       const int c = i - latents;
       float sum = sum_partials(of.partials + slopes + head * width + c, of.blocks, each);
       for (int g = 0; g < heads; ++g)  // trips: H
         sum = fmaf(twice * of.second[head * heads + g], of.directions[g * width + c], sum);
-      by_direction[c] = sum;
-    } else {
+      direction_of[c] = sum;
+    } else {  // share: D / (N + 2 * D)
       const int c = i - latents - width;
-      by_constant[c] = sum_partials(bias + width + c, of.blocks, each);
+      constant_of[c] = sum_partials(bias + width + c, of.blocks, each);
     }
   }
+  __threadfence();
   __syncthreads();
-  // phase: folded
-  float by_bias = 0.0f;
+  if (threadIdx.x == 0) last = atomicAdd(of.finished + head, 1u) + 1 == kHeadSplits;
+  __syncthreads();
+  if (!last) return;
+  // share: 1 / 8
+  {
+    // phase: folded
+    __threadfence();
+    float *const by_slope = shared, *const by_direction = by_slope + latents,
+                 *const by_constant = by_direction + width, *const by_folded = by_constant + width;
 #pragma unroll 1
-  for (int n = lane; n < latents; n += kWarp) by_bias += by_slope[n];  // trips: N / 32
-  by_bias = sum_of_warp(by_bias);
+    for (int n = threadIdx.x; n < latents; n += kHeadThreads)  // trips: N / threads
+      by_slope[n] = __ldcg(of.by.slope + n * heads + head);
 #pragma unroll 1
-  for (int c = threadIdx.x; c < width; c += kHeadThreads) {  // trips: D / threads
-    float sum = 0.0f;
+    for (int c = threadIdx.x; c < width; c += kHeadThreads) {  // trips: D / threads
+      by_direction[c] = __ldcg(direction_of + c);
+      by_constant[c] = __ldcg(constant_of + c);
+    }
+    __syncthreads();
+    float by_bias = 0.0f;
+#pragma unroll 1
+    for (int n = lane; n < latents; n += kWarp) by_bias += by_slope[n];  // trips: N / 32
+    by_bias = sum_of_warp(by_bias);
+#pragma unroll 1
+    for (int c = threadIdx.x; c < width; c += kHeadThreads) {  // trips: D / threads
+      float sum = 0.0f;
 #pragma unroll 8
-    for (int n = 0; n < latents; ++n)  // trips: N / 8 | 0
-      sum = fmaf(by_slope[n], from.latents[static_cast<int64_t>(n) * width + c], sum);
-    by_folded[c] = sum;
-  }
-  __syncthreads();
-  // phase: units
-  const float* const query = from.in_weight + static_cast<int64_t>(head) * depth * width;
+      for (int n = 0; n < latents; ++n)  // trips: N / 8 | 0
+        sum = fmaf(by_slope[n], from.latents[static_cast<int64_t>(n) * width + c], sum);
+      by_folded[c] = sum;
+      of.by.folded[static_cast<int64_t>(head) * width + c] = sum;
+    }
+    __syncthreads();
+    // phase: units
+    const float* const query = from.in_weight + static_cast<int64_t>(head) * depth * width;
 #pragma unroll 1
-  for (int i = warp; i < depth; i += kHeadWarps) {  // trips: D / H / warps
-    const int at = head * depth + i;
-    float key = 0.0f, gain = 0.0f, nothing = 0.0f;
+    for (int i = warp; i < depth; i += kHeadWarps) {  // trips: D / H / warps
+      const int at = head * depth + i;
+      float key = 0.0f, gain = 0.0f, nothing = 0.0f;
 #pragma unroll 4
-    for (int c = lane; c < width; c += kWarp) {  // trips: D / 128 | 0
-      const float out = from.out_weight[static_cast<int64_t>(c) * width + at];
-      key = fmaf(query[static_cast<int64_t>(i) * width + c], by_folded[c], key);
-      gain = fmaf(out, by_direction[c], gain);
-      nothing = fmaf(out, by_constant[c], nothing);
+      for (int c = lane; c < width; c += kWarp) {  // trips: D / 128 | 0
+        const float out = from.out_weight[static_cast<int64_t>(c) * width + at];
+        key = fmaf(query[static_cast<int64_t>(i) * width + c], by_folded[c], key);
+        gain = fmaf(out, by_direction[c], gain);
+        nothing = fmaf(out, by_constant[c], nothing);
+      }
+      key = fmaf(by_bias, from.in_bias[at], sum_of_warp(key));
+      gain = sum_of_warp(gain);
+      nothing = sum_of_warp(nothing);
+      if (lane == 0) {
+        of.by.unit[at] = key;
+        of.by.unit[width + at] = gain;
+        of.by.nothing[at] = nothing;
+        // The constant of a key cancels in the softmax, and its bias has no gradient.
+        of.out.in_bias[at] = of.units[at] * by_bias;
+        of.out.in_bias[width + at] = 0.0f;
+        of.out.in_bias[2 * width + at] = nothing;
+      }
     }
-    key = fmaf(by_bias, from.in_bias[at], sum_of_warp(key));
-    gain = sum_of_warp(gain);
-    nothing = sum_of_warp(nothing);
-    if (lane == 0) {
-      by_key[i] = key;
-      by_gain[i] = gain;
-      by_nothing[i] = nothing;
-      of.by_unit[at] = key;
-      of.by_unit[width + at] = gain;
-      of.by_nothing[at] = nothing;
-      // The constant of a key cancels in the softmax, and its bias has no gradient.
-      of.out.in_bias[at] = of.units[at] * by_bias;
-      of.out.in_bias[width + at] = 0.0f;
-      of.out.in_bias[2 * width + at] = nothing;
-    }
-  }
-  __syncthreads();
-  // phase: products
-#pragma unroll 1
-  for (int i = threadIdx.x; i < depth * width; i += kHeadThreads) {  // trips: D * D / H / threads
-    const int r = i / width, c = i % width;
-    const int64_t at = static_cast<int64_t>(head * depth + r) * width + c;
-    const int64_t square = static_cast<int64_t>(width) * width;
-    of.out.in_weight[at] = of.units[head * depth + r] * by_folded[c];
-    of.out.in_weight[square + at] = by_key[r] * from.token_weight[c];
-    of.out.in_weight[2 * square + at] =
-        fmaf(by_gain[r], from.token_weight[c], by_nothing[r] * from.token_bias[c]);
-    const int element = i / depth, d = head * depth + i % depth;
-    of.out.out_weight[static_cast<int64_t>(element) * width + d] = fmaf(
-        by_constant[element], of.units[2 * width + d], by_direction[element] * of.units[width + d]);
   }
 }
 
 struct RestBackward {
   Projection parameters;
-  const float *by_slope, *by_unit, *by_nothing, *folded;
+  const float *folded, *units;
+  ByHead by;
   ParameterGradients out;
-  int64_t columns;  // blocks with kWarp columns of the token's projection; the others: latents
+  int64_t columns, squares;  // blocks with kWarp columns of the token's projection; of products
 };
+
+// The products of Dz by Dz, one number of each matrix a thread.
+__device__ __forceinline__ void write_products(const RestBackward& of, int64_t at) {
+  const Projection& from = of.parameters;
+  const int width = static_cast<int>(from.width), depth = width / static_cast<int>(from.heads);
+  const int64_t square = static_cast<int64_t>(width) * width;
+  if (at >= square) return;
+  const int row = static_cast<int>(at / width), column = static_cast<int>(at % width);
+  const int of_row = row / depth * width + column, of_column = column / depth * width + row;
+  const float weight = from.token_weight[column];
+  of.out.in_weight[at] = of.units[row] * of.by.folded[of_row];
+  of.out.in_weight[square + at] = of.by.unit[row] * weight;
+  of.out.in_weight[2 * square + at] =
+      fmaf(of.by.unit[width + row], weight, of.by.nothing[row] * from.token_bias[column]);
+  of.out.out_weight[at] = fmaf(of.by.constant[of_column], of.units[2 * width + column],
+                               of.by.direction[of_column] * of.units[width + column]);
+}
 
 __global__ void __launch_bounds__(kBackThreads) rest_backward_kernel(RestBackward of) {
   __shared__ float weight[kBackWarps][kWarp], bias[kBackWarps][kWarp];
@@ -481,9 +512,9 @@ __global__ void __launch_bounds__(kBackThreads) rest_backward_kernel(RestBackwar
       for (int r = warp; r < width; r += kBackWarps) {  // trips: D / warps / 4 | 0
         const float key = in[static_cast<int64_t>(r) * width],
                     value = in[static_cast<int64_t>(width + r) * width];
-        by_weight = fmaf(key, of.by_unit[r], by_weight);
-        by_weight = fmaf(value, of.by_unit[width + r], by_weight);
-        by_bias = fmaf(value, of.by_nothing[r], by_bias);
+        by_weight = fmaf(key, of.by.unit[r], by_weight);
+        by_weight = fmaf(value, of.by.unit[width + r], by_weight);
+        by_bias = fmaf(value, of.by.nothing[r], by_bias);
       }
     }
     weight[warp][lane] = by_weight;
@@ -499,27 +530,44 @@ __global__ void __launch_bounds__(kBackThreads) rest_backward_kernel(RestBackwar
     }
     return;
   }
-  const int64_t i = (blockIdx.x - of.columns) * kBackThreads + threadIdx.x;
-  if (i >= from.num_latents * width) return;
-  const int64_t n = i / width, c = i % width;
-  float sum = 0.0f;
+  if (blockIdx.x < of.columns + of.squares) {  // share: D * D / 256 / blocks
+    write_products(of, (blockIdx.x - of.columns) * kBackThreads + threadIdx.x);
+    return;
+  }
+  // share: N * D / 256 / blocks
+  {
+    const int64_t i = (blockIdx.x - of.columns - of.squares) * kBackThreads + threadIdx.x;
+    if (i >= from.num_latents * width) return;
+    const int64_t n = i / width, c = i % width;
+    float sum = 0.0f;
 #pragma unroll 4
-  for (int h = 0; h < heads; ++h)  // trips: H / 4 | 0
-    sum = fmaf(of.by_slope[n * heads + h], of.folded[h * width + c], sum);
-  of.out.latents[i] = sum;
+    for (int h = 0; h < heads; ++h)  // trips: H / 4 | 0
+      sum = fmaf(of.by.slope[n * heads + h], of.folded[h * width + c], sum);
+    of.out.latents[i] = sum;
+  }
+}
+
+// Blocks of rows_backward_kernel: one at least, which sets the counters.
+int64_t num_partials(int64_t rows) {
+  return rows < 1 ? 1 : rows < kMostPartials ? rows : kMostPartials;
 }
 
 struct BackwardMemory {
-  float *partials, *by_slope, *by_unit, *by_nothing;
+  float* partials;
+  ByHead by;
+  unsigned* finished;
   size_t bytes;
 
   BackwardMemory(void* memory, int64_t rows, int64_t latents, int64_t heads, int64_t width) {
-    const int64_t blocks = rows < kMostPartials ? rows : kMostPartials;
     Pieces pieces{static_cast<char*>(memory)};
-    partials = pieces.take<float>(blocks * (latents * heads + (heads + 2) * width));
-    by_slope = pieces.take<float>(latents * heads);
-    by_unit = pieces.take<float>(2 * width);
-    by_nothing = pieces.take<float>(width);
+    partials = pieces.take<float>(num_partials(rows) * (latents * heads + (heads + 2) * width));
+    by.slope = pieces.take<float>(latents * heads);
+    by.direction = pieces.take<float>(heads * width);
+    by.constant = pieces.take<float>(heads * width);
+    by.folded = pieces.take<float>(heads * width);
+    by.unit = pieces.take<float>(2 * width);
+    by.nothing = pieces.take<float>(width);
+    finished = pieces.take<unsigned>(heads);
     bytes = pieces.bytes;
   }
 };
@@ -608,7 +656,7 @@ void masking_step_backward(const Projection& parameters, const float* out_bias, 
                 width = parameters.width;
   const State kept(const_cast<float*>(state), rows, latents, heads, width);
   const BackwardMemory memory(workspace, rows, latents, heads, width);
-  const int64_t blocks = rows < kMostPartials ? rows : kMostPartials;
+  const int64_t blocks = num_partials(rows);
   const size_t always = (width + heads + heads * heads) * sizeof(float),
                sums = (latents * heads + (heads + 2) * width) * sizeof(float);
   const bool in_shared = always + sums <= kMostShared;
@@ -616,17 +664,16 @@ void masking_step_backward(const Projection& parameters, const float* out_bias, 
          in_shared ? always + sums : always, where,
          RowsBackward{incoming.context, incoming.penalty, kept.mean, kept.variance, kept.occupied,
                       kept.average, kept.directions, kept.constant, kept.gram, out_bias, rows,
-                      latents, heads, width, in_shared, memory.partials});
-  const size_t of_head = (latents + 3 * width + 3 * width / heads) * sizeof(float);
-  launch("heads_backward", heads_backward_kernel, heads + 1, kHeadThreads, of_head, where,
+                      latents, heads, width, in_shared, memory.partials, memory.finished});
+  const size_t of_head = (latents + 3 * width) * sizeof(float);
+  launch("heads_backward", heads_backward_kernel, heads * kHeadSplits + 1, kHeadThreads, of_head,
+         where,
          HeadsBackward{parameters, memory.partials, incoming.penalty, kept.directions, kept.units,
-                       kept.second, blocks, rows, out, memory.by_slope, memory.by_unit,
-                       memory.by_nothing});
-  const int64_t columns = ceil_div(width, kWarp);
-  launch("rest_backward", rest_backward_kernel, columns + ceil_div(latents * width, kBackThreads),
-         kBackThreads, 0, where,
-         RestBackward{parameters, memory.by_slope, memory.by_unit, memory.by_nothing, kept.folded,
-                      out, columns});
+                       kept.second, blocks, rows, out, memory.by, memory.finished});
+  const int64_t columns = ceil_div(width, kWarp), squares = ceil_div(width * width, kBackThreads);
+  launch("rest_backward", rest_backward_kernel,
+         columns + squares + ceil_div(latents * width, kBackThreads), kBackThreads, 0, where,
+         RestBackward{parameters, kept.folded, kept.units, memory.by, out, columns, squares});
 }
 
 }  // namespace mam::cuda

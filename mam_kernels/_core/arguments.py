@@ -7,6 +7,7 @@ whose addresses are taken without strides are made contiguous. It takes microsec
 synchronisation: values on a GPU are not looked at, and its kernels follow no index out of bounds.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -102,7 +103,8 @@ def checked_cells(cells: Cells) -> Cells:
     device = values.device
     if crow is None and col is None:
         one("values", values, FLOATING, (None, positions), None)
-        return cells._replace(valid=flags("valid", valid, len(values), positions, device))
+        flags("valid", valid, len(values), positions, device)
+        return cells
     if crow is None or col is None:
         raise ValueError(
             "crow, col: expected both for a CSR matrix, or neither for a dense one; got one of them"
@@ -124,7 +126,7 @@ def checked_choice(
 ) -> Choice:
     """With num_masked and latents where they are given, else with a ratio and a number."""
     maskable, num_masked, mask_ratio, latents, num_drawn = choice
-    maskable = flags("maskable", maskable, rows, positions, device)
+    flags("maskable", maskable, rows, positions, device)
     if num_masked is not None:
         num_masked = flat("num_masked", num_masked, (torch.int32,), (rows,), device)
     elif not 0.0 <= mask_ratio <= 1.0:
@@ -133,6 +135,8 @@ def checked_choice(
         latents = flat("latents", latents, INT64, (None,), device)
     else:
         integer("num_drawn", num_drawn, 1, num_latents)
+    if num_masked is None and latents is None:
+        return choice
     return Choice(maskable, num_masked, mask_ratio, latents, num_drawn)
 
 
@@ -174,6 +178,8 @@ def checked_weighting(weighting: Weighting) -> Weighting:
         raise ValueError(f"eps: expected a number in [0, {LARGEST_EPS:g}]; got {eps}")
     if not 0.0 < exponent < math.inf:
         raise ValueError(f"inverse_temperature: expected a finite number > 0; got {exponent}")
+    if eps >= SMALLEST_EPS and exponent <= LARGEST_EXPONENT:
+        return weighting
     return Weighting(eps if eps >= SMALLEST_EPS else 0.0, min(exponent, LARGEST_EXPONENT))
 
 
@@ -186,21 +192,39 @@ def checked_parameters(
     integer("heads", heads, 1)
     if width % heads:
         raise ValueError(f"heads: expected a divisor of the latents' width, {width}; got {heads}")
-    shapes: dict[str, tuple[int, ...]] = {
-        "latents": latents.shape,
-        "in_weight": (3 * width, width),
-        "in_bias": (3 * width,),
-        "token_weight": (width, token_width),
-        "token_bias": (width,),
-        "out_weight": (width, width),
-        "out_bias": (width,),
-    }
-    kind = (latents.dtype,)
+    shapes, dtype = _parameter_shapes(len(latents), width, token_width), latents.dtype
+    # As they are nearly always, in one look: a masking step comes here with seven of them.
+    for x, shape in zip(parameters, shapes, strict=True):
+        if (
+            x is None
+            or x.dtype is not dtype
+            or x.layout is not torch.strided
+            or x.shape != shape
+            or x.device != device
+            or not x.is_contiguous()
+        ):
+            break
+    else:
+        return parameters
     return Parameters(
         *(
-            None if x is None else flat(name, x, kind, shapes[name], device)
-            for name, x in zip(Parameters._fields, parameters, strict=True)
+            None if x is None else flat(name, x, (dtype,), shape, device)
+            for name, x, shape in zip(Parameters._fields, parameters, shapes, strict=True)
         )
+    )
+
+
+@functools.cache
+def _parameter_shapes(count: int, width: int, token_width: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the fields of ``Parameters``."""
+    return (
+        (count, width),
+        (3 * width, width),
+        (3 * width,),
+        (width, token_width),
+        (width,),
+        (width, width),
+        (width,),
     )
 
 

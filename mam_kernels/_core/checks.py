@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeGuard
+from typing import NoReturn, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -105,18 +105,38 @@ def shortened(x: object, width: int = 200) -> str:
     return line if len(line) <= width else f"{line[:width]}..."
 
 
+class _Tangents(torch.autograd.Function):
+    """Sees whether one of its arguments carries a tangent: only then is ``jvp`` called."""
+
+    @staticmethod
+    def forward(*_: Tensor) -> Tensor:
+        return torch.empty(0)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx, *_: Tensor | None) -> None:
+        no_forward_mode()
+
+
 def refuse_forward_mode(arguments: Iterable[object]) -> None:
     """Raise where a tensor carries a tangent: no operation here computes with it, and it would be
     lost without a word.
     """
-    if torch.compiler.is_compiling():
+    # Outside of forward mode no tensor has one. The name is private to torch; without it every
+    # call looks at its tensors.
+    if getattr(forward_ad, "_current_level", 0) < 0:
         return
-    for x in arguments:
-        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
-            no_forward_mode()
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    if not torch.compiler.is_compiling():
+        _Tangents.apply(*tensors)
+    elif any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        no_forward_mode()
 
 
-def no_forward_mode(*_: object) -> None:
+def no_forward_mode(*_: object) -> NoReturn:
     """Refuse forward-mode differentiation."""
     raise NotImplementedError(
         "forward-mode derivatives (jvp, jacfwd, hessian) are not computed; use reverse mode "
@@ -370,7 +390,12 @@ def draw_source(
 
 def as_tensor(word: Tensor | int) -> Tensor:
     """A seed or a step as int64 of no dimensions; an int goes to the CPU."""
-    return word if isinstance(word, Tensor) else torch.tensor(word, dtype=torch.int64, device="cpu")
+    # Half of what torch.tensor takes.
+    return (
+        word
+        if isinstance(word, Tensor)
+        else torch.scalar_tensor(word, dtype=torch.int64, device="cpu")
+    )
 
 
 def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor:
@@ -383,7 +408,7 @@ def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Te
             raise ValueError(
                 f"{name}: expected on the CPU or on {device}, as the data is; got {describe(x)}"
             )
-        return x.reshape(()).to(torch.int64)
+        return x if x.dim() == 0 and x.dtype is torch.int64 else x.reshape(()).to(torch.int64)
     if not _is_integer(x):
         raise TypeError(
             f"{name}: expected an int or an integer tensor of one element; got {describe(x)}"

@@ -1,8 +1,8 @@
 """Which backend runs an operation on this machine, and why each other one would not.
 
 One predicate, ``obstacle``, serves the choice, the error and the explanation. A backend that the
-caller names runs or raises; only ``backend=None`` chooses, and says in the log, once for each
-operation, device and type, what it chose.
+caller names runs or raises; only ``backend=None`` chooses, on a GPU by what is known of the speed
+(``evidence.py``), and says in the log, once for each operation, device and type, what it chose.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, evidence
 
 logger = logging.getLogger("mam_kernels")
 
 BACKENDS = ("triton", "cuda", "cpu", "reference")
-"""Every backend, fastest first."""
+"""Every backend."""
 
 CHOICES = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
-"""What ``backend=None`` chooses from, by device.
+"""What ``backend=None`` chooses from, by device; those whose speed is not known, in this order.
 
 Triton's interpreter runs on the CPU too, but only when it is named.
 """
@@ -204,9 +204,15 @@ def obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
     return None
 
 
+def candidates(op: str, device: str) -> list[str]:
+    """What ``backend=None`` chooses from for an operation, in its order of preference."""
+    names = list(CHOICES.get(device, ("reference",)))
+    return evidence.fastest_first(op, names) if device == "cuda" else names
+
+
 @functools.cache
 def resolve(backend: str, op: str, device: str, dtype: torch.dtype) -> str:
-    """The backend that runs ``op``: the one named, or the first of ``CHOICES`` that can.
+    """The backend that runs ``op``: the one named, or the fastest of ``CHOICES`` that can.
 
     Raises:
         BackendUnavailableError: the one named cannot.
@@ -218,9 +224,7 @@ def resolve(backend: str, op: str, device: str, dtype: torch.dtype) -> str:
             raise BackendUnavailableError(f"backend: {backend!r} cannot run {op}: {why_not}")
         return backend
     chosen = next(
-        name
-        for name in CHOICES.get(device, ("reference",))
-        if obstacle(name, op, device, dtype) is None
+        name for name in candidates(op, device) if obstacle(name, op, device, dtype) is None
     )
     logger.info("%s on %s, %s: backend %s", op, device, dtype, chosen)
     return chosen
@@ -242,11 +246,7 @@ def _found(folder: str, function: str, backend: str) -> Callable | None:
     if run is None:
         return None
     if native:
-        lib = getattr(extension, backend)()
-        needed = getattr(run, "requires", None)
-        if needed is not None and not hasattr(lib, needed):
-            return None
-        run = functools.partial(run, lib)
+        run = functools.partial(run, getattr(extension, backend)())
     arguments = importlib.import_module(f"mam_kernels.ops.{folder}.arguments")
     return functools.partial(_run_checked, getattr(arguments, function), run)
 
@@ -370,21 +370,26 @@ def explain(op: Callable | str, *args: object, **kwargs: object) -> Explanation:
     runs = backend == AUTOMATIC or obstacles[backend] is None
     chosen = resolve(backend, name, device, dtype) if runs else None
     reasons = {
-        candidate: _reason(candidate, chosen, backend, why, device)
+        candidate: _reason(name, candidate, chosen, backend, why, device)
         for candidate, why in obstacles.items()
     }
     return Explanation(name, device, dtype, chosen, reasons)
 
 
 def _reason(
-    candidate: str, chosen: str | None, backend: str, why_not: str | None, device: str
+    op: str, candidate: str, chosen: str | None, backend: str, why_not: str | None, device: str
 ) -> str:
+    figure = evidence.figures(op).get(candidate) if device == "cuda" else None
     if candidate == chosen:
-        return "runs: it was named" if backend else "runs: the first that can"
+        if backend:
+            return "runs: it was named"
+        return f"runs, the fastest that can: {figure}" if figure else "runs: the first that can"
     if why_not:
         return why_not
     if backend:
         return f"could run, but {backend} was named"
     if candidate not in CHOICES.get(device, ("reference",)):
         return "could run, but only when it is named"
+    if figure:
+        return f"could run, but {chosen} is faster: {figure}"
     return f"could run, but {chosen} comes first"

@@ -10,10 +10,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from .call import Cells, Draw
 PACKAGE = "mam_kernels"
 
 _NO_DEVICE_CHANGE = nullcontext()
-_Function = TypeVar("_Function", bound=Callable)
+_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _other_cuda: ModuleType | None = None
 
 
@@ -54,18 +52,6 @@ def use_cuda_module(module: ModuleType) -> None:
     global _other_cuda
     _other_cuda = module
     cuda.cache_clear()
-
-
-def requires(name: str) -> Callable[[_Function], _Function]:
-    """Marks a launcher that runs only with libraries that have the function ``name``; for the
-    others it is not there.
-    """
-
-    def mark(launcher: _Function) -> _Function:
-        vars(launcher)["requires"] = name
-        return launcher
-
-    return mark
 
 
 def build_info() -> dict[str, dict[str, object]]:
@@ -112,10 +98,10 @@ def address(x: Tensor | None) -> int:
 
 def dtype(lib: ModuleType, x: Tensor) -> object:
     """The ``DType`` of a float32, float16 or bfloat16 tensor."""
-    names = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-    if x.dtype not in names:
+    name = _DTYPES.get(x.dtype)
+    if name is None:
         raise TypeError(f"expected float32, float16 or bfloat16; got {x.dtype}")
-    return getattr(lib.DType, names[x.dtype])
+    return getattr(lib.DType, name)
 
 
 def values(lib: ModuleType, cells: Cells) -> object:

@@ -5,7 +5,6 @@ backends, shapes for tracing, and its gradient.
 export, opcheck) at about half the host cost.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
@@ -41,7 +40,7 @@ class Operation:
         fake: results of the right shapes and types, for tracing; takes the parts.
         save: keeps what the gradient needs; takes autograd's context, the parts and the results.
         backward: takes autograd's context and a gradient (or None) for each result; returns
-            part -> its gradient. Other parts have none.
+            part -> its gradient. Other parts have none. None: the operation has no gradient.
     """
 
     def __init__(
@@ -56,12 +55,25 @@ class Operation:
         backward: Callable | None = None,
     ) -> None:
         self.name, self.parts = name, tuple(parts)
-        # What the parts are: the class of a structure, or None for a plain argument.
-        self._structures = tuple(k if _is_structure(k) else None for k in parts.values())
+        # Of each part its class, None for a plain argument, and which of the flat arguments it is.
+        self._places: list[tuple[Any, int, int]] = []
+        start = 0
+        for kind in parts.values():
+            structure = kind if _is_structure(kind) else None
+            stop = start + (1 if structure is None else len(structure._fields))
+            self._places.append((structure, start, stop))
+            start = stop
+        self._num_flat = start
         schema = f"{name}({_arguments(parts)}) -> ({_arguments(returns)})"
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _library.define(schema, tags=tags)
-        _library.impl(name, lambda *flat: run(*self._together(flat)), "CompositeExplicitAutograd")
+
+        def kernel(*flat: Any) -> Any:
+            # Below autograd and the transforms, where a compiled call comes along too.
+            checks.refuse_forward_mode(flat)
+            return run(*self._together(flat))
+
+        _library.impl(name, kernel, "CompositeExplicitAutograd")
         names = [argument.partition(" ")[2] for argument in _arguments(parts).split(", ")]
 
         def shapes(*flat: Any) -> Any:
@@ -70,9 +82,14 @@ class Operation:
 
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
         self.overload = getattr(torch.ops.mam_kernels, name).default
-        self._function: type[torch.autograd.Function] | None = None
+        self._plain, self._transformed = self._functions(save, backward)
         if backward is not None:
-            self._register_gradient(save, backward)
+            torch.library.register_autograd(
+                f"{NAMESPACE}::{name}",
+                self._transformed.backward,
+                setup_context=self._transformed.setup_context,
+                lib=_library,
+            )
 
     def __call__(self, *parts: Any) -> Any:
         """Run it; differentiable by autograd and inside ``torch.func``.
@@ -81,16 +98,20 @@ class Operation:
             NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
         """
         flat = self.flat(*parts)
-        checks.refuse_forward_mode(flat)
-        refuse_compiled_transforms()
-        if self._function is None or torch.compiler.is_compiling() or not _wants_gradient(flat):
+        if torch.compiler.is_compiling():
+            refuse_compiled_transforms()
+            checks.refuse_forward_mode(flat)  # of a level that begins inside what is compiled
             return self.overload(*flat)
-        return self._function.apply(*flat)
+        if transforming():
+            return self._transformed.apply(*flat)
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
+            return self._plain.apply(*flat)
+        return self.overload(*flat)
 
     def flat(self, *parts: Any) -> list:
         """The flat arguments of the operation that the parts come to."""
         flat: list[Any] = []
-        for part, structure in zip(parts, self._structures, strict=True):
+        for part, (structure, _, _) in zip(parts, self._places, strict=True):
             if structure is None:
                 flat.append(part)
             else:
@@ -99,56 +120,63 @@ class Operation:
 
     def _together(self, flat: tuple) -> list:
         """The parts that the flat arguments of the operation make up."""
-        parts, start = [], 0
-        for structure in self._structures:
-            if structure is None:
-                parts.append(flat[start])
-                start += 1
-            else:
-                stop = start + len(structure._fields)
-                parts.append(structure(*flat[start:stop]))
-                start = stop
-        return parts
+        make = tuple.__new__  # that of a structure takes several times as long
+        return [
+            flat[start] if structure is None else make(structure, flat[start:stop])
+            for structure, start, stop in self._places
+        ]
 
     def _gradients(self, by_part: Mapping[str, Any]) -> tuple:
         """Gradients in the order of the flat arguments."""
-        flat: list[Tensor | None] = []
-        for name, structure in zip(self.parts, self._structures, strict=True):
-            if structure is None:
-                flat.append(by_part.get(name))
-            else:
-                flat.extend(by_part.get(name, (None,) * len(structure._fields)))
+        flat: list[Tensor | None] = [None] * self._num_flat
+        for name, (structure, start, stop) in zip(self.parts, self._places, strict=True):
+            gradient = by_part.get(name)
+            if gradient is not None:
+                flat[start:stop] = (gradient,) if structure is None else gradient
         return tuple(flat)
 
-    def _register_gradient(self, save: Callable | None, backward: Callable) -> None:
+    def _functions(
+        self, save: Callable | None, backward: Callable | None
+    ) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
+        """The operation for plain autograd, and in the form that ``torch.func`` takes.
+
+        ``vmap`` runs it in a loop. Elsewhere both are used since they are faster than what
+        ``torch.library`` makes of the same parts, which looks at each argument of the schema as
+        often as there are arguments: 0.1 to 0.6 ms for the masking step.
+        """
+
         def setup_context(ctx, inputs: tuple, output: Any) -> None:
             ctx.set_materialize_grads(False)
+            if backward is None:
+                ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
             if save is not None:
                 save(ctx, self._together(inputs), output)
 
         def flat_backward(ctx, *gradients: Tensor | None) -> tuple:
-            return self._gradients(backward(ctx, *gradients))
+            return self._gradients({} if backward is None else backward(ctx, *gradients))
 
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{self.name}", flat_backward, setup_context=setup_context, lib=_library
-        )
-
-        # The same in the form that torch.func takes; vmap runs the operation in a loop. Elsewhere
-        # it is used since it is faster: torch.library looks at each argument of the schema as
-        # often as there are arguments, 0.1 to 0.6 ms for the masking step.
         def forward(*flat: Any) -> Any:
             return self.overload(*flat)
 
-        # Asked for in every call. Set through vars: the type of a function has no such attribute.
-        vars(forward)["__signature__"] = inspect.signature(forward)
-        members = {
-            "forward": staticmethod(forward),
-            "setup_context": staticmethod(setup_context),
+        # With a setup_context of its own torch looks up the signature of forward in each call.
+        def forward_and_context(ctx, *flat: Any) -> Any:
+            results = self.overload(*flat)
+            setup_context(ctx, flat, results)
+            return results
+
+        backward_and_jvp = {
             "backward": staticmethod(flat_backward),
             "jvp": staticmethod(checks.no_forward_mode),
-            "generate_vmap_rule": True,
         }
-        self._function = type(self.name, (torch.autograd.Function,), members)
+        plain = {"forward": staticmethod(forward_and_context), **backward_and_jvp}
+        transformed = {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(setup_context),
+            "generate_vmap_rule": True,
+            **backward_and_jvp,
+        }
+        base = (torch.autograd.Function,)
+        return type(self.name, base, plain), type(self.name, base, transformed)
 
 
 def _refuse_some_on_meta(names: list[str], flat: tuple) -> None:
@@ -164,15 +192,6 @@ def _refuse_some_on_meta(names: list[str], flat: tuple) -> None:
             raise ValueError(
                 f"{on_meta[0]}: expected on {x.device}, as {name} is; got a tensor on meta"
             )
-
-
-def _wants_gradient(arguments: list) -> bool:
-    """Whether autograd, or a transform of ``torch.func``, has to see the operation."""
-    if transforming():
-        return True
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in arguments
-    )
 
 
 def no_second_derivative(name: str) -> Callable:

@@ -12,10 +12,13 @@ from typing import Any
 
 _MODULES = {
     "bmfm": ("LatentMaskingStrategy",),
-    "checking": ("FirstBatch", "Finding", "check_first_batch"),
-    "core": ("MaskedBatch", "MaskingStep"),
+    "checking": ("check_first_batch",),
+    "collator": ("PaddingCollator",),
+    "core": ("MaskingStep",),
+    "findings": ("Finding", "FirstBatch"),
     "formats": ("BatchFormat", "real_tokens"),
-    "hugging_face": ("MamConfig", "MamForMaskedLM", "PaddingCollator"),
+    "hugging_face": ("MamConfig", "MamForMaskedLM"),
+    "masked_batch": ("MaskedBatch",),
     "lightning": ("MaskedPretrainingMixin",),
     "nicheformer": ("NicheformerMasking", "nicheformer_with_masking"),
     "places": ("Place",),

@@ -3,13 +3,15 @@ what goes wrong in silence.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .._core import checks
+from .findings import Batch, Finding, FirstBatch
 from .formats import not_among, require_meaning
+from .padding_checks import inverted_because, padding_findings
 
 if TYPE_CHECKING:
     from .core import MaskingStep
@@ -18,61 +20,6 @@ FEWEST_ROWS = 4
 """Rows that have to begin, or to end, with one token for it to be taken for a special one: genes
 rank first in a few cells by chance.
 """
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    right: bool
-    subject: str  # "padding", "special tokens", "mask value", "vocabulary", "values", "device"
-    text: str  # one line
-
-    def __str__(self) -> str:
-        return f"{'ok   ' if self.right else 'WRONG'} {self.subject}: {self.text}"
-
-
-class FirstBatch(NamedTuple):
-    """What was found in a batch; printed, a line for each."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def right(self) -> bool:
-        """Whether nothing looks wrong."""
-        return all(finding.right for finding in self.findings)
-
-    @property
-    def wrong(self) -> tuple[Finding, ...]:
-        """What looks wrong."""
-        return tuple(finding for finding in self.findings if not finding.right)
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.findings))
-
-
-class _Batch(NamedTuple):
-    """A batch and what is said of it, on the CPU."""
-
-    ids: Tensor | None
-    values: Tensor | None
-    padding: Tensor  # (B, L) bool, what the mask calls padding; nowhere without a mask
-    has_mask: bool
-    special: Tensor  # (B, L) bool, among the special ids, or said to be
-    pad_id: int | None
-    pad_value: float | None
-
-    @property
-    def inputs(self) -> Tensor:
-        """What the model reads."""
-        inputs = self.ids if self.values is None else self.values
-        if inputs is None:
-            raise ValueError("ids, values: expected at least one of them; got None and None")
-        return inputs
-
-    @property
-    def genes(self) -> Tensor:
-        """(B, L) bool, neither padding nor special."""
-        return ~self.padding & ~self.special
 
 
 def check_first_batch(
@@ -150,9 +97,9 @@ def check_first_batch(
         else padding_mask.bool() == (true_means == "padding")
     )
     never = torch.zeros_like(padding) if ids is None else ~not_among(ids, special_ids)
-    batch = _Batch(ids, values, padding, padding_mask is not None, never, pad_id, pad_value)
-    inverted = _inverted(batch)
-    findings += _padding(batch, inverted, true_means)
+    batch = Batch(ids, values, padding, padding_mask is not None, never, pad_id, pad_value)
+    inverted = inverted_because(batch)
+    findings += padding_findings(batch, inverted, true_means)
     if ids is not None:
         findings += _vocabulary(
             ids, vocab_size, special_ids, mask_value if values is None else None
@@ -203,109 +150,6 @@ def _device(batch: dict[str, Tensor], module: nn.Module | None) -> Iterator[Find
     yield Finding(not elsewhere, "device", text)
 
 
-def _inverted(batch: _Batch) -> str | None:
-    """Why a padding mask looks inverted; None where it does not."""
-    padding = batch.padding
-    if not bool(padding.any()):
-        return None
-    marked = _marked(batch)
-    if marked is not None:
-        # special tokens may hold the padding's value, and genes may where it is 0
-        wrong, right = int((padding != marked).sum()), int((padding == marked).sum())
-        carrying = int((padding & ~marked).sum())
-        if carrying and wrong > right:
-            return f"{carrying} of {int(padding.sum())} positions it calls padding carry a token"
-        return None
-    different, tokens = _distinct(batch, padding), _distinct(batch, ~padding)
-    if different > 1 and tokens <= different and (tokens == 1 or bool(padding[:, 0].all())):
-        return f"what it calls padding holds {different} different tokens"
-    return None
-
-
-def _marked(batch: _Batch) -> Tensor | None:
-    """(B, L) bool, where the padding's id or value stands; None where neither is known."""
-    if batch.ids is not None and batch.pad_id is not None:
-        return batch.ids == batch.pad_id
-    if batch.values is None or batch.pad_value is None:
-        return None
-    if batch.pad_value >= 0 and batch.ids is not None:
-        return None  # zeros are genes too; the ids tell more
-    return batch.values == batch.pad_value
-
-
-def _telling(batch: _Batch) -> Tensor:
-    """(B, L) bool, where the padding's id or value is that of padding alone: a gene may hold the
-    value 0, and a special token any value.
-    """
-    if batch.ids is not None and batch.pad_id is not None:
-        return torch.ones_like(batch.padding)
-    return ~batch.special & (batch.pad_value is not None and batch.pad_value < 0)
-
-
-def _distinct(batch: _Batch, where: Tensor) -> int:
-    return len((batch.inputs if batch.ids is None else batch.ids)[where].unique())
-
-
-def _padding(batch: _Batch, inverted: str | None, true_means: str) -> Iterator[Finding]:
-    padding, marked = batch.padding, _marked(batch)
-    if not batch.has_mask:
-        there = 0 if marked is None else int((marked & _telling(batch)).sum())
-        if there:
-            text = f"no padding mask, and {there} positions hold the padding's value"
-            yield Finding(False, "padding", text)
-        return
-    if inverted is not None:
-        text = f"looks inverted: {inverted}; is {true_means} what True stands for?"
-        yield Finding(False, "padding", text)
-    else:
-        text = f"{int(padding.sum())} of {padding.numel()} positions"
-        yield Finding(True, "padding", text)
-    empty = int(padding.all(dim=1).sum())
-    if empty:
-        yield Finding(False, "padding", f"{empty} of {len(padding)} rows are padding alone")
-    if inverted is not None:
-        return
-    yield from _padding_place(padding)
-    yield from _padding_contents(batch, marked)
-
-
-def _padding_place(padding: Tensor) -> Iterator[Finding]:
-    """Padding stands behind the genes: a first token, and ranks, are read by their position."""
-    some = ~padding.all(dim=1)
-    left = int((padding[:, 0] & some).sum())
-    if left:
-        text = f"{left} of {len(padding)} rows begin with padding; pad at the right"
-        yield Finding(False, "padding", text)
-        return
-    inside = int(((padding.int().diff(dim=1) < 0).any(dim=1) & some).sum())
-    if inside:
-        text = f"{inside} of {len(padding)} rows have a token behind padding"
-        yield Finding(False, "padding", text)
-
-
-def _padding_contents(batch: _Batch, marked: Tensor | None) -> Iterator[Finding]:
-    padding = batch.padding
-    padded = int(padding.sum())
-    if not padded:
-        return
-    if marked is None:
-        different = _distinct(batch, padding)
-        if different > 1:
-            text = f"padded positions hold {different} different tokens, where padding holds one"
-            yield Finding(False, "padding", text)
-        return
-    astray = int((marked & ~padding & _telling(batch)).sum())
-    if astray:
-        text = f"{astray} positions hold the padding's value, and the mask calls them tokens"
-        yield Finding(False, "padding", text)
-    carrying = int((padding & ~marked).sum())
-    if carrying:
-        text = (
-            f"{carrying} of {padded} padded positions hold something else than the padding's value"
-        )
-        yield Finding(False, "padding", text)
-
-
 def _vocabulary(
     ids: Tensor, vocab_size: int | None, special_ids: set[int], mask_id: float | None
 ) -> Iterator[Finding]:
@@ -332,7 +176,7 @@ def _vocabulary(
         yield Finding(False, "vocabulary", f"ids from {low} to {high}, where none may be negative")
 
 
-def _special_values(batch: _Batch) -> Tensor:
+def _special_values(batch: Batch) -> Tensor:
     """(B, L) bool, whole negative values that stand first or last among the tokens of a row, the
     same in every row: special tokens of a field of values.
     """
@@ -354,7 +198,7 @@ def _special_values(batch: _Batch) -> Tensor:
     return ends if same else torch.zeros_like(ends)
 
 
-def _special(batch: _Batch, told: bool, *, looked_for: bool) -> Iterator[Finding]:
+def _special(batch: Batch, told: bool, *, looked_for: bool) -> Iterator[Finding]:
     real = ~batch.padding
     special = batch.special & real
     if told or bool(special.any()):
@@ -383,7 +227,7 @@ def _first(real: Tensor) -> Tensor:
     return real.int().argmax(dim=1)
 
 
-def _forgotten(batch: _Batch, ids: Tensor, real: Tensor, place: Tensor) -> int | None:
+def _forgotten(batch: Batch, ids: Tensor, real: Tensor, place: Tensor) -> int | None:
     """The id that stands at ``place`` (B,) of every row and nowhere else, and is not special; None
     where there is none.
     """
@@ -401,7 +245,7 @@ def _forgotten(batch: _Batch, ids: Tensor, real: Tensor, place: Tensor) -> int |
     return int(token)
 
 
-def _mask_value(batch: _Batch, mask_value: float | None) -> Iterator[Finding]:
+def _mask_value(batch: Batch, mask_value: float | None) -> Iterator[Finding]:
     is_id = batch.values is None
     if mask_value is None:
         if is_id:

@@ -84,6 +84,10 @@ FRAMEWORKS = {
     "scvi-tools": Framework("scvi-tools", "scvi-tools", ("1.4.2",)),
     "cellplm": Framework("CellPLM", "cellplm", ("0.1.0.post2",)),
     "uce": Framework("UCE", "helical", ("2.2.0",)),
+    "cellarium-ml": Framework("cellarium-ml", "cellarium-ml", ("0.0.15",)),
+    "tahoe-x1": Framework("Tahoe-x1", "tahoe-x1", ("1.0.0",)),
+    "scprint": Framework("scPRINT", "scprint", ("2.3.8",)),
+    "state": Framework("State", "arc-state", ("0.11.1",)),
     "lightning": Framework("Lightning", "lightning", ("2.6.6",)),
 }
 

@@ -4,20 +4,24 @@ by ``Trainer`` or ``accelerate``.
 The collator only pads. Masking happens on the device, inside the model that is trained.
 """
 
-import importlib
-import inspect
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 import transformers
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedModel
-from transformers.utils import ModelOutput, cached_file
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..masking import MultinomialAttentionMasking
 from . import core
+from .backbone import (
+    built,
+    name_of,
+    require_mask_token,
+    require_masked_language_model,
+    stored_weights,
+    width_of,
+)
 from .checking import FirstBatch, check_batch
 from .formats import BatchFormat, require_ids
 
@@ -100,10 +104,10 @@ class MamForMaskedLM(PreTrainedModel):
 
     def __init__(self, config: MamConfig, model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.model = _built(config) if model is None else model
+        self.model = built(config) if model is None else model
         require_masked_language_model(self.model)
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
-        mask_token_id = _require_mask_token(config, vocab_size)
+        mask_token_id = require_mask_token(config, vocab_size)
         config.tie_word_embeddings = getattr(self.model.config, "tie_word_embeddings", True)
         tied = getattr(self.model, "_tied_weights_keys", None)
         if isinstance(tied, (list, tuple, set)):  # up to version 4, which does not look inside
@@ -113,7 +117,7 @@ class MamForMaskedLM(PreTrainedModel):
         seen = (
             width
             if config.tokens_from is None
-            else _width_of(self.model.get_submodule(config.tokens_from), config.tokens_from)
+            else width_of(self.model.get_submodule(config.tokens_from), config.tokens_from)
         )
         self.masking = core.MaskingStep(
             MultinomialAttentionMasking(input_dim=seen, **config.masking),
@@ -164,7 +168,7 @@ class MamForMaskedLM(PreTrainedModel):
         require_masked_language_model(model)
         config = MamConfig(
             model.config.to_dict(),
-            _name_of(type(model)),
+            name_of(type(model)),
             mask_token_id=mask_token_id,
             special_token_ids=list(special_token_ids),
             **options,
@@ -194,7 +198,7 @@ class MamForMaskedLM(PreTrainedModel):
         # Theirs would build on a meta device, and leave buffers that no file holds as they fall.
         wrapped = cls(cls.config_class.from_pretrained(pretrained_model_name_or_path), model)
         missing, unexpected = wrapped.load_state_dict(
-            _stored_weights(pretrained_model_name_or_path), strict=False
+            stored_weights(pretrained_model_name_or_path), strict=False
         )
         wrapped.tie_weights()
         tensors = wrapped.state_dict(keep_vars=True)
@@ -322,152 +326,3 @@ class MamForMaskedLM(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """The masking draws its own; the model inside does too."""
-
-
-class PaddingCollator:
-    """Pads tokenised cells to the longest of a batch, and leaves masking to the device.
-
-    Args:
-        pad_token_id: id of the padding token.
-        pad_to_multiple_of: of the length of a batch.
-
-    Raises:
-        ValueError: when called, for an example without ``input_ids`` or of no token.
-    """
-
-    def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:
-        self.pad_token_id, self.pad_to_multiple_of = pad_token_id, pad_to_multiple_of
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """From examples with ``input_ids`` (and ``sample_ids``, an int) to ``input_ids``,
-        ``attention_mask`` (and ``sample_ids``).
-        """
-        for index, example in enumerate(examples):
-            if "input_ids" not in example or not len(example["input_ids"]):
-                raise ValueError(
-                    "examples: expected at least one token in input_ids of each; "
-                    f"got {sorted(example)} at {index} without any"
-                )
-        sequences = [
-            torch.as_tensor(example["input_ids"], dtype=torch.int64) for example in examples
-        ]
-        longest = max(map(len, sequences))
-        longest += -longest % self.pad_to_multiple_of
-        input_ids = torch.full((len(sequences), longest), self.pad_token_id, dtype=torch.int64)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, sequence in enumerate(sequences):
-            input_ids[row, : len(sequence)] = sequence
-            attention_mask[row, : len(sequence)] = 1
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if all("sample_ids" in example for example in examples):
-            batch["sample_ids"] = torch.tensor([int(example["sample_ids"]) for example in examples])
-        return batch
-
-
-def require_masked_language_model(model: object) -> None:
-    """A ``PreTrainedModel`` that predicts tokens of its own vocabulary, each from both sides, and
-    reads ``inputs_embeds``.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            "model: expected a transformers.PreTrainedModel with a masked-language-modeling head; "
-            f"got {type(model).__name__}"
-        )
-    name = type(model).__name__
-    known = type(model) in MODEL_FOR_MASKED_LM_MAPPING.values()
-    if model.get_output_embeddings() is None:
-        raise ValueError(
-            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, "
-            "which has no head that predicts tokens"
-        )
-    if model.config.is_encoder_decoder or (model.can_generate() and not known):
-        raise ValueError(
-            f"model: expected a masked-language model, as BertForMaskedLM; got {name}, "
-            "which generates text"
-        )
-    accepted = inspect.signature(model.forward).parameters
-    missing = [
-        argument
-        for argument in ("inputs_embeds", "attention_mask", "labels")
-        if argument not in accepted
-    ]
-    if missing:
-        raise ValueError(
-            "model: expected a forward that takes inputs_embeds, attention_mask and labels; "
-            f"{name} lacks {', '.join(missing)}"
-        )
-
-
-def _require_mask_token(config: MamConfig, vocab_size: int) -> int:
-    """The id of the mask token, which is checked as the special ones are."""
-    if config.mask_token_id is None:
-        raise ValueError(
-            "mask_token_id: expected the id of a mask token; got None: add one to the vocabulary, "
-            "and resize the embeddings"
-        )
-    for name, ids in (
-        ("mask_token_id", [config.mask_token_id]),
-        ("special_token_ids", config.special_token_ids),
-    ):
-        outside = [i for i in ids if not 0 <= i < vocab_size]
-        if outside:
-            raise ValueError(
-                f"{name}: expected ids in [0, {vocab_size}), the model's vocabulary; "
-                f"got {outside[0]}"
-            )
-    return config.mask_token_id
-
-
-def _name_of(kind: type) -> str:
-    """By which ``_built`` finds a class again."""
-    if getattr(transformers, kind.__name__, None) is kind:
-        return kind.__name__
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _built(config: MamConfig) -> PreTrainedModel:
-    """The model of a configuration, with random weights."""
-    module, _, name = config.architecture.rpartition(":")
-    try:
-        architecture: Any = importlib.import_module(module) if module else transformers
-        for part in name.split("."):
-            architecture = getattr(architecture, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"architecture: expected a class of transformers; got {config.architecture!r}: "
-            "pass model= beside the folder"
-        ) from error
-    return architecture(AutoConfig.for_model(**config.backbone))
-
-
-def _stored_weights(folder: str) -> dict[str, Tensor]:
-    """The tensors of a saved model, in one file or several."""
-    from safetensors.torch import load_file
-
-    index = cached_file(
-        folder, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False
-    )
-    names = ["model.safetensors"]
-    if index is not None:
-        with open(index, encoding="utf-8") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        path = cached_file(folder, name)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: expected a folder that holds {name}; got none")
-        weights |= load_file(path)
-    return weights
-
-
-def _width_of(module: nn.Module, name: str) -> int:
-    """The last dimension of what a module makes of token ids."""
-    parameter = next(module.parameters())
-    with torch.no_grad():
-        made = module(torch.zeros(1, 1, dtype=torch.int64, device=parameter.device))
-    if not isinstance(made, Tensor) or made.dim() != 3:
-        raise ValueError(
-            "tokens_from: expected a submodule from input_ids (B, L) to embeddings (B, L, D); "
-            f"got {name!r}"
-        )
-    return made.shape[2]

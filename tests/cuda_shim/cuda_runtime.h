@@ -174,7 +174,9 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 MAM_SHIM_ATOMIC inline unsigned atomicOr(unsigned* address, unsigned value) {
   mam_shim::atomic(address, sizeof(unsigned));
-  return std::exchange(*address, *address | value);
+  const unsigned before = *address;  // std::exchange would be instrumented
+  *address = before | value;
+  return before;
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }

@@ -102,6 +102,17 @@ __global__ void neighbouring_bytes(int* out) {
   if (threadIdx.x == 0) out[63] = bytes[5];
 }
 
+// Atomics on the same words are no race either, whichever they are.
+__global__ void atomics(int* out) {
+  __shared__ unsigned bits, number;
+  if (threadIdx.x == 0) bits = number = 0;
+  __syncthreads();
+  atomicOr(&bits, 1u << threadIdx.x % 32);
+  atomicAdd(&number, 1u);
+  __syncthreads();
+  out[threadIdx.x] = bits == 0xffffffffu ? static_cast<int>(number) : -1;
+}
+
 __global__ void race_between_blocks(int* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = static_cast<int>(blockIdx.x) + out[0];
 }
@@ -153,6 +164,7 @@ extern "C" __attribute__((visibility("default"))) const char* run(const char* na
                        {"write_after_read", write_after_read},
                        {"race_in_global_memory", race_in_global_memory},
                        {"neighbouring_bytes", neighbouring_bytes},
+                       {"atomics", atomics},
                        {"race_between_blocks", race_between_blocks},
                        {"ordered_between_blocks", ordered_between_blocks},
                        {"no_fence_between_blocks", no_fence_between_blocks},

@@ -140,12 +140,17 @@ def test_planted_races_are_found(watched, monkeypatch, kernel, report):
         "warp_operations",
         "ordered_in_a_warp",
         "neighbouring_bytes",
+        "atomics",
         "ordered_between_blocks",
         "three_barriers",
     ],
 )
 def test_what_is_ordered_is_no_race(watched, kernel):
     assert watched(kernel)[0] == ""
+
+
+def test_atomics(run):
+    assert run("atomics") == ("", [THREADS] * THREADS)
 
 
 def test_the_detector_is_asked_for(run):

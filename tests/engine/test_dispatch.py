@@ -77,7 +77,7 @@ def break_backend(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> No
 # backends()
 
 
-def test_backends_lists_every_backend_by_name_fastest_first():
+def test_backends_lists_every_backend_by_name():
     assert tuple(mam.backends()) == NAMES
 
 

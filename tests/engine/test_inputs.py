@@ -354,6 +354,38 @@ def test_forward_mode_is_refused_where_a_parameter_alone_carries_the_tangent(kin
                 torch.func.functional_call(module, state, (tokens_of(kind),))
 
 
+@pytest.mark.parametrize(("backend", "gradients"), [("eager", True), ("aot_eager", False)])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("sample_without_replacement", "weights"),
+        ("attention_importance", "key"),
+        ("value_attention", "slope"),
+        ("masking of embeddings", "tokens"),
+    ],
+)
+def test_forward_mode_is_refused_in_a_compiled_call_too(name, argument, backend, gradients):
+    call, tensors = CALLS[name]
+    x = tensors[argument]
+
+    def from_within(x: Tensor) -> object:
+        with forward_ad.dual_level():
+            return call(**{**tensors, argument: forward_ad.make_dual(x, torch.ones_like(x))})
+
+    torch.compiler.reset()
+    refused = pytest.raises(NotImplementedError, match=r"forward[- ]mode")  # by torch, or here
+    compiled = torch.compile(call, backend=backend)
+    with torch.set_grad_enabled(gradients):
+        with forward_ad.dual_level():
+            with refused:
+                compiled(**{**tensors, argument: forward_ad.make_dual(x, torch.ones_like(x))})
+            compiled(**tensors)  # no tangent among its arguments
+        with refused:
+            torch.compile(from_within, backend=backend)(x)
+        with refused:
+            torch.func.jvp(lambda x: compiled(**{**tensors, argument: x}), (x,), (x,))
+
+
 def test_transforms_that_mix_modes_are_refused_too():
 
     def total(slope: Tensor) -> Tensor:

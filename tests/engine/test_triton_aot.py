@@ -3,7 +3,8 @@ spills, shared memory within bounds.
 
 The launches are the launchers' own: they are called with tensors on the CPU, and what they would
 launch is recorded and compiled. It runs in a process of its own, because Triton decides when it is
-imported whether to interpret. `python tests/engine/test_triton_aot.py` prints the table.
+imported whether to interpret. `PYTHONPATH=. python tests/engine/test_triton_aot.py` prints the
+table.
 """
 
 import functools
@@ -23,7 +24,15 @@ from typing import NamedTuple
 
 import pytest
 
+from benchmarks.machine_code.launches import Variant, recording
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+MODULES = [
+    "mam_kernels.ops.selection.triton",
+    "mam_kernels.ops.value_attention.triton",
+    "mam_kernels.ops.latent_attention.triton_attention",
+    "mam_kernels.ops.latent_attention.triton_step",
+]
 WORKERS = 2
 
 
@@ -44,31 +53,17 @@ TARGETS = {
 }
 
 
-class Launch(NamedTuple):
-    """What `triton.compile` needs to know of one launch; hashable, and picklable for the pool."""
-
-    module: str
-    kernel: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, object], ...]
-    divisible: tuple[str, ...]
-    options: tuple[tuple[str, int], ...]
-
-    @property
-    def title(self) -> str:
-        flags = [
-            f"{name}={value}"
-            for name, value in self.constants
-            if name.isupper() and value is not False
-        ]
-        types = sorted(
-            {
-                kind
-                for _, kind in self.signature
-                if kind.startswith("*") and kind not in ("*i1", "*i64", "*i32")
-            }
-        )
-        return f"{self.kernel} [{' '.join(types)}] {' '.join(flags).replace('=True', '')}"
+def title(variant: Variant) -> str:
+    """A kernel, its types and what it was compiled with."""
+    flags = [
+        f"{name}={value}"
+        for name, value in variant.constants
+        if name.isupper() and value is not False
+    ]
+    indices = ("*i1", "*i64", "*i32")
+    types = {kind for _, kind in variant.signature if kind.startswith("*") and kind not in indices}
+    named = " ".join(flags).replace("=True", "")
+    return f"{variant.kernel} [{' '.join(sorted(types))}] {named}"
 
 
 class Resources(NamedTuple):
@@ -129,67 +124,8 @@ One more kernel in a call is some 5 us more of host time and a pass more over me
 """
 
 
-def record(kernel: object, launches: dict[Launch, None]) -> Callable:
-    """Stands in for `kernel.run`: notes a launch as Triton would specialize it."""
-    import torch
-
-    names = {
-        torch.float64: "fp64",
-        torch.float32: "fp32",
-        torch.float16: "fp16",
-        torch.bfloat16: "bf16",
-        torch.bool: "i1",
-    }
-    names |= {torch.int32: "i32", torch.int64: "i64"}
-
-    def run(*args: object, grid: tuple, warmup: bool, **kwargs: object) -> None:
-        options = {
-            key: kwargs.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in kwargs
-        }
-        bound = kernel.signature.bind(*args, **kwargs).arguments
-        signature, constants, divisible = {}, {}, []
-        for parameter in kernel.params:
-            x = bound[parameter.name]
-            is_one = isinstance(x, int) and x == 1 and not parameter.do_not_specialize
-            if parameter.is_constexpr or x is None or is_one:
-                signature[parameter.name], constants[parameter.name] = "constexpr", x
-            elif isinstance(x, torch.Tensor):
-                signature[parameter.name] = "*" + names[x.dtype]
-                divisible.append(parameter.name)
-            elif isinstance(x, float):
-                signature[parameter.name] = "fp32"
-            else:
-                signature[parameter.name] = parameter.annotation_type or "i32"
-                if x % 16 == 0 and not parameter.do_not_specialize:
-                    divisible.append(parameter.name)
-        launch = (
-            kernel.fn.__module__,
-            kernel.fn.__name__,
-            tuple(signature.items()),
-            tuple(constants.items()),
-        )
-        launches[Launch(*launch, tuple(divisible), tuple(options.items()))] = None
-
-    return run
-
-
 def backend_module(folder: str, name: str = "triton") -> object:
     return importlib.import_module(f"mam_kernels.ops.{folder}.{name}")
-
-
-def kernels() -> dict[str, object]:
-    """Every kernel by its name."""
-    from triton.runtime.jit import JITFunction
-
-    modules = [backend_module(folder) for folder in ("selection", "value_attention")]
-    names = ("triton_attention", "triton_step")
-    modules += [backend_module("latent_attention", name) for name in names]
-    return {
-        kernel.__name__: kernel
-        for module in modules
-        for kernel in vars(module).values()
-        if isinstance(kernel, JITFunction) and kernel.__name__.endswith("_kernel")
-    }
 
 
 def call_selection(dtype: object, flags: bool) -> None:
@@ -284,7 +220,7 @@ def call_step(
         token.step_backward(context, penalty, tokens, valid, parameters, heads, state, True)
 
 
-def launches(target_name: str) -> list[Launch]:
+def launches(target_name: str) -> list[Variant]:
     """The launches of every launcher, over the types, widths and options that lead to different
     code.
     """
@@ -296,26 +232,24 @@ def launches(target_name: str) -> list[Launch]:
     triton_launch.is_amd = lambda: target.backend == "hip"
     if target.backend == "cuda":
         triton_launch.architecture = lambda _: target.arch
-    recorded: dict[Launch, None] = {}
-    for kernel in kernels().values():
-        kernel.run = record(kernel, recorded)
-    call_selection(torch.float32, flags=True)
-    call_selection(torch.bfloat16, flags=False)
-    call_value(torch.float32, None, flags=True)
-    call_value(torch.bfloat16, None, flags=False)
-    call_value(torch.float32, torch.int32, flags=True)
-    call_value(torch.float16, torch.int64, flags=False)
-    for width in (32, 64, 96, 256):
-        call_token(torch.bfloat16, width, flags=True)
-        call_token(torch.float32, width, flags=True)
-    call_token(torch.float16, 16, flags=False)
-    for heads in (16, 8, 4, 2):
-        call_step(torch.bfloat16, heads)
-        call_step(torch.bfloat16, heads, padded=True, backward=heads == 8)
-    call_step(torch.bfloat16, 8, visible=True, backward=False)
-    call_step(torch.float16, 8, backward=False)
-    call_step(torch.float32, 8)
-    return list(recorded)
+    with recording(MODULES) as recorded:
+        call_selection(torch.float32, flags=True)
+        call_selection(torch.bfloat16, flags=False)
+        call_value(torch.float32, None, flags=True)
+        call_value(torch.bfloat16, None, flags=False)
+        call_value(torch.float32, torch.int32, flags=True)
+        call_value(torch.float16, torch.int64, flags=False)
+        for width in (32, 64, 96, 256):
+            call_token(torch.bfloat16, width, flags=True)
+            call_token(torch.float32, width, flags=True)
+        call_token(torch.float16, 16, flags=False)
+        for heads in (16, 8, 4, 2):
+            call_step(torch.bfloat16, heads)
+            call_step(torch.bfloat16, heads, padded=True, backward=heads == 8)
+        call_step(torch.bfloat16, 8, visible=True, backward=False)
+        call_step(torch.float16, 8, backward=False)
+        call_step(torch.float32, 8)
+    return list(dict.fromkeys(launch.variant for launch in recorded))
 
 
 def launched() -> dict[str, list[str]]:
@@ -326,17 +260,14 @@ def launched() -> dict[str, list[str]]:
 
     from mam_kernels._core.call import Cells, Choice, Draw, Weighting
 
-    names: list[str] = []
     value, token, selection = (
         backend_module(folder) for folder in ("value_attention", "latent_attention", "selection")
     )
-    for name, kernel in kernels().items():
-        kernel.run = lambda *_, name=name, **__: names.append(name)
 
     def of(call: Callable, *arguments: object) -> list[str]:
-        names.clear()
-        call(*arguments)
-        return list(names)
+        with recording(MODULES) as launches:
+            call(*arguments)
+        return [launch.variant.kernel for launch in launches]
 
     word, slope, chosen = torch.tensor(5), torch.ones(128, 8), torch.arange(38)
     weights, counts = torch.ones(64, 20000), torch.ones(64, dtype=torch.int32)
@@ -376,23 +307,16 @@ def launched() -> dict[str, list[str]]:
     return found
 
 
-def compile_one(launch: Launch, target_name: str) -> Resources:
-    """Compile one launch for one target and read what it uses."""
-    import triton
+def compile_one(variant: Variant, target_name: str) -> Resources:
+    """Compile one kernel for one target and read what it uses."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     target = TARGETS[target_name]
-    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    names = list(kernel.arg_names)
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible}
-    source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attributes)
-    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    compiled = triton.compile(source, target=gpu, options=dict(launch.options))
+    compiled = variant.compiled(GPUTarget(target.backend, target.arch, target.warp_size))
     registers, spilled = (nvidia_usage if target.backend == "cuda" else amd_usage)(compiled)
     shared = compiled.metadata.shared
     serialized = target_name == "sm_90" and is_serialized(compiled)
-    return Resources(launch.title, target_name, registers, spilled, shared, serialized)
+    return Resources(title(variant), target_name, registers, spilled, shared, serialized)
 
 
 def is_serialized(compiled: object) -> bool:
@@ -545,7 +469,6 @@ def table(kernels: list[Resources]) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
     if "--launches" in sys.argv:
         print(json.dumps(launched()))
     else:

@@ -174,10 +174,11 @@ def _read_cells(path: Path) -> tuple[np.ndarray, list[str]]:
     with h5py.File(path, "r") as file:
         index = file["var"].attrs["_index"]
         names = [x.decode() if isinstance(x, bytes) else str(x) for x in file["var"][index][:]]
-        # anndata takes a group that is no table as columns, and numbers the cells
-        obs = file["obs"]
-        table = "_index" in obs.attrs and obs.attrs.get("encoding-type") == "dataframe"
-        index = obs[obs.attrs["_index"]] if table else None
+        names = [name.strip() for name in names]  # as documented
+        for table in ("obs", "var"):
+            if file[table].attrs.get("encoding-type") != "dataframe":
+                raise Wrong(f"taken: {table}, which does not say that it is a table")
+        index = file["obs"][file["obs"].attrs["_index"]]
         cells = len(index) if isinstance(index, h5py.Dataset) else None
         x = file["X"]
         if isinstance(x, h5py.Dataset):

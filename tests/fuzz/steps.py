@@ -130,7 +130,7 @@ def published(
 def config(source: Source, input_dim: int | None, dtype: torch.dtype) -> Config:
     """A module; few enough differ that each is made once."""
     width, heads = source.one_of([(8, 2), (6, 3), (4, 1)])
-    eps = source.one_of([1e-8, 1e-8, 1e-8, 1e-3, 1e6, 1e-30, 2.0**-99])
+    eps = source.one_of([1e-8, 1e-8, 1e-8, 1e-3, 1e6, 1e-30, 2.0**-99, 2.0**-101, 5e-324])
     return Config(
         input_dim, width, source.one_of([4, 1, 7]), heads, source.one_of([0.3, 0.0, 0.5, 0.9, 1.0]),
         source.one_of([None, 1.0]), source.one_of([1.0, 1.0, 0.5, 3.0, 1e-6, 1e6]),
@@ -223,7 +223,7 @@ def check_step(
         if (importance[~exists] != 0).any():
             raise Wrong("importance: not 0 where there is no token")
         weights = importance + (made.eps if made.eps >= 2.0**-100 else 0.0)  # as documented
-        drawable = may_be_hidden & (weights > 0) & np.isfinite(weights)
+        drawable = may_be_hidden & selection.may_be_drawn(weights)
         # eps is added, and the power taken, in float32: at these few digits are left of a key
         decided = made.temperature >= 0.05 and 1e-8 <= made.eps <= 1e-3
         oracles.check_draw(

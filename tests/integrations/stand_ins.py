@@ -5,7 +5,7 @@ Their own code is run by ``python -m mam_kernels.integrations check FRAMEWORK``,
 installed or checked out; these stand in for it where it is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -180,6 +180,21 @@ class PerformerLM(nn.Module):
         return self.to_out(self.norm(self.performer(x)))
 
 
+def data_mask(
+    data: Tensor, mask_prob: float = 0.15, replace_prob: float = 0.9, num_tokens: int | None = None,
+    random_token_prob: float = 0.0, mask_token_id: int = 6, pad_token_id: int = 6,
+    mask_ignore_token_ids: Sequence[int] = (0,),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``data_mask`` of scBERT's pretrain.py: a share of each cell's bins above 0, rounded up."""
+    order = torch.rand(data.shape)
+    for ignored in {*mask_ignore_token_ids, pad_token_id}:
+        order = order.masked_fill(data == ignored, 2.0)
+    number = ((order < 2).sum(dim=1, keepdim=True) * mask_prob).ceil().long()
+    mask = order.argsort(dim=1).argsort(dim=1) < number
+    read = data.masked_fill(mask & (torch.rand(data.shape) < replace_prob), mask_token_id)
+    return read, data.masked_fill(~mask, pad_token_id)
+
+
 # Nicheformer
 
 
@@ -310,12 +325,12 @@ class Masker:
             torch.ones_like(input_ids)
             if self.masking_strategy is None
             else self.masking_strategy.get_mask_probs(batch)
-        )
+        ).float()
         mask_probs[input_ids == mask_value] = 0
         mask_probs *= self.change_ratio / mask_probs.mean()
         mask_probs = torch.clamp(mask_probs, 0, 1)
         mask_probs[encoding["special_tokens_mask"].bool()] = 0
-        random_tensor = torch.rand_like(input_ids)
+        random_tensor = torch.rand(input_ids.shape)
         label_ids[random_tensor.gt(mask_probs)] = -100
         input_ids[random_tensor.le(mask_probs * self.mask_ratio)] = mask_value
         stacked = torch.stack([batch[each.field_name]["input_ids"] for each in fields], dim=1)

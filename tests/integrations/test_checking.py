@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mam_kernels.integrations import PaddingCollator, ScGptMasking, check_first_batch
+from mam_kernels.integrations.formats import FRAMEWORKS
 from tests.real_cells import CLS, MASK, PAD, SPECIAL, counts, rank_encoded, sequences, small_masker
 
 VOCABULARY = len(SPECIAL) + counts().shape[1]
@@ -172,6 +174,10 @@ def _right() -> dict[str, dict]:
     bmfm_values[:, 0] = -2
     zeros = torch.cat([torch.zeros(len(log), 1), log, torch.zeros(len(log), 20)], dim=1)
     zero_ids = torch.cat([torch.ones(len(log), 1), fixed, torch.zeros(len(log), 20)], dim=1).long()
+    bare = PaddingCollator(PAD)([{"input_ids": ids[1:-1]} for ids in rank_encoded()[:16]])
+    order = log.argsort(dim=1, descending=True)[:, :40]
+    state = F.pad(order + 3, (1, 0), value=1)  # a sentence of one length, <cls> first
+    state_values = F.pad(log.gather(1, order), (1, 0))
     dev_values = values.clone()
     dev_values[:, 0] = -2
     scgpt = {"special_ids": (0, 1, 2), "mask_value": -1, "true_means": "padding"}
@@ -197,6 +203,29 @@ def _right() -> dict[str, dict]:
         },
         "scFoundation": {"values": log, "mask_value": 102.0, "pad_value": 103.0},
         "scBERT": {"values": log.round(), "mask_value": 6.0},
+        "BMFM-RNA": {
+            "ids": bmfm_ids, "values": bmfm_values, "padding_mask": (bmfm_ids != 0).long(),
+            "special_ids": (0, 1, 2), "mask_value": -5, "vocab_size": VOCABULARY,
+        },
+        "cellarium-ml": {
+            "ids": bare["input_ids"], "padding_mask": bare["attention_mask"].bool(),
+            "special_ids": (0, 1), "pad_id": PAD, "mask_value": MASK, "vocab_size": VOCABULARY,
+        },
+        "scvi-tools": {"values": counts(), "mask_value": -1.0},
+        "CellPLM": {"values": counts(), "mask_value": -1.0},
+        "UCE": {
+            "ids": gene_ids, "values": values.clamp(min=0), "padding_mask": (gene_ids != 0).long(),
+            "special_ids": (0, 1), "pad_id": 0, "vocab_size": VOCABULARY, "mask_value": -1.0,
+        },
+        "Tahoe-x1": {
+            "ids": gene_ids, "values": values, "padding_mask": gene_ids != 0,
+            "special_ids": (0, 1), "mask_value": -1, "pad_value": -2, "vocab_size": VOCABULARY,
+        },
+        "scPRINT": {"ids": fixed, "values": counts(), "mask_value": -1.0},
+        "State": {
+            "ids": state, "values": state_values, "special_ids": (1,), "vocab_size": VOCABULARY,
+            "mask_value": -1.0,
+        },
         "Nicheformer": {
             "ids": torch.where(gene_ids == 1, 5, gene_ids), "padding_mask": gene_ids == 0,
             "true_means": "padding", "special": gene_ids < 3, "mask_value": 999,
@@ -236,6 +265,34 @@ def test_left_padding_is_seen_in_each(framework, told):
         told_by = ("pad_id", "pad_value", "special_ids")
         facts = {name: x for name, x in facts.items() if name not in told_by}
     assert "begin with padding; pad at the right" in wrong(**facts)
+
+
+WITH_SPECIAL = {  # not where all cells have the same genes in one order: the first may be a gene
+    "scGPT, tutorials": 1, "scGPT, dev": 1, "Geneformer": CLS, "BMFM-RNA": 1, "UCE": 1,
+    "Tahoe-x1": 1, "State": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", WITH_SPECIAL)
+def test_a_forgotten_special_token_is_seen_in_each(framework):
+    facts, first = RIGHT[framework], WITH_SPECIAL[framework]
+    others = tuple(i for i in facts["special_ids"] if i != first)
+    # a special token of a field of values is known by its value too
+    plain = facts.get("values")
+    if plain is not None:
+        plain = plain.clone()
+        plain[:, 0] = plain[:, 0].clamp(min=0)
+    assert f"every row begins with id {first}, which is not among them" in wrong(
+        **{**facts, "special_ids": others, "values": plain}
+    )
+
+
+def test_every_framework_is_in_the_table():
+    words = {name: framework.title for name, framework in FRAMEWORKS.items()}
+    words |= {"hugging-face": "Geneformer"}
+    del words["lightning"]  # whose batches are those of the module
+    for title in words.values():
+        assert any(name.startswith(title) for name in RIGHT), title
 
 
 def test_forgotten_special_tokens_are_seen(tokens, pairs):

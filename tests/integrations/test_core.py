@@ -302,7 +302,9 @@ def test_bad_arguments_are_named(values, valid):
         ValueError, match="scheme: expected one of encoder, decoder, both, separate; got 'all'"
     ):
         step(scheme="all")
-    with pytest.raises(ValueError, match="start: expected one of random, zero; got 'small'"):
+    with pytest.raises(
+        ValueError, match="start: expected one of random, zero, published; got 'small'"
+    ):
         step(injection_start="small")
     with (
         mam.check_values(),

@@ -240,7 +240,9 @@ YOURS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "bmfm": bmfm,
     "maskings": lambda folder: {},
 }
-READ = {"scvi-tools", "cellplm", "tahoe-x1", "uce", "scprint", "state"}  # no block that runs alone
+READ = {  # no block that runs alone
+    "cellarium-ml", "cellplm", "scprint", "scvi-tools", "state", "tahoe-x1", "uce",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", YOURS)
@@ -272,3 +274,16 @@ def test_every_page_is_tried_and_listed():
     assert {path.stem for path in PAGES.glob("*.md")} == set(YOURS) | READ
     index = (PAGES / "index.md").read_text()
     assert all(f"({page}.md)" in index for page in (set(YOURS) | READ) - {"index"})
+
+
+def test_every_page_says_what_was_run_what_to_look_at_and_what_it_costs():
+    for path in PAGES.glob("*.md"):
+        text = path.read_text()
+        assert "not measured yet" not in text
+        assert "TIMING" not in text
+        if path.stem in ("index", "maskings"):
+            continue
+        assert "what they should\nbe](index.md#the-first-hundred-steps)" in text or (
+            "[what they should be](index.md#the-first-hundred-steps)" in text
+        ), path.stem
+        assert "## Cost" in text, path.stem

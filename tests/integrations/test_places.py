@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.checkpoint import checkpoint
 
 from mam_kernels.integrations import MaskingStep, NotReadError, Place
 from tests.real_cells import encoder, small_masker
@@ -211,3 +213,49 @@ def test_embeddings_that_were_made_before_are_no_alarm(values, trained):
         turned = Plain()
         with masked.injected(turned):
             turned(tokens.transpose(0, 1))
+
+
+def test_the_first_step_alone_is_watched(values, monkeypatch):
+    """Afterwards no operation passes through Python, and no module is looked through."""
+    masked, modes = masked_of(values), []
+    model = Model()
+    model.embed.register_forward_hook(lambda *_: modes.append(_get_current_dispatch_mode()))
+    with masked.injected(model.layers):
+        model(masked.inputs)
+    monkeypatch.setattr("mam_kernels.integrations.masked_batch.is_compiled", lambda module: 1 / 0)
+    for _ in range(3):
+        with masked.injected(model.layers):
+            model(masked.inputs)
+    assert [mode is None for mode in modes] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("kind", ["autocast", "checkpointed", "compiled", "compiled within"])
+def test_reading_is_seen_however_a_model_runs(values, kind):
+    masked = masked_of(values)
+
+    def run(given):
+        model = Model()
+        call = model
+        if kind == "compiled":
+            call = torch.compile(model, backend="aot_eager")
+        elif kind == "compiled within":
+            model.embed = torch.compile(model.embed, backend="aot_eager")
+        elif kind == "checkpointed":
+            call = lambda x: checkpoint(model, x, use_reentrant=False)  # noqa: E731
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+            masked.injected(model.layers),
+        ):
+            first = call(given)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+            masked.injected(model.layers),
+        ):
+            again = call(given)  # compiled now, where it is
+        torch.testing.assert_close(first, again)
+        first[..., 0].pow(3).sum().backward()
+        assert model.embed.weight.grad.abs().max() > 0
+
+    run(masked.inputs)
+    with pytest.raises(NotReadError, match="encoder: its token embeddings were not made"):
+        run(values)

@@ -180,12 +180,15 @@ def test_values_in_memory_are_looked_at_too() -> None:
         from_anndata(data)
 
 
+@pytest.mark.parametrize("name", ["gene{}3", "gene 3{}", "{}gene 3"])
 @pytest.mark.parametrize(
     "separator", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 )
-def test_a_gene_name_with_a_line_separator_is_refused(tmp_path: Path, separator: str) -> None:
+def test_a_gene_name_with_a_line_separator_is_refused(
+    tmp_path: Path, separator: str, name: str
+) -> None:
     data = table()
-    data.var_names = [f"gene{separator}3" if i == 3 else f"gene {i}" for i in range(GENES)]
+    data.var_names = [name.format(separator) if i == 3 else f"gene {i}" for i in range(GENES)]
     with pytest.raises(CellsError, match="1 of 12 gene names are no line of text") as refused:
         from_anndata(data)
     assert len(str(refused.value).splitlines()) == 1
@@ -200,3 +203,34 @@ def test_half_of_a_character_is_no_gene_name() -> None:
     data.var_names = ["\udc80", *(f"gene {i}" for i in range(1, GENES))]
     with pytest.raises(CellsError, match="no line of text"):
         from_anndata(data)
+
+
+def test_blanks_around_a_gene_name_are_no_part_of_it() -> None:
+    data = table()
+    data.var_names = ["  gene 0\t", *(f"gene {i}" for i in range(1, GENES))]
+    assert from_anndata(data).genes[0] == "gene 0"
+
+
+@pytest.mark.parametrize("name", ["obs", "var"])
+@pytest.mark.parametrize("encoding", [None, "", "dict"])
+def test_a_table_that_does_not_say_so_is_refused(
+    tmp_path: Path, name: str, encoding: str | None
+) -> None:
+    path = tmp_path / "cells.h5ad"
+    table().write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        del file[name].attrs["encoding-type"]
+        if encoding is not None:
+            file[name].attrs["encoding-type"] = encoding
+    with pytest.raises(CellsError, match=rf"cells.h5ad: \.{name} does not say that it is a table"):
+        open_cells(Data(path=path))
+
+
+def test_attributes_of_fixed_length_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    table().write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for part in ("X", "obs", "var"):
+            said = file[part].attrs["encoding-type"]
+            file[part].attrs["encoding-type"] = np.bytes_(said)
+    assert open_cells(Data(path=path)).counts.shape == (CELLS, GENES)

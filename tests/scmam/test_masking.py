@@ -36,6 +36,7 @@ def settings(strategy: str, **changes) -> SimpleNamespace:
         "strategy": strategy, "ratio": 0.3, "ratio_to": None, "zero_ratio": None,
         "injection": "none",
         "context_from": "all", "temperature": 1.0, "slope_norm": None, "latent_fraction": None,
+        "latent_start": "standard",
         "latent_dim": 16, "num_latents": 6, "latent_heads": 2,
     }  # fmt: skip
     return SimpleNamespace(**{**defaults, **changes})

@@ -16,5 +16,6 @@ NAMES = {
     "scvi-tools": "scvi_tools",
     "cellplm": "cellplm",
     "uce": "uce",
+    "cellarium-ml": "cellarium",
 }
 """The frameworks that can be checked, and their modules."""

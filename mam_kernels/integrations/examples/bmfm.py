@@ -12,15 +12,14 @@ from . import cells
 from .loading import require_source, sources_on_path, submodule
 from .training import Example, Step, masker
 
-PAD, CLS, SEP, UNK, MASK = range(5)
-SPECIAL = (PAD, CLS, SEP, UNK, MASK)
+UNK, SEP, PAD, CLS, MASK = SPECIAL = tuple(range(5))  # in the order of their tokenizers
 WIDTH, RATIO = 32, 0.15
 
 
 class Tokenizer:
     """What their masker and ours ask a tokenizer for."""
 
-    pad_token_id, cls_token_id, sep_token_id, unk_token_id, mask_token_id = SPECIAL
+    unk_token_id, sep_token_id, pad_token_id, cls_token_id, mask_token_id = SPECIAL
     all_special_ids = SPECIAL
 
 
@@ -42,7 +41,7 @@ def example(theirs: SimpleNamespace) -> Example:
         theirs.FieldInfo("genes", vocab_size=cells.GENES + len(SPECIAL)),
         theirs.FieldInfo(
             "expressions", is_masked=True, tokenization_strategy="continuous_value_encoder",
-            decode_modes={"regression": {}},
+            decode_modes={"regression": {}}, num_special_tokens=len(SPECIAL),
             encoder_kwargs={"kind": "mlp_with_special_token_embedding"},
         ),
     ]  # fmt: skip

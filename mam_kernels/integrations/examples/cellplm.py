@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checking import check_first_batch
 from ..core import MaskedBatch, MaskingStep
+from ..formats import BatchFormat
 from ..places import Place
 from . import cells
 from .loading import submodule
@@ -45,7 +46,9 @@ def example(theirs: SimpleNamespace) -> Example:
         latent_mod="ae", pe_type=None, cat_pe=False, mask_node_rate=1.0, mask_feature_rate=0.3,
     )  # fmt: skip
     model.mask_model = MamMask()
-    masking = MaskingStep(masker(), mask_value=0.0, embed_dim=WIDTH, seed=0)
+    masking = MaskingStep(
+        masker(), mask_value=0.0, embed_dim=WIDTH, seed=0, batches=BatchFormat("cellplm")
+    )
 
     def step(rows: Tensor) -> Step:
         x = counts[rows]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checking import check_first_batch
 from ..core import PENALTY, MaskingStep
+from ..formats import BatchFormat
 from ..places import Place
 from . import cells
 from .training import Example, Step, masker
@@ -50,7 +51,9 @@ def example(theirs: SimpleNamespace) -> Example:
     """Counts of all genes; a hidden count is 0 for the encoder."""
     counts = cells.counts()
     torch.manual_seed(0)
-    masking = MaskingStep(masker(), mask_value=0.0, embed_dim=WIDTH, seed=0)
+    masking = MaskingStep(
+        masker(), mask_value=0.0, embed_dim=WIDTH, seed=0, batches=BatchFormat("scvi-tools")
+    )
     model = masked_vae(theirs.VAE)(
         cells.GENES, n_hidden=WIDTH, n_latent=8, n_layers=1, dropout_rate=0.0, masking=masking
     )

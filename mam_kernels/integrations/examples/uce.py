@@ -14,7 +14,7 @@ from ..core import MaskingStep
 from ..formats import BatchFormat
 from ..places import Place
 from . import cells
-from .loading import submodule
+from .loading import sources_on_path, submodule
 from .training import Example, Step, masker
 
 PAD, CLS, FIRST_GENE = 0, 1, 3
@@ -22,7 +22,10 @@ TOKEN_DIM, WIDTH, OUTPUT = 48, 32, 16
 
 
 def code(source: Path | None) -> SimpleNamespace:
-    """Their class."""
+    """Their class: helical's, or that of a checkout of UCE."""
+    if source is not None:
+        with sources_on_path(source):
+            return SimpleNamespace(TransformerModel=submodule("model").TransformerModel)
     return SimpleNamespace(
         TransformerModel=submodule("helical.models.uce.uce_model").TransformerModel
     )

@@ -163,6 +163,8 @@ importance = Operation(
     {"importance": Tensor},
     _run_importance,
     _fake_importance,
+    save=lambda ctx, _parts, importance: ctx.mark_non_differentiable(importance),
+    backward=lambda ctx, _: {},
 )
 
 
@@ -264,7 +266,6 @@ def attention_importance(
     checks.require_device("logsumexp", logsumexp, query.device, "query")
     latents = checks.indices("latents", latents, query.shape[0], query.device)
     valid = checks.require_flags("valid", valid, key.shape[0], key.shape[1], key.device)
-    checks.refuse_forward_mode((query, key, logsumexp))
-    query, key = _dense_width(query.detach()), _dense_width(key.detach())
-    logsumexp = logsumexp.detach().to(_accumulation(key.dtype)).contiguous()
+    query, key = _dense_width(query), _dense_width(key)
+    logsumexp = logsumexp.to(_accumulation(key.dtype)).contiguous()
     return importance(query, key, logsumexp, latents, valid, _scale(scale, query), named(backend))

@@ -1,8 +1,6 @@
 """Attention of latents over tokens by Triton kernels: the operations, and the whole step."""
 
 from .triton_attention import (
-    ALTERNATIVES,
-    LAUNCHES,
     backward,
     forward,
     importance,
@@ -12,8 +10,6 @@ from .triton_attention import (
 from .triton_step import step, step_backward
 
 __all__ = [
-    "ALTERNATIVES",
-    "LAUNCHES",
     "backward",
     "forward",
     "importance",

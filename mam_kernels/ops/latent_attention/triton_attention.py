@@ -672,8 +672,6 @@ LAUNCHES = {
 }
 # On Blackwell larger tiles of wide heads become a kernel that is nothing but a trap (Triton 3.7).
 LAUNCHES_BLACKWELL = {"gradient, heads of 64": (64, 8), "gradient, heads of 128": None}
-# What a measurement on a device may try in their place.
-ALTERNATIVES = {"gradient, heads of 32": [(64, 8), (128, 8)]}
 ONE_PASS_LATENTS = 128
 # (latents in a block, positions, warps) of the importance
 HALF_IMPORTANCE = {

@@ -113,5 +113,4 @@ def sample_without_replacement(
     checks.require_weights(weights, valid)
     name = named(backend)
     draw = checks.draw_source(seed, step, sample_ids, rows, weights.device)
-    checks.refuse_forward_mode((weights,))
-    return select(weights.detach(), counts, valid, draw, name)
+    return select(weights, counts, valid, draw, name)

@@ -74,8 +74,3 @@ def step_backward(
     allowed = kinds[:1] if state.dtype == torch.float32 else kinds
     incoming = arguments.incoming(grad_context, grad_penalty, allowed, (rows, width), device)
     return *incoming, parameters, heads, state, rows
-
-
-def project(parameters: Parameters, heads: int) -> tuple:
-    """Arguments of ``project``."""
-    return arguments.checked_parameters(parameters, heads, parameters.latents.device), heads

@@ -80,20 +80,6 @@ def mask(
 # The whole step, for parameters of float32
 
 
-@extension.requires("project")
-def project(lib: ModuleType, parameters: Parameters, heads: int) -> tuple[Tensor, ...]:
-    """As ``collapse.project``: slopes, directions and constant, then what the gradient needs.
-
-    out_proj's bias takes no part, and may be None.
-    """
-    count, width = parameters.latents.shape
-    shapes = ((count, heads), (heads, width), (width,), (heads, width), (3, width))
-    out = tuple(torch.empty(shape, dtype=torch.float32) for shape in shapes)
-    lib.project(_projection(lib, parameters, heads), *map(extension.address, out))
-    return out
-
-
-@extension.requires("masking_step")
 def step(
     lib: ModuleType,
     cells: Cells,
@@ -112,6 +98,7 @@ def step(
     floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
     maskable, num_masked, mask_ratio, latents, num_drawn = choice
     num_chosen = num_drawn if latents is None else len(latents)
+    valid = extension.flags(lib, cells.valid)
     with extension.on(device):
         scratch = extension.workspace(
             lib.step_workspace(rows, count, heads, width, num_chosen), device
@@ -120,8 +107,8 @@ def step(
             _projection(lib, parameters, heads),
             parameters.out_bias.data_ptr(),
             extension.values(lib, cells),
-            extension.flags(lib, cells.valid),
-            extension.flags(lib, cells.valid if maskable is None else maskable),
+            valid,
+            valid if maskable is None else extension.flags(lib, maskable),
             extension.address(latents),
             num_chosen,
             extension.address(num_masked),
@@ -129,13 +116,14 @@ def step(
             extension.draw(lib, draw, philox.STREAM_POSITIONS),
             lib.Weighting(*weighting),
             visible,
-            *map(extension.address, (mask, *floats, scratch)),
+            mask.data_ptr(),
+            *[x.data_ptr() for x in floats],
+            extension.address(scratch),
             extension.launch(lib, device),
         )
     return mask, *floats
 
 
-@extension.requires("masking_step_backward")
 def step_backward(
     lib: ModuleType,
     grad_context: Tensor | None,
@@ -147,7 +135,7 @@ def step_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients by the parameters, in their order."""
     device, (count, width) = state.device, parameters.latents.shape
-    out = tuple(torch.empty(x.shape, dtype=torch.float32, device=device) for x in parameters)
+    out = tuple(map(torch.empty_like, parameters))
     with extension.on(device):
         scratch = extension.workspace(
             lib.step_backward_workspace(rows, count, heads, width), device
@@ -157,7 +145,10 @@ def step_backward(
             parameters.out_bias.data_ptr(),
             rows,
             state.data_ptr(),
-            *map(extension.address, (grad_context, grad_penalty, *out, scratch)),
+            extension.address(grad_context),
+            extension.address(grad_penalty),
+            *[x.data_ptr() for x in out],
+            extension.address(scratch),
             extension.launch(lib, device),
         )
     return out

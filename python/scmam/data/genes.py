@@ -19,18 +19,19 @@ MISSING = ("", "nan", "none", "na", "<na>")
 
 
 def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
-    """The gene names of a table.
+    """The gene names of a table, without blanks around them.
 
     Raises:
         CellsError: a name is missing, is no line of text, or occurs twice.
     """
-    names = tuple(str(name).strip() for name in var.index)
-    broken = [name for name in names if len(name.splitlines()) > 1 or not _encodes(name)]
+    found = [str(name) for name in var.index]
+    broken = [name for name in found if "".join(name.splitlines()) != name or not _encodes(name)]
     if broken:
         raise CellsError(
-            f"{where}: {len(broken)} of {len(names)} gene names are no line of text"
+            f"{where}: {len(broken)} of {len(found)} gene names are no line of text"
             f" ({broken[0]!r}); give them names without line breaks in .var_names"
         )
+    names = tuple(name.strip() for name in found)
     missing = sum(name.lower() in MISSING for name in names)
     if missing:
         raise CellsError(

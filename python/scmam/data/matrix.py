@@ -77,6 +77,15 @@ class Matrix(ABC):
         """Close an open file; reading rows opens it again."""
 
 
+def encoding(node: Any) -> str:
+    """What a group or a dataset of a file says it is, such as "dataframe"; "" where it does not
+    say.
+    """
+    said = node.attrs.get("encoding-type", "")
+    # Fixed-length strings, as other languages write them.
+    return said.decode() if isinstance(said, bytes) else str(said)
+
+
 def _sizes(shape: Iterable[Any]) -> tuple[int, int]:
     """A shape as plain integers; the matrix in a file checks that they are two."""
     return cast(tuple[int, int], tuple(map(int, shape)))
@@ -146,7 +155,7 @@ class FileMatrix(Matrix):
             CellsError: what is wrong with which part.
         """
         where = f"{self.path}: {self.key}"
-        self.storage = str(node.attrs["encoding-type"]).removesuffix("_matrix")
+        self.storage = encoding(node).removesuffix("_matrix")
         if self.storage not in ("csr", "csc"):
             raise CellsError(f"{where} is a {self.storage}; expected a matrix, dense, CSR or CSC")
         self.shape = _sizes(node.attrs["shape"])

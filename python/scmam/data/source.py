@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CellsError
-from .matrix import FileMatrix, Matrix, MemoryMatrix
+from .matrix import FileMatrix, Matrix, MemoryMatrix, encoding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -172,18 +172,23 @@ def _is_current(path: Path) -> bool:
                 f"{path}: not an AnnData file (no tables obs and var in it); write one with"
                 " anndata's write_h5ad"
             )
+        for key in ("obs", "var"):
+            # anndata would take its columns, and number its rows in place of their names.
+            if isinstance(file[key], h5py.Group) and encoding(file[key]) != "dataframe":
+                raise CellsError(
+                    f"{path}: .{key} does not say that it is a table (attribute encoding-type);"
+                    " the file is damaged: write it again"
+                )
         values = [
             key
             for key in ("X", "raw/X", *(f"layers/{name}" for name in file.get("layers", ())))
             if key in file
         ]
-        return "raw.X" not in file and all(
-            "encoding-type" in file[key].attrs for key in ("obs", "var", *values)
-        )
+        return "raw.X" not in file and all(encoding(file[key]) for key in ("obs", "var", *values))
 
 
 def _has_values(file: Any, key: str) -> bool:
-    return key in file and file[key].attrs.get("encoding-type") != "null"
+    return key in file and encoding(file[key]) != "null"
 
 
 def _example() -> Source:

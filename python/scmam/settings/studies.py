@@ -1,12 +1,13 @@
 """Settings of the evaluation, and of a comparison of arms."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from .section import Count, Natural, Positive, Ratio, Section, Width
 
-METHODS = ("linear-probe", "mlp-probe", "fine-tuning")
+Method = Literal["linear-probe", "mlp-probe", "fine-tuning"]
+METHODS: tuple[str, ...] = get_args(Method)
 """How cell types are predicted from an encoder."""
 SPLIT = ("test", "fold_seed", "development", "part")
 """Settings of the evaluation that decide which cells protocol "published" tests on."""
@@ -15,7 +16,7 @@ SPLIT = ("test", "fold_seed", "development", "part")
 class Evaluation(Section):
     """Cell-type classification from the pretrained encoder."""
 
-    methods: tuple[Literal[*METHODS], ...] = Field(
+    methods: tuple[Method, ...] = Field(
         ("linear-probe", "fine-tuning"),
         description="linear-probe: a linear classifier of the frozen features; mlp-probe: the"
         " published head on the frozen encoder; fine-tuning: embeddings, a block and a head learn",

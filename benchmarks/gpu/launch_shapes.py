@@ -1,0 +1,59 @@
+"""Other launch shapes of Triton kernels, which a measurement on a device tries beside the usual
+ones.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+
+OPS = "mam_kernels.ops"
+HOMES = {
+    "select_kernel": f"{OPS}.selection.triton",
+    "value_kernel": f"{OPS}.value_attention.triton",
+    "project_and_attend_kernel": f"{OPS}.latent_attention.triton_step",
+    "importance_kernel": f"{OPS}.latent_attention.triton_attention",
+    "gradient_kernel": f"{OPS}.latent_attention.triton_attention",
+}
+"""Where each kernel is defined."""
+
+ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
+    # All rows are resident in one wave with 4 warps of 56 registers; fewer warps exchange less.
+    "selection": [
+        ("select_kernel", {"num_warps": 2}),
+        ("select_kernel", {"num_warps": 8}),
+        ("select_kernel", {"maxnreg": 64}),
+    ],
+    # 200 registers leave two programs a multiprocessor; 128 leave four, and spill.
+    "value_path": [
+        ("value_kernel", {"maxnreg": 128}),
+        ("value_kernel", {"num_warps": 8, "maxnreg": 128}),
+        ("select_kernel", {"num_warps": 2}),
+    ],
+    # Fewer stages need less shared memory; more warps hide more of a product's latency.
+    "token_path_forward_backward": [
+        ("project_and_attend_kernel", {"num_warps": 8}),
+        ("importance_kernel", {"STAGES": 2}),
+        ("gradient_kernel", {"num_warps": 8}),
+    ],
+}
+"""Path -> kernels with the arguments of their launch that are replaced, two or three a path."""
+
+
+@contextlib.contextmanager
+def applied(kernel: str, options: dict[str, int]) -> Iterator[list[str]]:
+    """Inside, launches of the kernel take these options; the list grows by a name a launch."""
+    function = getattr(importlib.import_module(HOMES[kernel]), kernel)
+    usual, replaced = function.run, vars(function).get("run")
+    launches: list[str] = []
+
+    def run(*args: object, **kwargs: object) -> object:
+        launches.append(kernel)
+        return usual(*args, **(kwargs | options))
+
+    function.run = run
+    try:
+        yield launches
+    finally:
+        del function.run
+        if replaced is not None:
+            function.run = replaced
