@@ -144,7 +144,8 @@ def test_each_arm_is_a_configuration(name):
     config = arm_config(Config(), name, 4)
     assert config.training.seed == 4
     assert config.masking.latent_dim == Config().masking.latent_dim
-    assert (config.masking.injection != "none") >= config.masking.strategy.startswith("mam")
+    learns_by_context = config.masking.strategy.startswith("mam") and name != "mam-reward"
+    assert (config.masking.injection != "none") >= learns_by_context
     assert (config.masking.corruption_view == "both") == (
         name in ("uniform-both", "mam-mixed-both")
     )
