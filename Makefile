@@ -36,13 +36,13 @@ help: ## list these targets
 demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (10 min, 2 of them to install)
 	$(IN)python -m scmam demo --out $(REPORT)
 
-test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (13 min on two cores, 2 to install)
+test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (16 min on two cores, 2 to install)
 	$(IN)python tests/run_groups.py
 
 quick: $(VENV)/dev.stamp ## the tests for the loop of work (about 1 min)
 	$(IN)python tests/run_groups.py quick
 
-test-frameworks: $(FRAMEWORKS)/stamp ## the frameworks' own classes, in environments of their own; downloads 30 packages
+test-frameworks: $(FRAMEWORKS)/stamp ## the frameworks' own classes, in environments of their own (10 min, half of them to install)
 	$(FRAMEWORKS)/new/bin/python -m pytest -q -p no:cacheprovider tests/frameworks
 	$(FRAMEWORKS)/transformers4/bin/python -m pytest -q -p no:cacheprovider \
 	  tests/frameworks tests/integrations/test_hugging_face.py
