@@ -86,15 +86,27 @@ struct Weights {
   std::vector<int32_t> count = std::vector<int32_t>(kCells, static_cast<int32_t>(0.3 * kPositions));
   std::vector<uint8_t> mask = std::vector<uint8_t>(kCells * kPositions);
 
-  void select() {
+  std::vector<float> probability = std::vector<float>(kCells * kPositions), gradient = probability;
+  std::vector<double> time = std::vector<double>(kCells);
+
+  Weights() {
     for (float& w : weight) w = 1.0f + w;
-    const mam::Values view{
-        weight.data(), mam::DType::float32, kCells, kPositions, kPositions, 1, nullptr, nullptr,
-        false};
-    measured([&] {
-      mam::cpu::select(view, {}, count.data(), {1, 0, nullptr, nullptr, nullptr, 0}, {0.0f, 1.0f},
-                       mask.data(), nullptr, {0, 1});
-    });
+  }
+  mam::Values view() const {
+    return {weight.data(), mam::DType::float32, kCells, kPositions, kPositions, 1, nullptr, nullptr,
+            false};
+  }
+  void select() {
+    mam::cpu::select(view(), {}, count.data(), {1, 0, nullptr, nullptr, nullptr, 0}, {0.0f, 1.0f},
+                     mask.data(), nullptr, {0, 1});
+  }
+  void include() {
+    mam::cpu::inclusion_probabilities(view(), {}, count.data(), probability.data(), time.data(),
+                                      {0, 1});
+  }
+  void differentiate() {
+    mam::cpu::inclusion_probabilities_backward(probability.data(), view(), probability.data(),
+                                               time.data(), gradient.data(), {0, 1});
   }
 };
 
@@ -217,7 +229,22 @@ const std::map<std::string, std::function<void()>> kCalls = {
        Cells cells;
        measured([&] { cells.mask_values(cells.sparse()); });
      }},
-    {"selection", [] { Weights().select(); }},
+    {"selection",
+     [] {
+       Weights weights;
+       measured([&] { weights.select(); });
+     }},
+    {"inclusion probabilities",
+     [] {
+       Weights weights;
+       measured([&] { weights.include(); });
+     }},
+    {"inclusion probabilities, backward",
+     [] {
+       Weights weights;
+       weights.include();
+       measured([&] { weights.differentiate(); });
+     }},
     {"latent attention",
      [] {
        TokensOfCells cells;

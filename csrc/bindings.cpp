@@ -140,6 +140,26 @@ void bind_selection(py::module_& m) {
       NoGil());
 }
 
+void bind_inclusion(py::module_& m) {
+  m.def(
+      "inclusion_probabilities",
+      [](const Values& weights, const Flags& valid, Address num_samples, Address probability,
+         Address time, const Launch& launch) {
+        backend::inclusion_probabilities(weights, valid, at<int32_t>(num_samples),
+                                         at<float>(probability), at<double>(time), launch);
+      },
+      NoGil());
+  m.def(
+      "inclusion_probabilities_backward",
+      [](Address grad, const Values& weights, Address probability, Address time,
+         Address grad_weights, const Launch& launch) {
+        backend::inclusion_probabilities_backward(at<float>(grad), weights, at<float>(probability),
+                                                  at<double>(time), at<float>(grad_weights),
+                                                  launch);
+      },
+      NoGil());
+}
+
 void bind_token_ops(py::module_& m) {
   py::class_<Tokens>(m, "Tokens", py::module_local())
       .def(py::init([](Address data, DType dtype, int64_t batch, int64_t positions, int64_t heads,
@@ -288,6 +308,7 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_structures(m);
   bind_value_ops(m);
   bind_selection(m);
+  bind_inclusion(m);
   bind_token_ops(m);
 #ifdef MAM_TOKEN_GRADIENTS
   bind_token_gradients(m);

@@ -13,6 +13,7 @@ from ._core import checks
 from ._core.call import Draw
 from ._core.philox import philox4x32, random_bits, uniforms
 from .ops.inclusion import reference as inclusion
+from .ops.inclusion.reward import reward_ascent
 from .ops.latent_attention import reference as latent
 from .ops.selection import reference as selection
 from .ops.selection.reference import race_keys, relative_weights, smallest
@@ -110,7 +111,7 @@ def reward_gradient(
     """``1[l in mask] (g_l / pi_l) (r_l / tau - log u_l - b)`` with ``b`` for a sum of 0; (B, L)."""
     k = mask.sum(dim=1) if num_samples is None else num_samples
     probability = inclusion_probabilities(weights, k, valid=valid)
-    return inclusion.reward_ascent(probability, mask, reward, temperature)
+    return reward_ascent(probability, mask, reward, temperature)
 
 
 def draw_latents(

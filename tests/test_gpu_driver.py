@@ -1,6 +1,5 @@
 """The driver of the measurements on a GPU: a stage that hangs, crashes or raises loses nothing."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from benchmarks.gpu import __main__ as main
 from benchmarks.gpu.__main__ import SECONDS, plan
 from benchmarks.gpu.driver import Background, Stage
 from benchmarks.machine_code import paths
-from benchmarks.machine_code.launches import recording
+from benchmarks.machine_code.launches import kernels, recording
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -191,7 +190,7 @@ def test_every_alternative_names_a_kernel_and_its_arguments():
     for alternatives in launch_shapes.ALTERNATIVES.values():
         assert 2 <= len(alternatives) <= 3
         for kernel, chosen in alternatives:
-            function = getattr(importlib.import_module(launch_shapes.HOMES[kernel]), kernel)
+            function = kernels()[kernel]
             assert isinstance(function, KernelInterface)
             assert set(chosen) <= {*options, *function.arg_names}
 
@@ -200,7 +199,7 @@ def test_every_alternative_names_a_kernel_and_its_arguments():
 def test_other_launch_shapes_are_those_of_the_path(path):
     counted = next(known for known in paths.PATHS if known.name == path)
     for kernel, options in launch_shapes.ALTERNATIVES[path]:
-        with recording(counted.triton_modules) as recorded:
+        with recording() as recorded:
             with launch_shapes.applied(kernel, options) as launches:
                 counted.triton()
             with_options = [x.variant for x in recorded if x.variant.kernel == kernel]

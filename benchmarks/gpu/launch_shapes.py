@@ -3,18 +3,9 @@ ones.
 """
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 
-OPS = "mam_kernels.ops"
-HOMES = {
-    "select_kernel": f"{OPS}.selection.triton",
-    "value_kernel": f"{OPS}.value_attention.triton",
-    "project_and_attend_kernel": f"{OPS}.latent_attention.triton_step",
-    "importance_kernel": f"{OPS}.latent_attention.triton_attention",
-    "gradient_kernel": f"{OPS}.latent_attention.triton_attention",
-}
-"""Where each kernel is defined."""
+from ..machine_code.launches import kernels
 
 ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
     # All rows are resident in one wave with 4 warps of 56 registers; fewer warps exchange less.
@@ -42,7 +33,7 @@ ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
 @contextlib.contextmanager
 def applied(kernel: str, options: dict[str, int]) -> Iterator[list[str]]:
     """Inside, launches of the kernel take these options; the list grows by a name a launch."""
-    function = getattr(importlib.import_module(HOMES[kernel]), kernel)
+    function = kernels()[kernel]
     usual, replaced = function.run, vars(function).get("run")
     launches: list[str] = []
 

@@ -70,7 +70,12 @@ def _trips(
             if function.instructions[i].frames
         ]
         taken = {note for other, _, note in stated if other.blocks > loop.blocks}
-        best = _best_note(own, taken) or _best_note([x for x in own if x.name == "BRA"], taken)
+        often_run = [x for x in own if _share(x, sizes) > 0.0]
+        best = (
+            _best_note(own, taken)
+            or _best_note(often_run, taken, 0.2)
+            or _best_note([x for x in own if x.name == "BRA"], taken)
+        )
         title = _title(function, loop, own)
         if best is None:
             if any(other.header == loop.header for other, _, _ in stated):
@@ -90,8 +95,8 @@ def _trips(
     return [(loop, often) for loop, often, _ in stated]
 
 
-def _best_note(own: list[Instruction], taken: set) -> tuple | None:
-    """The outermost source loop that most of a loop's own instructions lie in."""
+def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple | None:
+    """The outermost source loop that most of a loop's own instructions lie in, or such a part."""
     inside: dict[tuple, int] = {}
     depth: dict[tuple, tuple[int, int]] = {}
     for instruction in own:
@@ -106,7 +111,7 @@ def _best_note(own: list[Instruction], taken: set) -> tuple | None:
                         depth[key] = (level, note.first - note.last)
         for key in found:
             inside[key] = inside.get(key, 0) + 1
-    candidates = [key for key, n in inside.items() if 2 * n > len(own)]
+    candidates = [key for key, n in inside.items() if n > part * len(own)]
     return min(candidates, key=depth.__getitem__, default=None)
 
 

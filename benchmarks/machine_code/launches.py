@@ -5,8 +5,9 @@ nothing runs.
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import pkgutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 NUM_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
@@ -44,24 +45,27 @@ class Launch(NamedTuple):
     blocks: int
 
 
-def kernels(modules: Iterable[str]) -> list[object]:
-    """The Triton functions of some modules."""
-    from triton.runtime.jit import JITFunction
+@functools.cache
+def kernels() -> dict[str, Any]:
+    """Every Triton kernel of the operations, by its name."""
+    from triton.runtime.jit import KernelInterface
 
-    found = {
-        kernel: None
-        for module in modules
-        for kernel in vars(importlib.import_module(module)).values()
-        if isinstance(kernel, JITFunction)
-    }
-    return list(found)
+    import mam_kernels.ops
+
+    found = {}
+    for module in pkgutil.walk_packages(mam_kernels.ops.__path__, "mam_kernels.ops."):
+        if ".triton" in module.name:
+            for name, kernel in vars(importlib.import_module(module.name)).items():
+                if name.endswith("_kernel") and isinstance(kernel, KernelInterface):
+                    found[name] = kernel
+    return found
 
 
 @contextlib.contextmanager
-def recording(modules: Iterable[str]) -> Iterator[list[Launch]]:
-    """Inside, kernels of the modules are not launched: the list grows by what they would be."""
+def recording() -> Iterator[list[Launch]]:
+    """Inside, kernels are not launched: the list grows by what they would be."""
     launches: list[Launch] = []
-    watched = kernels(modules)
+    watched = kernels().values()
     for kernel in watched:
         kernel.run = functools.partial(_record, kernel, launches)
     try:

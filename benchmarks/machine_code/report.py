@@ -50,7 +50,7 @@ def rows(path: Path, backend: str, arch: int) -> Iterator[Row]:
 
 
 def _launched(path: Path) -> list[compiled.Launch]:
-    return [] if path.triton is None else compiled.recorded(path.triton_modules, path.triton)
+    return [] if path.triton is None else compiled.recorded(path.triton)
 
 
 def _library(path: Path, backend: str, part: Library, arch: int) -> Row:

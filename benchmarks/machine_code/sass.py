@@ -111,7 +111,7 @@ def _rooted(instructions: list[Instruction]) -> list[Instruction]:
     if entry is None or not Path(entry.file).is_file():
         return instructions
     if not any(len(x.frames) > 1 for x in instructions):
-        return _of_package(instructions)  # Triton tells the innermost line alone
+        return _of_package(instructions, entry)  # Triton tells the innermost line alone
     lines = Path(entry.file).read_text().splitlines()
     start = entry.line
     while start < min(len(lines), entry.line + 4) and lines[start].startswith(("@", "def ")):
@@ -126,11 +126,13 @@ def _rooted(instructions: list[Instruction]) -> list[Instruction]:
     return rooted
 
 
-def _of_package(instructions: list[Instruction]) -> list[Instruction]:
-    """Instructions of Triton's own library take the lines of the one before them."""
+def _of_package(instructions: list[Instruction], entry: Place) -> list[Instruction]:
+    """Instructions of Triton's own library, and those whose line it lost, which it says are the
+    kernel's first one, take the lines of the one before them.
+    """
     owned: list[Instruction] = []
     for x in instructions:
-        foreign = not x.frames or "site-packages" in x.frames[0].file
+        foreign = not x.frames or "site-packages" in x.frames[0].file or x.frames[0] == entry
         owned.append(replace(x, frames=owned[-1].frames) if foreign and owned else x)
     return owned
 

@@ -7,7 +7,7 @@ formulas use the names of ``sizes``, and the constants in capitals of a Triton l
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class Path:
     batch: str  # the name of the size that counts rows
     cuda: tuple[Kernel, ...] = ()
     triton: Callable[[], None] | None = None
-    triton_modules: tuple[str, ...] = ()  # whose kernels are recorded
     triton_bytes: Mapping[str, str] = field(default_factory=dict)  # by the kernel's name
     triton_sizes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     libraries: tuple[Library, ...] = ()
@@ -62,6 +61,19 @@ def call_selection() -> None:
     triton.select(torch.empty(512, 20000), counts, None, draw, Weighting(1e-8, 1.0))
 
 
+# One loop serves all lanes of a block: the largest count of 128. Simulated, as the bisections.
+TRITON_DRAW = {
+    "LANES": 128,
+    "BLOCK_C": 256,
+    "BLOCK_K": 1024,
+    "first_list": 11.4 // 4,  # the loop is unrolled
+    "second_list": 11.4 % 4,
+    "third_list": 0,
+    "bisections": 9,
+    "steep": 0,
+    "all_keys": 0,
+}
+
 SELECTION = Path(
     "selection",
     {
@@ -71,6 +83,7 @@ SELECTION = Path(
         "newton_steps": 1,
         "candidates": 575,
         "most_flagged": 3.6,
+        "steep": 0,
     },
     "B",
     cuda=(
@@ -85,12 +98,38 @@ SELECTION = Path(
         ),
     ),
     triton=call_selection,
-    triton_modules=("mam_kernels.ops.selection.triton",),
     triton_bytes={"select_kernel": "5 * B * L"},
-    # one loop serves all lanes of a block: the largest count of 128
+    triton_sizes={"select_kernel": TRITON_DRAW},
+)
+
+# Log-normal weights of sigma = 3, of which every row is steep: simulated by the rule.
+SPREAD = {"steep": 1, "newton_steps": 4, "candidates": 3150}
+SELECTION_SPREAD = replace(
+    SELECTION,
+    name="selection_spread",
+    sizes=SELECTION.sizes | SPREAD | {"most_flagged": 9.5},
     triton_sizes={
-        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0}
+        "select_kernel": TRITON_DRAW
+        | SPREAD
+        | {"first_list": 36 // 4, "second_list": 36 % 4, "bisections": 12}
     },
+)
+
+
+def call_sharpened_selection() -> None:
+    """Selection at a temperature of 1/2, by Triton."""
+    import torch
+
+    from mam_kernels._core.call import Draw, Weighting
+    from mam_kernels.ops.selection import triton
+
+    draw = Draw(torch.tensor(5), torch.tensor(5), None)
+    counts = torch.empty(512, dtype=torch.int32)
+    triton.select(torch.empty(512, 20000), counts, None, draw, Weighting(1e-8, 2.0))
+
+
+SELECTION_SHARPENED = replace(
+    SELECTION, name="selection_sharpened", cuda=(), triton=call_sharpened_selection
 )
 
 CELLS = {
@@ -107,23 +146,34 @@ CELLS = {
     "newton_steps": 1,
     "candidates": 575,
     "most_flagged": 3.6,
+    "steep": 0,
     "raced": 128,  # latents
 }
 
 
-def call_values() -> None:
-    """The pass over the cells at the target size, by Triton; without the small products of torch
-    that the step has around it.
-    """
+def _step_arguments() -> tuple:
+    """Of the step of scalar values at the target size, on tensors without content."""
     import torch
 
-    from mam_kernels._core.call import Cells, Choice, Draw, Weighting
+    from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
+
+    width, latents = CELLS["D"], CELLS["N"]
+    shapes = (
+        (latents, width), (3 * width, width), (3 * width,), (width, 1), (width,), (width, width),
+        (width,),
+    )  # fmt: skip
+    parameters = Parameters(*(torch.empty(shape) for shape in shapes))
+    cells = Cells(torch.empty(512, 20000), None, None, None, 20000)
+    choice = Choice(None, None, 0.3, None, 38)
+    draw = Draw(torch.tensor(5), torch.tensor(5), None)
+    return cells, parameters, CELLS["H"], choice, Weighting(1e-8, 1.0), draw, False
+
+
+def call_values() -> None:
+    """The whole step at the target size, by Triton."""
     from mam_kernels.ops.value_attention import triton
 
-    draw = Draw(torch.tensor(5), torch.tensor(5), None)
-    choice = Choice(None, torch.empty(512, dtype=torch.int32), 0.3, torch.arange(38), 38)
-    cells = Cells(torch.empty(512, 20000), None, None, None, 20000)
-    triton.mask(cells, torch.empty(128, 8), choice, Weighting(1e-8, 1.0), draw)
+    triton.step(*_step_arguments())
 
 
 VALUE_PATH = Path(
@@ -161,16 +211,30 @@ VALUE_PATH = Path(
         ),
     ),
     triton=call_values,
-    triton_modules=(
-        "mam_kernels.ops.value_attention.triton",
-        "mam_kernels.ops.selection.triton",
-    ),
-    triton_bytes={"value_kernel": "B * (L * 8 + 12 * N * H)", "select_kernel": "B * L * 5"},
+    triton_bytes={
+        "project_kernel": "4 * (4 * D * D + N * D)",
+        "value_kernel": "B * (L * 9 + 8 * N * H)",
+        "finish_kernel": "4 * B * (N * H + D)",
+    },
     triton_sizes={
-        "value_kernel": {"order": 29, "LANES": 64},
-        "select_kernel": {"LANES": 128, "BLOCK_C": 256, "most_flagged": 4.7, "all_keys": 0},
+        "project_kernel": {"drawing": 1 / 129},
+        "value_kernel": TRITON_DRAW
+        | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
     },
 )
+
+
+def call_values_backward() -> None:
+    """The gradient of the whole step at the target size, by Triton."""
+    import torch
+
+    from mam_kernels.ops.value_attention import arguments, triton
+
+    _, parameters, heads, *_ = _step_arguments()
+    latents, width = parameters.latents.shape
+    state = torch.empty(arguments.state_size(512, latents, heads, width))
+    context, penalty = torch.empty(512, width), torch.empty(())
+    triton.step_backward(context, penalty, parameters, heads, state, 512)
 
 
 VALUE_PATH_BACKWARD = Path(
@@ -205,4 +269,10 @@ VALUE_PATH_BACKWARD = Path(
             bytes="4 * (6 * D * D + N * D)",
         ),
     ),
+    triton=call_values_backward,
+    triton_bytes={
+        "rows_gradient_kernel": "B * (8 * N * H + 4 * D) + 4 * partials * (N * H + (H + 2) * D)",
+        "sum_parts_kernel": "4 * partials * (N * H + (H + 2) * D)",
+        "parameters_gradient_kernel": "4 * (8 * D * D + 2 * N * D)",
+    },
 )

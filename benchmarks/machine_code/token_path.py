@@ -15,16 +15,16 @@ SIZES = {
     "all_keys": 0,
     "newton_steps": 1,
     "candidates": 190,
-    "most_flagged": 9,
+    "first_list": 6 // 4,  # the loop is unrolled
+    "second_list": 6 % 4,
+    "bisections": 7,
+    "steep": 0,
+    "drawing": 1,
     "LANES": 128,
     "BLOCK_C": 256,
+    "BLOCK_K": 1024,
     "raced": 128,
 }
-MODULES = (
-    "mam_kernels.ops.latent_attention.triton_step",
-    "mam_kernels.ops.latent_attention.triton_attention",
-    "mam_kernels.ops.selection.triton",
-)
 BYTES = {
     "prepare_kernel": "4 * (N * Dz + 3 * Dz * Dz + Dz * D) + 2 * (N * Dz + 2 * Dz * D)",
     "draw_latents_kernel": "8 * R",
@@ -72,7 +72,6 @@ TOKEN_FORWARD = Path(
     SIZES,
     "B",
     triton=lambda: _call(False),
-    triton_modules=MODULES,
     triton_bytes=BYTES,
     libraries=(Library("penalty: a sum of torch", "triton", "0", "16 * B"),),
 )
@@ -82,7 +81,6 @@ TOKEN_BOTH = Path(
     SIZES | {"kept": 2},
     "B",
     triton=lambda: _call(True),
-    triton_modules=MODULES,
     triton_bytes=BYTES,
     libraries=(
         Library("penalty: a sum of torch", "triton", "0", "16 * B"),

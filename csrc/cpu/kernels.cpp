@@ -6,6 +6,7 @@
 #include "cpu/compaction.h"
 #include "cpu/direct.h"
 #include "cpu/fused_selection.h"
+#include "cpu/inclusion.h"
 #include "cpu/order_statistics.h"
 #include "cpu/products.h"
 #include "cpu/race.h"
@@ -36,6 +37,8 @@ const Kernels table = {
     threshold,
     mark,
     draw_fused,
+    inclusion,
+    inclusion_gradient,
     dots,
     combine,
     kLatents,

@@ -162,6 +162,14 @@ struct Kernels {
                      const RowDraw& draw, const Weighting& weighting, int32_t* keys,
                      int32_t* scratch, uint8_t* mask);
 
+  // The probability of each position to be among the k drawn of a row; returns the time of the
+  // race at which so many are expected, infinite where all that can be drawn are.
+  double (*inclusion)(const float* weight, const uint8_t* flags, int64_t positions, int64_t k,
+                      float* probability);
+  // The gradient of the weights, given that of the probabilities.
+  void (*inclusion_gradient)(const float* grad, const float* weight, const float* probability,
+                             double time, int64_t positions, float* out);
+
   // out[i] = matrix[i] . x for rows that are `stride` apart.
   void (*dots)(const float* matrix, int64_t rows, int64_t width, int64_t stride, const float* x,
                float* out);

@@ -61,11 +61,11 @@ struct Quads {
 struct Sifted {
   unsigned marked;  // positions whose keys are below the interval for sure
   uint32_t flags;   // a bit for each position whose key may be in it: 8 j + i in turn i
-  float sum;        // of the weights; not finite if one of them is not
+  float largest;    // weight; NaN aside
 };
 
 // Four positions: marks them in the mask, or flags them.
-template <bool Whole, bool Flagged>
+template <bool Steep, bool Whole, bool Flagged>
 __device__ __forceinline__ void sift(const Quads<Whole, Flagged>& quads, int quad, float4 weight,
                                      const Interval& it, const RandomRow& random, uint32_t bit,
                                      uint8_t* mask, Sifted& sifted) {
@@ -78,10 +78,10 @@ __device__ __forceinline__ void sift(const Quads<Whole, Flagged>& quads, int qua
     // 2 - v, less what is cut off: with the curve of a probability it reaches 2 where v is below
     // that, and bit 23 says so.
     const float rest = __uint_as_float((complement.word[i] >> 9) + 0x3F800000u);
-    early[i] = __float_as_uint(rest + it.surely(q));
+    early[i] = __float_as_uint(rest + (Steep ? it.surely_steep(x[i]) : it.surely(q)));
     late[i] = __float_as_uint(rest + it.perhaps(q));
   }
-  sifted.sum += (x[0] + x[1]) + (x[2] + x[3]);
+  sifted.largest = fmaxf(sifted.largest, fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])));
   const uint32_t not_surely = bytes_of_bit_23(early), not_perhaps = bytes_of_bit_23(late),
                  allowed = quads.allowed(quad);
   const uint32_t bytes = ~not_surely & allowed & 0x01010101u;
@@ -91,13 +91,13 @@ __device__ __forceinline__ void sift(const Quads<Whole, Flagged>& quads, int qua
 }
 
 // All positions of the row.
-template <bool Whole, bool Flagged>
-__device__ __forceinline__ Sifted sift(const Quads<Whole, Flagged>& quads, const Interval& it,
-                                       const RandomRow& random, const Candidates& candidates,
-                                       uint8_t* mask) {
+template <bool Steep, bool Whole, bool Flagged>
+__device__ __forceinline__ Sifted sift_row(const Quads<Whole, Flagged>& quads, const Interval& it,
+                                           const RandomRow& random, const Candidates& candidates,
+                                           uint8_t* mask) {
   constexpr int kAtOnce = 4;  // loads that are under way at once
   const int count = static_cast<int>((quads.positions + 3) / 4);
-  Sifted sifted{0, 0, 0.0f};
+  Sifted sifted{0, 0, -1.0f};
   int quad = threadIdx.x;
   uint32_t* word = candidates.flags + threadIdx.x;
 #pragma unroll 1
@@ -112,7 +112,7 @@ __device__ __forceinline__ Sifted sift(const Quads<Whole, Flagged>& quads, const
       for (int i = 0; i < kAtOnce; ++i) weight[i] = quads(quad + i * kRaceThreads);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
-        sift(quads, quad + i * kRaceThreads, weight[i], it, random, bit << i, mask, sifted);
+        sift<Steep>(quads, quad + i * kRaceThreads, weight[i], it, random, bit << i, mask, sifted);
       quad += kAtOnce * kRaceThreads;
       bit <<= kAtOnce;
     }
@@ -122,7 +122,7 @@ __device__ __forceinline__ Sifted sift(const Quads<Whole, Flagged>& quads, const
 #pragma unroll 1
   for (uint32_t bit = 0x01010101u; quad < count;
        quad += kRaceThreads, bit += bit)  // trips: L / (4 * threads) % 8
-    sift(quads, quad, quads(quad), it, random, bit, mask, sifted);
+    sift<Steep>(quads, quad, quads(quad), it, random, bit, mask, sifted);
   if (word < candidates.flags + candidates.words) *word = sifted.flags;
   return sifted;
 }
@@ -179,11 +179,17 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
   if (!it.known) return false;
   // phase: pass
 
-  const Sifted sifted = sift(quads, it, random, candidates, mask);
+  Sifted sifted;
+  if (it.steep) {
+    // share: steep
+    sifted = sift_row<true>(quads, it, random, candidates, mask);
+  } else {
+    // share: 1 - steep
+    sifted = sift_row<false>(quads, it, random, candidates, mask);
+  }
   unsigned marked = sifted.marked;
-  // An infinite weight, which would be taken for a heavy one, makes the sum infinite; NaN, which is
-  // not drawn anyway, would hide it.
-  if (!(fabsf(sifted.sum) < INFINITY)) infinite = 1;
+  // An infinite weight would be taken for a heavy one.
+  if (sifted.largest == INFINITY) infinite = 1;
   // phase: candidates
   const int count = list_flagged(candidates.flags, candidates.words, candidates.position,
                                  candidates.most, marked);

@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       for (int i = 0; i < kPerThread; ++i) {
         const int64_t r = first + tile_row() + i;
         if (r >= num_chosen) continue;
-        const float shift = logsumexp[(batch * query.positions + latents[r]) * query.heads + head];
+        const float shift =
+            shift_of(logsumexp[(batch * query.positions + latents[r]) * query.heads + head]);
 #pragma unroll
         for (int j = 0; j < kPerThread; ++j) sums[j] += __expf(fmaf(scores[i][j], scale, -shift));
       }

@@ -12,8 +12,9 @@ constexpr int kSampleQuads = 4;  // of each lane of a warp
 constexpr int kSample = 4 * kSampleQuads * kWarp;
 constexpr int kFewestSampled = 1024;  // shorter rows are drawn by all keys
 constexpr float kDeviations = 4.5f, kSlack = 2.0f;
-constexpr float kLastTime = 1e6f;
+constexpr float kLastTime = 1e12f;
 constexpr float kRoom = 4e-6f;  // more than everything that rounds comes to, as a part of 1
+constexpr float kMostSlop = 0.004f;  // part of the row that a tangent may leave in doubt
 constexpr float kLog2e = 1.4426950408889634f;
 
 // Weights are multiplied by `scale`, a power of two, so that they are about 1. The k-th of the keys
@@ -21,16 +22,23 @@ constexpr float kLog2e = 1.4426950408889634f;
 // the uniform is below sat(1 - early_at_zero - early q), with q = 2^(exponent weight), and may be
 // below `to` only where it is below sat(late_at_zero - late q). NaN and negative weights give 0,
 // and so does infinity where `infinite_is_zero` says so.
+//
+// Where weights differ much the early curve, a tangent, leaves too many positions in doubt. Such a
+// row is `steep`: its early side has a power of two of its own.
 struct Interval {
   float scale, from, to;
   float exponent, early_at_zero, early, late_at_zero, late;
-  bool known;
+  float early_exponent, early_at_eps;
+  bool known, steep;
 
   __device__ __forceinline__ float decay(float weight) const {
     return power_of_two(exponent * weight);
   }
   __device__ __forceinline__ float surely(float q) const {
     return __saturatef(fmaf(-early, q, early_at_zero));
+  }
+  __device__ __forceinline__ float surely_steep(float weight) const {
+    return __saturatef(fmaf(-early_at_eps, power_of_two(early_exponent * weight), 1.0f - kRoom));
   }
   __device__ __forceinline__ float perhaps(float q) const {
     return __saturatef(fmaf(-late, q, late_at_zero));
@@ -76,6 +84,8 @@ __device__ inline Interval curves(float from, float to, float scale, float eps, 
   it.early = at_eps * g * power / typical;
   it.late_at_zero = 1.0f + kRoom;
   it.late = at_eps;
+  it.early_exponent = -kLog2e * from * scale;
+  it.early_at_eps = power_of_two(it.early_exponent * eps);
   it.known = true;
   return it;
 }
@@ -90,7 +100,7 @@ struct Population {
 // gets the result.
 template <int N>
 __device__ Interval likely_interval(float (&weight)[N], const Population& row, float eps, int k) {
-  constexpr int kMostSteps = 24;
+  constexpr int kMostSteps = 40;
   constexpr float kEach = 1.0f / (N * kWarp);
   Interval unknown{};
   float drawable = 0.0f, total = 0.0f;
@@ -143,7 +153,14 @@ __device__ Interval likely_interval(float (&weight)[N], const Population& row, f
                 slope_then = fmaf(common, of_common * q_then, others * then.slope);
     const float to = guess + fmaxf(share + margin - share_then, 0.0f) / slope_then;
     if (!(to > from && to < kLastTime)) return unknown;
-    return curves(from, to, scale, eps, fmaxf(1.0f - part, 0.05f));
+    Interval it = curves(from, to, scale, eps, fmaxf(1.0f - part, 0.05f));
+    float slop = 0.0f;  // of the tangent
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      slop += fmaf(it.early / it.late, power_of_two(-kLog2e * to * weight[i]),
+                   1.0f - kRoom - it.early_at_zero - power_of_two(-kLog2e * from * weight[i]));
+    it.steep = others * kEach * warp_sum(slop) > kMostSlop;
+    return it;
   }
   return unknown;
 }

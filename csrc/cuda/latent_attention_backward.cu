@@ -65,11 +65,11 @@ __device__ void attention_weights(Factors& factors, const Gradient& g, const Pla
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const bool is_latent = at.latent + tile_row() + i < g.query.positions;
-    const float logsumexp = is_latent ? g.logsumexp[statistic(g, at, i)] : 0.0f;
+    const float shift = is_latent ? shift_of(g.logsumexp[statistic(g, at, i)]) : INFINITY;
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {
       const bool exists = is_latent && keys.exists(at.token + tile_column() + j);
-      scores[i][j] = exists ? __expf(fmaf(scores[i][j], g.scale, -logsumexp)) : 0.0f;
+      scores[i][j] = exists ? __expf(fmaf(scores[i][j], g.scale, -shift)) : 0.0f;
     }
   }
   put_scores(weights, scores);

@@ -36,7 +36,7 @@ struct Step {
 };
 
 // mask and importance: (rows, positions); context: (rows, Dz); penalty: one; state: as
-// mam_kernels/ops/value_attention/composed.py lays it out.
+// mam_kernels/ops/value_attention/arguments.py lays it out.
 struct StepOutput {
   uint8_t* mask;
   float *importance, *context, *penalty, *state;

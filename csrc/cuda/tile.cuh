@@ -25,6 +25,12 @@ using Scores = float[kPerThread][kPerThread];
 __device__ inline int tile_row() { return threadIdx.x / kSide * kPerThread; }
 __device__ inline int tile_column() { return threadIdx.x % kSide * kPerThread; }
 
+// What a score is lowered by to become the logarithm of attention. A log-sum-exp of -inf is that of
+// a cell without tokens, whose attention is 0, whatever the scores are.
+__device__ inline float shift_of(float logsumexp) {
+  return logsumexp == -INFINITY ? INFINITY : logsumexp;
+}
+
 // One head of the tokens of one cell, or of the latents: rows of `width` elements. Rows that are
 // not valid read as zeros, whatever they hold; `index`, where not null, names the row that stands
 // at each place.

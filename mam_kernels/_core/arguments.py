@@ -3,8 +3,10 @@
 The operations under ``torch.ops.mam_kernels`` can be called by anybody, past the checks of the
 public functions, and a kernel follows addresses and sizes wherever they lead. So types, shapes and
 devices are looked at here, between the operations and the backends (``dispatch.py``), and parts
-whose addresses are taken without strides are made contiguous. It takes microseconds, and no
-synchronisation: values on a GPU are not looked at, and its kernels follow no index out of bounds.
+whose addresses are taken without strides are made contiguous. The C++ could not do it: it is built
+without torch's headers, so that one build serves every torch, and sees addresses alone. It takes
+microseconds, and no synchronisation: values on a GPU are not looked at, and its kernels follow no
+index out of bounds.
 """
 
 import functools

@@ -46,9 +46,6 @@ IMPLEMENTATIONS = {
 }
 """Operation -> the folder and the function that implement it in each backend's file."""
 
-REFERENCE_ALONE = ("inclusion_probabilities", "inclusion_probabilities_backward")
-"""Operations that other backends have no kernels for."""
-
 AUTOMATIC = ""
 """The backend string of an operation whose caller named none."""
 
@@ -195,8 +192,6 @@ def obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
     missing = _missing(backend)
     if missing:
         return missing
-    if op in REFERENCE_ALONE:
-        return f"{op} is computed by the reference alone"
     if device != _device_of(backend):
         return f"it takes tensors on {_device_of(backend)}; these are on {device}"
     if dtype == torch.float64:

@@ -188,7 +188,7 @@ def _refuse_some_on_meta(names: list[str], flat: tuple) -> None:
     if not on_meta:
         return
     for name, x in tensors:
-        if not x.is_meta and x.dim() > 0:
+        if not x.is_meta and (x.dim() > 0 or x.is_floating_point()):
             raise ValueError(
                 f"{on_meta[0]}: expected on {x.device}, as {name} is; got a tensor on meta"
             )

@@ -69,6 +69,15 @@ def word(x: Tensor | int) -> tuple[int, Tensor | None]:
     return (0, x) if isinstance(x, Tensor) and x.device.type != "cpu" else (int(x), None)
 
 
+def float32_parts(x: float) -> tuple[float, float, float]:
+    """Three numbers of float32 whose sum is x: kernels take no float64."""
+    parts = []
+    for _ in range(3):
+        parts.append(float(torch.tensor(x, dtype=torch.float32)))
+        x -= parts[-1]
+    return tuple(parts)
+
+
 def strides(x: Tensor | None, dims: int) -> tuple[int, ...]:
     """The strides of an optional tensor, in elements."""
     return (0,) * dims if x is None else x.stride()

@@ -14,12 +14,15 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import ConfigError
-from .settings import Config, Data, Evaluation, Training
+from .settings import Config, Data, Evaluation, Masking, Model, Study, Training
 
 __all__ = [
     "Config",
     "Data",
     "Evaluation",
+    "Masking",
+    "Model",
+    "Study",
     "Training",
     "as_yaml",
     "fingerprint",

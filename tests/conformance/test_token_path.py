@@ -54,6 +54,45 @@ def test_gradients_are_those_of_the_equations(name, backend, device):
         assert error < 1e-5
 
 
+@pytest.mark.parametrize("width", [16, 32, 128])
+def test_a_logsumexp_of_minus_infinity_means_no_attention(width, backend, device, dtype):
+    """Even where the scores are finite: importance and gradients of such a latent are 0."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(shape, generator=generator).to(device, dtype)
+        for shape in ((20, 2, width), (2, 70, 2, width), (2, 70, 2, width))
+    )
+    scale = width**-0.5
+    output, logsumexp = dispatch.implementation("latent_attention", "reference", key)(
+        query, key, value, None, scale
+    )
+    without = torch.zeros_like(logsumexp, dtype=torch.bool)
+    without[0, 3], without[1, :, 1] = True, True
+    logsumexp = logsumexp.masked_fill(without, -torch.inf)
+    output = output.masked_fill(without[..., None], 0.0)
+    latents = torch.tensor([1, 3, 17], device=device)
+    got = dispatch.implementation("attention_importance", backend, key)(
+        query, key, logsumexp, latents, None, scale
+    )
+    right = mam.reference.attention_importance(query, key, logsumexp, latents, scale=scale)
+    tolerance = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+    torch.testing.assert_close(got, right.to(got.dtype), rtol=tolerance, atol=tolerance)
+    grad_output = torch.randn(output.shape, generator=generator).to(device, dtype)
+    arguments = (grad_output, None, query, key, value, None, output, logsumexp, scale)
+    gradients, truths = (
+        dispatch.implementation("latent_attention_backward", name, key)(*arguments)
+        for name in (backend, "reference")
+    )
+    for x, truth in zip(gradients, truths, strict=True):
+        assert torch.isfinite(x).all()
+        largest = float(truth.abs().max())
+        torch.testing.assert_close(x, truth, rtol=tolerance, atol=tolerance * largest)
+    everywhere = torch.full_like(logsumexp, -torch.inf)
+    arguments = (*arguments[:7], everywhere, scale)
+    for x in dispatch.implementation("latent_attention_backward", backend, key)(*arguments):
+        assert torch.equal(x, torch.zeros_like(x))
+
+
 def test_gradients_pass_gradcheck_in_float64(backend, device):
     if backend != "reference":
         pytest.skip("float64 is computed by the reference alone")

@@ -167,8 +167,8 @@ def test_two_runs_give_the_same_bits(backend, device):
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients_latents_block_by_block(padded, backend, device, monkeypatch):
     """The kernels that float32 and wide heads take on a GPU."""
-    from mam_kernels.ops.latent_attention import triton_attention
+    from mam_kernels.ops.latent_attention.triton import gradient
 
-    monkeypatch.setattr(triton_attention, "one_pass", lambda query: None)
+    monkeypatch.setattr(gradient, "one_pass", lambda query: None)
     module = masking(64, 2, 40, 20, "all")
     compare_step(module, *tokens_and_padding(3, 150, 40, padded), device)

@@ -16,7 +16,7 @@ import mam_kernels as mam
 from mam_kernels._core import dispatch, extension
 from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
 from mam_kernels.ops.value_attention import collapse, composed, native, step
-from mam_kernels.ops.value_attention.composed import State
+from mam_kernels.ops.value_attention.arguments import State, state_parts
 
 N, H, D = 5, 2, 3  # latents, heads, head width
 WIDTH = H * D
@@ -96,7 +96,7 @@ def step_in_cpp(parameters: Parameters, others: Others) -> tuple[torch.Tensor, .
 
 
 def state_of(state: torch.Tensor, rows: int, count: int, heads: int, width: int) -> State:
-    return composed.parts_of(state, rows, count, heads, width)
+    return state_parts(state, rows, count, heads, width)
 
 
 @pytest.mark.parametrize("visible", [False, True])

@@ -171,6 +171,7 @@ PUBLIC = (
     "latent_attention",
     "attention_importance",
     "inclusion_probabilities",
+    "reward_gradient",
     "integrations",
     "backends",
     "use_backend",
@@ -206,6 +207,7 @@ def test_reference_offers_the_functions_by_the_same_names():
         "attention_importance",
         "sample_without_replacement",
         "inclusion_probabilities",
+        "reward_gradient",
     ):
         assert callable(getattr(mam.reference, name))
     assert callable(mam.testing.check)

@@ -175,14 +175,6 @@ def test_is_registered_as_torch_asks_and_compiles():
     )
 
 
-def test_other_backends_say_that_the_reference_computes_it():
-    weights = torch.ones(2, 5)
-    assert mam.explain(mam.inclusion_probabilities, weights, 2).chosen == "reference"
-    if mam.backends()["cpu"]:
-        with pytest.raises(mam.BackendUnavailableError, match="by the reference alone"):
-            mam.inclusion_probabilities(weights, 2, backend="cpu")
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [

@@ -36,6 +36,13 @@ def test_one_tensor_on_meta_beside_others_is_refused_and_not_the_function_of_sha
     assert tried > 60
 
 
+def test_a_number_beside_a_tensor_on_meta_is_refused_by_name():
+    """Words of a draw may be numbers on the CPU; a tensor of cells may not."""
+    slope = torch.rand(3, 2, device="meta")
+    with pytest.raises(ValueError, match=r"^slope: expected on cpu, as cells_values is"):
+        ops.value_attention(torch.tensor(0.5), None, None, None, 10, slope, "cpu")
+
+
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the recorded calls are of both backends")
 def test_an_unknown_backend_is_refused_by_every_operation():
     for _, (operation, arguments) in recorded_calls():

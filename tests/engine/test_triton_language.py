@@ -27,6 +27,7 @@ if INTERPRETING:
     from mam_kernels._core import triton_language as language
     from mam_kernels._core import triton_launch as launch
     from mam_kernels.ops.selection.triton import draw_latents, select
+    from mam_kernels.ops.selection.triton_all_keys import kth_smallest
 
     @triton.jit
     def bits_kernel(
@@ -55,7 +56,7 @@ if INTERPRETING:
 
     @triton.jit
     def kth_kernel(keys_ptr, out_ptr, length, k, BLOCK: tl.constexpr):
-        threshold, num_equal = language.kth_smallest(keys_ptr, length, k, BLOCK)
+        threshold, num_equal = kth_smallest(keys_ptr, length, k, BLOCK)
         tl.store(out_ptr, threshold)
         tl.store(out_ptr + 1, num_equal)
 

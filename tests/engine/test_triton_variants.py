@@ -21,12 +21,6 @@ pytestmark = [
         os.environ.get("TRITON_INTERPRET", "0") == "1", reason="the interpreter compiles nothing"
     ),
 ]
-OPS = "mam_kernels.ops"
-MODULES = (
-    f"{OPS}.selection.triton",
-    f"{OPS}.value_attention.triton",
-    *(f"{OPS}.latent_attention.triton_{name}" for name in ("attention", "step", "tiles")),
-)
 LENGTHS = range(1000, 1101)
 LATENTS, HEADS, WIDTH = 128, 8, 256
 CHOSEN = torch.arange(38)
@@ -80,7 +74,7 @@ def mask_tokens(rows: int, length: int, _: int) -> None:
 def variants(call, sizes) -> dict[str, set[Variant]]:
     """Kernel -> what would be compiled of it in calls with these sizes."""
     found: dict[str, set[Variant]] = collections.defaultdict(set)
-    with recording(MODULES) as launches:
+    with recording() as launches:
         for size in sizes:
             call(*size)
     for launch in launches:

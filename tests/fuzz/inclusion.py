@@ -57,8 +57,12 @@ def arrival_time(relative: np.ndarray, counts: np.ndarray) -> np.ndarray:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         with np.errstate(over="ignore"):
-            sums = -np.expm1(-relative * np.exp(middle)[:, None]).sum(axis=1)
-        low, high = np.where(sums < counts, middle, low), np.where(sums < counts, high, middle)
+            u = relative * np.exp(middle)[:, None]
+        # ones apart: what is small decides where as many as are drawn are far heavier
+        late = u > 0.5
+        rest = np.where(late, np.exp(-u), np.expm1(-u)).sum(axis=1)
+        early = rest > late.sum(axis=1) - counts
+        low, high = np.where(early, middle, low), np.where(early, high, middle)
     time = np.exp((low + high) / 2)
     # so large that every weight has arrived, and not so large that 0 times it would be undefined
     return np.where(counts >= available, 1e300, np.where(counts == 0, 0.0, time))

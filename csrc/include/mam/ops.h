@@ -102,6 +102,16 @@ void value_mask(const Values& values, const Flags& valid, const Flags& maskable,
 void select(const Values& weights, const Flags& valid, const int32_t* num_samples, const Draw& draw,
             const Weighting& weighting, uint8_t* mask, void* workspace, const Launch& launch);
 
+// How likely select draws each position: 1 - exp(-weight time), float32 (rows, positions), with the
+// time of each row, float64 (rows,), for which they sum to num_samples; infinite where every
+// position that can be drawn is.
+void inclusion_probabilities(const Values& weights, const Flags& valid, const int32_t* num_samples,
+                             float* probability, double* time, const Launch& launch);
+// grad and probability contiguous; grad_weights float32, contiguous.
+void inclusion_probabilities_backward(const float* grad, const Values& weights,
+                                      const float* probability, const double* time,
+                                      float* grad_weights, const Launch& launch);
+
 // `size` of `num_latents` indices, uniformly without replacement, ascending; int64 (size,).
 // sample_ids must be null: the sample id is 0.
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,

@@ -104,7 +104,7 @@ def inclusion_probabilities(
         num_samples: ``k``, an int or integers (B,), in [0, L]. A row with fewer drawable positions
             gives all of them.
         valid: (B, L) bool, True where a position may be drawn; None: everywhere.
-        backend: one of ``mam_kernels.backends()``; None chooses. The reference alone computes it.
+        backend: one of ``mam_kernels.backends()``; None chooses.
 
     Returns:
         (B, L), float32 (float64 for float64 weights): they sum to ``k``, or to the number of

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..._core import checks
 from .ops import inclusion_probabilities
-from .reference import reward_ascent
 
 
 def reward_gradient(
@@ -72,3 +71,17 @@ def reward_gradient(
     )
     with torch.no_grad():
         return reward_ascent(probability, drawn, reward, temperature)
+
+
+def reward_ascent(probability: Tensor, mask: Tensor, reward: Tensor, temperature: float) -> Tensor:
+    """``1[l in mask] (g_l / pi_l) (r_l / tau - log u_l - b)`` with ``u = -log(1 - pi)``, ``g = u
+    exp(-u)`` and the ``b`` for which a row sums to 0; (B, L).
+    """
+    counted = mask & (probability > 0) & (probability < 1)
+    pi = torch.where(counted, probability, 0.5)
+    u = -torch.log1p(-pi)
+    share = torch.where(counted, u * (1 - pi) / pi, 0.0)
+    gain = torch.where(counted, reward, 0.0).to(pi.dtype) / temperature - u.log()
+    total = share.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(pi.dtype).tiny)
+    b = (share * gain).sum(dim=-1, keepdim=True) / total
+    return share * (gain - b)

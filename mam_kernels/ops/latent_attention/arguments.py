@@ -39,22 +39,22 @@ def _sums(name: str, x: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return flat(name, x, accumulation(query), shape, query.device)
 
 
+def _attention(query: Tensor, keys: dict[str, Tensor], valid: Tensor | None, scale: float) -> tuple:
+    """query, key and value as far as there is one, valid, scale."""
+    query, *tokens = _tokens(query, keys)
+    _scale(scale)
+    rows, positions = tokens[0].shape[:2]
+    return query, *tokens, flags("valid", valid, rows, positions, tokens[0].device), scale
+
+
 def forward(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float) -> tuple:
     """Arguments of ``forward``."""
-    query, key, value = _tokens(query, {"key": key, "value": value})
-    _scale(scale)
-    return query, key, value, flags("valid", valid, key.shape[0], key.shape[1], key.device), scale
+    return _attention(query, {"key": key, "value": value}, valid, scale)
 
 
 def logsumexp(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) -> tuple:
     """Arguments of ``logsumexp``."""
-    return _scores(query, key, valid, scale)
-
-
-def _scores(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) -> tuple:
-    query, key = _tokens(query, {"key": key})
-    _scale(scale)
-    return query, key, flags("valid", valid, key.shape[0], key.shape[1], key.device), scale
+    return _attention(query, {"key": key}, valid, scale)
 
 
 def backward(
@@ -95,7 +95,7 @@ def importance(
     scale: float,
 ) -> tuple:
     """Arguments of ``importance``."""
-    query, key, valid, scale = _scores(query, key, valid, scale)
+    query, key, valid, scale = _attention(query, {"key": key}, valid, scale)
     logsumexp = _sums("logsumexp", logsumexp, query, key)
     latents = flat("latents", latents, arguments.INT64, (None,), key.device)
     latents = arguments.existing(latents, len(query))
@@ -113,7 +113,7 @@ def mask(
     draw: Draw,
 ) -> tuple:
     """Arguments of ``mask``."""
-    query, key, valid, scale = _scores(query, key, valid, scale)
+    query, key, valid, scale = _attention(query, {"key": key}, valid, scale)
     logsumexp = _sums("logsumexp", logsumexp, query, key)
     (rows, positions), device = key.shape[:2], key.device
     arguments.require_given(choice)

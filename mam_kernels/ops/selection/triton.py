@@ -7,15 +7,12 @@ from torch import Tensor
 
 from ..._core import triton_launch as launch
 from ..._core.call import AS_GIVEN, Draw, Weighting
-from ..._core.triton_language import (
-    FEWEST_SAMPLED,
-    STREAM_LATENTS,
-    draw_row,
-    draw_row_in_one_pass,
-    positional_bits,
-    read_word,
-    uniform,
-)
+from ..._core.triton_language import STREAM_LATENTS, positional_bits, read_word, uniform
+from .triton_all_keys import draw_row
+from .triton_interval import FEWEST_SAMPLED
+from .triton_one_pass import draw_row_in_one_pass, draw_scratch
+
+LATENTS = tl.constexpr(32)  # that are compared with as many at a time
 
 
 @triton.jit(do_not_specialize=["seed", "step"])
@@ -33,6 +30,7 @@ def select_kernel(
     eps,
     inverse_temperature,
     num_positions,
+    scratch_stride,
     weights_stride_row,
     weights_stride_position,
     valid_stride_row,
@@ -42,6 +40,7 @@ def select_kernel(
     SEED_ON_DEVICE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
     SHARPEN: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """mask[b, l] = whether E[b, l] / w[b, l] is among the num_samples[b] smallest of its row."""
@@ -52,30 +51,18 @@ def select_kernel(
     weights_ptr += row * weights_stride_row
     if HAS_VALID:
         valid_ptr += row * valid_stride_row
-    scratch_ptr += row * num_positions
+    scratch_ptr = tl.multiple_of(scratch_ptr + row * scratch_stride, 16)
     mask_ptr += row * num_positions
     num_samples = tl.minimum(tl.load(num_samples_ptr + row), num_positions)
     seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
     step = read_word(step, step_ptr, STEP_ON_DEVICE)
     drawn = num_samples * 0
-    # The first is known to the compiler.
-    if not SHARPEN:  # noqa: SIM102
-        if num_positions >= FEWEST_SAMPLED:
-            drawn = draw_row_in_one_pass(
-                weights_ptr,
-                weights_stride_position,
-                valid_ptr,
-                valid_stride_position,
-                scratch_ptr,
-                mask_ptr,
-                num_positions,
-                num_samples,
-                seed,
-                step,
-                sample_id,
-                eps,
-                HAS_VALID,
-            )
+    if num_positions >= FEWEST_SAMPLED:
+        drawn = draw_row_in_one_pass(
+            weights_ptr, weights_stride_position, valid_ptr, valid_stride_position, scratch_ptr,
+            mask_ptr, num_positions, num_samples, seed, step, sample_id, eps, inverse_temperature,
+            HAS_VALID, SHARPEN, WHOLE,
+        )  # fmt: skip
     if drawn == 0:  # share: 0
         draw_row(
             weights_ptr,
@@ -103,15 +90,19 @@ def select(
     valid: Tensor | None,
     draw: Draw,
     weighting: Weighting = AS_GIVEN,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``num_samples[b]`` positions of each row, drawn in proportion to ``(weights + eps) **
-    inverse_temperature``; (B, L) bool.
+    inverse_temperature``; (B, L) bool, written to ``out`` where it is given.
     """
     rows, num_positions = weights.shape
     eps, inverse_temperature = weighting
     sample_ids = draw.sample_ids
-    mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
-    scratch = torch.empty((rows, num_positions), dtype=torch.int32, device=weights.device)
+    mask = out
+    if mask is None:
+        mask = torch.empty((rows, num_positions), dtype=torch.bool, device=weights.device)
+    words = draw_scratch(num_positions)
+    scratch = torch.empty((rows, words), dtype=torch.int32, device=weights.device)
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
     blocks, _ = launch.row_options(num_positions)
@@ -130,6 +121,7 @@ def select(
             eps,
             inverse_temperature,
             num_positions,
+            words,
             *weights.stride(),
             *launch.strides(valid, 2),
             HAS_VALID=valid is not None,
@@ -137,10 +129,52 @@ def select(
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=inverse_temperature != 1.0,
+            WHOLE=num_positions % 4 == 0,
             BLOCK_L=min(blocks.block, 1024),
             num_warps=4,
         )
     return mask
+
+
+@triton.jit
+def choose_latents(  # share: drawing
+    seed_ptr,
+    step_ptr,
+    chosen_ptr,
+    seed,
+    step,
+    num_latents,
+    size,
+    SEED_ON_DEVICE: tl.constexpr,
+    STEP_ON_DEVICE: tl.constexpr,
+):
+    """chosen = ascending n with rank(n) < size, rank(n) = #{m: (v[m], m) < (v[n], n)} by comparing
+    all pairs.
+    """
+    seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
+    step = read_word(step, step_ptr, STEP_ON_DEVICE)
+    sample_id = tl.zeros([1], dtype=tl.int64)
+    written = 0
+    for first in range(0, num_latents, LATENTS):  # trips: N / 32
+        latent = first + tl.arange(0, LATENTS)
+        v = uniform(
+            positional_bits(first, seed, sample_id, step, STREAM_LATENTS, LATENTS)
+        )  # [LATENTS]
+        rank = tl.zeros([LATENTS], dtype=tl.int32)
+        for other_first in range(0, num_latents, LATENTS):  # trips: N / 32
+            other = other_first + tl.arange(0, LATENTS)
+            other_v = uniform(
+                positional_bits(other_first, seed, sample_id, step, STREAM_LATENTS, LATENTS)
+            )
+            sooner = (other_v[None, :] < v[:, None]) | (
+                (other_v[None, :] == v[:, None]) & (other[None, :] < latent[:, None])
+            )
+            sooner &= (other < num_latents)[None, :]
+            rank += tl.sum(sooner.to(tl.int32), 1)  # [LATENTS, LATENTS] -> [LATENTS]
+        chosen = ((rank < size) & (latent < num_latents)).to(tl.int32)
+        place = written + tl.cumsum(chosen, 0) - 1
+        tl.store(chosen_ptr + place, latent.to(tl.int64), mask=chosen != 0)
+        written += tl.sum(chosen, 0)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "num_latents", "size"])
@@ -154,35 +188,12 @@ def draw_latents_kernel(
     size,
     SEED_ON_DEVICE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
-    """chosen = ascending n with rank(n) < size, rank(n) = #{m: (v[m], m) < (v[n], n)} by comparing
-    all pairs.
-    """
-    seed = read_word(seed, seed_ptr, SEED_ON_DEVICE)
-    step = read_word(step, step_ptr, STEP_ON_DEVICE)
-    sample_id = tl.zeros([1], dtype=tl.int64)
-    written = 0
-    for first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
-        latent = first + tl.arange(0, BLOCK_N)
-        v = uniform(
-            positional_bits(first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
-        )  # [BLOCK_N]
-        rank = tl.zeros([BLOCK_N], dtype=tl.int32)
-        for other_first in range(0, num_latents, BLOCK_N):  # trips: N / BLOCK_N
-            other = other_first + tl.arange(0, BLOCK_N)
-            other_v = uniform(
-                positional_bits(other_first, seed, sample_id, step, STREAM_LATENTS, BLOCK_N)
-            )
-            sooner = (other_v[None, :] < v[:, None]) | (
-                (other_v[None, :] == v[:, None]) & (other[None, :] < latent[:, None])
-            )
-            sooner &= (other < num_latents)[None, :]
-            rank += tl.sum(sooner.to(tl.int32), 1)  # [BLOCK_N, BLOCK_N] -> [BLOCK_N]
-        chosen = ((rank < size) & (latent < num_latents)).to(tl.int32)
-        place = written + tl.cumsum(chosen, 0) - 1
-        tl.store(chosen_ptr + place, latent.to(tl.int64), mask=chosen != 0)
-        written += tl.sum(chosen, 0)
+    """``choose_latents`` by a launch of its own."""
+    choose_latents(
+        seed_ptr, step_ptr, chosen_ptr, seed, step, num_latents, size, SEED_ON_DEVICE,
+        STEP_ON_DEVICE,
+    )  # fmt: skip
 
 
 def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) -> Tensor:
@@ -203,7 +214,6 @@ def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) 
             size,
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
-            BLOCK_N=64,
             num_warps=4,
         )
     return chosen

@@ -1,6 +1,10 @@
 """The arguments of the value path's functions: each is checked by its namesake here, before a
-backend's (see _core/arguments.py), and returned ready for use.
+backend's (see _core/arguments.py), and returned ready for use. And the state that a masking step
+keeps for its gradient.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +18,46 @@ def state_size(rows: int, latents: int, heads: int, width: int) -> int:
     """Elements of what a masking step keeps for its backward pass."""
     by_row = 2 * latents * heads + 1 + heads
     return rows * by_row + 2 * heads * width + 4 * width + 2 * heads * heads
+
+
+class State(NamedTuple):
+    """What a masking step keeps for the gradient, as one flat tensor."""
+
+    mean: Tensor  # (B, N, H)
+    variance: Tensor  # (B, N, H)
+    occupied: Tensor  # (B,): 1 where a cell has tokens, else 0
+    average: Tensor  # (B, H): the rest as in collapse.py
+    directions: Tensor  # (H, Dz)
+    constant: Tensor  # (Dz,)
+    folded: Tensor  # (H, Dz)
+    unit: Tensor  # (3, Dz)
+    second: Tensor  # (H, H)
+    gram: Tensor  # (H, H)
+
+
+def state_shapes(rows: int, latents: int, heads: int, width: int) -> list[tuple[int, ...]]:
+    """The shapes of the parts of ``State``, in their order."""
+    moments, square = (rows, latents, heads), (heads, heads)
+    by_head = (heads, width)
+    return [
+        moments,
+        moments,
+        (rows,),
+        (rows, heads),
+        by_head,
+        (width,),
+        by_head,
+        (3, width),
+        square,
+        square,
+    ]
+
+
+def state_parts(state: Tensor, rows: int, latents: int, heads: int, width: int) -> State:
+    """The parts of a flat state."""
+    shapes = state_shapes(rows, latents, heads, width)
+    parts = state.split([math.prod(shape) for shape in shapes])
+    return State(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def _slope(slope: Tensor, cells: Cells) -> Tensor:

@@ -2,9 +2,6 @@
 of ``collapse.py`` around the backend's pass over the cells.
 """
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -13,48 +10,9 @@ from ..._core.dispatch import implementation
 from ..._core.precision import without_autocast
 from ..selection.ops import completed
 from . import collapse
+from .arguments import State, state_parts
 from .arguments import state_size as state_size
 from .ops import empty_moments
-
-
-class State(NamedTuple):
-    """What is kept for the gradient, as one flat tensor."""
-
-    mean: Tensor  # (B, N, H)
-    variance: Tensor  # (B, N, H)
-    occupied: Tensor  # (B,): 1 where a cell has tokens, else 0
-    average: Tensor  # (B, H): the rest as in collapse.py
-    directions: Tensor  # (H, Dz)
-    constant: Tensor  # (Dz,)
-    folded: Tensor  # (H, Dz)
-    unit: Tensor  # (3, Dz)
-    second: Tensor  # (H, H)
-    gram: Tensor  # (H, H)
-
-
-def state_shapes(rows: int, latents: int, heads: int, width: int) -> list[tuple[int, ...]]:
-    """The shapes of the parts of ``State``, in their order."""
-    moments, square = (rows, latents, heads), (heads, heads)
-    by_head = (heads, width)
-    return [
-        moments,
-        moments,
-        (rows,),
-        (rows, heads),
-        by_head,
-        (width,),
-        by_head,
-        (3, width),
-        square,
-        square,
-    ]
-
-
-def parts_of(state: Tensor, rows: int, latents: int, heads: int, width: int) -> State:
-    """The parts of a flat state."""
-    shapes = state_shapes(rows, latents, heads, width)
-    parts = state.split([math.prod(shape) for shape in shapes])
-    return State(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def step(
@@ -145,7 +103,7 @@ def step_backward(
         grad_context = state.new_zeros((rows, width))
     if grad_penalty is None:
         grad_penalty = state.new_zeros(())
-    kept = parts_of(state, rows, count, heads, width)
+    kept = state_parts(state, rows, count, heads, width)
     inputs = (
         grad_context,
         grad_penalty,

@@ -9,8 +9,8 @@ and one node of autograd. A backend may offer the whole step:
     step_backward(grad_context, grad_penalty, parameters, heads, state, rows)
         -> the gradients by the parameters, in their order
 
-for float32 parameters; ``state`` is float32 (S,), laid out as ``composed.State``. On other backends
-and types the step is made of its parts, see ``composed.py``.
+for float32 parameters; ``state`` is float32 (S,), laid out as ``arguments.State``. On other
+backends and types the step is made of its parts, see ``composed.py``.
 """
 
 from collections.abc import Callable
