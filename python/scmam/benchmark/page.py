@@ -1,7 +1,8 @@
 """The pictures of a benchmark: score against share, and what moves scores and what does not."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..drawing import CLASSES, INK, QUIET, Drawing, Options
 from ..storage import write_file
@@ -46,8 +47,8 @@ def draw_page(folder: str | Path) -> Path:
 
 def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
     """Difference to uniform over all positions against the share of the non-zeros that is hidden:
-    a panel for each data set, a line for each share of the zeros, lighter where the decoder's input
-    is corrupted 80/10/10. None where there is nothing to draw.
+    a panel for each data set, a line for each share of the zeros, grey where the decoder's input
+    is corrupted 80/10/10; hollow: one seed, no interval. None where there is nothing to draw.
     """
     rows = _against(summary, metric, UNIFORM)
     panels = {
@@ -59,21 +60,17 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
         return None
 
     def paint(figure: "Figure") -> None:
-        for axes, ((data, genes), group) in zip(
-            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(),
-            strict=True,
-        ):  # fmt: skip
+        for axes, group in _panels(figure, panels):
             axes.axhline(0, color=INK, linewidth=1)
             for zeros in ZEROS:
                 for ending in CORRUPTIONS:
                     _line(axes, group, zeros, ending)
-            axes.set_title(f"{data}\n{genes} genes", fontsize=10)
             axes.set_xticks(SHARES)
         figure.supxlabel("non-zeros that are hidden, %", fontsize=11)
         figure.supylabel("points over uniform", fontsize=11)
         handles, labels = axes.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+            figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
         figure.suptitle(TITLES[metric], fontsize=12, x=0.01, ha="left")
 
     alt = f"{TITLES[metric]}: points over uniform masks against the share of hidden non-zeros."
@@ -95,10 +92,7 @@ def arms_drawing(
     beside = "uniform over all" if against == UNIFORM else "uniform at the same shares"
 
     def paint(figure: "Figure") -> None:
-        for axes, ((data, genes), group) in zip(
-            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(),
-            strict=True,
-        ):  # fmt: skip
+        for axes, group in _panels(figure, panels, sharex=True):
             axes.axvline(0, color=INK, linewidth=1)
             for row in group.itertuples():
                 place = arms.index(row.arm)
@@ -106,7 +100,6 @@ def arms_drawing(
                 face = "white" if row.low != row.low else colour
                 axes.plot([row.low, row.high], [place] * 2, color=colour, linewidth=2)
                 axes.plot(row.difference, place, "o", color=colour, mfc=face, markersize=5)
-            axes.set_title(f"{data}\n{genes} genes", fontsize=10)
             axes.set_yticks(range(len(arms)), [ARMS[arm].what for arm in arms], fontsize=9)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         figure.supxlabel(f"points over {beside}", fontsize=11)
@@ -114,6 +107,16 @@ def arms_drawing(
 
     alt = f"{TITLES[metric]}: arms minus {beside}, with intervals."
     return Drawing(LABELS + PANEL * len(panels), 120 + ROW * len(arms), alt, paint)
+
+
+def _panels(
+    figure: "Figure", panels: "dict[Any, pandas.DataFrame]", **shared: bool
+) -> "Iterator[tuple[Axes, pandas.DataFrame]]":
+    """Axes beside each other, titled, and the rows that go into each."""
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False, **shared)[0]
+    for axes, ((data, genes), group) in zip(every, panels.items(), strict=True):
+        axes.set_title(f"{data}\n{genes} genes", fontsize=10)
+        yield axes, group
 
 
 def _against(summary: "pandas.DataFrame", metric: str, against: str) -> "pandas.DataFrame":
@@ -140,3 +143,5 @@ def _line(axes: "Axes", group: "pandas.DataFrame", zeros: str, ending: str) -> N
     axes.plot(places, middle, color=colour, marker="o", markersize=4, label=label, **STYLES[zeros])
     for share, row in points:
         axes.plot([share] * 2, [row.low, row.high], color=colour, linewidth=1, alpha=0.7)
+        if row.low != row.low:  # one seed
+            axes.plot(share, row.difference, "o", color=colour, mfc="white", markersize=4)
