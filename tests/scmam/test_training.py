@@ -978,7 +978,7 @@ class TestDamage:
             import resource, sys
             from scmam.cli import main
             resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-            settings = {[f"--set={name}={value}" for name, value in SMALL.items()]!r}
+            settings = {[f"--set={name}={json.dumps(value)}" for name, value in SMALL.items()]!r}
             main(["pretrain", "--out", {str(tmp_path / "run")!r}, "--quiet", *settings])
         """
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
