@@ -110,10 +110,10 @@ def arms_drawing(
 
 
 def _panels(
-    figure: "Figure", panels: "dict[Any, pandas.DataFrame]", **shared: bool
+    figure: "Figure", panels: "dict[Any, pandas.DataFrame]", sharex: bool = False
 ) -> "Iterator[tuple[Axes, pandas.DataFrame]]":
     """Axes beside each other, titled, and the rows that go into each."""
-    every = figure.subplots(1, len(panels), sharey=True, squeeze=False, **shared)[0]
+    every = figure.subplots(1, len(panels), sharex=sharex, sharey=True, squeeze=False)[0]
     for axes, ((data, genes), group) in zip(every, panels.items(), strict=True):
         axes.set_title(f"{data}\n{genes} genes", fontsize=10)
         yield axes, group
