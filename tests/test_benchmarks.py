@@ -114,7 +114,9 @@ def test_a_page_with_other_figures_is_noticed(tmp_path, monkeypatch, capsys):
     for page in tables.TABLES:
         (tmp_path / page).write_text((tables.ROOT / page).read_text())
     readme = tmp_path / "README.md"
-    readme.write_text(readme.read_text().replace("**3", "**9", 1))
+    shown = readme.read_text()
+    readme.write_text(shown.replace(" × |", "0 × |", 1).replace(" ×** |", "0 ×** |", 1))
+    assert readme.read_text() != shown
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     assert tables.main(["--check"]) == 1
     assert "README.md does not show" in capsys.readouterr().err
@@ -225,11 +227,18 @@ def test_curves_and_shares_are_shown():
         },
         "ceilings": {"copied_bytes": 1e10, "multiply_adds": 8e10},
         "rows": [{"axis": "positions", "cells": 8}],
+        "environment": {
+            "cpu": "A CPU",
+            "threads": 2,
+            "instruction_set": "AVX2",
+            "versions": {"torch": "2.13.0"},
+            "date": "2026-11-22T00:00:00",
+        },
     }
     text = " ".join(tables._curves(found))
     assert "(2.50 ns each, forward, dense, 8 cells a call, beside 400 µs a call)" in text
     assert "the number of cells (45 µs each)" in text
-    assert "copies 10.0 GB/s and does 80 G multiply-adds/s" in text
+    assert "copies 10.0 GB/s and does 80 G multiply-adds/s (A CPU, 2 threads, AVX2" in text
     record = {"size": "tiny", "genes": 300, "cells": 32, "step_ms": 80.0, "masking_share": 0.0123}
     assert tables._shares({"shares": [record]})[-1] == "| tiny | 300 × 32 | 80.0 ms | 1.2 % |"
 
