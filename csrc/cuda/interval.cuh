@@ -13,7 +13,7 @@ constexpr int kSample = 4 * kSampleQuads * kWarp;
 constexpr int kFewestSampled = 1024;  // shorter rows are drawn by all keys
 constexpr float kDeviations = 4.5f, kSlack = 2.0f;
 constexpr float kLastTime = 1e12f;
-constexpr float kRoom = 4e-6f;  // more than everything that rounds comes to, as a part of 1
+constexpr float kRoom = 4e-6f;       // more than everything that rounds comes to, as a part of 1
 constexpr float kMostSlop = 0.004f;  // part of the row that a tangent may leave in doubt
 constexpr float kLog2e = 1.4426950408889634f;
 
