@@ -84,6 +84,10 @@ def select_kernel(
         )
 
 
+# Where the assembler, left alone, spills two registers: how many a thread may have instead.
+REGISTERS = {(80, "sharpened"): 96, (90, "2 bytes"): 64}
+
+
 def select(
     weights: Tensor,
     num_samples: Tensor,
@@ -106,6 +110,10 @@ def select(
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
     blocks, _ = launch.row_options(num_positions)
+    sharpen = inverse_temperature != 1.0
+    kind = "sharpened" if sharpen else f"{weights.element_size()} bytes"
+    limit = REGISTERS.get((launch.architecture(weights.device), kind))
+    options = launch.register_limit(None if launch.INTERPRETED else limit)
     with launch.on(weights.device):
         select_kernel[(rows,)](
             weights,
@@ -128,10 +136,11 @@ def select(
             HAS_SAMPLE_IDS=sample_ids is not None,
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
-            SHARPEN=inverse_temperature != 1.0,
+            SHARPEN=sharpen,
             WHOLE=num_positions % 16 == 0,
             BLOCK_L=min(blocks.block, 1024),
             num_warps=4,
+            **options,
         )
     return mask
 

@@ -190,7 +190,9 @@ def _tile(query: Tensor) -> Tile:
     full = FULL_AMD if launch.is_amd() else FULL
     if query.dtype == torch.float32:
         latents, positions, warps = full[width]
-        return Tile(min(fitting, latents), positions, width, warps)
+        # left alone, the assembler spills a few registers of this width
+        limit = REGISTERS if width == 64 else None
+        return Tile(min(fitting, latents), positions, width, warps, registers=limit)
     latents, positions, warps = HALF[width]
     return Tile(min(fitting, latents), positions, width, warps, registers=REGISTERS)
 

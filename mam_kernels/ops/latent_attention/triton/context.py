@@ -216,7 +216,9 @@ def attended_gradient(
     gradient = torch.empty_like(attended)
     statistics = new_statistics(batch, num_latents, num_heads, tile, attended.device)
     length = statistics.shape[-1]
-    block = 128 if length % 128 == 0 and tile.width <= 128 else tile.latents
+    # of float32, whose factors lie in registers, fewer
+    rows = 32 if attended.element_size() == 4 else 128
+    block = rows if length % rows == 0 and tile.width <= 128 else tile.latents
     output_gradient_kernel[(batch * num_heads, length // block)](
         grad_projected, attended, logsumexp, out_weight.contiguous(), gradient, statistics,
         num_latents, length, NUM_HEADS=num_heads, WIDTH=head_width, BLOCK_N=block,

@@ -15,6 +15,7 @@ from .launches import (
     Splits,
     Tile,
     padded_side,
+    registers,
 )
 from .tiles import LOG2_E, dot, head_rows, live_tokens, store_head_rows, wide
 
@@ -219,9 +220,11 @@ def run(
     flags = {
         "NUM_HEADS": num_heads, "WIDTH": width, "HAS_VALID": valid is not None, **tile.arguments(),
     }  # fmt: skip
+    # left alone, the assembler spills a few registers of wide heads
+    of_keys = flags | (registers() if tile.width >= 128 else {})
     key_value_gradient_kernel[(batch * num_heads, triton.cdiv(num_positions, tile.positions))](
         grad_output, statistics, query, key, value, valid, grad_key, grad_value, scale,
-        num_latents, length, num_positions, *strides, **flags,
+        num_latents, length, num_positions, *strides, **of_keys,
     )  # fmt: skip
     query_gradient_kernel[(batch * num_heads, latent_blocks, splits.count)](
         grad_output, statistics, query, key, value, valid, partial, scale,
