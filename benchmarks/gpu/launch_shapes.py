@@ -18,7 +18,6 @@ ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
     "value_path": [
         ("value_kernel", {"maxnreg": 128}),
         ("value_kernel", {"num_warps": 2}),
-        ("select_kernel", {"num_warps": 2}),
     ],
     # Fewer stages need less shared memory; more warps hide more of a product's latency.
     "token_path_forward_backward": [
