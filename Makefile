@@ -33,7 +33,7 @@ LINTED = mam_kernels python tests benchmarks docs setup.py
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
-demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (10 min, 2 of them to install)
+demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (5 min on two cores, once installed)
 	$(IN)python -m scmam demo --out $(REPORT)
 
 test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (16 min on two cores, 2 to install)
