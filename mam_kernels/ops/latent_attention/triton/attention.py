@@ -9,13 +9,10 @@ from torch import Tensor
 
 from ...._core import triton_launch as launch
 from .launches import (
-    INTERPRETER_LATENTS,
-    INTERPRETER_POSITIONS,
-    REGISTERS,
     Splits,
     Tile,
     held,
-    padded_side,
+    tile_of,
 )
 from .tiles import LN_2, LOG2_E, add_dot, dot, head_rows, live_tokens, store_head_rows, wide
 
@@ -183,18 +180,8 @@ FULL_AMD = FULL | {256: (16, 16, 4)}  # in 64 KiB of shared memory
 
 
 def _tile(query: Tensor) -> Tile:
-    """The configuration for the width, the type and, where it is small, the number of latents."""
-    width, fitting = padded_side(query.shape[-1]), padded_side(query.shape[0])
-    if launch.INTERPRETED:
-        return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1)
-    full = FULL_AMD if launch.is_amd() else FULL
-    if query.dtype == torch.float32:
-        latents, positions, warps = full[width]
-        # left alone, the assembler spills a few registers of this width
-        limit = REGISTERS if width == 64 else None
-        return Tile(min(fitting, latents), positions, width, warps, registers=limit)
-    latents, positions, warps = HALF[width]
-    return Tile(min(fitting, latents), positions, width, warps, registers=REGISTERS)
+    # left alone, the assembler spills a few registers of float32 heads of 64
+    return tile_of(query, HALF, FULL_AMD if launch.is_amd() else FULL, limited=(64,))
 
 
 def forward(

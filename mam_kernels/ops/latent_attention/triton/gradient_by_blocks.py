@@ -8,13 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
+from . import launches
 from .launches import (
-    INTERPRETER_LATENTS,
-    INTERPRETER_POSITIONS,
-    REGISTERS,
     Splits,
     Tile,
-    padded_side,
     registers,
 )
 from .tiles import LOG2_E, dot, head_rows, live_tokens, store_head_rows, wide
@@ -184,15 +181,9 @@ FULL_AMD = FULL | {256: (16, 16, 4)}
 
 
 def tile_of(query: Tensor) -> Tile:
-    """The configuration for the width, the type and, where it is small, the number of latents."""
-    width, fitting = padded_side(query.shape[-1]), padded_side(query.shape[0])
-    if launch.INTERPRETED:
-        return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1)
-    if query.dtype == torch.float32:
-        latents, positions, warps = (FULL_AMD if launch.is_amd() else FULL)[width]
-        return Tile(min(fitting, latents), positions, width, warps)
-    latents, positions, warps = (HALF_AMD if launch.is_amd() else HALF)[width]
-    return Tile(min(fitting, latents), positions, width, warps, registers=REGISTERS)
+    """The configuration of both passes."""
+    tables = (HALF_AMD, FULL_AMD) if launch.is_amd() else (HALF, FULL)
+    return launches.tile_of(query, *tables)
 
 
 def run(

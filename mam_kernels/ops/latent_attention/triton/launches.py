@@ -1,5 +1,6 @@
 """How the kernels of attention over tokens are launched: tiles, splits of a row, and registers."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,26 @@ class Tile(NamedTuple):
             "num_stages": self.stages,
             **launch.register_limit(self.registers),
         }
+
+
+Tiles = dict[int, tuple[int, int, int]]  # (latents, positions, warps) by the padded head width
+
+
+def tile_of(query: Tensor, half: Tiles, full: Tiles, limited: Container[int] = ()) -> Tile:
+    """The configuration for the width, the type and, where it is small, the number of latents.
+
+    Args:
+        query: (N, H, d).
+        half: of two-byte types, which have all registers.
+        full: of float32, whose registers the assembler chooses but for the widths ``limited``.
+    """
+    width, fitting = padded_side(query.shape[-1]), padded_side(query.shape[0])
+    if launch.INTERPRETED:
+        return Tile(min(fitting, INTERPRETER_LATENTS), INTERPRETER_POSITIONS, width, 1)
+    whole = query.dtype == torch.float32
+    latents, positions, warps = (full if whole else half)[width]
+    limit = None if whole and width not in limited else REGISTERS
+    return Tile(min(fitting, latents), positions, width, warps, registers=limit)
 
 
 def registers() -> dict[str, int]:
