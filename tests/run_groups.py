@@ -41,6 +41,7 @@ class Outcome:
     status: int
     counts: dict[str, int]
     seconds: float
+    failed: tuple[str, ...] = ()  # the tests that failed, as pytest's summary names them
 
     @property
     def good(self) -> bool:
@@ -113,12 +114,15 @@ def run(group: Group) -> Outcome:
         text=True,
         errors="replace",
     )
-    last = ""
+    last, failed = "", []
     for line in process.stdout:
         last = line if line.strip() else last
+        if line.startswith(("FAILED ", "ERROR ")):
+            failed.append(line.strip())
         with _printing:
             print(f"[{group.name}] {line}", end="", flush=True)
-    return Outcome(group, process.wait(), counted(last), time.monotonic() - start)
+    status, seconds = process.wait(), time.monotonic() - start
+    return Outcome(group, status, counted(last), seconds, tuple(failed))
 
 
 def counted(summary: str) -> dict[str, int]:
@@ -129,7 +133,7 @@ def counted(summary: str) -> dict[str, int]:
 
 
 def report(outcomes: list[Outcome]) -> str:
-    """A line for each group and the sum of all."""
+    """A line for each group, one for each test that failed, and the sum of all."""
     lines = []
     for outcome in outcomes:
         counts = (
@@ -137,6 +141,7 @@ def report(outcomes: list[Outcome]) -> str:
         )
         verdict = "ok    " if outcome.good else f"FAILED (exit status {outcome.status})"
         lines.append(f"{verdict} {outcome.group.name}: {counts} in {outcome.seconds:.0f} s")
+        lines += [f"    {line}" for line in outcome.failed]
     total = {name: sum(outcome.counts.get(name, 0) for outcome in outcomes) for name in COUNTS}
     # A group that ended without a failing test, in a crash say, still counts as one failure.
     silent = sum(

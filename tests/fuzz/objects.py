@@ -151,7 +151,7 @@ def callees() -> dict[str, Callee]:
             mam.inclusion_probabilities,
             {"weights": rand(B, L), "num_samples": 2, "valid": None, "backend": None},
             {"weights": lambda x: plain(x, FLOATS, (None, None)), "num_samples": counts,
-             "valid": flags, "backend": lambda x: backend(x) and x != "cpu"},
+             "valid": flags, "backend": backend},
         ),
         "value_attention": Callee(
             mam.value_attention,
