@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import mam_kernels as mam
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine, measure
 from mam_kernels.testing.agreement import forward, forward_backward
 from mam_kernels.testing.measure import Contender
 
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
     target.mkdir(parents=True, exist_ok=True)
     content = {
-        "environment": measure.environment(),
+        "environment": machine.environment(),
         "ceilings": ceilings(),
         "lines": lines(rows),
         "rows": rows,

@@ -1,4 +1,4 @@
-"""What is known of the speed of the GPU backends, which ``backend=None`` chooses by.
+"""Known speeds of the GPU backends, by which ``backend=None`` chooses.
 
 ``evidence.json`` beside this file holds microseconds of whole paths at the sizes of a large
 training step: measured on a GPU, or bounded by the count of the machine code. ``python -m

@@ -39,7 +39,7 @@ COPIED_LISTS = ("lr_lambdas",)
 if TYPE_CHECKING:
 
     class _Module(nn.Module):
-        """What the mixin asks of the LightningModule behind it."""
+        """Attributes of the LightningModule that the mixin uses."""
 
         automatic_optimization: bool
         validation_step: Callable[..., Any]

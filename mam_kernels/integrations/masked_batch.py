@@ -1,4 +1,4 @@
-"""What a masking step makes of a batch, and how its context reaches a model."""
+"""The result of a masking step on a batch, and how its context reaches a model."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ from .reading import NotReadError, ReadingWatch, is_compiled
 
 
 class MaskedBatch(NamedTuple):
-    """What a masking step makes of a batch."""
+    """The result of a masking step on a batch."""
 
     # (B, L), of the type of the inputs: with the mask value, or a random one, at hidden positions
     inputs: Tensor

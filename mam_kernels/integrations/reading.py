@@ -125,5 +125,5 @@ def _tensors(x: Any) -> Iterator[Tensor]:
 
 
 def _identity(x: Tensor) -> Any:
-    """What views of a tensor share: its storage; a sparse tensor, which has none, itself."""
+    """The storage, which views of a tensor share; a sparse tensor has none, and is returned."""
     return x.untyped_storage() if x.layout == torch.strided else x

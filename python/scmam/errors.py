@@ -5,6 +5,8 @@ The command line prints them after ``error:`` and ends with status 2; anything e
 keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 WRONG_INPUT = 2  # exit status
 
 
@@ -31,6 +33,18 @@ class RunError(ScmamError):
 
 class ReportError(ScmamError):
     """A report cannot be written where it was asked for, or there is nothing to report."""
+
+
+def one_line(error: BaseException, longest: int = 160) -> str:
+    """The message of an error, cut to a line; its type where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[:longest] + " ..."
+
+
+def listing(names: Sequence[object], most: int) -> str:
+    """Names separated by commas, and how many are left out of a long list."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:

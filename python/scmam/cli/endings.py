@@ -14,7 +14,10 @@ from ..storage import CANNOT_WRITE
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130  # exit statuses
+GOES_ON = (
+    "runs that were finished are kept, others go on from their last checkpoint, by the same command"
+)
 
 
 def ends_tidily(resume: str) -> Callable[[Command], Command]:

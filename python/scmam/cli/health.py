@@ -4,11 +4,9 @@ from typing import Annotated
 
 import typer
 
-from .endings import ends_tidily
+from .endings import FAILED, ends_tidily
 from .manual import add_command
 from .options import Quiet
-
-SOMETHING_WRONG = 1
 
 
 def register(app: typer.Typer) -> None:
@@ -41,4 +39,4 @@ def doctor(
     examination = examine(validation=not fast, progress=not quiet)
     print(examination.as_text())
     if not examination.ok:
-        raise typer.Exit(SOMETHING_WRONG)
+        raise typer.Exit(FAILED)
