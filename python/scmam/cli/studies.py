@@ -157,7 +157,7 @@ def _conclude(study: Study) -> None:
 
     page = write_report(study.folder) if study.finished() else None
     if page is not None:
-        parts = (summary_text(study), verdict(study), f"Report: {page}")
+        parts = (summary_text(study), verdict(study.summary()), f"Report: {page}")
         print("\n" + "\n\n".join(part for part in parts if part is not None))
     if study.failures:
         print(f"\n{len(study.failures)} failed; the same command tries them again:")

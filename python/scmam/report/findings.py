@@ -16,8 +16,16 @@ from .scores import (
 )
 from .training_figures import hidden_shares
 
-METHOD_NAMES = {"fine-tuning": "fine-tuning", "linear-probe": "linear probe"}
-UNDER = {"fine-tuning": "under fine-tuning", "linear-probe": "with the linear probe"}
+METHOD_NAMES = {
+    "fine-tuning": "fine-tuning",
+    "mlp-probe": "two-layer probe",
+    "linear-probe": "linear probe",
+}
+UNDER = {
+    "fine-tuning": "under fine-tuning",
+    "mlp-probe": "with the two-layer probe",
+    "linear-probe": "with the linear probe",
+}
 VERDICTS = {
     "ahead": "ahead",
     "behind": "behind",
@@ -67,7 +75,7 @@ def headline(study: StudyFiles) -> str:
     clauses = {method: _clause(arm, reference, diff) for method, diff in found.items()}
     if len(set(clauses.values())) == 1 and len(clauses) > 1:
         same = next(iter(clauses.values()))
-        return _sentence(f"{same}, under fine-tuning and with the linear probe alike.")
+        return _sentence(f"{same}, {listed([UNDER[method] for method in clauses])} alike.")
     told = "; ".join(f"{UNDER[method]}, {clause}" for method, clause in clauses.items())
     return _sentence(f"{told}.") if told else ""
 
@@ -125,8 +133,16 @@ def findings(study: StudyFiles) -> list[str]:
     """The sentences of the report, the comparison of the headline first."""
     if not study.is_study:
         return _of_a_run(study)
-    parts = (_main, _controls, _pretraining, _against_baselines, _all_arms)
+    parts = (_backbone, _main, _controls, _pretraining, _against_baselines, _all_arms)
     return [_sentence(sentence) for part in parts for sentence in part(study)]
+
+
+def _backbone(study: StudyFiles) -> list[str]:
+    """Whether the model that training continued from is worth continuing from."""
+    from ..study.published import verdict
+
+    told = None if study.summary is None else verdict(study.summary)
+    return [f"{line}." for line in (told or "").splitlines()]
 
 
 def _main(study: StudyFiles) -> list[str]:

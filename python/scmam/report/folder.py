@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
 
 LEARNED = ("mam", "mam-embedding")
-METHODS = ("fine-tuning", "linear-probe")
+METHODS = ("fine-tuning", "mlp-probe", "linear-probe")
 """Kinds of evaluation in the order of the report: the measure of the paper first."""
 
 _GENE = ("gene", "mean_expression", "hidden")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
 
 Verdict = Literal["ahead", "behind", "not shown", "one seed"]
+DEFAULT_METHODS = ("fine-tuning", "linear-probe")  # of a folder whose settings cannot be read
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "micro_f1": "micro-F1"}
 
 
@@ -50,6 +51,24 @@ class Difference(Score):
         if self.low > 0:
             return "ahead"
         return "behind" if self.high < 0 else "not shown"
+
+
+def is_published(study: StudyFiles) -> bool:
+    """Whether scores are of the published protocol: of bootstraps of one test set, not of folds."""
+    evaluations = (found for run in study.runs for found in run.evaluations.values())
+    return any(found.settings.get("protocol") == "published" for found in evaluations)
+
+
+def tested_on(study: StudyFiles) -> str:
+    """What a single score is of, in a word."""
+    return "bootstrap" if is_published(study) else "fold"
+
+
+def asked_methods(study: StudyFiles) -> list[str]:
+    """The methods of evaluation that the settings name, in the order of the report."""
+    settings = study.config.get("evaluation")
+    names = settings.get("methods") if isinstance(settings, dict) else None
+    return [method for method in METHODS if method in (names or DEFAULT_METHODS)]
 
 
 def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Score | None:

@@ -26,7 +26,17 @@ from .folder import METHODS, StudyFiles, number
 from .formatting import amount, count, duration, listed, milliseconds, percent
 from .palette import ArmStyle
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
-from .scores import METRICS, baseline_scores, candidates, difference, score, shown_arm
+from .scores import (
+    METRICS,
+    asked_methods,
+    baseline_scores,
+    candidates,
+    difference,
+    is_published,
+    score,
+    shown_arm,
+    tested_on,
+)
 from .training_figures import loss_figures
 
 Content = dict[str, Any] | None
@@ -65,7 +75,7 @@ def opening(study: StudyFiles) -> dict[str, Any]:
         " × ".join(size),
         amount(len(study.class_sizes), "cell type") if study.class_sizes else "",
         f"{arms}, {seeds}" if study.is_study else f"seed {study.runs[0].seed}",
-        amount(study.num_folds, "fold") if study.num_folds else "not evaluated",
+        amount(study.num_folds, tested_on(study)) if study.num_folds else "not evaluated",
         str(study.record.get("date") or "").partition("T")[0],
     ]
     of_a_run = f"Pretraining with {study.arms[0]} masks"
@@ -135,7 +145,8 @@ def _collapse_warnings(study: StudyFiles) -> dict[str, list[str]]:
 def comparison(study: StudyFiles, styles: Styles) -> Content:
     """Scores of all arms with intervals and differences to the reference, a method after the other.
 
-    Micro-F1 is left out where it is the accuracy, as it is where every cell has one type.
+    Of accuracy and micro-F1, which are the same where every cell has one type, one is left out
+    there: the published protocol names micro-F1.
     """
     methods = []
     for method in study.methods:
@@ -146,7 +157,8 @@ def comparison(study: StudyFiles, styles: Styles) -> Content:
         table = {arm: scores for arm, scores in table.items() if any(scores.values())}
         if not table:
             continue
-        metrics = [name for name in METRICS if name != "micro_f1" or _micro_differs(table)]
+        left_out = "accuracy" if is_published(study) else "micro_f1"
+        metrics = [name for name in METRICS if name != left_out or _micro_differs(table)]
         drawn = [draw(study, styles, method) for draw in (scores_figure, differences_figure)]
         methods.append(
             {
@@ -161,7 +173,7 @@ def comparison(study: StudyFiles, styles: Styles) -> Content:
             }
         )
     baselines = {metric: baseline_scores(study, metric) for metric in METRICS}
-    absent = [method for method in METHODS if method not in study.methods]
+    absent = [method for method in asked_methods(study) if method not in study.methods]
     return {"methods": methods, "absent": absent, "baselines": baselines} if methods else None
 
 

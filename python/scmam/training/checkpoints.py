@@ -19,6 +19,7 @@ from .signals import Interrupted, StopSignals
 
 VERSION = "pytorch-lightning_version"  # as Lightning names it in a checkpoint
 LAST, BEST = "last.ckpt", "best.ckpt"
+SNAPSHOTS = "snapshots"
 
 
 def checkpoint_to_go_on_from(folder: Path) -> Path | None:
@@ -78,7 +79,15 @@ class WholeFiles(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location or "cpu")
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Movable(ModelCheckpoint):
+    """Lightning's checkpoints in a folder that may have been moved since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A folder that was moved keeps what was best.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
+class BestCheckpoint(_Movable):
     """Writes ``best.ckpt`` after a validation that was better than all before.
 
     Args:
@@ -90,9 +99,43 @@ class BestCheckpoint(ModelCheckpoint):
         name = Path(BEST).stem
         super().__init__(folder / CHECKPOINTS, name, monitor, enable_version_counter=False)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A folder that was moved keeps what was best.
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+class Snapshots(_Movable):
+    """Writes the weights every so many steps, ``snapshots/step=N.ckpt``; `snapshots` finds them.
+
+    Args:
+        folder: of the run.
+        every: optimizer steps.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        super().__init__(
+            folder / SNAPSHOTS,
+            "{step}",
+            every_n_train_steps=every,
+            save_top_k=-1,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """The snapshots of a run folder by their steps, in order."""
+    paths = (folder / SNAPSHOTS).glob("step=*.ckpt")
+    found = {int(path.stem.removeprefix("step=")): path for path in paths}
+    return dict(sorted(found.items()))
+
+
+def read_snapshot(path: Path) -> dict[str, Tensor]:
+    """The state of the objective (`scmam.objective.Pretraining`) in a snapshot.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    state = load_file(path, "pretrain again in another folder", required=("state_dict",))
+    return {
+        name.removeprefix("pretraining."): tensor for name, tensor in state["state_dict"].items()
+    }
 
 
 class LastCheckpoint(Checkpoint):

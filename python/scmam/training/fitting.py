@@ -29,6 +29,7 @@ from .checkpoints import (
     BestCheckpoint,
     LastCheckpoint,
     Restored,
+    Snapshots,
     WholeFiles,
     checkpoint_to_go_on_from,
     read_checkpoint,
@@ -47,7 +48,12 @@ WATCHED = "validation/loss"
 
 
 def fit(
-    config: Config, folder: Path, cells: Cells, pretraining: Pretraining, progress: bool
+    config: Config,
+    folder: Path,
+    cells: Cells,
+    pretraining: Pretraining,
+    progress: bool,
+    snapshot_every: int | None = None,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Train ``pretraining`` in place, from the folder's last checkpoint where there is one.
 
@@ -66,8 +72,10 @@ def fit(
         unused = num_processes(training) > 1 and has_unused_parameters(
             pretraining, data.training.batch(np.arange(1))
         )
-        validates = data.validation is not None
-        trainer = _trainer(config, folder, times, log, validates, unused, progress)
+        watchers = _watchers(folder, training, data.validation is not None)
+        if snapshot_every is not None:
+            watchers.append(Snapshots(folder, snapshot_every))
+        trainer = _trainer(config, folder, times, log, watchers, unused, progress)
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         checkpoint = checkpoint_to_go_on_from(folder)
         with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
@@ -83,7 +91,7 @@ def _trainer(
     folder: Path,
     times: StepTimes,
     log: LossLog,
-    validates: bool,
+    watchers: list[Callback],
     unused: bool,
     progress: bool,
 ) -> Trainer:
@@ -104,14 +112,14 @@ def _trainer(
         gradient_clip_val=training.clip or None,
         val_check_interval=training.validate_every * training.accumulate,
         check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if validates else 0,
+        limit_val_batches=1.0 if training.validation else 0,
         num_sanity_val_steps=0,
         callbacks=[
             Restored(),
             times,
             log,
             *([StepBar(log, training.steps * training.accumulate)] if progress else []),
-            *_watchers(folder, training, validates),
+            *watchers,
             LastCheckpoint(folder, training, signals),
         ],
         plugins=[WholeFiles(), *([] if slurm is None else [slurm])],

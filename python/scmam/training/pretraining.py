@@ -45,6 +45,7 @@ def pretrain(
     cells: "Cells | None" = None,
     schedule: Tensor | None = None,
     knowledge: Tensor | None = None,
+    snapshot_every: int | None = None,
     progress: bool = True,
 ) -> Run:
     """Pretrain a model into a run folder, or go on with one that was interrupted.
@@ -71,6 +72,7 @@ def pretrain(
             those of the run folder `masking.matched_to`.
         knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_strategies`; None: it
             is computed from the cells, or from the run `masking.matched_to`.
+        snapshot_every: steps after which the weights are kept, each time; None: never.
         progress: show a progress bar.
 
     Returns:
@@ -94,7 +96,9 @@ def pretrain(
         if run is None or not run.done:
             if writes:
                 remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
-            _go_on(config, folder, run, cells, schedule, knowledge, progress, writes)
+            _go_on(
+                config, folder, run, cells, schedule, knowledge, snapshot_every, progress, writes
+            )
     return open_run(folder)
 
 
@@ -105,6 +109,7 @@ def _go_on(
     cells: "Cells | None",
     schedule: Tensor | None,
     knowledge: Tensor | None,
+    snapshot_every: int | None,
     progress: bool,
     writes: bool,
 ) -> None:
@@ -142,7 +147,7 @@ def _go_on(
         from ..evaluation.cross_validation import without_test
 
         cells = cells.subset(without_test(cells, config.evaluation))
-    _train(config, folder, cells, pretraining, progress, writes)
+    _train(config, folder, cells, pretraining, snapshot_every, progress, writes)
 
 
 def _train(
@@ -150,6 +155,7 @@ def _train(
     folder: Path,
     cells: "Cells",
     pretraining: Pretraining,
+    snapshot_every: int | None,
     progress: bool,
     writes: bool,
 ) -> None:
@@ -162,7 +168,9 @@ def _train(
         if config.masking.strategy != "none" and config.training.steps > 0:
             from .fitting import fit  # Lightning takes seconds to import
 
-            results, wait_for_others = fit(config, folder, cells, pretraining, progress)
+            results, wait_for_others = fit(
+                config, folder, cells, pretraining, progress, snapshot_every
+            )
         if writes:
             write_weights(folder, config, cells.genes, pretraining.state_dict())
             update_record(folder, status="done", **results)
