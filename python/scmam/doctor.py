@@ -125,8 +125,10 @@ def _backends() -> Iterator[Check]:
 
     states = mam_kernels.backends()
     for name, state in states.items():
-        here = isinstance(state, mam_kernels.Available)
-        yield Check(f"backend {name}", True, state.detail if here else f"not here: {state.reason}")
+        if isinstance(state, mam_kernels.Available):
+            yield Check(f"backend {name}", True, state.detail)
+        else:
+            yield Check(f"backend {name}", True, f"not here: {state.reason}")
     if not any(state for name, state in states.items() if name != "reference"):
         remedy = "reinstall with a C++ compiler, or with triton on a GPU"
         yield Check("backends", False, f"only the slow reference runs here; {remedy}")

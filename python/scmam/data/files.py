@@ -175,7 +175,7 @@ class JoinedMatrix(Matrix):
         return self._below(
             [
                 self._ordered(part, self.parts[part].span(int(starts[part]), int(stops[part])))
-                for part in np.flatnonzero(starts < stops)
+                for part in np.flatnonzero(starts < stops).tolist()
             ]
         )
 

@@ -106,10 +106,10 @@ def run_tasks(
     with _connected(min(jobs, len(tasks)), scheduler) as client, client.as_current():
         watcher.opened(client.dashboard_link)
         client.subscribe_topic(topic, lambda event: reports.put(event[1]))
-        futures: dict[str | None, Future] = {}
+        futures: dict[str, Future] = {}
         for place, task in enumerate(tasks):
             shared = {"topic": topic, "lock": lock if scheduler is None else None}
-            needed, key = futures.get(task.needs), f"{task.name}, {topic}"
+            needed, key = futures.get(task.needs or ""), f"{task.name}, {topic}"
             order = {"priority": -place, "retries": retries}
             futures[task.name] = client.submit(
                 perform, task, tuple(command), needed=needed, key=key, **shared, **order
