@@ -1,9 +1,9 @@
 """Pretrained models as single files: weights, settings and genes in one safetensors file, to be
-kept, passed on and used without the run.
+kept, passed on and used without the run::
 
-scmam.export_model(run, "model.safetensors")
-model = scmam.load_model("model.safetensors")
-vectors = model.embed(scmam.open_cells(config.data))
+    scmam.export_model(run, "model.safetensors")
+    model = scmam.load_model("model.safetensors")
+    vectors = model.embed(scmam.open_cells(config.data))
 """
 
 from dataclasses import dataclass
