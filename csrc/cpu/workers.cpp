@@ -84,7 +84,7 @@ class Run {
   int64_t failed_ = 0;  // the item of failure_
 };
 
-// The session of a thread, which lives on its stack too, has the pool to itself.
+// Whether this thread has a session, which has the pool to itself.
 thread_local bool in_session = false;
 
 class Pool {

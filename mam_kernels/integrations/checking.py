@@ -228,8 +228,8 @@ def _first(real: Tensor) -> Tensor:
 
 
 def _forgotten(batch: Batch, ids: Tensor, real: Tensor, place: Tensor) -> int | None:
-    """The id that stands at ``place`` (B,) of every row and nowhere else, and is not special; None
-    where there is none.
+    """The id at ``place`` (B,) of every row, where it occurs nowhere else and is not special; else
+    None.
     """
     rows = torch.arange(len(real))
     tokens = ids[rows, place]

@@ -7,7 +7,6 @@ import typer
 
 from . import options
 from .endings import FAILED, GOES_ON, ends_tidily
-from .manual import add_command
 
 SETTINGS = (
     *("training.steps=300", "training.validation=0", "training.checkpoint_every=1000"),
@@ -15,11 +14,6 @@ SETTINGS = (
     *("evaluation.methods=[linear-probe]", "masking.latent_dim=64", "masking.num_latents=32"),
     *("masking.latent_heads=4",),
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    add_command(app, benchmark)
 
 
 @ends_tidily(GOES_ON)

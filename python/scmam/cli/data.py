@@ -8,17 +8,10 @@ import typer
 
 from . import options
 from .endings import ends_tidily
-from .manual import add_command
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    add_command(app, inspect_file, "inspect")
-    add_command(app, show_config, "config")
 
 
 @ends_tidily("nothing was written")
-def inspect_file(
+def inspect(
     file: Annotated[
         Path | None,
         typer.Argument(metavar="FILE.h5ad", help="the file; without it, scanpy's pbmc68k_reduced"),
@@ -47,14 +40,14 @@ def inspect_file(
     """
     flags = options.given(locals()) | {"data.path": file}
     settings = options.configuration(config, assignments, flags).data
-    from ..data import inspect
+    from ..data import inspect as look
 
-    inspection = inspect(settings=settings)
+    inspection = look(settings=settings)
     print(json.dumps(inspection.as_dict(), indent=2) if as_json else inspection.as_text())
 
 
 @ends_tidily("nothing was written")
-def show_config(
+def config(
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     arms: Annotated[

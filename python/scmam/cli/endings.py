@@ -1,6 +1,4 @@
-"""The end of a command that fails or is interrupted: one line that says what was wrong, or how to
-continue.
-"""
+"""The end of a command that fails or is interrupted: a line on the error, or on how to continue."""
 
 import functools
 import sys

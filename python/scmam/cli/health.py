@@ -5,13 +5,7 @@ from typing import Annotated
 import typer
 
 from .endings import FAILED, ends_tidily
-from .manual import add_command
 from .options import Quiet
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    add_command(app, doctor)
 
 
 @ends_tidily("nothing was changed")

@@ -8,7 +8,6 @@ import typer
 from ..config import Config
 from . import options
 from .endings import ends_tidily
-from .manual import add_command
 
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")
@@ -17,12 +16,6 @@ MovedData = Annotated[
     Path | None,
     options.own("--data", "FILE.h5ad", "other cells than those of the run, or its file, moved"),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    for command in (pretrain, evaluate, genes, export):
-        add_command(app, command)
 
 
 @ends_tidily("the last checkpoint is kept; the same command goes on from there")

@@ -9,13 +9,6 @@ from ..errors import ConfigError
 from ..study.folder import Study
 from . import options
 from .endings import FAILED, GOES_ON, ends_tidily
-from .manual import add_command
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    for command in (compare, report, demo):
-        add_command(app, command)
 
 
 @ends_tidily(GOES_ON)

@@ -127,7 +127,7 @@ def categorical_columns(obs: "DataFrame") -> list[str]:
 
 
 def label_columns(obs: "DataFrame") -> list[str]:
-    """Categorical columns whose names do not say that they are something else than labels."""
+    """Categorical columns whose names do not exclude labels."""
     return [
         column
         for column in categorical_columns(obs)
@@ -136,7 +136,7 @@ def label_columns(obs: "DataFrame") -> list[str]:
 
 
 def donor_columns(obs: "DataFrame") -> list[str]:
-    """Columns whose names say donor, sample or batch, with at least two values."""
+    """Columns named after donors, samples or batches, with at least two values."""
     return [
         str(column)
         for column in obs.columns
@@ -145,9 +145,7 @@ def donor_columns(obs: "DataFrame") -> list[str]:
 
 
 def total_columns(obs: "DataFrame") -> list[str]:
-    """Numeric columns whose names say that they hold the total count of a cell; the best known
-    first.
-    """
+    """Numeric columns named after the total count of a cell, the commonest name first."""
     from pandas.api.types import is_numeric_dtype
 
     named = [

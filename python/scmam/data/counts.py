@@ -1,6 +1,4 @@
-"""Where the raw counts of an AnnData are, and how they are recovered where only their logarithm is
-there.
-"""
+"""Find the raw counts of an AnnData, or recover them from their logarithm."""
 
 import re
 from collections.abc import Iterator
@@ -150,7 +148,7 @@ def _converted(source: Source, place: str, matrix: Matrix, look: Look) -> Found:
     sums = _sums(matrix, conversion)
     proof = "" if shared else ", which cannot be told from these values: not all genes are there"
     words = (
-        f"There are no raw counts to be had{reasons}; the values are taken as counts per"
+        f"Raw counts cannot be recovered{reasons}; the values are taken as counts per"
         f" 10,000{proof}, and every cell's depth as 10,000."
     )
     depth = np.full(len(sums), COUNTS_PER)
@@ -218,7 +216,7 @@ def _refusal(source: Source, looks: dict[str, Look]) -> str:
         advice = "take another file"
     else:
         advice = (
-            "counts cannot be had back from scaled values: give a file with raw counts in X, in"
+            "counts cannot be recovered from scaled values: give a file with raw counts in X, in"
             " .raw or in a layer named counts"
         )
     others = [name for name in places_in_order(source) if name not in looks]

@@ -20,9 +20,7 @@ GAP = 2**12  # stored values between two rows that are read too: a second reques
 
 
 def encoding(node: Any) -> str:
-    """What a group or a dataset of a file says it is, such as "dataframe"; "" where it does not
-    say.
-    """
+    """The encoding that a group or dataset of a file declares, such as "dataframe"; "" for none."""
     said = node.attrs.get("encoding-type", "")
     # Fixed-length strings, as other languages write them.
     return said.decode() if isinstance(said, bytes) else str(said)

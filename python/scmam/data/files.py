@@ -19,7 +19,7 @@ from .source import Source, open_file
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LOOKED_AT = 64  # first cells of each file by which it is told what a place holds
+LOOKED_AT = 64  # first cells of each file, by which the kind of its values is decided
 SHOWN = 3  # genes or files that a message names at most
 
 
@@ -175,7 +175,7 @@ class JoinedMatrix(Matrix):
         return self._below(
             [
                 self._ordered(part, self.parts[part].span(int(starts[part]), int(stops[part])))
-                for part in np.flatnonzero(starts < stops)
+                for part in np.flatnonzero(starts < stops).tolist()
             ]
         )
 

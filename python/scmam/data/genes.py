@@ -56,7 +56,7 @@ def _encodes(name: str) -> bool:
 
 
 def numbered(names: tuple[str, ...]) -> bool:
-    """Whether the names are only numbers, as anndata gives where there are none."""
+    """Whether the names are only numbers, anndata's default."""
     return all(name.isdigit() for name in names)
 
 

@@ -43,7 +43,7 @@ class Inspection:
     cells: int
     genes: int  # of the place that is taken; of the first, where none can be
     places: tuple[Place, ...]
-    counts: str | None  # what they are, as `Cells.unit` says; None where there are none to be had
+    counts: str | None  # as `Cells.unit`; None where there are none
     density: float | None  # share of the values that are not zero
     depth: tuple[float, ...] | None  # quantiles of the total count
     detected: tuple[float, ...] | None  # quantiles of the non-zero genes
@@ -55,7 +55,7 @@ class Inspection:
 
     @property
     def usable(self) -> bool:
-        """Whether counts are there or can be had."""
+        """Whether there are counts, or values that convert to them."""
         return self.counts is not None
 
     def as_dict(self) -> dict[str, Any]:

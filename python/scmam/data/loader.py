@@ -1,5 +1,5 @@
-"""Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of
-workers or where the counts are.
+"""Batches of cells in an order that depends on the seed and the epoch alone, not on the number of
+workers or on the place of the counts.
 """
 
 import signal

@@ -1,5 +1,5 @@
-"""From an `.h5ad` file to cells that can be trained on: counts found, cells and genes chosen, and
-every step put in words.
+"""From an `.h5ad` file to cells for training: counts are found, cells and genes are chosen, and
+each step is noted in a sentence.
 """
 
 from typing import TYPE_CHECKING

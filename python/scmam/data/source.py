@@ -1,5 +1,5 @@
-"""An AnnData, in memory or in a file, as the places where counts may be and the tables that
-describe cells and genes.
+"""An AnnData, in memory or in a file: the places of possible counts, and the tables of cells and
+genes.
 """
 
 import importlib.util
@@ -83,7 +83,7 @@ class MemorySource(Source):
 
 
 class FileSource(Source):
-    """An `.h5ad` file, of which only the tables are read until rows are asked for."""
+    """An `.h5ad` file, of which only the tables are read at first."""
 
     def __init__(self, path: Path) -> None:
         import h5py
