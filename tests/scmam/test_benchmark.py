@@ -198,32 +198,40 @@ def test_tables_and_pictures(done):
     assert "informative genes more often" in page
 
 
-def test_learning_curves_and_fine_tuning(tmp_path):
-    evaluation = {"evaluation.methods": ["fine-tuning"], "evaluation.folds": 2}
-    small = {**TINY, **evaluation, "evaluation.epochs": 1, "training.steps": 5}
-    opened = Benchmark(with_arms(load_config(None, small)), {SET.name: SET}, curve=2)
+def test_learning_curves(tmp_path):
+    opened = Benchmark(
+        with_arms(load_config(None, {**TINY, "training.steps": 5})), {SET.name: SET}, curve=2
+    )
     save_benchmark(tmp_path, opened)
     assert open_benchmark(tmp_path).curve == 2
-    do_arms(tmp_path, SET.name, 0, ("uniform", "untrained", "mam"), lambda stage: None)
-    runs, curves = read_runs(tmp_path), read_curves(tmp_path)
-    tuned = runs[runs.metric == "fine-tuning"]
-    assert sorted(tuned.part) == ["development"] * 3 + ["rest"] * 3
-    assert tuned.value.between(0, 1).all()
-    probe = curves[(curves.metric == "probe") & (curves.part == "rest")].set_index("arm")
-    assert probe.loc["mam"].step.tolist() == [2, 4, 5]
-    assert probe.loc[["untrained"]].step.tolist() == [0]
-    last = runs[(runs.metric == "probe") & (runs.part == "rest")].set_index("arm").value
-    assert probe.loc["mam"].value.tolist()[-1] == last["mam"]
-    # Weights of a step are those of that step: another number of snapshots finds the same.
-    other = tmp_path / "other"
-    save_benchmark(other, opened._replace(curve=4))
-    do_arms(other, SET.name, 0, ("mam",), lambda stage: None)
-    again = read_curves(other).query("metric == 'probe' and part == 'rest'").set_index("step").value
-    assert again[4] == probe.loc["mam"].set_index("step").value[4] != again[5]
-    page = draw_page(tmp_path).read_text()
-    assert "steps of pretraining" in page
-    assert "fine-tuning, macro-F1" in page
+    do_arms(tmp_path, SET.name, 0, ("untrained", "mam"), lambda stage: None)
+    runs, curves = (
+        table.query("metric == 'probe' and part == 'rest'").set_index("arm")
+        for table in (read_runs(tmp_path), read_curves(tmp_path))
+    )
+    assert curves.loc["mam"].step.tolist() == [2, 4, 5]
+    assert curves.loc[["untrained"]].step.tolist() == [0]
+    assert curves.loc["mam"].value.tolist()[-1] == runs.value["mam"]
+    # The weights are those of their step: so are they where snapshots are taken at other steps.
+    save_benchmark(tmp_path / "other", opened._replace(curve=4))
+    do_arms(tmp_path / "other", SET.name, 0, ("mam",), lambda stage: None)
+    again = read_curves(tmp_path / "other").query("metric == 'probe' and part == 'rest'")
+    assert again.step.tolist() == [4, 5]
+    assert again.value.tolist() == curves.loc["mam"].value.tolist()[1:]
+    assert len(set(curves.loc["mam"].value)) > 1
+    assert "steps of pretraining" in draw_page(tmp_path).read_text()
     assert (tmp_path / "curves.csv").is_file()
+
+
+def test_fine_tuning_is_an_option(tmp_path):
+    methods = {"evaluation.methods": ["fine-tuning"], "evaluation.folds": 2, "evaluation.epochs": 1}
+    config = with_arms(load_config(None, {**TINY, **methods}))
+    save_benchmark(tmp_path, Benchmark(config, {SET.name: SET}))
+    do_arms(tmp_path, SET.name, 0, ("untrained",), lambda stage: None)
+    tuned = read_runs(tmp_path).query("metric == 'fine-tuning'")
+    assert tuned.part.tolist() == ["rest"]
+    assert tuned.value.between(0.05, 0.95).all()
+    assert "fine-tuning, macro-F1" not in draw_page(tmp_path).read_text()  # nothing to compare
 
 
 def test_another_model_needs_another_folder(done):

@@ -64,8 +64,8 @@ def draw_page(folder: str | Path) -> Path:
         drawing
         for metric in TITLES
         for drawing in (
-            shares_drawing(summary, metric),
-            arms_drawing(summary, metric),
+            *(shares_drawing(part, metric) for part in by_genes(summary)),
+            *(arms_drawing(part, metric) for part in by_genes(summary)),
             curves_drawing(curves, metric),
         )
         if drawing is not None
@@ -78,6 +78,12 @@ def draw_page(folder: str | Path) -> Path:
     text = f"{HEAD}<body><h1>Benchmark of maskings</h1>\n{chosen}{figures}</body></html>\n"
     write_file(folder / PAGE, text)
     return folder / PAGE
+
+
+def by_genes(summary: "pandas.DataFrame") -> "list[pandas.DataFrame]":
+    """The rows with the fewest genes, and those with more, which are drawn apart."""
+    fewest = summary.genes == summary.genes.min()
+    return [part for part in (summary[fewest], summary[~fewest]) if not part.empty]
 
 
 def _choice_table(choices: "pandas.DataFrame") -> str:
@@ -117,6 +123,7 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
         for place, line in enumerate(LINES):
             _share_line(axes, group.set_index("arm"), line, (place - (len(LINES) - 1) / 2) * DODGE)
         axes.set_xticks(SHARES)
+        axes.set_xlim(SHARES[0] - 5, SHARES[-1] + 5)
 
     title, alt = TITLES[metric], "points over uniform masks against the share of hidden non-zeros"
     return _lines_drawing(

@@ -28,9 +28,15 @@ def summarize(folder: Path) -> "pandas.DataFrame":
     arm, in points of 100; `difference`, `low` and `high` are the mean and the 95 % Student-t
     interval of differences over the `seeds` that both have.
     """
+    return write_tables(folder, read_runs(folder), read_curves(folder))
+
+
+def write_tables(
+    folder: Path, runs: "pandas.DataFrame", curves: "pandas.DataFrame"
+) -> "pandas.DataFrame":
+    """The tables of `summarize`, of runs as `read_runs` and `read_curves` give them."""
     from .choice import choices_of
 
-    runs, curves = read_runs(folder), read_curves(folder)
     table = summary_of(runs)
     write_file(folder / RUNS, runs.to_csv(index=False, float_format="%.5g"))
     write_file(folder / SUMMARY, table.to_csv(index=False, float_format="%.2f"))

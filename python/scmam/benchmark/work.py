@@ -102,10 +102,8 @@ def _scores(run: "Run", cells: "Cells", settings: Evaluation) -> Scores:
     pretraining = run.load()
     scores = _bed(pretraining, cells, settings)
     if FINE_TUNING in settings.methods:
-        for part, found in scores.items():
-            of_part = settings.model_copy(update={"part": part})
-            tuned = fine_tune(pretraining, cells, of_part, run.config.training.seed)
-            found[FINE_TUNING] = tuned.mean("macro_f1")
+        tuned = fine_tune(pretraining, cells, settings, run.config.training.seed)
+        scores[settings.part][FINE_TUNING] = tuned.mean("macro_f1")
     return scores
 
 

@@ -142,7 +142,8 @@ def _backbone(study: StudyFiles) -> list[str]:
     from ..study.published import verdict
 
     told = None if study.summary is None else verdict(study.summary)
-    return [f"{line}." for line in (told or "").splitlines()]
+    lines = [line.partition(": ") for line in (told or "").splitlines()]
+    return [f"{METHOD_NAMES[method].capitalize()}: {words}." for method, _, words in lines]
 
 
 def _main(study: StudyFiles) -> list[str]:
@@ -195,7 +196,7 @@ def _pretraining(study: StudyFiles) -> list[str]:
 
 
 def _against_baselines(study: StudyFiles) -> list[str]:
-    """The best arm beside the baselines, which see the same folds."""
+    """The best arm beside the baselines, tested on the same cells."""
     pairs = [(arm, method) for arm in study.arms for method in METHODS]
     means = {pair: found.mean for pair in pairs if (found := score(study, *pair))}
     baselines = {name: found.mean for name, found in baseline_scores(study).items()}
@@ -208,7 +209,7 @@ def _against_baselines(study: StudyFiles) -> list[str]:
     ending = f": {listed(above)} {verb} above every arm" if above else ""
     best = f"the highest arm, {study.spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
     return [
-        "on the same folds, plain classifiers of the data reach a macro-F1 of"
+        f"on the same {study.tested_on}s, plain classifiers of the data reach a macro-F1 of"
         f" {told}, and {best}{ending}."
     ]
 
@@ -237,7 +238,7 @@ def _of_a_run(study: StudyFiles) -> list[str]:
     sentences = []
     for method in METHODS:
         if found := score(study, study.arms[0], method):
-            folds = amount(found.number, "fold")
+            folds = amount(found.number, found.over)
             spread = interval_text(found, signed=False)
             ending = f" ({spread}, over {folds})" if found.has_interval else ""
             name = METHOD_NAMES[method].capitalize()

@@ -295,6 +295,19 @@ class StudyFiles:
         counts = [len(found.folds) for run in self.runs for found in run.evaluations.values()]
         return max(counts, default=0)
 
+    @cached_property
+    def is_published(self) -> bool:
+        """Whether scores are of the published protocol: of bootstraps of one test set, not of
+        folds.
+        """
+        evaluations = (found for run in self.runs for found in run.evaluations.values())
+        return any(found.settings.get("protocol") == "published" for found in evaluations)
+
+    @property
+    def tested_on(self) -> str:
+        """What a single score is of, in a word."""
+        return "bootstrap" if self.is_published else "fold"
+
     @property
     def cells(self) -> dict[str, Any]:
         """The record of the cells; that of a run holds less than that of a study.

@@ -20,13 +20,13 @@ METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "micro_f1": "micro-F1
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its 95 % interval; shares of 1. `over` says what was averaged: seeds or folds."""
+    """A mean with its 95 % interval; shares of 1. `over` says what was averaged."""
 
     mean: float
     low: float
     high: float
     number: int
-    over: Literal["seed", "fold"] = "seed"
+    over: Literal["seed", "fold", "bootstrap"] = "seed"
 
     @property
     def has_interval(self) -> bool:
@@ -51,17 +51,6 @@ class Difference(Score):
         if self.low > 0:
             return "ahead"
         return "behind" if self.high < 0 else "not shown"
-
-
-def is_published(study: StudyFiles) -> bool:
-    """Whether scores are of the published protocol: of bootstraps of one test set, not of folds."""
-    evaluations = (found for run in study.runs for found in run.evaluations.values())
-    return any(found.settings.get("protocol") == "published" for found in evaluations)
-
-
-def tested_on(study: StudyFiles) -> str:
-    """What a single score is of, in a word."""
-    return "bootstrap" if is_published(study) else "fold"
 
 
 def asked_methods(study: StudyFiles) -> list[str]:
@@ -126,7 +115,8 @@ def over_folds(evaluation: "Evaluation", metric: str = "macro_f1") -> Score:
     from ..evaluation import interval
 
     found = interval(evaluation.values(metric))
-    return Score(found.mean, found.low, found.high, found.n, "fold")
+    over = "bootstrap" if evaluation.settings.get("protocol") == "published" else "fold"
+    return Score(found.mean, found.low, found.high, found.n, over)
 
 
 def baseline_scores(study: StudyFiles, metric: str = "macro_f1") -> dict[str, Score]:

@@ -32,10 +32,8 @@ from .scores import (
     baseline_scores,
     candidates,
     difference,
-    is_published,
     score,
     shown_arm,
-    tested_on,
 )
 from .training_figures import loss_figures
 
@@ -75,7 +73,7 @@ def opening(study: StudyFiles) -> dict[str, Any]:
         " × ".join(size),
         amount(len(study.class_sizes), "cell type") if study.class_sizes else "",
         f"{arms}, {seeds}" if study.is_study else f"seed {study.runs[0].seed}",
-        amount(study.num_folds, tested_on(study)) if study.num_folds else "not evaluated",
+        amount(study.num_folds, study.tested_on) if study.num_folds else "not evaluated",
         str(study.record.get("date") or "").partition("T")[0],
     ]
     of_a_run = f"Pretraining with {study.arms[0]} masks"
@@ -157,7 +155,7 @@ def comparison(study: StudyFiles, styles: Styles) -> Content:
         table = {arm: scores for arm, scores in table.items() if any(scores.values())}
         if not table:
             continue
-        left_out = "accuracy" if is_published(study) else "micro_f1"
+        left_out = "accuracy" if study.is_published else "micro_f1"
         metrics = [name for name in METRICS if name != left_out or _micro_differs(table)]
         drawn = [draw(study, styles, method) for draw in (scores_figure, differences_figure)]
         methods.append(
