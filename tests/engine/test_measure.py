@@ -16,6 +16,24 @@ ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 
 
+class Clock:
+    """A clock that shows the time that was slept, whatever else the machine does."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(measure, "time", clock := Clock())
+    return clock
+
+
 def test_times_a_known_wait():
     timing = measure.time_interleaved({"wait": Contender(lambda: time.sleep(0.005))}, samples=5)[
         "wait"
@@ -25,11 +43,11 @@ def test_times_a_known_wait():
     assert len(timing.samples) == 5
 
 
-def test_takes_turns_and_rotates_the_inputs():
+def test_takes_turns_and_rotates_the_inputs(clock):
     calls = []
     contenders = {
         name: Contender(
-            lambda x, name=name: (calls.append((name, x)), time.sleep(0.02)), [(0,), (1,), (2,)]
+            lambda x, name=name: (calls.append((name, x)), clock.sleep(0.02)), [(0,), (1,), (2,)]
         )
         for name in "ab"
     }
@@ -44,33 +62,34 @@ def test_repeats_short_calls():
     assert timing.calls_per_sample > 100
 
 
-def test_reports_the_first_call_of_a_sample_by_itself():
+def test_reports_the_first_call_of_a_sample_by_itself(clock):
     # One call to begin with, three to find how many make a sample, then three samples.
     slow = iter([0.0] * 4 + [0.008, 0.0, 0.0, 0.0] * 3)
     timing = measure.time_interleaved(
-        {"some": Contender(lambda: time.sleep(0.005 + next(slow)))}, samples=3
+        {"some": Contender(lambda: clock.sleep(0.005 + next(slow)))}, samples=3
     )["some"]
     assert timing.calls_per_sample == 4
-    assert timing.first >= 0.013 > timing.median >= 0.007
+    assert (timing.first, timing.median) == pytest.approx((0.013, 0.007))
     assert timing.record()["first_call_us"] == timing.first * 1e6
 
 
-def test_counts_the_calls_that_a_call_stands_for():
+def test_counts_the_calls_that_a_call_stands_for(clock):
     timings = measure.time_interleaved(
         {
-            "one": Contender(lambda: time.sleep(0.004)),
-            "four": Contender(lambda: time.sleep(0.004), calls=4),
+            "one": Contender(lambda: clock.sleep(0.004)),
+            "four": Contender(lambda: clock.sleep(0.004), calls=4),
         },
         samples=3,
     )
-    assert timings["four"].median < timings["one"].median / 2
+    assert timings["four"].median == pytest.approx(timings["one"].median / 4)
 
 
-def test_stops_after_the_seconds_but_not_before_three_samples():
-    timing = measure.time_interleaved(
-        {"wait": Contender(lambda: time.sleep(0.01))}, samples=50, seconds=0.0
+@pytest.mark.parametrize(("seconds", "samples"), [(0.0, 3), (0.09, 5)])
+def test_stops_after_the_seconds_but_not_before_three_samples(seconds, samples, clock):
+    timing = measure.time_interleaved(  # 0.02 s a sample
+        {"wait": Contender(lambda: clock.sleep(0.01))}, samples=50, seconds=seconds
     )["wait"]
-    assert len(timing.samples) == 3
+    assert len(timing.samples) == samples
 
 
 def test_summary_of_one_sample():
