@@ -1,4 +1,6 @@
-"""What all tests share: one thread a worker, so that parallel workers share the cores."""
+"""What all tests share: one thread a worker, so that parallel workers share the cores, and nothing
+that an earlier run compiled.
+"""
 
 import os
 
@@ -12,3 +14,10 @@ def _threads() -> None:
     # cores.
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Torch's compiler keeps its code in a folder of the user, under keys that do not name the
+    # instruction set: what it keeps on a CPU with AVX-512 writes beyond its vectors on one without.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
