@@ -14,9 +14,6 @@ from typing import NamedTuple
 from .launches import Launch, recording
 from .sass import Function, parse
 
-# What Triton kept of another checkout names the lines of that checkout.
-os.environ["TRITON_ALWAYS_COMPILE"] = "1"
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class PaperOutput(NamedTuple):
-    """What `mam_kernels.MultinomialAttentionMasking` returns, computed the published way."""
+    """The output of `mam_kernels.MultinomialAttentionMasking`, computed the published way."""
 
     mask: Tensor  # (B, L) bool, True = hidden
     importance: Tensor  # (B, L) float32, no gradient

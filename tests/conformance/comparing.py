@@ -1,6 +1,7 @@
 """What the conformance tests share: comparisons that hold, and the race by an oracle of its own."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ def misses(found: Iterable[Comparison]) -> list[str]:
     found = tuple(found)
     assert found, "nothing was compared"
     return [str(comparison) for comparison in found if not comparison.holds]
+
+
+def all_pairs(first: Sequence, second: Sequence, third: Sequence) -> list[tuple]:
+    """Combinations in which any two values of different parameters meet; ``third`` has no more
+    values than the others.
+    """
+    indices = itertools.product(range(len(first)), range(len(second)))
+    return [(first[i], second[j], third[(i + j) % len(third)]) for i, j in indices]
 
 
 def drawn_of_equal_weights(

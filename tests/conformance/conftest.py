@@ -6,6 +6,7 @@
 named here and cannot run fails its tests; it is never skipped.
 """
 
+import collections
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -51,6 +52,29 @@ def device() -> torch.device:
 def dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
     """Every type that kernels take."""
     return getattr(torch, request.param)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Interpreted, a case takes float32 and one of the two-byte types, in turns.
+
+    The interpreter needs minutes for all, and no branch of a Triton kernel is lost: what they load
+    becomes float32 at once, so the two types share every line.
+    """
+    if not dispatch.interpreting():
+        return
+    cases: dict[object, dict[tuple, int]] = collections.defaultdict(dict)
+    left_out = []
+    for item in items:
+        params = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        narrow = ("float16", "bfloat16")
+        if (kind := params.pop("dtype", None)) not in narrow or params.keys() == {"backend"}:
+            continue
+        numbers = cases[item.function]
+        number = numbers.setdefault(tuple(params.items()), len(numbers))
+        if kind != narrow[number % 2]:
+            left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(autouse=True)

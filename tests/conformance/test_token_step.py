@@ -14,7 +14,9 @@ import torch
 import mam_kernels as mam
 from mam_kernels._core.call import Choice, Draw, Parameters, Weighting
 from mam_kernels.testing import cases
+from tests.conformance.comparing import all_pairs
 
+CONTEXTS = ["all", "visible"]
 pytestmark = pytest.mark.skipif(
     "triton" not in os.environ.get("MAM_TEST_BACKENDS", ""), reason="tests Triton kernels"
 )
@@ -100,34 +102,36 @@ def compare_step(module, tokens, valid, device, tolerance=1e-5, dtype=torch.floa
         assert (x.double() - truth).abs().max() <= 4 * tolerance * scale
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("context_from", ["all", "visible"])
+# The kernels branch on the padding and on what is hidden, whatever the width of their tiles.
 @pytest.mark.parametrize(
-    ("width", "heads"), [(64, 4), (64, 2), (128, 2), (128, 1), (48, 4), (24, 3)]
+    ("width_and_heads", "context_from", "padded"),
+    all_pairs([(64, 4), (64, 2), (128, 2), (128, 1), (48, 4), (24, 3)], CONTEXTS, [False, True]),
 )
-def test_every_width_of_heads(width, heads, context_from, padded, backend, device):
-    module = masking(width, heads, 40, 20, context_from)
+def test_every_width_of_heads(width_and_heads, context_from, padded, backend, device):
+    module = masking(*width_and_heads, 40, 20, context_from)
     compare_step(module, *tokens_and_padding(3, 150, 40, padded), device)
 
 
+# Cells that are split take both contexts below.
 @pytest.mark.parametrize(
-    ("rows", "positions", "inputs", "latents"),
+    ("rows", "positions", "inputs", "latents", "context_from"),
     [
-        (1, 1100, 16, 5),  # a small batch, whose cells are split among programs
-        (2, 1, 16, 1),
-        (2, 129, 16, 3),  # one token more than a tile
-        (2, 60, 160, 40),  # features in three parts
-        (2, 60, 300, 8),  # tokens too wide to be projected in the same kernel
-        (2, 60, 16, 150),  # more latents than a program takes
+        (1, 1100, 16, 5, "all"),  # a small batch, whose cells are split among programs
+        (2, 1, 16, 1, "all"),
+        (2, 1, 16, 1, "visible"),
+        (2, 129, 16, 3, "visible"),  # one token more than a tile
+        (2, 60, 160, 40, "all"),  # features in three parts
+        (2, 60, 300, 8, "all"),  # tokens too wide to be projected in the same kernel
+        (2, 60, 300, 8, "visible"),
+        (2, 60, 16, 150, "visible"),  # more latents than a program takes
     ],
 )
-@pytest.mark.parametrize("context_from", ["all", "visible"])
 def test_every_shape(rows, positions, inputs, latents, context_from, backend, device):
     module = masking(32, 2, inputs, latents, context_from)
     compare_step(module, *tokens_and_padding(rows, positions, inputs, False), device)
 
 
-@pytest.mark.parametrize("context_from", ["all", "visible"])
+@pytest.mark.parametrize("context_from", CONTEXTS)
 def test_cells_that_are_split_and_padded(context_from, backend, device):
     module = masking(32, 2, 16, 5, context_from)
     compare_step(module, *tokens_and_padding(2, 1100, 16, True), device)

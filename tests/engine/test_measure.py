@@ -9,14 +9,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine, measure, memory
 from mam_kernels.testing.measure import Contender
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 
 
-def test_times_a_known_wait():
+class Clock:
+    """A clock that stands still but for `wait`, so that no other load enters the times."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    return clock
+
+
+def test_times_a_real_wait():
     timing = measure.time_interleaved({"wait": Contender(lambda: time.sleep(0.005))}, samples=5)[
         "wait"
     ]
@@ -25,11 +45,11 @@ def test_times_a_known_wait():
     assert len(timing.samples) == 5
 
 
-def test_takes_turns_and_rotates_the_inputs():
+def test_takes_turns_and_rotates_the_inputs(clock):
     calls = []
     contenders = {
         name: Contender(
-            lambda x, name=name: (calls.append((name, x)), time.sleep(0.02)), [(0,), (1,), (2,)]
+            lambda x, name=name: (calls.append((name, x)), clock.wait(0.02)), [(0,), (1,), (2,)]
         )
         for name in "ab"
     }
@@ -39,36 +59,37 @@ def test_takes_turns_and_rotates_the_inputs():
     assert [x for name, x in timed if name == "a"] in ([0, 1, 2, 0], [1, 2, 0, 1], [2, 0, 1, 2])
 
 
-def test_repeats_short_calls():
-    timing = measure.time_interleaved({"short": Contender(lambda: None)}, samples=3)["short"]
-    assert timing.calls_per_sample > 100
+def test_repeats_short_calls(clock):
+    short = Contender(lambda: clock.wait(measure.SMALLEST_SAMPLE_SECONDS / 200))
+    assert measure.time_interleaved({"short": short}, samples=3)["short"].calls_per_sample == 200
 
 
-def test_reports_the_first_call_of_a_sample_by_itself():
+def test_reports_the_first_call_of_a_sample_by_itself(clock):
     # One call to begin with, three to find how many make a sample, then three samples.
     slow = iter([0.0] * 4 + [0.008, 0.0, 0.0, 0.0] * 3)
     timing = measure.time_interleaved(
-        {"some": Contender(lambda: time.sleep(0.005 + next(slow)))}, samples=3
+        {"some": Contender(lambda: clock.wait(0.005 + next(slow)))}, samples=3
     )["some"]
     assert timing.calls_per_sample == 4
-    assert timing.first >= 0.013 > timing.median >= 0.007
+    assert (timing.first, timing.median) == (pytest.approx(0.013), pytest.approx(0.007))
     assert timing.record()["first_call_us"] == timing.first * 1e6
 
 
-def test_counts_the_calls_that_a_call_stands_for():
+def test_counts_the_calls_that_a_call_stands_for(clock):
     timings = measure.time_interleaved(
         {
-            "one": Contender(lambda: time.sleep(0.004)),
-            "four": Contender(lambda: time.sleep(0.004), calls=4),
+            "one": Contender(lambda: clock.wait(0.004)),
+            "four": Contender(lambda: clock.wait(0.004), calls=4),
         },
         samples=3,
     )
-    assert timings["four"].median < timings["one"].median / 2
+    assert timings["one"].median == pytest.approx(0.004)
+    assert timings["four"].median == pytest.approx(0.001)
 
 
-def test_stops_after_the_seconds_but_not_before_three_samples():
+def test_stops_after_the_seconds_but_not_before_three_samples(clock):
     timing = measure.time_interleaved(
-        {"wait": Contender(lambda: time.sleep(0.01))}, samples=50, seconds=0.0
+        {"wait": Contender(lambda: clock.wait(0.01))}, samples=50, seconds=0.0
     )["wait"]
     assert len(timing.samples) == 3
 
@@ -88,8 +109,8 @@ def hold(scratch_mib: int) -> torch.Tensor:
 def test_peak_memory_is_what_was_held_beyond_the_outputs(scratch_mib):
     # In a process of its own: the heap that other tests leave may serve a part of it.
     program = (
-        "from mam_kernels.testing import measure; from tests.engine.test_measure import hold; "
-        f"print(measure.peak_memory(hold, ({scratch_mib},), small_inputs=(1,)).bytes)"
+        "from mam_kernels.testing import memory; from tests.engine.test_measure import hold; "
+        f"print(memory.peak_memory(hold, ({scratch_mib},), small_inputs=(1,)).bytes)"
     )
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -102,21 +123,21 @@ def test_peak_memory_counts_what_was_freed_before():
     kept = [torch.ones(MIB // 4) for _ in range(64)]
     # The allocator may keep these pages; a call that takes them again must be charged for them.
     del kept
-    peak = measure.peak_memory(hold, (32,), small_inputs=(1,))
+    peak = memory.peak_memory(hold, (32,), small_inputs=(1,))
     if peak.bytes is None:
         pytest.skip(peak.method)
     assert peak.bytes == pytest.approx(32 * MIB, rel=0.2)
 
 
 def test_peak_memory_by_sampling(monkeypatch):
-    if measure._resident_bytes() is None:
+    if memory._resident_bytes() is None:
         pytest.skip("not measurable on this system")
 
     def refuse(self, text):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(measure.Path, "write_text", refuse)
-    peak = measure.peak_memory(lambda: (hold(64), time.sleep(0.01))[0], small_inputs=())
+    monkeypatch.setattr(memory.Path, "write_text", refuse)
+    peak = memory.peak_memory(lambda: (hold(64), time.sleep(0.01))[0], small_inputs=())
     assert "sampled" in peak.method
     assert peak.bytes >= 0
 
@@ -124,8 +145,8 @@ def test_peak_memory_by_sampling(monkeypatch):
 def test_bytes_of_outputs_count_storages_once():
     x = torch.zeros(10)
     sparse = torch.eye(4).to_sparse_csr()
-    assert measure.tensor_bytes({"a": x, "b": [x, x[2:]], "c": None}) == 40
-    assert measure.tensor_bytes(sparse) == 5 * 8 + 4 * 8 + 4 * 4
+    assert memory.tensor_bytes({"a": x, "b": [x, x[2:]], "c": None}) == 40
+    assert memory.tensor_bytes(sparse) == 5 * 8 + 4 * 8 + 4 * 4
 
 
 def test_input_sets_exceed_the_cache(monkeypatch):
@@ -136,7 +157,7 @@ def test_input_sets_exceed_the_cache(monkeypatch):
 
 
 def test_environment_is_plain_data():
-    report = json.loads(json.dumps(measure.environment()))
+    report = json.loads(json.dumps(machine.environment()))
     assert report["versions"]["torch"] == torch.__version__
     assert report["threads"] == torch.get_num_threads()
     assert {"date", "cpu", "cores", "instruction_set", "native"} <= set(report)

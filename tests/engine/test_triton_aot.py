@@ -3,8 +3,8 @@ spills, shared memory within bounds.
 
 The launches are the launchers' own: they are called with tensors on the CPU, and what they would
 launch is recorded and compiled. It runs in a process of its own, because Triton decides when it is
-imported whether to interpret. `PYTHONPATH=. python tests/engine/test_triton_aot.py` prints the
-table.
+imported whether to interpret. The tests compile variants with every tile, type, stride and flag;
+`PYTHONPATH=. python tests/engine/test_triton_aot.py` compiles all, and prints the table.
 """
 
 import functools
@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -372,6 +372,8 @@ def is_serialized(compiled: object) -> bool:
     wgmma.mma_async instructions are serialized" (C7510 to C7515): every product of the kernel then
     waits for the one before.
     """
+    if "wgmma" not in compiled.asm["ptx"]:
+        return False
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -408,34 +410,65 @@ def amd_usage(compiled: object) -> tuple[int, int]:
     return fields["vgpr_count"], 4 * fields["vgpr_spill_count"]
 
 
-def compile_everything() -> list[Resources]:
-    """Every launch for every target, two compilations at a time."""
-    jobs = [(launch, name) for name in TARGETS for launch in launches(name)]
+def traits(variant: Variant) -> set[tuple]:
+    """What a variant has that others may have too: its tile, types and options together, the
+    strides that it was compiled with, and the value of each flag.
+    """
+    constants = [(name, x) for name, x in variant.constants if name.isupper()]
+    tile = [(name, x) for name, x in constants if not isinstance(x, bool) and "STRIDE" not in name]
+    types = [kind for _, kind in variant.signature if kind in ("*fp32", "*fp16", "*bf16")]
+    together = (tuple(tile), tuple(sorted(set(types))), variant.options)
+    return {(variant.kernel, x) for x in (together, *constants) if x not in tile}
+
+
+def covering(variants: list[Variant]) -> list[Variant]:
+    """As few of the variants as have every trait of all of them; of two that add the same, the one
+    with more flags, which needs more registers.
+    """
+    left = set().union(*map(traits, variants))
+    chosen = []
+    while left:
+        best = max(
+            variants,
+            key=lambda x: (len(traits(x) & left), sum(value is True for _, value in x.constants)),
+        )
+        chosen.append(best)
+        left -= traits(best)
+    return chosen
+
+
+def compile_everything(every: bool) -> list[Resources]:
+    """Launches for every target, two compilations at a time: all of them, or those that cover."""
+    jobs = [
+        (launch, name)
+        for name in TARGETS
+        for launch in (launches(name) if every else covering(launches(name)))
+    ]
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(compile_one, *zip(*jobs, strict=True)))
 
 
-def in_a_process_of_its_own(flag: str) -> str:
-    """The last line that this file prints with a flag, in a process without the interpreter."""
+@functools.cache
+def elsewhere() -> dict[str, Any]:
+    """What this file prints with --json, in a process without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(REPOSITORY), environment.get("PYTHONPATH", "")]
     )
     done = subprocess.run(
-        [sys.executable, __file__, flag],
+        [sys.executable, __file__, "--json"],
         capture_output=True,
         text=True,
         env=environment,
         cwd=REPOSITORY,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout.splitlines()[-1]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@functools.cache
 def compiled_elsewhere() -> list[Resources]:
     """`compile_everything`, once."""
-    return [Resources(*row) for row in json.loads(in_a_process_of_its_own("--json"))]
+    return [Resources(*row) for row in elsewhere()["compiled"]]
 
 
 needs_triton = pytest.mark.skipif(
@@ -445,8 +478,21 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 def test_number_of_launches() -> None:
-    found = json.loads(in_a_process_of_its_own("--launches"))
-    assert found == LAUNCHES
+    assert elsewhere()["launches"] == LAUNCHES
+
+
+def test_few_variants_have_every_trait_of_all() -> None:
+    def variant(types: str, **constants: object) -> Variant:
+        signature = (("x", types),)
+        return Variant("module", "kernel", signature, tuple(constants.items()), (), ())
+
+    plain = variant("*fp32", BLOCK=16, A=False, B=False)
+    both = variant("*fp32", BLOCK=16, A=True, B=True)
+    one = variant("*fp32", BLOCK=16, A=True, B=False)
+    wide = variant("*fp32", BLOCK=32, A=True, B=False)
+    half = variant("*fp16", BLOCK=16, A=True, B=False)
+    assert covering([plain, one, both]) == [both, plain]
+    assert covering([plain, one, both, wide, half]) == [both, wide, half, plain]
 
 
 @needs_triton
@@ -498,8 +544,7 @@ def table(kernels: list[Resources]) -> str:
 
 
 if __name__ == "__main__":
-    if "--launches" in sys.argv:
-        print(json.dumps(launched()))
+    if "--json" in sys.argv:
+        print(json.dumps({"launches": launched(), "compiled": compile_everything(every=False)}))
     else:
-        everything = compile_everything()
-        print(json.dumps(everything) if "--json" in sys.argv else table(everything))
+        print(table(compile_everything(every=True)))

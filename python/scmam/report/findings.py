@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences that say no more than the intervals allow."""
+"""The results in sentences, which claim no more than the intervals allow."""
 
 import math
 
@@ -32,13 +32,7 @@ VERDICTS = {
     "not shown": "no difference shown",
     "one seed": "one seed: no interval",
 }
-HEADINGS = {
-    "ahead": "ahead of",
-    "behind": "behind",
-    "not shown": "not shown to differ from",
-}
-
-
+HEADINGS = {"ahead": "ahead of", "behind": "behind", "not shown": "not shown to differ from"}
 FEW_ARMS = 3
 """Up to so many arms, the first sentence says what each one hid."""
 
@@ -110,8 +104,8 @@ def _clause(arm: str, reference: str, found: Difference) -> str:
 
 
 def hidden_headline(study: StudyFiles) -> str:
-    """What the shown arm and the reference hid, or all arms where few hide anything, in one
-    sentence; empty where it is not known.
+    """The hidden shares of the shown arm and the reference, or of all arms where few hide anything,
+    in one sentence; empty where they are not known.
     """
     told = []
     arms = [shown_arm(study) or study.arms[0], study.reference]

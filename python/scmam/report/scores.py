@@ -46,7 +46,7 @@ class Difference(Score):
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say: nothing for one seed, no difference where it holds 0."""
+        """The verdict by the interval: none for one seed, no difference where it holds 0."""
         if not self.has_interval:
             return "one seed"
         if self.low > 0:

@@ -1,5 +1,5 @@
-"""What each section of the page shows: values for the templates, or nothing where the folder holds
-nothing for it. The sentences that are always the same stand in the templates.
+"""Values of each section of the page for the templates; None where the folder holds none. Sentences
+that never change are in the templates.
 """
 
 import math
@@ -53,6 +53,7 @@ UNFINISHED = {
     "running": "It was still running, or was killed: this is what is there so far.",
 }
 TIMES: Writers = {
+    "steps": count,
     "step_ms": milliseconds,
     "masking_ms": milliseconds,
     "masking_share": percent,
@@ -86,7 +87,7 @@ def opening(study: StudyFiles) -> dict[str, Any]:
 
 
 def notes(study: StudyFiles) -> list[str]:
-    """What is not as it should be: unfinished and failed runs, files that cannot be read."""
+    """Problems: unfinished and failed runs, files that cannot be read."""
     told = []
     status = str(study.record.get("status", "unknown"))
     if status != "done":
@@ -131,7 +132,7 @@ def found(study: StudyFiles) -> dict[str, Any]:
 
 
 def _collapse_warnings(study: StudyFiles) -> dict[str, list[str]]:
-    """What the interpretation warned of, each once, with the arms that it is said of."""
+    """Warnings of the interpretation, each once, with the arms that it concerns."""
     arms_of: dict[str, dict[str, None]] = {}
     for run in study.runs:
         for warning in run.latents.get("warnings") or ():
@@ -344,15 +345,8 @@ def maps(study: StudyFiles, projection: cell_maps.Projection) -> Content:
 
 def times(study: StudyFiles) -> Content:
     """Times of a step by arm, means over the runs; arms that take no step have none."""
-    rows = [
-        (
-            arm,
-            count(study.mean(arm, "steps")),
-            *(write(study.mean(arm, x)) for x, write in TIMES.items()),
-        )
-        for arm in study.arms
-        if not math.isnan(study.mean(arm, "step_ms"))
-    ]
+    timed = [arm for arm in study.arms if not math.isnan(study.mean(arm, "step_ms"))]
+    rows = [(arm, *(write(study.mean(arm, x)) for x, write in TIMES.items())) for arm in timed]
     return {"rows": rows} if rows else None
 
 

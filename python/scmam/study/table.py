@@ -44,11 +44,9 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
     counts = sorted(set(summary[summary.arm.isin(arms)].seeds))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     plural = "" if counts == [1] else "s"
-    known = (
-        "one seed gives no interval"
-        if counts == [1]
-        else "± and [ ]: 95 % Student-t intervals over seeds"
-    )
+    known = "± and [ ]: 95 % Student-t intervals over seeds"
+    if counts == [1]:
+        known = "one seed gives no interval"
     evaluation = study.config.evaluation
     published = evaluation.protocol == "published"
     tested = f"{evaluation.folds} {'bootstraps of one test set' if published else 'folds'}"
@@ -74,11 +72,7 @@ def _block(
         if of_arm.empty:
             continue
         first, macro = of_arm.loc[beside], of_arm.loc["macro_f1"]
-        difference = (
-            DASH
-            if arm == reference
-            else _difference(macro.difference, macro.difference_low, macro.difference_high)
-        )
+        difference = _difference(macro.difference, macro.difference_low, macro.difference_high)
         scores = "".join(f"{_score(row['mean'], row.low, row.high):>13}" for row in (first, macro))
         lines.append(f"{arm:{width}}{scores}{difference:>{wide}}{_p(macro.p_value):>8}")
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def without(path: Path) -> str:
-    """What to do about a checkpoint that cannot be used."""
+    """Advice on a checkpoint that cannot be used."""
     others = (path.with_name(name) for name in (LAST, BEST))
     rest = next((other.name for other in others if other != path and other.is_file()), None)
     return f"delete it, and the run goes on from {rest or 'the beginning'}"
@@ -96,9 +96,8 @@ class BestCheckpoint(_Movable):
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
-        super().__init__(
-            folder / CHECKPOINTS, Path(BEST).stem, monitor, enable_version_counter=False
-        )
+        name = Path(BEST).stem
+        super().__init__(folder / CHECKPOINTS, name, monitor, enable_version_counter=False)
 
 
 class Snapshots(_Movable):
@@ -161,9 +160,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % self.settings.accumulate == 0 and not self._validation_follows(
-            trainer
-        ):
+        whole = (batch_idx + 1) % self.settings.accumulate == 0
+        if whole and not self._validation_follows(trainer):
             self._end_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

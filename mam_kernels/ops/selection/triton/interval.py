@@ -1,11 +1,11 @@
 """Where the k-th key of a row lies, told from a sample of its weights, by Triton: the counterpart
-of csrc/cuda/interval.cuh. See README.md beside this file.
+of csrc/cuda/interval.cuh. See README.md one folder up.
 """
 
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import exponential
+from ...._core.triton_language import exponential
 
 SAMPLE = tl.constexpr(512)
 FEWEST_SAMPLED = tl.constexpr(1024)

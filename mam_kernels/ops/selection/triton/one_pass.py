@@ -1,11 +1,11 @@
 """The draw of a row in one pass over its weights, by Triton: the counterpart of csrc/cuda/draw.cuh.
-See README.md beside this file.
+See README.md one folder up.
 """
 
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import (
+from ...._core.triton_language import (
     LARGEST_FLOAT32,
     STREAM_POSITIONS,
     four_words,
@@ -13,9 +13,9 @@ from ..._core.triton_language import (
     load_weights,
     relative_weight,
 )
-from .triton_candidates import BLOCK_K, keys_of_listed, mark_smallest
-from .triton_interval import LOG2E, ROOM, SAMPLE, likely_interval, tangent_of
-from .triton_words import (
+from .candidates import BLOCK_K, keys_of_listed, mark_smallest
+from .interval import LOG2E, ROOM, SAMPLE, likely_interval, tangent_of
+from .words import (
     CHUNK,
     LANES,
     TURNS,
