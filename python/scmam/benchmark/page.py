@@ -4,7 +4,7 @@ learning curves.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..drawing import CLASSES, INK, Drawing, Options
 from ..storage import write_file
@@ -202,7 +202,7 @@ def _lines_drawing(
 
     def draw(figure: "Figure") -> None:
         every = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
-        handles = {}
+        handles: dict[str, Any] = {}
         for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
             axes.set_title(f"{data}, {genes} genes", fontsize=10)
             axes.tick_params(labelbottom=True)

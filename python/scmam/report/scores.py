@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..evaluation import Evaluation
 
+Over = Literal["seed", "fold", "bootstrap"]
 Verdict = Literal["ahead", "behind", "not shown", "one seed"]
 DEFAULT_METHODS = ("fine-tuning", "linear-probe")  # of a folder whose settings cannot be read
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "micro_f1": "micro-F1"}
@@ -26,7 +27,7 @@ class Score:
     low: float
     high: float
     number: int
-    over: Literal["seed", "fold", "bootstrap"] = "seed"
+    over: Over = "seed"
 
     @property
     def has_interval(self) -> bool:
@@ -115,7 +116,8 @@ def over_folds(evaluation: "Evaluation", metric: str = "macro_f1") -> Score:
     from ..evaluation import interval
 
     found = interval(evaluation.values(metric))
-    over = "bootstrap" if evaluation.settings.get("protocol") == "published" else "fold"
+    published = evaluation.settings.get("protocol") == "published"
+    over: Over = "bootstrap" if published else "fold"
     return Score(found.mean, found.low, found.high, found.n, over)
 
 
