@@ -232,7 +232,7 @@ def draw_cell(
         position = tl.load(list_ptr + index, mask=index < count, other=0).to(tl.int64)
         can &= tl.load(maskable_ptr + position * maskable_stride, mask=index < count, other=0) != 0
     sample = tl.where(can, sample, -1.0)
-    known, everything, _, scale, early, late, _ = likely_interval(
+    known, everything, _, scale, early, late, _, _, _ = likely_interval(
         sample, zeros.to(tl.float32), of_zero, count.to(tl.float32), eps, to_hide
     )
     known &= (to_hide > 0) & (to_hide < num_maskable) & (length >= FEWEST_SAMPLED)
