@@ -7,7 +7,9 @@ named here and cannot run fails its tests; it is never skipped.
 """
 
 import collections
+import functools
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,29 @@ def device() -> torch.device:
 def dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
     """Every type that kernels take."""
     return getattr(torch, request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _replaced_once_a_launch() -> None:
+    # Triton's interpreter replaces the built-in functions of a module at a launch. It then lists
+    # the whole module again at each call of a device function, a quarter of its time, and finds
+    # nothing to replace. It replaces all or none, so the first of them tells.
+    if not dispatch.interpreting():
+        return
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def built_in(module: object) -> list[str]:
+        return [name for name, member in inspect.getmembers(module) if core.is_builtin(member)]
+
+    def replace(module: object, builder: object, scope: object) -> None:
+        names = built_in(module)
+        if names and core.is_builtin(getattr(module, names[0])):
+            for name in names:
+                interpreter._patch_attr(module, name, getattr(module, name), builder, scope)
+
+    interpreter._patch_builtin = replace
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
