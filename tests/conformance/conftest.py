@@ -82,13 +82,13 @@ def _replaced_once_a_launch() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Interpreted, a case takes float32 and one of the two-byte types, in turns.
 
-    The interpreter needs minutes for all, and no branch of a Triton kernel is lost: what they load
-    becomes float32 at once, so the two types share every line.
+    The interpreter needs minutes for all, and no branch of a Triton kernel is lost: launches and
+    kernels ask for the size of the elements, which the two types share.
     """
     if not dispatch.interpreting():
         return
     cases: dict[object, dict[tuple, int]] = collections.defaultdict(dict)
-    left_out = []
+    left_out = set()
     for item in items:
         params = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         narrow = ("float16", "bfloat16")
@@ -97,9 +97,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         numbers = cases[item.function]
         number = numbers.setdefault(tuple(params.items()), len(numbers))
         if kind != narrow[number % 2]:
-            left_out.append(item)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+            left_out.add(item)
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)
