@@ -46,7 +46,7 @@ from mam_kernels.integrations.examples import (
     scvi_tools,
     uce,
 )
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine
 
 from . import results
 
@@ -413,7 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     before = json.loads(path.read_text())["frameworks"] if path.exists() else {}
     records = before | measured_now
-    results.save(target, "frameworks", {}, frameworks=records, environment=measure.environment())
+    results.save(target, "frameworks", {}, frameworks=records, environment=machine.environment())
     print(f"written to {path}")
     return 0
 

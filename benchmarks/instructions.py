@@ -1,8 +1,8 @@
 """Instructions that the CPU kernels execute on fixed inputs: a measure of their cost that no other
 program on the machine disturbs.
 
-    python -m benchmarks.instructions           # count, compare with results/instructions.json, and
-    say what changed python -m benchmarks.instructions --save    # and keep the new counts
+    python -m benchmarks.instructions           # count, and compare with results/instructions.json
+    python -m benchmarks.instructions --save    # and keep the new counts
 
 Counted by valgrind's callgrind in a build of the kernels with the flags of setup.py, on one thread.
 Valgrind knows AVX2 at most, so the AVX-512 kernels, which are the same source at twice the width,

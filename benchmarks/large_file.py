@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 import mam_kernels as mam
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine
 
 from . import results
 
@@ -324,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given["measure"]:
         print(json.dumps(MEASUREMENTS[given["measure"]](given["file"], sizes)))
         return 0
-    busy = (measure.load_average() or 0.0) > 1.0
+    busy = machine.load_average() > 1.0
     with contextlib.ExitStack() as stack:
         folder = given["folder"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
             for what in MEASUREMENTS:
                 print(f"{name}: {what}", flush=True)
                 files[-1][what] = measured(what, path, sizes)
-    environment = measure.environment()
+    environment = machine.environment()
     environment["versions"] |= {name: version(name) for name in PACKAGES}
     target = results.save(
         results.folder(given["out"]),

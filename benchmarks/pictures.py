@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 import mam_kernels as mam
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
-MASKINGS = Path(__file__).parent / "results" / "maskings" / "summary.csv"
+MASKINGS = Path(__file__).parent / "results" / "maskings"
 CELLS, GENES = 16, 90
 
 
@@ -59,15 +59,24 @@ def masking() -> plt.Figure:
 
 
 def maskings() -> None:
-    """Of the committed benchmark: score against share, and what moves scores."""
+    """Of the committed benchmark: score against share, what moves scores, both with more genes, and
+    learning curves.
+    """
     import pandas
-    from scmam.benchmark.page import arms_drawing, shares_drawing
+    from scmam.benchmark.arms import GROUPS, UNTRAINED
+    from scmam.benchmark.page import arms_drawing, by_genes, curves_drawing, shares_drawing
 
-    summary = pandas.read_csv(MASKINGS)
-    drawings = {
-        "shares.png": shares_drawing(summary, "probe"),
-        "what_moves_scores.png": arms_drawing(summary, "probe", against="uniform"),
-    }
+    strategies = [arm for arm in GROUPS["strategies"] if arm != UNTRAINED]
+    drawings = {}
+    summary = pandas.read_csv(MASKINGS / "summary.csv")
+    for ending, part in zip(("", "_more_genes"), by_genes(summary), strict=False):
+        drawings[f"shares{ending}.png"] = shares_drawing(part, "probe")
+        drawings[f"what_moves_scores{ending}.png"] = arms_drawing(
+            part, "probe", against="uniform", arms=strategies
+        )
+    if (MASKINGS / "curves.csv").is_file():
+        curves = pandas.read_csv(MASKINGS / "curves.csv")
+        drawings["learning_curves.png"] = curves_drawing(curves, "probe")
     for name, drawing in drawings.items():
         if drawing is not None:
             drawing.save_png(FOLDER / name)

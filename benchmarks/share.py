@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 import scmam
 
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine
 
 from . import results
 
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     path = results.save(
-        results.folder(chosen.out), "share", {}, shares=records, environment=measure.environment()
+        results.folder(chosen.out), "share", {}, shares=records, environment=machine.environment()
     )
     print(f"written to {path}")
     return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import mam_kernels as mam
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine, measure
 from mam_kernels.testing.agreement import Disagreement, forward
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.side_by_side import (
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"Token path: L = {sizes.token_positions}, D = {sizes.width}": token_path,
         f"Selection: L = {sizes.selection_positions}, k = {ratio:.0%}": selection,
     }
-    busy = (measure.load_average() or 0.0) > 1.0
+    busy = machine.load_average() > 1.0
     sections = {}
     try:
         for title, section in titles.items():
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         "study",
         sections,
         sizes=vars(sizes),
-        environment=measure.environment(),
+        environment=machine.environment(),
         busy=busy,
         **more,
     )

@@ -1,13 +1,12 @@
 """How the cost of a masking step grows: with the positions, the cells, the density, the latents'
 heads and the share that is hidden.
 
-    python -m benchmarks.sweeps             # some minutes on two cores; results/sweeps.json and
-    results/sweeps.svg python -m benchmarks.sweeps --help
+    python -m benchmarks.sweeps             # some minutes on two cores; writes results/sweeps.*
+    python -m benchmarks.sweeps --help
 
 One size changes at a time, the others are the published ones. Values dense and sparse, forward and
-with gradients, in one process and in
-turns. Beside them stands what the machine reaches: bytes copied, exponentials and multiply-adds a
-second.
+with gradients, in one process and in turns. The rates of the machine are measured beside them:
+bytes copied, exponentials and multiply-adds a second.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 import mam_kernels as mam
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine, measure
 from mam_kernels.testing.agreement import forward, forward_backward
 from mam_kernels.testing.measure import Contender
 
@@ -223,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
     target.mkdir(parents=True, exist_ok=True)
     content = {
-        "environment": measure.environment(),
+        "environment": machine.environment(),
         "ceilings": ceilings(),
         "lines": lines(rows),
         "rows": rows,

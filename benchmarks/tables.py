@@ -14,8 +14,13 @@ from . import results
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}:begin -->\n", "<!-- {}:end -->\n"
-MASKINGS = results.COMMITTED / "maskings" / "summary.csv"
+MASKINGS = results.COMMITTED / "maskings"
 FEWEST_SEEDS = 2  # of a row that is shown: one seed has no interval
+SHOWN_ARMS = (  # of the benchmark of maskings; all are in its summary.csv
+    *("untrained", "uniform-token", "30-tenth", "50-tenth", "50-tenth-mixed", "50-same", "50-none"),
+    *("70-tenth", "mam", "mam-mixed", "mam-published", "mam-sharp-50", "mam-reward-50"),
+    *("expression-50", "random-ratio", "modules-50", "harder-50", "labels-50"),
+)
 
 HEADLINES = (  # the rows of the README: section, what, contender
     ("Value path", "forward", "cpu, dense"),
@@ -196,16 +201,19 @@ def _time(microseconds: float) -> str:
 
 
 def maskings() -> str:
-    """The benchmark of maskings in Markdown: for each arm and data set the difference of the linear
-    probe's macro-F1 to uniform masks over all positions, with its interval and its seeds.
+    """The benchmark of maskings in Markdown: for arms and data sets, with the fewest genes, the
+    difference of the linear probe's macro-F1 to uniform masks over all positions, with its interval
+    and its seeds.
     """
-    with open(MASKINGS, newline="") as file:
-        rows = [
-            row
-            for row in csv.DictReader(file)
-            if (row["part"], row["metric"], row["against"]) == ("rest", "probe", "uniform")
-            and int(row["seeds"]) >= FEWEST_SEEDS
-        ]
+    rows = [
+        row
+        for row in _read(MASKINGS / "summary.csv")
+        if (row["part"], row["metric"], row["against"]) == ("rest", "probe", "uniform")
+        and int(row["seeds"]) >= FEWEST_SEEDS
+        and row["arm"] in SHOWN_ARMS
+    ]
+    fewest = min((row["genes"] for row in rows), key=int)
+    rows = [row for row in rows if row["genes"] == fewest]
     sets = list(dict.fromkeys((row["data"], row["genes"]) for row in rows))
     found = {(row["arm"], row["data"], row["genes"]): row for row in rows}
     titles = [f"{data.split('_')[0]}, {genes}" for data, genes in sets]
@@ -214,6 +222,24 @@ def maskings() -> str:
         cells = [_difference(found.get((arm, *one))) for one in sets]
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def choices() -> str:
+    """The arms that development cells choose, in Markdown, with their scores on the other cells."""
+    lines = ["| cells | chosen | on development cells | on the others |", "|---|---|---|---|"]
+    for row in _read(MASKINGS / "choices.csv"):
+        if row["metric"] == "probe":
+            name = f"{row['data'].split('_')[0]}, {row['genes']}"
+            chosen = f"`{row['arm']}`, of {row['candidates']}"
+            ending = " others" if row["other_seeds"] == "True" else ""
+            ahead = _points(row["on_development"])
+            lines.append(f"| {name} | {chosen} | {ahead} | {_difference(row)}{ending} |")
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _difference(row: dict[str, str] | None) -> str:
@@ -232,7 +258,7 @@ def _points(value: str) -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measured": headlines},
     "docs/performance.md": {"measured": measurements},
-    "docs/study.md": {"maskings": maskings},
+    "docs/study.md": {"maskings": maskings, "choices": choices},
 }
 """File -> name of a pair of marks in it -> what stands between them."""
 

@@ -33,7 +33,7 @@ using mam::Weighting;
 namespace backend = mam::MAM_BACKEND;
 
 using Address = uintptr_t;
-// Numbers below the smallest normal one are computed with, whatever the calling thread was told
+// Subnormal numbers are not flushed, even if the calling thread flushes them
 // (torch.set_flush_denormal): a result depends on the arguments alone.
 class DefaultFloats {
  public:

@@ -31,7 +31,7 @@ class Corrupted(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What hidden positions become; unchanged where neither."""
+    """The new content of hidden positions; unchanged where neither."""
 
     token: Tensor  # bool: the mask token
     wrong: Tensor  # bool: a random value

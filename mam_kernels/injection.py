@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ._core import checks
+from ._core.describing import shortened
 
 SCHEMES = ("encoder", "decoder", "both", "separate")
 STARTS = ("random", "zero", "published")
@@ -11,9 +12,7 @@ STARTS = ("random", "zero", "published")
 def _require_name(argument: str, name: object, names: tuple[str, ...]) -> None:
     """One of the names; anything else, an array too, is an error."""
     if not isinstance(name, str) or name not in names:
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(names)}; got {checks.shortened(name)}"
-        )
+        raise ValueError(f"{argument}: expected one of {', '.join(names)}; got {shortened(name)}")
 
 
 class ContextInjection(nn.Module):
@@ -28,7 +27,7 @@ class ContextInjection(nn.Module):
             "separate", both, an adapter each.
         decoder_dim: the width of the decoder's token embeddings. None: ``embed_dim``, as published.
         start: first weights of the adapters: "random", as of ``torch.nn.Linear``; "zero", so that
-            the context comes in as far as training wants it; "published": Xavier with zero bias.
+            training starts without the context; "published": Xavier with zero bias.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or "both" with two widths.

@@ -14,6 +14,7 @@ from torch.utils import _pytree
 from . import effective_weights
 from ._core import checks
 from ._core.call import Choice, Parameters, Weighting
+from ._core.describing import shortened
 from ._core.dispatch import named
 from ._core.precision import autocast_dtype, without_autocast
 from .ops.latent_attention import composed as token_path
@@ -26,7 +27,7 @@ INITIALISATIONS = ("standard", "published")
 
 
 class MaskingOutput(NamedTuple):
-    """What one masking step returns."""
+    """The result of a masking step."""
 
     #: (B, L) bool, True = hidden
     mask: Tensor
@@ -50,8 +51,8 @@ class MultinomialAttentionMasking(nn.Module):
     ``A (H, N, L)`` and outputs ``O (N, Dz)``. A random subset ``R`` of the latents is drawn once a
     call; the importance of a position is ``s_l = sum_{n in R, h} A[h, n, l]``; ``k`` positions are
     drawn without replacement in proportion to ``(s_l + eps) ** (1 / temperature)`` and hidden. The
-    context is the mean of ``O`` over the latents. The mask carries no gradient: what trains the
-    latents is the context, injected by ``ContextInjection``, and the penalty.
+    context is the mean of ``O`` over the latents. The mask carries no gradient: the latents are
+    trained by the context, injected by ``ContextInjection``, and by the penalty.
 
     Neither ``A`` nor, for scalar values, the projected tokens or ``O`` are ever stored (see
     ``value_attention/README.md``). The parameters are those of ``torch.nn.Linear`` and
@@ -127,14 +128,14 @@ class MultinomialAttentionMasking(nn.Module):
         if not isinstance(context_from, str) or context_from not in CONTEXTS:
             raise ValueError(
                 f"context_from: expected one of {', '.join(CONTEXTS)}; "
-                f"got {checks.shortened(context_from)}"
+                f"got {shortened(context_from)}"
             )
         self.context_from = context_from
         if slope_norm is not None:
             if input_dim is not None:
                 raise ValueError(
                     "slope_norm: expected None with input_dim, since embeddings have no slopes; "
-                    f"got {checks.shortened(slope_norm)}"
+                    f"got {shortened(slope_norm)}"
                 )
             slope_norm = checks.require_number("slope_norm", slope_norm, 0.0, 1e6, open_low=True)
         self.slope_norm = slope_norm
@@ -168,7 +169,7 @@ class MultinomialAttentionMasking(nn.Module):
         """
         if not isinstance(init, str) or init not in INITIALISATIONS:
             raise ValueError(
-                f"init: expected one of {', '.join(INITIALISATIONS)}; got {checks.shortened(init)}"
+                f"init: expected one of {', '.join(INITIALISATIONS)}; got {shortened(init)}"
             )
         published = init == "published"
         nn.init.normal_(self.latents, std=0.02 if published else 1.0)
@@ -273,7 +274,7 @@ class MultinomialAttentionMasking(nn.Module):
         shape: tuple[int, int],
         device: torch.device,
     ) -> Choice:
-        """What may be hidden, how much of it, and by which latents; checked."""
+        """The checked choice of maskable positions, of how many are hidden, and of the latents."""
         # One tensor may be an argument of a compiled operation only once: None is "as valid".
         maskable = None if maskable is valid else maskable
         maskable = checks.require_flags("maskable", maskable, *shape, device)

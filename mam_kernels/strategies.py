@@ -1,8 +1,7 @@
-"""Masking strategies behind one interface: from a batch of cells and a draw to what is hidden, and
-what the latents say of the cells.
+"""Masking strategies behind one interface, ``strategy(cells, draw)``.
 
-A strategy is called as ``strategy(cells, draw)``. Every strategy draws by the engine: a mask is a
-function of (seed, step, cell id), whatever the batch, the device or a restart.
+Every strategy draws by the engine: a mask is a function of (seed, step, cell id), whatever the
+batch, the device or a restart.
 """
 
 from collections.abc import Callable
@@ -42,11 +41,9 @@ class CellValues(NamedTuple):
         embed: Embed | Tensor | None = None,
     ) -> "CellValues":
         """Of values (B, G) that are dense or sparse CSR, whose missing entries are zeros."""
-        sparse = values.layout == torch.sparse_csr
-        return cls(
-            values.to_dense() if sparse else values, values if sparse else None, valid, maskable,
-            embed,
-        )  # fmt: skip
+        stored = values if values.layout == torch.sparse_csr else None
+        dense = values if stored is None else stored.to_dense()
+        return cls(dense, stored, valid, maskable, embed)
 
     @property
     def read(self) -> Tensor:
@@ -67,10 +64,10 @@ class CellValues(NamedTuple):
 
 
 class Masking(NamedTuple):
-    """What a strategy decides for a batch."""
+    """The decision of a strategy for a batch."""
 
     mask: Tensor  #: (B, G) bool, True = hidden
-    #: (B, G) float32 >= 0: what positions are drawn in proportion to; None: uniform
+    #: (B, G) float32 >= 0: positions are drawn in proportion to it; None: uniform
     importance: Tensor | None
     context: Tensor | None  #: (B, Dz), differentiable; None: no latents
     #: scalar: mean over cells of the squared norm of the latents' output; None: no latents
@@ -78,11 +75,31 @@ class Masking(NamedTuple):
 
 
 class MaskingStrategy(nn.Module):
-    """Base of the strategies; ``latents`` is the engine's module inside, or None."""
+    """Base of the strategies.
 
-    def __init__(self) -> None:
+    Args:
+        ratio: share of the positions that is hidden, a number or a ``Share``.
+        zero_ratio: share of the zeros, where zeros and non-zeros are drawn apart.
+
+    Attributes:
+        share, zero_share: the same, as ``Share``; None: not given.
+        latents: the engine's module inside, or None.
+    """
+
+    share: Share | None
+    zero_share: Share | None
+
+    def __init__(
+        self, ratio: float | Share | None = None, zero_ratio: float | Share | None = None
+    ) -> None:
         super().__init__()
         self.latents: MultinomialAttentionMasking | None = None
+        self.share = None if ratio is None else share_of("ratio", ratio)
+        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
+
+    def extra_repr(self) -> str:
+        shares = {"ratio": self.share, "zero_ratio": self.zero_share}
+        return ", ".join(f"{name}={x}" for name, x in shares.items() if x is not None)
 
     def weighting(self) -> tuple[float, float]:
         """(eps, temperature): positions are drawn in proportion to ``(importance + eps) ** (1 /
@@ -118,10 +135,10 @@ class Uniform(MaskingStrategy):
             together.
     """
 
+    share: Share
+
     def __init__(self, ratio: float | Share, zero_ratio: float | Share | None = None) -> None:
-        super().__init__()
-        self.share = share_of("ratio", ratio)
-        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
+        super().__init__(ratio, zero_ratio)
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
         if self.zero_share is None:
@@ -130,46 +147,37 @@ class Uniform(MaskingStrategy):
             mask = _drawn(cells.among(everywhere), counts, draw)
         else:
             nonzero = cells.values != 0
-            mask = _uniform(cells.among(nonzero), self.share, draw) | _uniform(
-                cells.among(~nonzero), self.zero_share, draw
-            )
+            mask = _uniform(cells.among(nonzero), self.share, draw)
+            mask = mask | _uniform(cells.among(~nonzero), self.zero_share, draw)
         return Masking(mask, None, None, None)
-
-    def extra_repr(self) -> str:
-        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
 class ExpressionSampling(MaskingStrategy):
-    """In proportion to the value: what a learned masking would have to beat if all it learned were
-    expression.
+    """In proportion to the value: a control for learned masks that follow expression alone.
 
     Args:
         ratio: share of the non-zeros.
         zero_ratio: share of the zeros, drawn uniformly; None: none.
     """
 
+    share: Share
+    zero_share: Share
+
     def __init__(self, ratio: float | Share, zero_ratio: float | Share | None = None) -> None:
-        super().__init__()
-        self.share = share_of("ratio", ratio)
-        self.zero_share = share_of("zero_ratio", 0.0 if zero_ratio is None else zero_ratio)
+        super().__init__(ratio, 0.0 if zero_ratio is None else zero_ratio)
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
         nonzero = cells.among(cells.values != 0)
         weights = cells.values.float() * nonzero
         counts = self.share.count(cells.values, nonzero, draw)
         mask = sample_without_replacement(weights, counts, **draw._asdict())
-        zeros = _uniform(cells.among(cells.values == 0), self.zero_share, draw)
-        return Masking(mask | zeros, weights, None, None)
-
-    def extra_repr(self) -> str:
-        return f"ratio={self.share}, zero_ratio={self.zero_share}"
+        mask = mask | _uniform(cells.among(cells.values == 0), self.zero_share, draw)
+        return Masking(mask, weights, None, None)
 
 
 class MatchedFractions(MaskingStrategy):
     """Uniform within the zeros and within the non-zeros, at the shares that another run hid at the
-    same step.
-
-    What a learned masking gains beyond hiding more or fewer non-zeros is its lead over this one.
+    same step: a control for how many zeros and non-zeros a learned mask hides.
 
     Args:
         schedule: (steps, 2) hidden shares of zeros and of non-zeros; the last row serves all later
@@ -206,8 +214,8 @@ class MatchedFractions(MaskingStrategy):
 
 
 class ContextOnly(MaskingStrategy):
-    """Another strategy's masks, with the latents' context beside them: what injection brings
-    without learned masking.
+    """Another strategy's masks, with the latents' context beside them: injection without learned
+    masking.
 
     Args:
         selection: the strategy that decides what is hidden.
@@ -231,7 +239,7 @@ class ContextOnly(MaskingStrategy):
 
 
 class _Attention(MaskingStrategy):
-    """What the strategies by the latents' attention share."""
+    """Base of the strategies that draw by the latents' attention."""
 
     latents: MultinomialAttentionMasking
     reads_values: bool
@@ -242,23 +250,16 @@ class _Attention(MaskingStrategy):
         ratio: float | Share | None = None,
         zero_ratio: float | Share | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(ratio, zero_ratio)
         if (latents.input_dim is None) != self.reads_values:
-            wanted = (
-                "input_dim=None, since they attend to values"
-                if self.reads_values
-                else "input_dim, the width of the embeddings"
-            )
+            wanted = "input_dim, the width of the embeddings"
+            if self.reads_values:
+                wanted = "input_dim=None, since they attend to values"
             raise ValueError(f"latents: expected {wanted}; got input_dim={latents.input_dim}")
         self.latents = latents
-        self.share = None if ratio is None else share_of("ratio", ratio)
-        self.zero_share = None if zero_ratio is None else share_of("zero_ratio", zero_ratio)
 
     def weighting(self) -> tuple[float, float]:
         return self.latents.eps, self.latents.temperature
-
-    def extra_repr(self) -> str:
-        return f"ratio={self.share}, zero_ratio={self.zero_share}"
 
 
 class ValueAttention(_Attention):
@@ -288,12 +289,10 @@ class ValueAttention(_Attention):
 
 
 class EmbeddingAttention(_Attention):
-    """Multinomial Attention Masking on embeddings: the latents see which gene it is, not its value
-    alone.
+    """Multinomial Attention Masking on embeddings: the latents see the gene, not its value alone.
 
     Where ``cells.embed`` holds the embeddings of every position, the valid ones are attended to.
-    Where it is a function, the non-zero genes are gathered, embedded and attended to. This goes
-    beyond the published code.
+    Where it is a function, the non-zero genes are gathered and embedded.
 
     Args:
         latents: the engine's module, for embeddings.
@@ -351,11 +350,9 @@ def attention(
 
 
 def masking_entropy(masking: Masking, eps: float, temperature: float) -> Tensor:
-    """Entropy of the distribution that positions are drawn from, over the logarithm of how many can
-    be drawn; scalar, 1 = uniform.
+    """Entropy of the distribution that positions are drawn from, over the largest possible; scalar.
 
-    Mean over the cells with at least two drawable positions; positions of importance 0 cannot be
-    drawn. NaN where there is no such cell.
+    Mean over the cells with at least two positions of importance above 0; NaN if there are none.
     """
     if masking.importance is None:
         return torch.ones((), device=masking.mask.device)
@@ -373,21 +370,17 @@ def _attend(
     share: Share | None,
     draw: Draw,
 ) -> MaskingOutput:
-    """What the latents hide of the ``drawable``; their importance is 0 elsewhere."""
+    """The masks of the latents among the ``drawable``; the importance is 0 elsewhere."""
     counts = None if share is None else share.count(cells.values, drawable, draw)
     maskable = None if drawable is cells.valid else drawable
     out = latents(tokens, cells.valid, maskable, num_masked=counts, **draw._asdict())
-    if drawable is None:
-        return out
-    return out._replace(importance=out.importance * drawable)
+    return out if drawable is None else out._replace(importance=out.importance * drawable)
 
 
 def _context(
     latents: MultinomialAttentionMasking, cells: CellValues, valid: Tensor | None, draw: Draw
 ) -> MaskingOutput:
-    """Context and penalty of what is ``valid``; with nothing to hide, "visible" and "all" are the
-    same.
-    """
+    """Context and penalty of what is ``valid``; nothing is hidden."""
     tokens = cells.read if latents.input_dim is None else cells.embed
     return latents(tokens, valid, num_masked=0, seed=draw.seed, step=draw.step)
 

@@ -25,6 +25,7 @@ from mam_kernels.testing.agreement import (
     paper_twin,
     require_agreement,
 )
+from mam_kernels.testing.machine import environment
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.side_by_side import with_backend
 
@@ -135,7 +136,7 @@ def machine(chosen: argparse.Namespace, sizes: Sizes) -> None:
     The floors of all paths are taken against these.
     """
     device, size = chosen.device, 256 if chosen.tiny else 8192
-    driver.record(environment=measure.environment(device))
+    driver.record(environment=environment(device))
     source = torch.randint(0, 255, (2**20 if chosen.tiny else 2**30,), dtype=torch.uint8)
     source = source.to(device)
     target = torch.empty_like(source)

@@ -1,17 +1,20 @@
 """Every path that is counted."""
 
-from .table import (
+from .selection import (
     SELECTION,
+    SELECTION_INFINITE,
     SELECTION_SHARPENED,
     SELECTION_SPREAD,
-    VALUE_PATH,
-    VALUE_PATH_BACKWARD,
+    SELECTION_WIDE,
 )
 from .token_path import TOKEN_BOTH, TOKEN_FORWARD
+from .value_path import VALUE_PATH, VALUE_PATH_BACKWARD
 
 PATHS = (
     SELECTION,
     SELECTION_SPREAD,
+    SELECTION_WIDE,
+    SELECTION_INFINITE,
     SELECTION_SHARPENED,
     VALUE_PATH,
     VALUE_PATH_BACKWARD,

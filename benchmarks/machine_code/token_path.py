@@ -19,6 +19,8 @@ SIZES = {
     "second_list": 6 % 4,
     "bisections": 7,
     "steep": 0,
+    "widenings": 0,
+    "infinite": 0,
     "drawing": 1,
     "LANES": 128,
     "BLOCK_C": 256,

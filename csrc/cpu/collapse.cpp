@@ -1,4 +1,4 @@
-// Products of the size of the parameters, which every call pays for whatever its batch.
+// Products of the size of the parameters, whose cost does not depend on the batch.
 
 #include "cpu/collapse.h"
 
@@ -33,7 +33,7 @@ double dot(const float* a, const float* b, int64_t count) {
   return total;
 }
 
-// What a cell's attended output has besides its means: r of collapse.py.
+// The part of a cell's attended output that does not depend on its means: r of collapse.py.
 void offset_of(const ContextInput& from, int64_t row, float* offset) {
   const bool any = from.occupied[row] != 0.0f;
   for (int64_t c = 0; c < from.width; ++c)

@@ -27,8 +27,8 @@ void draw_row(const float* weight, const uint8_t* flags, int64_t positions, int6
               uint8_t* mask);
 
 // The same where most positions share the weight `of_zero` and only the entries have their own, in
-// two halves; the first knows nothing of weights. See mam_kernels/ops/value_attention/README.md. It
-// returns how many positions the flags leave.
+// two halves, of which the first does not need the weights. It returns how many positions the flags
+// leave. See mam_kernels/ops/value_attention/README.md.
 int64_t race_uniforms(const uint8_t* flags, int64_t positions, const RowDraw& draw,
                       const std::vector<Ahead>& ahead, const DrawScratch& scratch);
 

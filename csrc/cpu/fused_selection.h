@@ -1,7 +1,7 @@
-// The draw of most rows in one pass over them. Where the k-th key lies is told from the weights
-// alone; on which side of it a key is, nearly always by a comparison that needs neither logarithm
-// nor division. Only the few keys that are left are computed, and they decide exactly as all of
-// them would. Derivation and bounds: mam_kernels/ops/selection/README.md.
+// The draw of most rows in one pass over them. The weights alone give an interval that holds the
+// k-th key. Nearly every key is on a known side of it by a comparison without logarithm or
+// division. Only the few keys that are left are computed, and they decide exactly as all of them
+// would. Derivation and bounds: mam_kernels/ops/selection/README.md.
 #pragma once
 
 #include "cpu/elementary.h"
@@ -13,8 +13,8 @@ namespace mam {
 namespace cpu {
 namespace MAM_ISA {
 
-// What is done once for a row costs as much as a pass over so many positions; the second where
-// weights differ much, which leaves more keys.
+// The work done once a row costs as much as a pass over so many positions; the second where weights
+// differ much, which leaves more keys.
 constexpr int64_t kFewestFused = 2048, kFewestSpread = 4096;
 
 struct WeightRow {
@@ -23,8 +23,8 @@ struct WeightRow {
   int64_t positions;
 };
 
-// What can be drawn of a row: how many positions, the extremes of their weights, and whether all
-// that the flags leave.
+// The drawable positions of a row: how many, the extremes of their weights, and whether they are
+// all that the flags leave.
 struct Survey {
   int64_t drawable;
   float smallest, largest;

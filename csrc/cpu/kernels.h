@@ -48,8 +48,8 @@ struct RowMoments {
   double* inverse;  // exp(slope centre) / M, (slopes, padded)
 };
 
-// Memory along a row that is needed soon, `bytes` for each position: fetched while arithmetic goes
-// on that touches little itself.
+// Memory along a row that is needed soon, `bytes` for each position: fetched during arithmetic that
+// reads little memory.
 struct Ahead {
   const void* from;
   int64_t bytes;
@@ -73,7 +73,7 @@ struct Combination {
   bool add;
 };
 
-// Latents of attention stand in blocks of `Kernels::block`, padded with zeros: (blocks, width,
+// Latents of attention are stored in blocks of `Kernels::block`, padded with zeros: (blocks, width,
 // block) for queries. Tokens come in tiles of at most kTileTokens, as rows of `pitch` floats; both
 // are padded with zeros to a multiple of kTokenPadding.
 constexpr int64_t kTileTokens = 64, kTokenPadding = 16;

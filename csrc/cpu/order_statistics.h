@@ -105,7 +105,7 @@ static int32_t rank_of_few(const int32_t* keys, int64_t count, int64_t rank) {
   return kNeverDrawn;
 }
 
-// What the next smaller bracket is guessed from.
+// How the next smaller bracket is guessed.
 enum class Guess { sample, even_spread, halves };
 
 // The key of a rank among `keys`, padded to whole vectors, given a bracket that holds it.

@@ -179,7 +179,7 @@ static float largest_drawable(const float* weight, const uint8_t* flags, int64_t
   return bits<Float>(splat<Int>(result))[0];
 }
 
-// What turns weights into relative weights: ((w + eps) * prescale) * inverse, raised to the inverse
+// The map of weights to relative weights: ((w + eps) * prescale) * inverse, raised to the inverse
 // temperature. The prescale keeps the inverse of very small and very large weights a normal number.
 struct Relative {
   float eps, prescale, inverse, inverse_temperature;
@@ -203,9 +203,9 @@ MAM_INLINE Float relative_weight(Float weight, const Relative& relative) {
 // How many lanes were true, of sums of comparisons.
 static int64_t total_of(Int counts) { return -sum(counts); }
 
-// Replaces uniforms by the keys of their weights; returns how many can be drawn. Not inlined: among
+// Replaces uniforms by the keys of their weights; returns how many can be drawn. Not inlined: in
 // other code the compiler might contract other products and sums into one rounding, and a key would
-// depend on who asks for it.
+// depend on the caller.
 static MAM_APART int64_t to_keys(const float* weight, const uint8_t* flags, int64_t count,
                                  const Relative& relative, int32_t* keys) {
   Int drawable{};

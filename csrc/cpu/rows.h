@@ -90,7 +90,7 @@ inline const uint8_t* flag_row(const Flags& flags, int64_t row, int64_t position
   return buffer;
 }
 
-// How many of the flags are true: not 0, whatever else.
+// How many of the flags are true, which is any value but 0.
 inline int64_t count_true(const uint8_t* flags, int64_t count) {
   constexpr uint64_t kOnes = 0x0101010101010101ull;
   int64_t total = 0, i = 0;

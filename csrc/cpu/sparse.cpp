@@ -14,8 +14,8 @@ namespace {
   throw std::invalid_argument("CSR values, row " + std::to_string(row) + ": expected " + what);
 }
 
-// Whether the columns are in range and grow, as they do in nearly every matrix: then each is there
-// once. Differences of numbers that are not negative are exact, so their sign says which is less.
+// Whether the columns are in range and grow, as they do in nearly every matrix: then none occurs
+// twice. Differences of numbers that are not negative are exact, so their sign says which is less.
 template <typename Index>
 bool grow(const Index* column, int64_t count, int64_t positions) {
   using Bits = std::make_unsigned_t<Index>;

@@ -13,8 +13,8 @@ namespace cpu {
 namespace {
 
 // A step shorter than this, in nanoseconds of one thread, is not shared. In a training step torch's
-// own threads hold the other cores; a helper that is woken among them, or that loses its core with
-// an item in its hands, costs more than it saves.
+// own threads hold the other cores. A helper that is woken among them, or that loses its core
+// before its item is done, costs more than it saves.
 constexpr double kWorthSharing = 250e3;
 
 // Threads that have something to do: two for a row, where there are few, and some for the products

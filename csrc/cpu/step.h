@@ -26,7 +26,7 @@ struct Step {
   bool visible;  // the context is that of the positions that are not masked
 };
 
-// What is kept for the backward pass, one after the other in one piece of memory.
+// The state for the backward pass, in one piece of memory.
 struct State {
   float* mean;        // (rows, latents, heads)
   float* variance;    // (rows, latents, heads)

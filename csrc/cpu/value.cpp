@@ -332,8 +332,8 @@ bool ValuePass::groups(int64_t row, Worker& worker) const {
   return entries.zeros > 0 && 4 * entries.count <= positions && 4 * k <= 3 * positions;
 }
 
-// What is touched after the race of a row: its outputs, and the values of the row that its thread
-// is likely to take next.
+// Memory that is touched after the race of a row: its outputs, and the values of the row that its
+// thread is likely to take next.
 std::vector<Ahead> ValuePass::soon(int64_t row) const {
   const int64_t at = row * values_.positions, next = row + static_cast<int64_t>(workers_.size());
   std::vector<Ahead> ahead{{masking_->importance + at, sizeof(float)},

@@ -8,8 +8,8 @@
 namespace mam {
 namespace cpu {
 
-// What the masking step adds to the moments. num_masked: (rows,), or null for floor(mask_ratio n)
-// of a row's n maskable positions.
+// The parts of the masking step beside the moments. num_masked: (rows,), or null for
+// floor(mask_ratio n) of a row's n maskable positions.
 struct Masking {
   Flags maskable;
   const int64_t* latents;

@@ -2,7 +2,7 @@
 // and one that finds no core free arrives late: on a machine that other programs keep busy, such as
 // the workers of a data loader, a call of 50 us then takes many milliseconds. Here the caller works
 // on its items whether or not somebody helps, and waits only for those that a helper has begun.
-// Where the helpers run is the system's business: no affinity or priority is touched.
+// Affinity and priority of the helpers are left to the system.
 
 #include "cpu/workers.h"
 
@@ -31,7 +31,8 @@ inline void pause() {
 #endif
 }
 
-// A job under way. It lives on its caller's stack: helpers enter and leave under the pool's eyes.
+// A job under way. It lives on its caller's stack. Helpers enter it under the pool's lock, and the
+// caller waits until they have left.
 class Run {
  public:
   Run(const Job& job, int seats) : job_(job), seats_(seats) {}
@@ -41,8 +42,8 @@ class Run {
       try {
         job_.body(job_.context, item, thread);
       } catch (...) {
-        // Of several failures that of the first item is told, whichever thread was faster: items
-        // are handed out in their order, so those before this one have been.
+        // Of several failures the first item's is reported, whichever thread was faster: items are
+        // started in their order, so those before this one have been.
         const std::lock_guard<std::mutex> lock(mutex_);
         if (!failure_ || item < failed_) {
           failure_ = std::current_exception();
@@ -83,7 +84,7 @@ class Run {
   int64_t failed_ = 0;  // the item of failure_
 };
 
-// The session of a thread, which lives on its stack too, has the pool to itself.
+// Whether this thread has a session, which has the pool to itself.
 thread_local bool in_session = false;
 
 class Pool {
@@ -136,7 +137,7 @@ class Pool {
     run.pass_on();
   }
 
-  // A call for helpers, for a job or to be at hand.
+  // Wakes helpers, for a job or to wait for the next one.
   void post(Run* run, int helpers) {
     int asleep;
     {

@@ -55,10 +55,9 @@ void parallel_for(int64_t items, int threads, const Body& body) {
           threads);
 }
 
-// While one lives, the helpers of the thread that made it stay awake between its jobs, so that
-// sharing one costs less than a microsecond; to wake them takes 10 to 100. For calls that consist
-// of several jobs, one right after the other. Where another thread has the helpers, it does
-// nothing.
+// While a session exists, the helpers of its thread stay awake between jobs, so that sharing a job
+// costs less than a microsecond; waking them takes 10 to 100. For calls that consist of several
+// jobs in a row. Where another thread has the helpers, a session does nothing.
 class Session {
  public:
   explicit Session(int threads);

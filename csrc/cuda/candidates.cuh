@@ -8,7 +8,8 @@
 
 namespace mam::cuda {
 
-constexpr int kBuckets = 512, kBucketsPerThread = kBuckets / kRaceThreads;
+constexpr int kBucketBits = 9, kBuckets = 1 << kBucketBits,
+              kBucketsPerThread = kBuckets / kRaceThreads;
 constexpr int kMostInBucket = 64;
 constexpr int kTurns = 8;  // quads of a thread whose flags share a word
 
@@ -104,86 +105,104 @@ __device__ inline int list_flagged(const uint32_t* flags, int words, uint32_t* l
 
 // Chooses among `count` listed candidates the `wanted` with the smallest keys and marks them in the
 // mask. key(position) is a position's key. False where the last of them is not in [from, to), or
-// too many keys crowd: then the mask means nothing.
+// too many keys are equal: then the mask means nothing.
 template <typename Key>
 __device__ bool mark_smallest(const Candidates& candidates, int count, int wanted, float from,
                               float to, const Key& key, uint8_t* mask) {
   __shared__ unsigned histogram[kBuckets];
   __shared__ unsigned before_warp_of[kRaceThreads / kWarp];
-  __shared__ int place[3];  // bucket of the last one, how many of it, how many listed
+  __shared__ int place[3];  // bucket of the last one, how many before it, and in it
   __shared__ unsigned below_count;
+  __shared__ int listed;
   __shared__ float near_key[kMostInBucket];
   __shared__ uint32_t near_position[kMostInBucket];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const float per_bucket = static_cast<float>(kBuckets) / (to - from);
+  // Keys are not negative, so their bits are in their order; a bucket is a range of bits.
+  uint32_t first = __float_as_uint(from), range = __float_as_uint(to) - first;
+  int shift = max(0, 32 - kBucketBits - __clz(static_cast<int>(range)));
   for (int i = 0; i < kBucketsPerThread; ++i) histogram[i * kRaceThreads + threadIdx.x] = 0;
   if (threadIdx.x == 0) {
     place[0] = -1;
-    place[2] = 0;
     below_count = 0;
+    listed = 0;
   }
   __syncthreads();
 
-  const auto bucket_of = [&](float x) {
-    return min(static_cast<int>((x - from) * per_bucket), kBuckets - 1);
-  };
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kRaceThreads) {  // trips: candidates / threads
     const float x = key(candidates.position[i]);
     candidates.key[i] = x;
+    const uint32_t above = __float_as_uint(x) - first;
     if (x < from) atomicAdd(&below_count, 1u);
-    if (x >= from && x < to) atomicAdd(&histogram[bucket_of(x)], 1u);
+    if (above < range) atomicAdd(&histogram[above >> shift], 1u);
   }
   __syncthreads();
+  int before_first = static_cast<int>(below_count);
 
-  // The bucket that the last of the wanted is in.
-  unsigned counts[kBucketsPerThread], mine = 0;
+#pragma unroll 1
+  while (true) {  // trips: 1
+    // The bucket that the last of the wanted is in.
+    unsigned counts[kBucketsPerThread], mine = 0;
 #pragma unroll
-  for (int i = 0; i < kBucketsPerThread; ++i)
-    mine += counts[i] = histogram[threadIdx.x * kBucketsPerThread + i];
-  unsigned upto = mine;
+    for (int i = 0; i < kBucketsPerThread; ++i)
+      mine += counts[i] = histogram[threadIdx.x * kBucketsPerThread + i];
+    unsigned upto = mine;
 #pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const unsigned below = __shfl_up_sync(kAllLanes, upto, step);
-    if (lane >= step) upto += below;
-  }
-  if (lane == kWarp - 1) before_warp_of[warp] = upto;
-  __syncthreads();
-  int before = static_cast<int>(below_count + upto - mine);
-#pragma unroll
-  for (int other = 0; other < kRaceThreads / kWarp - 1; ++other)
-    if (other < warp) before += static_cast<int>(before_warp_of[other]);
-#pragma unroll
-  for (int i = 0; i < kBucketsPerThread; ++i) {
-    const int after = before + static_cast<int>(counts[i]);
-    if (before < wanted && wanted <= after) {
-      place[0] = static_cast<int>(threadIdx.x) * kBucketsPerThread + i;
-      place[1] = wanted - before;
+    for (int step = 1; step < kWarp; step *= 2) {
+      const unsigned below = __shfl_up_sync(kAllLanes, upto, step);
+      if (lane >= step) upto += below;
     }
-    before = after;
+    if (lane == kWarp - 1) before_warp_of[warp] = upto;
+    __syncthreads();
+    int before = before_first + static_cast<int>(upto - mine);
+#pragma unroll
+    for (int other = 0; other < kRaceThreads / kWarp - 1; ++other)
+      if (other < warp) before += static_cast<int>(before_warp_of[other]);
+#pragma unroll
+    for (int i = 0; i < kBucketsPerThread; ++i) {
+      const int after = before + static_cast<int>(counts[i]);
+      if (before < wanted && wanted <= after) {
+        place[0] = static_cast<int>(threadIdx.x) * kBucketsPerThread + i;
+        place[1] = before;
+        place[2] = after - before;
+      }
+      before = after;
+    }
+    __syncthreads();
+    if (place[0] < 0) return false;
+    first += static_cast<uint32_t>(place[0]) << shift;
+    range = 1u << shift;
+    before_first = place[1];
+    if (place[2] <= kMostInBucket) break;
+    // Many keys crowd in a bucket of a wide interval: it is divided in its turn.
+    {  // share: 0
+      if (shift == 0) return false;
+      shift = max(0, shift - kBucketBits);
+      for (int i = 0; i < kBucketsPerThread; ++i)
+        histogram[threadIdx.x * kBucketsPerThread + i] = 0;
+      __syncthreads();
+      for (int i = threadIdx.x; i < count; i += kRaceThreads) {
+        const uint32_t above = __float_as_uint(candidates.key[i]) - first;
+        if (above < range) atomicAdd(&histogram[above >> shift], 1u);
+      }
+      __syncthreads();
+    }
   }
-  __syncthreads();
-  const int last = place[0], of_last = place[1];
-  if (last < 0) return false;
 
-  // Those of the buckets before are marked; those of the last one are few, and compared in pairs.
+  // Those before the bucket are marked; those in it are few, and compared in pairs.
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kRaceThreads) {  // trips: candidates / threads
     const float x = candidates.key[i];
-    if (!(x < to)) continue;
-    const int bucket = x < from ? -1 : bucket_of(x);
-    if (bucket < last) mask[candidates.position[i]] = 1;
-    if (bucket == last) {
-      const int at = atomicAdd(&place[2], 1);
-      if (at < kMostInBucket) {
-        near_key[at] = x;
-        near_position[at] = candidates.position[i];
-      }
+    const uint32_t bits = __float_as_uint(x);
+    if (bits < first) mask[candidates.position[i]] = 1;
+    if (bits - first < range) {
+      const int at = atomicAdd(&listed, 1);
+      near_key[at] = x;
+      near_position[at] = candidates.position[i];
     }
   }
   __syncthreads();
-  const int near = place[2];
-  if (near > kMostInBucket) return false;
+  const int near = listed, of_last = wanted - before_first;
   if (static_cast<int>(threadIdx.x) < near) {  // share: 1 / warps
     const float x = near_key[threadIdx.x];
     const uint32_t position = near_position[threadIdx.x];

@@ -131,17 +131,19 @@ __device__ __forceinline__ unsigned pass_zeros(const CellDraw& cell, const ZeroC
 
 // The nonzeros: their importance is written, and they are marked or flagged. Returns how many this
 // thread marked. The pass must be complete.
+template <bool Flagged>
 __device__ __forceinline__ unsigned race_nonzeros(const CellDraw& cell, const Panel& panel,
                                                   const Candidates& list, const Interval& it,
                                                   const RandomRow& random) {
-  const bool flagged = cell.maskable.data != nullptr;
   unsigned marked = 0;
 #pragma unroll 1
   for (int i = threadIdx.x; i < panel.nonzeros; i += kRaceThreads) {  // trips: nonzeros / threads
     const uint32_t l = list.position[i];
     const float weight = list.key[i];
     cell.importance[l] = weight;
-    if (flagged && !cell.maskable[l]) continue;  // share: 0
+    if constexpr (Flagged) {
+      if (!cell.maskable[l]) continue;
+    }
     const float q = it.decay(weight), v = uniform(random.word(l));
     if (v < it.surely(q)) {
       cell.mask[l] = 1;
@@ -193,8 +195,8 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
     const int k = to_hide;
     if (k > 0 && k < panel.maskable && weighting.inverse_temperature == 1.0f &&
         positions >= kFewestSampled && (zeros == 0.0f || drawable(of_zero, weighting.eps)))
-      it = likely_interval(sample, {zeros, of_zero, static_cast<float>(panel.nonzeros)},
-                           weighting.eps, k);
+      it = likely_interval<false>(sample, {zeros, of_zero, static_cast<float>(panel.nonzeros)},
+                           weighting.eps, k, kRoom);
     if (threadIdx.x == 0) shared_interval = it;
   }
   __syncthreads();
@@ -220,7 +222,12 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
   __syncthreads();
   // phase: race of the nonzeros
   const Interval it = shared_interval;  // read only now: registers are scarce in the pass
-  marked += race_nonzeros(cell, panel, list, it, random);
+  if (cell.maskable.data == nullptr) {
+    marked += race_nonzeros<false>(cell, panel, list, it, random);
+  } else {
+    // share: 0
+    marked += race_nonzeros<true>(cell, panel, list, it, random);
+  }
   __syncthreads();
   if (!it.known) return;
   // phase: candidates

@@ -8,11 +8,12 @@ namespace mam::cuda {
 
 namespace {
 
-enum class Layout : int { whole, flagged, any };
-
+// Whole: four weights of a row lie in one piece of memory, as their flags do where there are any
+// (Flagged). Sharp: weights have an exponent.
+template <bool Whole, bool Flagged, bool Sharp>
 __global__ void __launch_bounds__(kRaceThreads)
     select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
-                  Weighting weighting, Layout layout, Sizes sizes, uint8_t* mask) {
+                  Weighting weighting, Sizes sizes, uint8_t* mask) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);
   // phase: set-up
   const int64_t row = blockIdx.x, positions = values.positions;
@@ -25,19 +26,10 @@ __global__ void __launch_bounds__(kRaceThreads)
   const Candidates candidates{shared, shared + sizes.words,
                               reinterpret_cast<float*>(shared + sizes.words + sizes.most),
                               sizes.words, sizes.most};
-  bool drawn = false;
-  if (positions >= kFewestSampled && k > 0 && weighting.inverse_temperature == 1.0f) {
-    if (layout == Layout::whole) {
-      drawn = draw_in_one_pass<true, false>(weights, positions, k, random, candidates, mask);
-    } else if (layout == Layout::flagged) {
-      // share: 0
-      drawn = draw_in_one_pass<true, true>(weights, positions, k, random, candidates, mask);
-    } else {
-      // share: 0
-      drawn = draw_in_one_pass<false, false>(weights, positions, k, random, candidates, mask);
-    }
-  }
-  if (drawn) return;
+  if (positions >= kFewestSampled && k > 0 &&
+      draw_in_one_pass<Whole, Flagged, Sharp>(weights, positions, k, random,
+                                              weighting.inverse_temperature, candidates, mask))
+    return;
   // phase: all keys
   __syncthreads();
   // share: 0
@@ -53,14 +45,17 @@ bool aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
 }
 
-Layout layout_of(const Values& weights, const Flags& valid, const uint8_t* mask) {
+using Kernel = void (*)(Values, Flags, const int32_t*, Draw, Weighting, Sizes, uint8_t*);
+
+template <bool Sharp>
+Kernel kernel_for(const Values& weights, const Flags& valid, const uint8_t* mask) {
   const bool whole = weights.dtype == DType::float32 && weights.stride_position == 1 &&
                      weights.positions % 4 == 0 && weights.stride_row % 4 == 0 &&
                      aligned(weights.data, 16) && aligned(mask, 4);
-  if (whole && valid.data == nullptr) return Layout::whole;
+  if (whole && valid.data == nullptr) return select_kernel<true, false, Sharp>;
   const bool flagged =
       whole && valid.stride_position == 1 && valid.stride_row % 4 == 0 && aligned(valid.data, 4);
-  return flagged ? Layout::flagged : Layout::any;
+  return flagged ? select_kernel<true, true, Sharp> : select_kernel<false, false, Sharp>;
 }
 
 }  // namespace
@@ -71,9 +66,11 @@ void select(const Values& weights, const Flags& valid, const int32_t* num_sample
             const Weighting& weighting, uint8_t* mask, void*, const Launch& where) {
   const Sizes sizes = sizes_of(weights.positions);
   const size_t words = sizes.words + 2 * sizes.most;
-  launch("select", select_kernel, weights.rows, kRaceThreads, words * sizeof(uint32_t), where,
-         weights, valid, num_samples, draw, weighting, layout_of(weights, valid, mask), sizes,
-         mask);
+  const Kernel kernel = weighting.inverse_temperature == 1.0f
+                            ? kernel_for<false>(weights, valid, mask)
+                            : kernel_for<true>(weights, valid, mask);
+  launch("select", kernel, weights.rows, kRaceThreads, words * sizeof(uint32_t), where, weights,
+         valid, num_samples, draw, weighting, sizes, mask);
 }
 
 void draw_latents(int64_t num_latents, int64_t size, const Draw& draw, int64_t* out,

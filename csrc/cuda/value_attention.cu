@@ -14,8 +14,8 @@ namespace {
 __device__ float steepest_of(const float* slope, int64_t num_slopes) {
   float steepest = 0.0f;
   const int count = static_cast<int>(num_slopes);
-#pragma unroll 1
-  for (int n = threadIdx.x; n < count; n += kRowThreads) {  // trips: N * H / threads
+#pragma unroll 4
+  for (int n = threadIdx.x; n < count; n += kRowThreads) {  // trips: N * H / (4 * threads) | 0
     const float size = fabsf(__ldg(slope + n));
     if (size < INFINITY) steepest = fmaxf(steepest, size);
   }

@@ -1,3 +1,3 @@
-"""What the operations share: the parts of a call, checks, dispatch, registration, random bits, and
-loading of the extension.
+"""Parts that the operations share: the structures of a call, checks, dispatch, registration, random
+bits, and loading of the extension.
 """

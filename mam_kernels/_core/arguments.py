@@ -1,12 +1,12 @@
-"""What a backend's function is given, checked once for all backends.
+"""Check the arguments of a backend's functions, once for all backends.
 
-The operations under ``torch.ops.mam_kernels`` can be called by anybody, past the checks of the
-public functions, and a kernel follows addresses and sizes wherever they lead. So types, shapes and
-devices are looked at here, between the operations and the backends (``dispatch.py``), and parts
-whose addresses are taken without strides are made contiguous. The C++ could not do it: it is built
-without torch's headers, so that one build serves every torch, and sees addresses alone. It takes
-microseconds, and no synchronisation: values on a GPU are not looked at, and its kernels follow no
-index out of bounds.
+The operations under ``torch.ops.mam_kernels`` can be called directly, without the checks of the
+public functions, and a kernel trusts the addresses and sizes that it is given. So types, shapes and
+devices are checked here, between the operations and the backends (``dispatch.py``), and tensors
+whose addresses are taken without strides are made contiguous. The C++ cannot do it: it is built
+without torch's headers, so that one build serves every torch, and receives addresses alone. The
+checks take microseconds, and no synchronisation: values on a GPU are not read, and the kernels
+there follow no index out of bounds.
 """
 
 import functools
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from .call import Cells, Choice, Draw, Parameters, Weighting
-from .checks import FLOATING, LARGEST_COUNT, describe, values_are_checked
+from .checks import FLOATING, LARGEST_COUNT, values_are_checked
 from .csr import require_sound
+from .describing import describe
 
 SMALLEST_EPS = 2.0**-100
-"""An ``eps`` below this counts as 0: what a thread flushes to zero must not decide a draw."""
+"""An ``eps`` below this counts as 0, so that flushing subnormals cannot change a draw."""
 
 LARGEST_EPS = 1e6
 """As the module has it."""

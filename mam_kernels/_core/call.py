@@ -31,7 +31,7 @@ class Cells(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What may be hidden, how many positions, and by which latents."""
+    """The positions that may be hidden, how many are, and the latents that decide."""
 
     maskable: Tensor | None  # (B, L) bool, a subset of valid; None: as valid
     num_masked: Tensor | None  # k, (B,) int32; None: floor(mask_ratio * maskable positions)
@@ -85,7 +85,7 @@ class Parameters(NamedTuple):
 
 
 class TokenState(NamedTuple):
-    """What the token path keeps for its gradient. It means the same on every backend."""
+    """State of the token path for its gradient, of the same meaning on every backend."""
 
     attended: Tensor  # (B, N, H, d): the attended values, before the output projection
     logsumexp: Tensor  # (B, N, H): of the scores that they come from

@@ -1,9 +1,9 @@
-"""What callers may pass, and the errors that say what was wrong: the argument, what is required,
-what came.
+"""Checks of the arguments of the public functions. Errors name the argument, the requirement and
+the argument that came.
 
-Only shapes, types and devices are looked at, so nothing here waits for a GPU. The values themselves
-are looked at inside ``check_values`` (or with the environment variable ``MAM_CHECK_VALUES=1``),
-which costs a pass and a synchronisation.
+Only shapes, types and devices are checked, so nothing here waits for a GPU. Values are checked
+inside ``check_values`` (or with the environment variable ``MAM_CHECK_VALUES=1``), which costs a
+pass and a synchronisation.
 """
 
 import contextlib
@@ -11,25 +11,19 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NoReturn, Protocol, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.masked import MaskedTensor
 
 from .call import Cells, Draw
+from .describing import describe
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
 )
 LARGEST_COUNT = 2**31 - 1
 
@@ -57,36 +51,6 @@ def values_are_checked() -> bool:
     return _values_are_checked
 
 
-def describe(x: object) -> str:
-    """A tensor by type, shape and device, an array by type and shape, anything else by its type
-    and value; one line.
-    """
-    if isinstance(x, Tensor):
-        if x.is_nested:
-            return f"a nested tensor of {x.dtype} on {x.device}"
-        if isinstance(x, MaskedTensor):
-            return f"a MaskedTensor of {x.dtype} on {x.device}"
-        layout = "" if x.layout is torch.strided else f"{x.layout} of "
-        return f"{layout}{x.dtype} of shape {tuple(x.shape)} on {x.device}"
-    if _is_array(x):
-        return f"{type(x).__name__} of {x.dtype} and shape {tuple(x.shape)}"
-    return f"{type(x).__name__} {shortened(x)}"
-
-
-class _Array(Protocol):
-    """What the messages need of an array."""
-
-    @property
-    def dtype(self) -> object: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-def _is_array(x: object) -> TypeGuard[_Array]:
-    return hasattr(x, "dtype") and bool(getattr(x, "shape", ()))
-
-
 def _is_dense(x: object) -> TypeGuard[Tensor]:
     """A tensor whose elements are in memory one by one: not nested, sparse or masked."""
     return (
@@ -94,53 +58,6 @@ def _is_dense(x: object) -> TypeGuard[Tensor]:
         and not x.is_nested
         and x.layout is torch.strided
         and not isinstance(x, MaskedTensor)
-    )
-
-
-def shortened(x: object, width: int = 200) -> str:
-    """The ``repr`` of something in one line; arrays and tensors as ``describe`` has them."""
-    if isinstance(x, Tensor) or _is_array(x):
-        return describe(x)
-    line = " ".join(repr(x).split())
-    return line if len(line) <= width else f"{line[:width]}..."
-
-
-class _Tangents(torch.autograd.Function):
-    """Sees whether one of its arguments carries a tangent: only then is ``jvp`` called."""
-
-    @staticmethod
-    def forward(*_: Tensor) -> Tensor:
-        return torch.empty(0)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def jvp(ctx, *_: Tensor | None) -> None:
-        no_forward_mode()
-
-
-def refuse_forward_mode(arguments: Iterable[object]) -> None:
-    """Raise where a tensor carries a tangent: no operation here computes with it, and it would be
-    lost without a word.
-    """
-    # Outside of forward mode no tensor has one. The name is private to torch; without it every
-    # call looks at its tensors.
-    if getattr(forward_ad, "_current_level", 0) < 0:
-        return
-    tensors = [x for x in arguments if isinstance(x, Tensor)]
-    if not torch.compiler.is_compiling():
-        _Tangents.apply(*tensors)
-    elif any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        no_forward_mode()
-
-
-def no_forward_mode(*_: object) -> NoReturn:
-    """Refuse forward-mode differentiation."""
-    raise NotImplementedError(
-        "forward-mode derivatives (jvp, jacfwd, hessian) are not computed; use reverse mode "
-        "(grad, vjp, jacrev)"
     )
 
 

@@ -1,5 +1,5 @@
-"""Whether the indices of a CSR matrix are what they must be: what csrc/cpu/sparse.cpp looks at row
-by row, for the reference and for ``check_values``.
+"""Check the indices of a CSR matrix, for the reference and for ``check_values``. The C++ kernels
+check them row by row (csrc/cpu/sparse.cpp).
 """
 
 import torch

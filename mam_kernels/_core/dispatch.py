@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import checks, evidence
+from . import evidence
+from .describing import shortened
 
 logger = logging.getLogger("mam_kernels")
 
@@ -26,7 +27,7 @@ BACKENDS = ("triton", "cuda", "cpu", "reference")
 """Every backend."""
 
 CHOICES = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpu", "reference")}
-"""What ``backend=None`` chooses from, by device; those whose speed is not known, in this order.
+"""Backends that ``backend=None`` chooses from, by device; those of unknown speed in this order.
 
 Triton's interpreter runs on the CPU too, but only when it is named.
 """
@@ -78,14 +79,14 @@ def _checked_name(backend: object, source: str) -> str:
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(
             f"{source}: expected one of {', '.join(BACKENDS)}, or None to choose; "
-            f"got {checks.shortened(backend)}"
+            f"got {shortened(backend)}"
         )
     return backend
 
 
 _environment = os.environ.get("MAM_BACKEND", "")
 _in_use: ContextVar[str | None] = ContextVar("mam_kernels_backend", default=None)
-"""What ``use_backend`` set in this context; None: not inside one."""
+"""The backend set by ``use_backend`` in this context; None: not inside one."""
 
 
 def named(backend: object) -> str:
@@ -200,7 +201,7 @@ def obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
 
 
 def candidates(op: str, device: str) -> list[str]:
-    """What ``backend=None`` chooses from for an operation, in its order of preference."""
+    """Backends that ``backend=None`` chooses from for an operation, in the order of preference."""
     names = list(CHOICES.get(device, ("reference",)))
     return evidence.fastest_first(op, names) if device == "cuda" else names
 
@@ -314,7 +315,7 @@ def _detail(backend: str) -> str:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answer of ``explain``: what would run, and why each other backend would not.
+    """The result of ``explain``: the backend that would run, and why each other one would not.
 
     Printing it shows a table.
     """
@@ -357,7 +358,7 @@ def explain(op: Callable | str, *args: object, **kwargs: object) -> Explanation:
     if name not in IMPLEMENTATIONS:
         raise ValueError(
             f"op: expected one of {', '.join(IMPLEMENTATIONS)}, their function or a masking "
-            f"module; got {checks.shortened(op)}"
+            f"module; got {shortened(op)}"
         )
     backend = requested(named(kwargs.get("backend", getattr(op, "backend", None))))
     device, dtype = data.device.type, data.dtype

@@ -1,4 +1,4 @@
-"""What is known of the speed of the GPU backends, which ``backend=None`` chooses by.
+"""Known speeds of the GPU backends, by which ``backend=None`` chooses.
 
 ``evidence.json`` beside this file holds microseconds of whole paths at the sizes of a large
 training step: measured on a GPU, or bounded by the count of the machine code. ``python -m
@@ -27,8 +27,8 @@ PATHS = {
     "inclusion_probabilities": "inclusion_forward_backward",
     "inclusion_probabilities_backward": "inclusion_forward_backward",
 }
-"""Operation -> the path whose time speaks for it. One backend runs both passes of an operation, so
-both count where there is a gradient.
+"""Operation -> the path whose time is taken for it. One backend runs both passes of an operation,
+so both count where there is a gradient.
 """
 
 
@@ -47,8 +47,8 @@ class Figure(NamedTuple):
 def figures(op: str) -> dict[str, Figure]:
     """Backend -> its figure for an operation: measured ones if there are any, else bounds.
 
-    Those that are not named have no figure of that kind. On other GPUs than the figures' own their
-    order is taken to be the same.
+    Backends that are not named have no figure of that kind. On other GPUs than those of the figures
+    the order of the backends is assumed to be the same.
     """
     path, known = PATHS.get(op), json.loads(FILE.read_text())
     for kind in ("measured", "bound"):

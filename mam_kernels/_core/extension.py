@@ -55,7 +55,7 @@ def use_cuda_module(module: ModuleType) -> None:
 
 
 def build_info() -> dict[str, dict[str, object]]:
-    """What each extension module that loads here was built with: version, compiler, targets."""
+    """Version, compiler and targets of each extension module that loads here."""
     info = {}
     for name, load in (("cpu", cpu), ("cuda", cuda)):
         try:

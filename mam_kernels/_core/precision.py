@@ -10,7 +10,7 @@ META = "meta"
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type that autocast, where it is on, has products of ``x`` computed in; else its own."""
+    """The type of products of ``x`` under autocast where that is on; else the type of ``x``."""
     device = x.device.type
     if device != META and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from . import checks
+from .forward_mode import no_forward_mode, refuse_forward_mode
 
 NAMESPACE = "mam_kernels"
 
@@ -70,7 +70,7 @@ class Operation:
 
         def kernel(*flat: Any) -> Any:
             # Below autograd and the transforms, where a compiled call comes along too.
-            checks.refuse_forward_mode(flat)
+            refuse_forward_mode(flat)
             return run(*self._together(flat))
 
         _library.impl(name, kernel, "CompositeExplicitAutograd")
@@ -100,7 +100,7 @@ class Operation:
         flat = self.flat(*parts)
         if torch.compiler.is_compiling():
             refuse_compiled_transforms()
-            checks.refuse_forward_mode(flat)  # of a level that begins inside what is compiled
+            refuse_forward_mode(flat)  # of a level that begins inside what is compiled
             return self.overload(*flat)
         if transforming():
             return self._transformed.apply(*flat)
@@ -166,7 +166,7 @@ class Operation:
 
         backward_and_jvp = {
             "backward": staticmethod(flat_backward),
-            "jvp": staticmethod(checks.no_forward_mode),
+            "jvp": staticmethod(no_forward_mode),
         }
         plain = {"forward": staticmethod(forward_and_context), **backward_and_jvp}
         transformed = {
@@ -225,8 +225,8 @@ def transforming() -> bool:
 
 
 def refuse_compiled_transforms() -> None:
-    """Raise where ``torch.compile`` traces a transform of ``torch.func``: every gradient would be
-    lost without a word.
+    """Raise where ``torch.compile`` traces a transform of ``torch.func``, whose gradients would be
+    lost without an error.
     """
     if transforming() and torch.compiler.is_compiling():
         raise RuntimeError(

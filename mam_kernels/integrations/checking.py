@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core import checks
+from .._core.describing import describe
 from .findings import Batch, Finding, FirstBatch
 from .formats import not_among, require_meaning
 from .padding_checks import inverted_because, padding_findings
@@ -76,8 +77,7 @@ def check_first_batch(
     name, first = next(iter(tensors.items()))
     if first.dim() != 2 or not first.numel():
         raise ValueError(
-            f"{name}: expected shape (B, L) with at least one position; "
-            f"got {checks.describe(first)}"
+            f"{name}: expected shape (B, L) with at least one position; got {describe(first)}"
         )
     for name, x in tensors.items():
         checks.require_shape(name, x, first.shape, "(B, L)")
@@ -228,8 +228,8 @@ def _first(real: Tensor) -> Tensor:
 
 
 def _forgotten(batch: Batch, ids: Tensor, real: Tensor, place: Tensor) -> int | None:
-    """The id that stands at ``place`` (B,) of every row and nowhere else, and is not special; None
-    where there is none.
+    """The id at ``place`` (B,) of every row, where it occurs nowhere else and is not special; else
+    None.
     """
     rows = torch.arange(len(real))
     tokens = ids[rows, place]

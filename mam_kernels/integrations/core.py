@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core import checks
+from .._core.describing import describe
 from ..corruption import IdSet, corruption_shares, draw_outcomes
 from ..injection import ContextInjection
 from ..masking import MultinomialAttentionMasking
@@ -191,7 +192,7 @@ class MaskingStep(nn.Module):
 
     @torch.no_grad()
     def statistics(self, masked: MaskedBatch, error: Tensor | None = None) -> dict[str, Tensor]:
-        """What to look at in the first hundred steps, scalars, without a synchronisation.
+        """Scalars to watch in the first hundred steps, without a synchronisation.
 
         Args:
             masked: of this step.
@@ -221,7 +222,7 @@ class MaskingStep(nn.Module):
         return found
 
     def tokens(self, values: Tensor, embeddings: Tensor | None) -> Tensor:
-        """What the latents attend to: the values, or the embeddings where ``masker.input_dim`` is
+        """The tokens of the latents: the values, or the embeddings where ``masker.input_dim`` is
         theirs.
         """
         input_dim = None if self.masker is None else self.masker.input_dim
@@ -231,7 +232,7 @@ class MaskingStep(nn.Module):
             expected = "None" if input_dim is None else f"(B, L, {input_dim})"
             raise ValueError(
                 f"embeddings: expected {expected}, as input_dim of the masker says; "
-                f"got {checks.describe(embeddings)}"
+                f"got {describe(embeddings)}"
             )
         return embeddings
 

@@ -1,4 +1,4 @@
-"""What was found in a first batch, and the batch as the checks read it."""
+"""Findings of the check of a first batch, and the batch as the checks read it."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""What the batches of a framework mean, in the terms of ``MaskingStep``: one description each.
+"""The format of each framework's batches, in the terms of ``MaskingStep``.
 
-An adapter hides by it, and ``check_first_batch`` looks at a batch by it.
+Adapters mask by it, and ``check_first_batch`` checks a batch by it.
 """
 
 import importlib.metadata
@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core import checks
+from .._core.describing import describe
 
 MEANINGS = ("token", "padding")
 
 
 class BatchFormat(NamedTuple):
-    """What is valid, what may be hidden, and what stands elsewhere in a framework's batches."""
+    """Valid positions, maskable positions, and the values elsewhere, of a framework's batches."""
 
     framework: str  # a key of FRAMEWORKS
     inputs: str = "inputs"  # names in the framework, for messages
@@ -132,7 +133,7 @@ def real_tokens(name: str, mask: Tensor | None, inputs: Tensor, *, true_means: s
     if not isinstance(mask, Tensor) or mask.dtype not in (torch.bool, *checks.INTEGERS):
         raise TypeError(
             f"{name}: expected a bool or integer tensor of shape {tuple(inputs.shape)}; "
-            f"got {checks.describe(mask)}"
+            f"got {describe(mask)}"
         )
     checks.require_shape(name, mask, inputs.shape, "(B, L)")
     checks.require_device(name, mask, inputs.device, "the batch")
@@ -159,7 +160,7 @@ def require_ids(name: str, ids: Tensor, vocab_size: int, device: torch.device) -
     """
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(
-            f"{name}: expected an int64 or int32 tensor of shape (B, L); got {checks.describe(ids)}"
+            f"{name}: expected an int64 or int32 tensor of shape (B, L); got {describe(ids)}"
         )
     checks.require_shape(name, ids, (None, None), "(B, L)")
     checks.require_device(name, ids, device, "the model")

@@ -219,7 +219,7 @@ class MamForMaskedLM(PreTrainedModel):
         seed: int | Tensor | None = None,
         step: int | Tensor | None = None,
     ) -> core.MaskedBatch:
-        """What ``forward`` hides of a batch; arguments as there."""
+        """The masked batch of ``forward``; arguments as there."""
         require_ids(
             "input_ids",
             input_ids,

@@ -39,7 +39,7 @@ COPIED_LISTS = ("lr_lambdas",)
 if TYPE_CHECKING:
 
     class _Module(nn.Module):
-        """What the mixin asks of the LightningModule behind it."""
+        """Attributes of the LightningModule that the mixin uses."""
 
         automatic_optimization: bool
         validation_step: Callable[..., Any]
@@ -55,15 +55,15 @@ else:
 
 
 class MaskedPretrainingMixin(_Module):
-    """Placed before a LightningModule: batches are masked before its steps see them, and the
-    penalty joins its loss.
+    """A base class before LightningModule: batches are masked before its steps, and the penalty is
+    added to its loss.
 
-    What ``MaskingStep.statistics`` says is logged with each training step, as ``masking/entropy``
-    (1 = uniform masks). What the module does in validation is masked too, by the masks of step 0.
-    Checkpoints hold the masking and how many batches it masked.
+    ``MaskingStep.statistics`` are logged with each training step, as ``masking/entropy`` (1 =
+    uniform masks). Validation batches are masked too, by the masks of step 0. Checkpoints hold the
+    masking and how many batches it masked.
 
-    The first time that each of the two steps runs, it is seen whether the model reads the masked
-    inputs; a module that masks by itself is an error that names what to override.
+    The first run of each of the two steps checks that the model reads the masked inputs. A module
+    that does its own masking is an error, which names the method to override.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -163,7 +163,7 @@ class MaskedPretrainingMixin(_Module):
 
     @contextmanager
     def _masked_by(self, masked: core.MaskedBatch, step: str) -> Iterator[None]:
-        """While a step of the module runs: inject the context, and the first time see that the
+        """While a step of the module runs: inject the context, and the first time check that the
         masked inputs are read.
         """
         places = {

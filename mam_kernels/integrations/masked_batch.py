@@ -1,4 +1,4 @@
-"""What a masking step makes of a batch, and how its context reaches a model."""
+"""The result of a masking step on a batch, and how its context reaches a model."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ from .reading import NotReadError, ReadingWatch, is_compiled
 
 
 class MaskedBatch(NamedTuple):
-    """What a masking step makes of a batch."""
+    """The result of a masking step on a batch."""
 
     # (B, L), of the type of the inputs: with the mask value, or a random one, at hidden positions
     inputs: Tensor
@@ -91,9 +91,7 @@ class MaskedBatch(NamedTuple):
             self._require_read([hook for hook, _ in hooks])
 
     def _watch(self, hooks: list[tuple[ContextHook, nn.Module]]) -> ReadingWatch | None:
-        """One that these hooks ask, where it is not known yet what arrives at them; after the first
-        step, nothing.
-        """
+        """A watch for the hooks whose inputs were not verified yet; None after the first step."""
         new = [hook for hook, module in hooks if not (hook.verified or is_compiled(module))]
         if not new or torch.compiler.is_compiling() or self.inputs.device.type == "meta":
             return None

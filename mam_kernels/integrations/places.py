@@ -1,7 +1,7 @@
 """Where the context is added to a model: to an argument of a module, or to what it returns.
 
-A place is said, not guessed: what is no batch of token embeddings is refused, and so is a square
-one, whose layout its shape does not tell.
+A place is named, not guessed. A tensor that is no batch of token embeddings is refused, and so is a
+square one, whose layout cannot be told from its shape.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._core import checks
+from .._core.describing import describe
 from .reading import ReadingWatch
 
 LAYOUTS = ("batch_first", "sequence_first", "cells")
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     else it has to be said.
     """
 
-    module: nn.Module | str  # the name of a submodule, where a LightningModule is at hand
+    module: nn.Module | str  # or the name of a submodule of a LightningModule
     argument: int | str = 0  # of its forward, by position or by name, however it is called
     key: Hashable = None  # of the tensor, where the argument, or what is returned, is a dict
     layout: str | None = None
@@ -40,7 +40,7 @@ def place_of(name: str, place: Any, *, named: bool = False) -> Place:
     if not isinstance(place.module, str if named else nn.Module):
         wanted = "the name of a submodule" if named else "a torch.nn.Module"
         raise TypeError(
-            f"{name}: expected {wanted}, or a Place of one; got {checks.describe(place.module)}"
+            f"{name}: expected {wanted}, or a Place of one; got {describe(place.module)}"
         )
     if place.layout is not None and place.layout not in LAYOUTS:
         raise ValueError(
@@ -183,7 +183,7 @@ def _spelled(layout: str, cells: int, width: int) -> str:
 
 def _described(tokens: Any) -> str:
     if isinstance(tokens, Tensor):
-        return checks.describe(tokens)
+        return describe(tokens)
     named = f" of {', '.join(map(str, tokens))}, and no key" if isinstance(tokens, dict) else ""
     return f"{type(tokens).__name__}{named}"
 
@@ -211,7 +211,7 @@ def _parameter(place: Place) -> tuple[int | None, str | None]:
 
 
 def _declared_layout(module: nn.Module) -> str | None:
-    """What ``batch_first`` of the attention inside says; None where it is not said, or twice."""
+    """The layout by ``batch_first`` of the attention inside; None where there is none, or both."""
     said = {
         part.batch_first for part in module.modules() if isinstance(part, nn.MultiheadAttention)
     }

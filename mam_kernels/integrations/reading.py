@@ -19,14 +19,14 @@ class NotReadError(RuntimeError):
 
 
 class ReadingWatch(TorchDispatchMode):
-    """While active, knows which tensors were made of the ``sources``.
+    """While active, records which tensors were computed from the ``sources``.
 
     It costs a Python call an operation, so it is for the first step alone. Token embeddings that
-    were made before it began count too: nothing is known of them.
+    were made before it began count as computed from them, because that is not known.
 
     Args:
-        sources: tensors whose memory is looked for: a view of one is one too, and so is what one is
-            a view of.
+        sources: tensors, compared by their memory: their views count, and the tensors that they are
+            views of.
     """
 
     def __init__(self, sources: Iterable[Tensor]) -> None:
@@ -125,5 +125,5 @@ def _tensors(x: Any) -> Iterator[Tensor]:
 
 
 def _identity(x: Tensor) -> Any:
-    """What views of a tensor share: its storage; a sparse tensor, which has none, itself."""
+    """The storage, which views of a tensor share; a sparse tensor has none, and is returned."""
     return x.untyped_storage() if x.layout == torch.strided else x

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._core import checks
+from .._core.describing import describe
 from ..masking import MultinomialAttentionMasking
 from ..shares import Share
 from ..strategies import MaskingStrategy, attention
@@ -114,7 +114,7 @@ class ScBertMasking(core.MaskingStep):
             if data.shape[1] < 2:
                 raise ValueError(
                     f"data: expected a gene and the last 0 of their dataset in each row; "
-                    f"got {checks.describe(data)}"
+                    f"got {describe(data)}"
                 )
             return data, data.to(torch.float32)
         require_values("data", data, self.device)

@@ -98,7 +98,7 @@ def compare_with_paper(
         tokens: values (B, L), dense or sparse CSR, or embeddings (B, L, D). Every cell needs a
             valid token.
         valid: (B, L) bool, or None.
-        paper: the paper computation with the same weights, if it is at hand.
+        paper: the paper computation with the same weights. None: it is made.
     """
     paper = paper_twin(module) if paper is None else paper
     dense = tokens.to_dense() if tokens.layout is torch.sparse_csr else tokens

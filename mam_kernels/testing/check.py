@@ -31,7 +31,7 @@ class ValidationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was compared on one backend: the operation, the case and its comparisons."""
+    """The comparisons of one operation and case on one backend."""
 
     backend: str
     op: str

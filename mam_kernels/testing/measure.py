@@ -1,37 +1,24 @@
-"""Measuring: interleaved timing on a cold cache, peak memory of a call, and the machine that it was
-done on.
-"""
+"""Interleaved timing on a cold cache."""
 
-import contextlib
-import ctypes
-import datetime
-import gc
 import itertools
-import os
-import platform
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
 
 import torch
 
-from .._core import extension
+from .machine import last_level_cache_bytes
 
-# Assumed where the machine does not tell the size of its last-level cache.
-TYPICAL_CACHE_BYTES = 64 * 2**20
 SMALLEST_SAMPLE_SECONDS = 20e-3  # a sample on the CPU repeats a short call until it lasts this long
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One thing to time: a function, and input sets to take turns with, so that no call finds its
+    """One thing to time: a function, and input sets that take turns, so that no call finds its
     inputs in the cache.
 
-    `calls` is how many calls of interest one call of `function` stands for.
+    `calls` is how many calls of interest one call of `function` makes.
     """
 
     function: Callable[..., object]
@@ -49,11 +36,8 @@ class Timing:
     samples: tuple[float, ...] = field(repr=False)
     calls_per_sample: int = 1
     method: str = ""
-    first: float | None = (
-        # median of the first call of each sample, which finds other work's data in the caches;
-        # None: not known
-        None
-    )
+    #: median of the first call of each sample, which finds other data in the caches; None: unknown
+    first: float | None = None
 
     @property
     def spread(self) -> float:
@@ -75,16 +59,6 @@ class Timing:
         }
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The most memory, in bytes, that a call held beyond its inputs and outputs; None where the
-    machine cannot tell.
-    """
-
-    bytes: int | None
-    method: str
-
-
 def time_interleaved(
     contenders: Mapping[str, Contender],
     *,
@@ -96,10 +70,9 @@ def time_interleaved(
     them.
 
     Takes `samples` rounds, or fewer (but at least three) when `seconds` have passed. On a GPU each
-    sample is one call between two events, after another array was read through the L2 cache; on
-    the CPU a sample
-    repeats a short call, input sets take turns, and the first call of each sample, which comes
-    right after another contender's work, is also reported by itself.
+    sample is one call between two events, after another array was read through the L2 cache. On
+    the CPU a sample repeats a short call, and input sets take turns. The first call of each sample,
+    which follows another contender's work, is also reported by itself.
     """
     device = torch.device(device)
     sampler = _cuda_sampler(device) if device.type == "cuda" else _cpu_sampler
@@ -117,24 +90,17 @@ def time_interleaved(
         if done >= 3 and end is not None and time.perf_counter() > end:
             break
         for name, contender in contenders.items():
-            seconds_a_call, seconds_of_first = sampler(
-                contender.function, inputs[name], repeats[name]
-            )
-            taken[name].append(seconds_a_call / contender.calls)
-            first[name].append(seconds_of_first / contender.calls)
-    method = (
-        "CUDA events, another array read before each call"
-        if device.type == "cuda"
-        else "wall clock, rotating inputs"
-    )
+            each, earliest = sampler(contender.function, inputs[name], repeats[name])
+            taken[name].append(each / contender.calls)
+            first[name].append(earliest / contender.calls)
+    method = "interleaved, wall clock, rotating inputs"
+    if device.type == "cuda":
+        method = "interleaved, CUDA events, another array read before each call"
     return {
         name: summarize(
-            taken[name],
-            repeats[name],
-            f"interleaved, {method} ({len(contenders[name].inputs)} input sets)",
-            first[name],
+            taken[name], repeats[name], f"{method} ({len(one.inputs)} input sets)", first[name]
         )
-        for name in contenders
+        for name, one in contenders.items()
     }
 
 
@@ -147,20 +113,17 @@ def summarize(
     """Median and the 20th and 80th percentiles of samples in seconds a call, and the median of
     their first calls.
     """
-    fifths = (
-        statistics.quantiles(samples, n=5, method="inclusive")
-        if len(samples) > 1
-        else [samples[0]] * 4
-    )
-    median_of_first = statistics.median(first) if first else None
+    fifths = [samples[0]] * 4
+    if len(samples) > 1:
+        fifths = statistics.quantiles(samples, n=5, method="inclusive")
     return Timing(
-        statistics.median(samples),
-        fifths[0],
-        fifths[-1],
-        tuple(samples),
-        calls_per_sample,
-        method,
-        median_of_first,
+        median=statistics.median(samples),
+        p20=fifths[0],
+        p80=fifths[-1],
+        samples=tuple(samples),
+        calls_per_sample=calls_per_sample,
+        method=method,
+        first=statistics.median(first) if first else None,
     )
 
 
@@ -245,198 +208,6 @@ def input_sets(make: Callable[[int], tuple], bytes_per_set: int, *, limit: int =
     """
     count = -(-2 * last_level_cache_bytes() // max(1, bytes_per_set)) + 1
     return [make(index) for index in range(max(2, min(limit, count)))]
-
-
-def last_level_cache_bytes() -> int:
-    """Size of the CPU's largest cache, or a typical one where the machine does not tell."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    sizes = [
-        int(text[:-1]) * units[text[-1]]
-        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-        if (text := path.read_text().strip())[-1:] in units
-    ]
-    return max(sizes, default=TYPICAL_CACHE_BYTES)
-
-
-def peak_memory(
-    function: Callable[..., object],
-    inputs: tuple = (),
-    *,
-    small_inputs: tuple | None = None,
-    device: torch.device | str = "cpu",
-) -> Peak:
-    """Measure the memory that one call of `function(*inputs)` holds at its peak, beyond its inputs
-    and its outputs.
-
-    A call on `small_inputs` goes first and takes what is taken once for all, such as thread pools.
-    Outputs are the tensors that the function returns. On the GPU this is the allocator's own count.
-    On the CPU it is the kernel's high-water mark of resident memory (Linux), reset just before the
-    call once free heap pages have been given back; elsewhere the resident size is sampled.
-    """
-    device = torch.device(device)
-    if small_inputs is not None:
-        function(*small_inputs)
-    gc.collect()
-    if device.type == "cuda":
-        return _cuda_peak(function, inputs, device)
-    _return_free_pages()
-    before = _resident_bytes()
-    if before is None:
-        return Peak(None, "not measurable on this system")
-    with _high_water() as high_water:
-        result = function(*inputs)
-    return Peak(max(0, high_water.bytes - before - tensor_bytes(result)), high_water.method)
-
-
-def _cuda_peak(function: Callable, inputs: tuple, device: torch.device) -> Peak:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    result = function(*inputs)
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) - before - tensor_bytes(result)
-    return Peak(max(0, peak), "torch.cuda.max_memory_allocated")
-
-
-def tensor_bytes(result: object) -> int:
-    """Bytes of memory behind the tensors of a (nested) result; what several of them share counts
-    once.
-    """
-    return sum(dict(_pieces(result)).values())
-
-
-def _pieces(result: object) -> Iterator[tuple[int, int]]:
-    """Address and bytes of each piece of memory."""
-    if isinstance(result, torch.Tensor) and result.layout is torch.sparse_csr:
-        for part in (result.crow_indices(), result.col_indices(), result.values()):
-            yield part.data_ptr(), part.nbytes
-    elif isinstance(result, torch.Tensor):
-        yield result.untyped_storage().data_ptr(), result.untyped_storage().nbytes()
-    elif isinstance(result, Mapping):
-        yield from _pieces(tuple(result.values()))
-    elif isinstance(result, (tuple, list)):
-        for item in result:
-            yield from _pieces(item)
-
-
-class _HighWater:
-    bytes: int = 0
-    method: str = ""
-
-
-@contextlib.contextmanager
-def _high_water() -> Iterator[_HighWater]:
-    mark = _HighWater()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        mark.method = "resident size, sampled every 0.2 ms"
-        with _sampled_high_water(mark):
-            yield mark
-        return
-    mark.method = "VmHWM of the process, reset before the call"
-    yield mark
-    mark.bytes = _status_bytes("VmHWM")
-
-
-@contextlib.contextmanager
-def _sampled_high_water(mark: _HighWater) -> Iterator[None]:
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(2e-4):
-            mark.bytes = max(mark.bytes, _resident_bytes() or 0)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        watcher.join()
-        mark.bytes = max(mark.bytes, _resident_bytes() or 0)
-
-
-def _resident_bytes() -> int | None:
-    try:
-        return _status_bytes("VmRSS")
-    except OSError:
-        return None
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}")
-
-
-def _return_free_pages() -> None:
-    """Hand the allocator's free pages back, so that memory which the call reuses is counted as well
-    (glibc only).
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def environment(device: torch.device | str = "cpu") -> dict:
-    """What a measurement needs to be understood later: device, cores, threads, instruction set,
-    versions, date.
-    """
-    device = torch.device(device)
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": load_average(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "last_level_cache_bytes": last_level_cache_bytes(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": _versions("mam-kernels", "torch", "triton", "numpy"),
-        "native": extension.build_info(),
-    }
-    if device.type == "cuda":
-        report["gpu"] = _gpu(device)
-    return report
-
-
-def load_average() -> float | None:
-    """Processes that wanted a core, on average over the last minute; None where the system does not
-    tell.
-    """
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _versions(*names: str) -> dict[str, str]:
-    versions = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions | {"torch": torch.__version__}
-
-
-def _gpu(device: torch.device) -> dict:
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "l2_bytes": properties.L2_cache_size,
-        "cuda": torch.version.cuda,
-    }
 
 
 def _synchronize(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class PaperOutput(NamedTuple):
-    """What `mam_kernels.MultinomialAttentionMasking` returns, computed the published way."""
+    """The output of `mam_kernels.MultinomialAttentionMasking`, computed the published way."""
 
     mask: Tensor  # (B, L) bool, True = hidden
     importance: Tensor  # (B, L) float32, no gradient
@@ -29,8 +29,7 @@ class PaperMasking(nn.Module):
     """The published masking step, with the constructor arguments and the state dict of
     `mam_kernels.MultinomialAttentionMasking`.
 
-    Every cell needs a valid token: as published, an empty row attends to nothing and comes out as
-        NaN.
+    Every cell needs a valid token: as published, the results of an empty row are NaN.
     """
 
     def __init__(
@@ -92,10 +91,10 @@ class PaperMasking(nn.Module):
 
     def attend_only(self, tokens: Tensor) -> PaperOutput:
         """Context and penalty alone, by `torch.nn.functional.scaled_dot_product_attention`, which
-        tells no weights and so allows no mask.
+        returns no weights, so there is no mask.
 
-        Less than a masking step, and so no rival of it but a bound: what torch's own fused
-            attention takes on the same tokens.
+        This is less than a masking step. Its time is a bound: that of torch's fused attention on
+        the same tokens.
         """
         projected = self.input_proj(tokens.unsqueeze(-1) if self.input_dim is None else tokens)
         attention, nothing = self.cross_attention, tokens.new_zeros(len(tokens), 0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .agreement import Disagreement, forward, forward_backward, paper_twin, require_agreement
-from .measure import Contender, Peak, Timing, peak_memory, tensor_bytes, time_interleaved
+from .measure import Contender, Timing, time_interleaved
+from .memory import Peak, peak_memory, tensor_bytes
 from .paper import PaperMasking, PaperOutput
 
 PAPER = "paper computation"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from .._core.checks import describe
+from .._core.describing import describe
 
 FORMAT = 1
 ENTRY = "mam_kernels"  # of the header
@@ -37,7 +37,7 @@ class WeightsError(ValueError):
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """The contents of a file."""
 
     kind: str
     arguments: dict[str, Any]
@@ -113,8 +113,8 @@ def read(path: str | os.PathLike, *kinds: str) -> Contents:
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> Any:
-    """What ``torch.save`` wrote: tensors and plain values only, nothing that could run code. Its
-    checksums are looked at.
+    """Read a file of ``torch.save``: tensors and plain values only, nothing that could run code.
+    Checksums are verified.
 
     Raises:
         WeightsError: it is not there, damaged or cut short, something else, or holds other objects.
@@ -236,7 +236,7 @@ def is_archive(path: Path) -> bool:
 
 
 def _found(path: Path) -> str:
-    """What a file is, as far as its bytes tell."""
+    """The kind of a file, by its first bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(80)
@@ -286,6 +286,6 @@ def listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def one_line(error: BaseException, longest: int = 160) -> str:
-    """What an error says."""
+    """The message of an error, cut to a line; its type where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else text[:longest] + " ..."

@@ -13,8 +13,8 @@ from .files import WeightsError, fill, one_line, read, write
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-# What a module is built with: its sizes, in which a module and a file must agree for one to be read
-# into the other, and its settings. The backend is left out, for it belongs to a machine.
+# Arguments of a module: its sizes, in which a module and a file must agree for the file to be read
+# into the module, and its settings. The backend is left out, because it depends on the machine.
 SIZES = {
     MultinomialAttentionMasking: ("input_dim", "latent_dim", "num_latents", "num_heads"),
     ContextInjection: ("latent_dim", "embed_dim", "scheme", "decoder_dim"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core import checks
+from .._core.describing import describe
 from ..injection import ContextInjection
 from ..masking import MultinomialAttentionMasking
 from .files import (
@@ -36,8 +36,8 @@ LATENTS = ("", ".weight")  # a parameter, or an embedding's
 PROJECTIONS = ("q", "k", "v")
 # The published adapters of the context; the last two are those of the scheme "separate".
 ADAPTERS = ("output_proj", "output_proj_enc", "output_proj_dec")
-# What stands beside the masking in a whole published checkpoint, of pretraining and of the
-# classifier. A name of these is no part of the masking where all those of a model are there.
+# Modules beside the masking in a whole published checkpoint, of pretraining and of the classifier.
+# A name of these is no part of the masking where all those of a model are there.
 MODELS = (
     ("token_emb", "pos_emb", "encoder", "decoder", "decoder_embed", "norm", "to_final"),
     ("token_emb", "pos_emb", "encoder", "fc1", "norm"),
@@ -168,7 +168,7 @@ def injection_from_published(
     weights = [mine[f"{name}.weight"] for name in there]
     if any(weight.dim() != 2 for weight in weights):
         raise WeightsError(
-            f"{where}: expected adapters of shape (De, Dz); got {checks.describe(weights[0])}"
+            f"{where}: expected adapters of shape (De, Dz); got {describe(weights[0])}"
         )
     arguments = {
         "latent_dim": weights[0].shape[1],
@@ -203,14 +203,13 @@ class _Parts:
         if latents.dim() != 2 or not latents.is_floating_point():
             raise WeightsError(
                 f"{self.where}: expected floating-point latents of shape (N, Dz) or (1, N, Dz); "
-                f"got {checks.describe(latents)}"
+                f"got {describe(latents)}"
             )
         width = latents.shape[1]
         weight = self._required("input_proj", ".weight")
         if weight.dim() != 2:
             raise WeightsError(
-                f"{self.where}: expected input_proj.weight of shape (Dz, D); "
-                f"got {checks.describe(weight)}"
+                f"{self.where}: expected input_proj.weight of shape (Dz, D); got {describe(weight)}"
             )
         zeros = latents.new_zeros(width)
         state = {
@@ -299,7 +298,7 @@ def _state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[dict[str
     if not isinstance(contents, Mapping):
         raise WeightsError(
             f"{where}: expected a state dict or a checkpoint that holds one; "
-            f"got {checks.describe(contents)[:80]}"
+            f"got {describe(contents)[:80]}"
         )
     inner = next(
         (contents[name] for name in NESTED if isinstance(contents.get(name), Mapping)), contents
@@ -331,7 +330,7 @@ def _beside(tensors: Mapping[str, Tensor]) -> set[str]:
 
 
 def _adapters_prefix(tensors: Mapping[str, Tensor], where: str) -> str:
-    """What stands before the names of the adapters."""
+    """The prefix of the names of the adapters."""
     endings = tuple(f"{name}.weight" for name in ADAPTERS)
     starts = sorted(
         {
@@ -354,7 +353,7 @@ def _adapters_prefix(tensors: Mapping[str, Tensor], where: str) -> str:
 
 
 def _found_prefix(tensors: Mapping[str, Tensor], called: Mapping[str, str], where: str) -> str:
-    """What stands before the names of the one attention that has latents beside it."""
+    """The prefix of the names of the one attention that has latents beside it."""
     endings = tuple(
         f"{called['cross_attention']}.{ending}"
         for ending in ("in_proj_weight", "q_proj_weight", "q_proj.weight")

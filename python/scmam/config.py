@@ -13,8 +13,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 from .settings import Config, Data, Evaluation, Masking, Model, Study, Training
+
+PATHS = (("data", "path"), ("data", "vocabulary"), ("training", "start_from"))
+"""Settings that name files, by section."""
 
 __all__ = [
     "Config",
@@ -25,9 +28,12 @@ __all__ = [
     "Study",
     "Training",
     "as_yaml",
+    "digest",
     "fingerprint",
+    "flat",
     "load_config",
     "validated",
+    "with_absolute_paths",
     "with_settings",
 ]
 
@@ -87,17 +93,38 @@ def with_settings(config: Config, **sections: Mapping[str, Any]) -> Config:
     return validated(settings)
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """A copy whose `PATHS` mean the same from any working directory."""
+    changes: dict[str, dict[str, Any]] = {}
+    for section, name in PATHS:
+        path = getattr(getattr(config, section), name)
+        if path is not None:
+            several = isinstance(path, tuple)
+            absolute = tuple(Path(one).absolute() for one in (path if several else (path,)))
+            changes.setdefault(section, {})[name] = absolute if several else absolute[0]
+    return with_settings(config, **changes)
+
+
 def as_yaml(config: Config) -> str:
     """Every setting, resolved."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def fingerprint(config: Config, *sections: str) -> str:
-    """A short hash of the named sections (all, if none): two runs with the same one were asked for
-    the same thing.
-    """
+    """A short hash of the named sections, or of all."""
     settings = config.model_dump(mode="json", include=set(sections) or None)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(json.dumps(settings, sort_keys=True).encode())
+
+
+def digest(content: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """All settings as ``{"section.name": value}``, in values of JSON."""
+    sections = config.model_dump(mode="json").items()
+    return {f"{section}.{name}": x for section, values in sections for name, x in values.items()}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -108,7 +135,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: not a YAML file ({one_line(error)})") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):

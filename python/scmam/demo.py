@@ -31,8 +31,7 @@ DEMO = Config(
 def run(
     folder: str | Path, *, config: Config = DEMO, jobs: int | None = None, progress: bool = True
 ) -> "StudyFolder":
-    """Compare the arms of the demo in `folder`, a study folder like any other; what is done there
-    is kept.
+    """Compare the arms of the demo in `folder`, a study folder, whose finished runs are kept.
 
     Args:
         folder: new, empty, or a demo that was stopped.

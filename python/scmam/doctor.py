@@ -9,9 +9,10 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from .settings import Config, Masking, Training
@@ -62,10 +63,8 @@ class Examination(NamedTuple):
             f"{'ok   ' if check.ok else 'WRONG'} {check.name:{width}}  {check.detail}"
             for check in self.checks
         ]
-        wrong = [check.name for check in self.checks if not check.ok]
-        return "\n".join(
-            [*lines, f"wrong: {', '.join(wrong)}" if wrong else "everything is in order"]
-        )
+        wrong = ", ".join(check.name for check in self.checks if not check.ok)
+        return "\n".join([*lines, f"wrong: {wrong}" if wrong else "everything is in order"])
 
 
 def examine(*, validation: bool = True, progress: bool = True) -> Examination:
@@ -75,11 +74,18 @@ def examine(*, validation: bool = True, progress: bool = True) -> Examination:
         validation: also compare the backends with the reference, and pretrain; a minute or less.
         progress: say what is looked at.
     """
+    looks = {"versions": _versions, "devices": _devices, "backends": _backends}
+    looks |= {"memory and disk": _room}
+    if validation:
+        looks |= {"backends against the reference": _agreement, "validation run": _validation_run}
     found: list[Check] = []
-    for name, look in _examinations(validation):
-        if progress and name:
+    for name, look in looks.items():
+        if progress:
             print(f"{name} ...", flush=True)
-        found += _looked(name, look)
+        try:
+            found.extend(look())
+        except Exception as error:  # any failure is what the check reports
+            found.append(Check(name, False, f"{type(error).__name__}: {error}"))
     return Examination(tuple(found))
 
 
@@ -93,33 +99,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-Look = Callable[[], Iterator[Check]]
-
-
-def _examinations(validation: bool) -> list[tuple[str, Look]]:
-    looks: list[tuple[str, Look]] = [
-        ("versions", _versions),
-        ("devices", _devices),
-        ("backends", _backends),
-        ("memory and disk", _room),
-    ]
-    if validation:
-        looks += [
-            ("backends against the reference", _agreement),
-            ("validation run", _validation_run),
-        ]
-    return looks
-
-
-def _looked(name: str, look: Look) -> list[Check]:
-    found: list[Check] = []
-    try:
-        found.extend(look())
-    except Exception as error:  # any failure is what the check reports
-        found.append(Check(name, False, f"{type(error).__name__}: {error}"))
-    return found
 
 
 def _versions() -> Iterator[Check]:
@@ -137,10 +116,8 @@ def _devices() -> Iterator[Check]:
     if not torch.cuda.is_available():
         yield Check("gpu", True, "none that torch can use")
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        yield Check(
-            f"gpu {index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        )
+        gpu = torch.cuda.get_device_properties(index)
+        yield Check(f"gpu {index}", True, f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
 
 
 def _backends() -> Iterator[Check]:
@@ -153,20 +130,15 @@ def _backends() -> Iterator[Check]:
         else:
             yield Check(f"backend {name}", True, f"not here: {state.reason}")
     if not any(state for name, state in states.items() if name != "reference"):
-        yield Check(
-            "backends",
-            False,
-            "only the slow reference runs here; reinstall with a C++ compiler, or with triton on a"
-            " GPU",
-        )
+        remedy = "reinstall with a C++ compiler, or with triton on a GPU"
+        yield Check("backends", False, f"only the slow reference runs here; {remedy}")
 
 
 def _room() -> Iterator[Check]:
     with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system tells
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        yield Check(
-            "free memory", memory >= LEAST_MEMORY, f"{memory:.1f} GiB (at least {LEAST_MEMORY:g})"
-        )
+        found = f"{memory:.1f} GiB (at least {LEAST_MEMORY:g})"
+        yield Check("free memory", memory >= LEAST_MEMORY, found)
     disk = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Check("free disk", disk >= LEAST_DISK, f"{disk:.1f} GiB here (at least {LEAST_DISK:g})")
 
@@ -191,13 +163,12 @@ def _validation_run() -> Iterator[Check]:
             pretrain(VALIDATION, Path(folder) / name, cells=cells, progress=False)
             for name in ("first", "second")
         )
-        losses = [_losses(run) for run in (first, second)]
-        yield _falls(losses[0])
-        yield Check(
-            "runs repeat",
-            losses[0] == losses[1],
-            "two runs of the same seed have " + _same(losses[0], losses[1]),
-        )
+        losses, again = _losses(first), _losses(second)
+        yield _falls(losses)
+        said = f"other losses: {losses[-1:]} and {again[-1:]} last"
+        if losses == again:
+            said = f"the same {len(losses)} losses"
+        yield Check("runs repeat", losses == again, f"two runs of the same seed have {said}")
         yield _masks_hold(first, cells)
 
 
@@ -207,27 +178,12 @@ def _losses(run: "Run") -> list[float]:
 
 
 def _falls(losses: list[float]) -> Check:
+    if not losses or not all(map(math.isfinite, losses)):
+        return Check("loss falls", False, f"loss not finite in {len(losses)} steps")
     third = max(1, len(losses) // 3)
-    finite = bool(losses) and all(map(math.isfinite, losses))
-    before, after = (
-        (sum(part) / third for part in (losses[:third], losses[-third:]))
-        if finite
-        else (math.nan, math.nan)
-    )
-    detail = (
-        f"loss {before:.3f} to {after:.3f} in {len(losses)} steps"
-        if finite
-        else f"loss not finite in {len(losses)} steps"
-    )
-    return Check("loss falls", finite and after < before, detail)
-
-
-def _same(first: list[float], second: list[float]) -> str:
-    return (
-        f"the same {len(first)} losses"
-        if first == second
-        else f"other losses: {first[-1:]} and {second[-1:]} last"
-    )
+    before, after = (fmean(part) for part in (losses[:third], losses[-third:]))
+    detail = f"loss {before:.3f} to {after:.3f} in {len(losses)} steps"
+    return Check("loss falls", after < before, detail)
 
 
 def _masks_hold(run: "Run", cells: "Cells") -> Check:
@@ -250,14 +206,6 @@ def _masks_hold(run: "Run", cells: "Cells") -> Check:
         ]
     expected = math.floor(VALIDATION.masking.ratio * cells.num_genes)
     counted = sorted(set(draws[0].sum(dim=1).tolist()))
-    holds = (
-        counted == [expected]
-        and bool((draws[0] == draws[1]).all())
-        and not bool((draws[0] == draws[2]).all())
-    )
-    return Check(
-        "masks hold",
-        holds,
-        f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell,"
-        f" {expected} asked",
-    )
+    repeats = torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    said = f"{', '.join(map(str, counted))} of {cells.num_genes} genes hidden in each cell"
+    return Check("masks hold", counted == [expected] and repeats, f"{said}, {expected} asked")

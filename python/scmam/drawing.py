@@ -1,4 +1,4 @@
-"""How figures look, and how they are saved: SVG in the page of the report, PNG beside a run.
+"""The style of figures, and how they are saved: SVG in the report, PNG beside a run.
 
 Greys and the colours of arms are fixed here. The style sheet of the report replaces them by CSS
 variables, so one drawing serves light and dark pages and print.
@@ -22,24 +22,10 @@ LEARNED = ("#0072b2", "#009e73", "#56b4e9", "#6a51a3", "#23307f")
 """Cool colours: masks that are learned."""
 
 UNTRAINED = "#7b8591"
-CLASSES = [
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#994f00",
-    "#888888",
-    "#332288",
-    "#44aa99",
-    "#dd7733",
-    "#117733",
-    "#cc6699",
-    "#7a9e1f",
-    "#1b7ea1",
-    "#9b6bce",
-]
+CLASSES = (
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#994f00", "#888888"),
+    *("#332288", "#44aa99", "#dd7733", "#117733", "#cc6699", "#7a9e1f", "#1b7ea1", "#9b6bce"),
+)
 """Colours of cell types."""
 
 DARK_INK = "#1c2126"
@@ -81,7 +67,7 @@ class Drawing:
 
     Args:
         width, height: in CSS pixels, of which a PNG has 72 an inch.
-        alt: what is to be seen, in words.
+        alt: description of the figure, for readers who do not see it.
         paint: draws on an empty figure.
     """
 

@@ -1,16 +1,17 @@
-"""Errors that a user can do something about: one line that names what was wrong, what is required
-and what to do.
+"""Errors that a user can fix: one line that names the problem, the requirement and the remedy.
 
 The command line prints them after ``error:`` and ends with status 2; anything else is a defect and
 keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 WRONG_INPUT = 2  # exit status
 
 
 class ScmamError(ValueError):
-    """Base of all of them. What a user or a file named may hold anything; the message is one line
-    of printable characters all the same.
+    """Base of all of them. Messages are one line of printable characters, whatever names and files
+    hold.
     """
 
     def __init__(self, message: str) -> None:
@@ -30,11 +31,23 @@ class RunError(ScmamError):
 
 
 class ReportError(ScmamError):
-    """A report cannot be written where it was asked for, or there is nothing to report."""
+    """A report cannot be written to its place, or there is nothing to report."""
+
+
+def one_line(error: BaseException, longest: int = 160) -> str:
+    """The message of an error, cut to a line; its type where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[:longest] + " ..."
+
+
+def listing(names: Sequence[object], most: int) -> str:
+    """Names separated by commas; of a long list the first ones, and the number of others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """What to install; None where a module of this project is missing, which is a defect."""
+    """Advice on a missing package; None for a module of this project, which is a defect."""
     if error.name is None or error.name.partition(".")[0] in ("scmam", "mam_kernels"):
         return None
     return f'scmam needs the package {error.name}; pip install "mam-kernels[scmam]"'

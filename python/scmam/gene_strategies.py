@@ -1,8 +1,8 @@
-"""Strategies that know the genes: fixed weights of genes, modules of genes that are hidden
+"""Strategies with knowledge of the genes: fixed weights of genes, modules of genes that are hidden
 together, and weights that follow the loss.
 
-All draw among the non-zeros of a cell; zeros are drawn uniformly at a share of their own. What a
-strategy knows of the genes is a buffer, so that it is saved with the weights of a run.
+All draw among the non-zeros of a cell; zeros are drawn uniformly, at another share. The knowledge
+is a buffer, so that it is saved with the weights of a run.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from torch import Tensor
 from mam_kernels._core import philox
 from mam_kernels.ops.selection.ops import sample_without_replacement
 from mam_kernels.randomness import substream
-from mam_kernels.shares import Draw, Share, ids_of, share_of
+from mam_kernels.shares import Draw, Share, ids_of
 from mam_kernels.strategies import CellValues, Masking, MaskingStrategy, Uniform
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class GeneWeights(MaskingStrategy):
     """
 
     weights: Tensor
+    share: Share
 
     def __init__(
         self, weights: Tensor, ratio: float | Share, zero_ratio: float | Share | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(ratio)
         self.register_buffer("weights", weights.float().clone())
-        self.share = share_of("ratio", ratio)
         self.zeros = Uniform(0.0, 0.0 if zero_ratio is None else zero_ratio)
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
@@ -60,13 +60,13 @@ class GeneWeights(MaskingStrategy):
         return Masking(mask | self.zeros(cells, draw).mask, weights, None, None)
 
     def weights_of(self, cells: CellValues, draw: Draw) -> Tensor:
-        """(G,) or (B, G) float32: what the non-zeros are drawn in proportion to."""
+        """(G,) or (B, G) float32: the non-zeros are drawn in proportion to it."""
         return self.weights
 
 
 class GeneModules(GeneWeights):
-    """Modules of genes one after the other, each cell in an order of its own, until the share of
-    the non-zeros is hidden.
+    """Modules of genes one after the other, in a random order for each cell, until the share of the
+    non-zeros is hidden.
 
     Args:
         modules: (G,) int64: the module of each gene, from 0.
@@ -144,9 +144,8 @@ def ranked(scores: Tensor) -> Tensor:
 
 
 def knowledge_of(strategy: str, cells: "Cells", transform: str) -> Tensor:
-    """What a strategy knows of the genes of these cells (G,): "labels": weights by how well each
-    gene tells the cell types apart; "modules": the module of each gene; "harder": the variance of
-    each gene.
+    """Knowledge of the genes (G,) for a strategy. "labels": weights by how well each gene separates
+    the cell types; "modules": the module of each gene; "harder": the variance of each gene.
     """
     values = dense_values(cells, transform)
     if strategy == "harder":

@@ -13,7 +13,6 @@
 Each file is written whole or not at all; metrics.csv grows by whole rows.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mam_kernels.weights.files import WeightsError, fill, one_line, read_checkpoint
+from mam_kernels.weights import WeightsError
+from mam_kernels.weights.files import fill, read_checkpoint
 
-from .config import Config, as_yaml, load_config
-from .errors import CellsError, ConfigError, RunError
+from .config import Config, as_yaml, digest, flat, load_config
+from .errors import CellsError, ConfigError, RunError, one_line
 from .objective import Pretraining, build_pretraining
 from .settings import SPLIT
-from .storage import new_file, new_folder, write_file
+from .storage import new_file, new_folder, read_json, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,10 +39,8 @@ WEIGHTS, SCHEDULE, CHECKPOINTS = "model.pt", "schedule.csv", "checkpoints"
 AGAIN = "restore it, or delete the folder and pretrain again"
 GIVE_A_RUN = "give the folder of a run, as `scmam pretrain` writes it"
 SECTIONS = ("data", "model", "masking", "training")
-# where and how comfortably it runs, not what comes out: a run may go on with other values
-INCIDENTAL = {
-    "training": {"device", "workers", "tensorboard", "checkpoint_every"},
-}
+# Settings that do not change the result: a run may go on with other values.
+INCIDENTAL = {f"training.{x}" for x in ("device", "workers", "tensorboard", "checkpoint_every")}
 METRIC_COLUMNS = (
     *("step", "epoch", "phase", "loss", "reconstruction", "cell", "penalty"),
     *("hidden", "hidden_nonzero", "hidden_zero", "entropy", "lr"),
@@ -183,21 +181,16 @@ def read_genes(path: Path) -> tuple[str, ...]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that decide what a run computes, as ``{"section.name": value}``."""
-    settings = config.model_dump(mode="json", include={*SECTIONS, "evaluation"})
-    deciding = {
-        f"{section}.{name}": value
-        for section in SECTIONS
-        for name, value in settings[section].items()
-        if name not in INCIDENTAL.get(section, ())
-    }
+    settings = flat(config)
+    deciding = {name for name in settings if name.partition(".")[0] in SECTIONS} - INCIDENTAL
     if config.training.cells == "training":  # which cells those are
-        deciding |= {f"evaluation.{name}": settings["evaluation"][name] for name in SPLIT}
-    return deciding
+        deciding |= {f"evaluation.{name}" for name in SPLIT}
+    return {name: value for name, value in settings.items() if name in deciding}
 
 
 def run_fingerprint(config: Config) -> str:
-    """A short hash of `identity`: two runs with the same one were asked for the same thing."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+    """A short hash of `identity`, the same for runs of the same request."""
+    return digest(json.dumps(identity(config), sort_keys=True).encode())
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -217,8 +210,7 @@ def create_folder(
     record: Mapping[str, Any],
     schedule: Tensor | None,
 ) -> None:
-    """Make a run folder with all that is known before the first step; it appears whole or not at
-    all.
+    """Make a run folder, atomically, with everything that is known before the first step.
 
     Raises:
         CellsError: a gene name holds a line feed.
@@ -261,7 +253,7 @@ def write_weights(
 
 
 def read_schedule(folder: Path) -> Tensor | None:
-    """(rows, 2) float32: what schedule.csv holds; None where there is none.
+    """(rows, 2) float32: the contents of schedule.csv; None where there is none.
 
     Raises:
         RunError: it cannot be read.
@@ -289,7 +281,7 @@ def by_batch(schedule: Tensor | None, config: Config) -> Tensor | None:
 
 
 def save_file(path: Path, contents: Mapping[str, Any]) -> None:
-    """``torch.save`` to a file that appears whole or not at all.
+    """``torch.save``, atomically.
 
     Raises:
         OSError: it cannot be written there.
@@ -331,10 +323,7 @@ def load_file(
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
+    record = read_json(path, AGAIN)
     known = ("running", "interrupted", "done")
     if not isinstance(record, dict) or record.get("status") not in known:
         raise RunError(f"{path}: not the record of a run, for it has no status; {GIVE_A_RUN}")

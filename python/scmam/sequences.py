@@ -1,6 +1,5 @@
-"""Cells as tensors: what a loader hands to a model."""
+"""Cells as tensors, from a loader to a model."""
 
-import functools
 import warnings
 from typing import NamedTuple
 
@@ -9,6 +8,8 @@ from torch import Tensor
 
 TRANSFORMS = ("log1p_counts", "log1p_cp10k")
 COUNTS_PER = 1e4
+# Torch says so once in a process, and a user can do nothing about it.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
 
 class CellBatch(NamedTuple):
@@ -25,12 +26,12 @@ class CellBatch(NamedTuple):
         return CellBatch(*(x.to(device, non_blocking=non_blocking) for x in self))
 
     def pin_memory(self) -> "CellBatch":
-        """The same in page-locked memory, from where a GPU copies while the CPU goes on."""
+        """The same in page-locked memory, from which a GPU copies asynchronously."""
         return CellBatch(*(x.pin_memory() for x in self))
 
 
 def expression(counts: Tensor, depth: Tensor, transform: str) -> Tensor:
-    """What the model sees of the counts.
+    """The values that the model reads, from counts.
 
     Args:
         counts: (B, G) raw counts, dense or sparse CSR.
@@ -63,18 +64,4 @@ def csr_tensor(crow: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, 
         values: (n,).
         shape: (B, G).
     """
-    _hear_that_csr_is_in_beta()
     return torch.sparse_csr_tensor(crow, columns, values, size=shape, check_invariants=False)
-
-
-@functools.cache
-def _hear_that_csr_is_in_beta() -> None:
-    """Torch says so once in a process; there is nothing a user could do about it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(
-            torch.zeros(1, dtype=torch.int64),
-            torch.zeros(0, dtype=torch.int64),
-            torch.zeros(0),
-            size=(0, 0),
-        )

@@ -1,12 +1,13 @@
-"""Files and folders that are whole or not there, and the exclusive use of a folder.
+"""Atomic files and folders, and locks on folders.
 
-Every file is written beside its place first, under a hidden name, and renamed. The writer
-holds a lock on the hidden file for as long as it lives. A hidden file without such a lock was left
-by a writer that was killed, and the next one in the same folder removes it.
+A file is written under a hidden name in its folder, and renamed. The writer holds a lock on the
+hidden file. A hidden file without a lock was left by a killed writer, and the next writer in the
+folder removes it.
 """
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -14,15 +15,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from .errors import RunError, ScmamError
+from .errors import RunError, ScmamError, one_line
 
 UNFINISHED = ".unfinished"  # how hidden names end
 LONGEST = 100  # characters of a name that its hidden name repeats
 # Seconds to wait for a lock whose owner was killed. The processes that it had started hold the lock
 # until they have written their checkpoints.
 ORPHANS = 15.0
-# What the system says of a place that cannot be written to. Any other OSError is a defect.
+# System errors of a place that cannot be written to. Any other OSError is a defect.
 CANNOT_WRITE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST),
@@ -31,7 +33,7 @@ CANNOT_WRITE = (
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end, or is removed after an error.
+    """Write a file atomically: the yielded path is renamed to `path`, or removed after an error.
 
     Raises:
         OSError: the folder cannot be written to, or is full.
@@ -56,8 +58,25 @@ def write_file(path: Path, contents: str | bytes) -> None:
         beside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
 
 
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        remedy: what to do if it cannot be read, as the end of the error.
+
+    Raises:
+        RunError: it holds no JSON.
+        OSError: it is not there.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({one_line(error)}); {remedy}") from error
+
+
 def require_writable(folder: Path) -> None:
-    """Make a folder, if it is not there, and try whether it can be written to.
+    """Make a folder where there is none, and test that it can be written to.
 
     Raises:
         OSError: it cannot.
@@ -94,7 +113,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(*folders: Path) -> None:
-    """Remove what killed writers left in these folders; what is being written stays."""
+    """Remove the files of killed writers from these folders; files being written stay."""
     for folder in folders:
         for left in folder.glob(f".*{UNFINISHED}"):
             with suppress(OSError):  # another process may remove it, or hold it, at this moment
@@ -194,7 +213,7 @@ def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def _lives(owner: str) -> bool:
-    """Whether a process is there, as far as this machine can tell."""
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(int(owner), 0)
     except (ValueError, OverflowError, ProcessLookupError):

@@ -1,9 +1,9 @@
 """Pretrained models as single files: weights, settings and genes in one safetensors file, to be
-kept, passed on and used without the run.
+kept, passed on and used without the run::
 
-scmam.export_model(run, "model.safetensors")
-model = scmam.load_model("model.safetensors")
-vectors = model.embed(scmam.open_cells(config.data))
+    scmam.export_model(run, "model.safetensors")
+    model = scmam.load_model("model.safetensors")
+    vectors = model.embed(scmam.open_cells(config.data))
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mam_kernels.weights import WeightsError
-from mam_kernels.weights.files import fill, one_line, read, require_tensors, write
+from mam_kernels.weights.files import fill, read, require_tensors, write
 
-from .config import Config, validated
-from .errors import RunError
+from .config import PATHS, Config, validated
+from .errors import RunError, one_line
 from .objective import Pretraining, build_pretraining
 from .runs import SECTIONS, Run, by_batch, open_run, read_schedule
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KIND = "scmam.Pretraining"
 SUFFIX = ".safetensors"
 SCHEDULE = "schedule"  # beside the weights, where the strategy is "matched"
-# Of run.json: what the weights come from, and nothing of the machine.
+# Entries of run.json on the origin of the weights, none on the machine.
 KEPT = ("steps", "cells", "unit", "date", "versions")
 
 
@@ -154,14 +154,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
 
 def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings whose paths are names."""
-    paths = {
-        *(("data", "path"), ("data", "vocabulary")),
-        *(("masking", "matched_to"), ("training", "start_from")),
-    }
-    return {
-        section: {
-            name: Path(value).name if value and (section, name) in paths else value
-            for name, value in values.items()
-        }
-        for section, values in settings.items()
-    }
+    for section, name in (*PATHS, ("masking", "matched_to")):
+        if value := settings[section][name]:
+            named = [Path(one).name for one in ([value] if isinstance(value, str) else value)]
+            settings[section][name] = named[0] if isinstance(value, str) else named
+    return settings

@@ -70,7 +70,6 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const Kernel& kernel);
 void* dynamic_shared();
 void allow_dynamic_shared(size_t bytes);
 const char* last_error();
-unsigned barriers();  // that the threads of the last block have met
 
 // For the detector of races (races.cpp).
 void atomic(const void* address, size_t bytes);
@@ -92,6 +91,9 @@ T read_lane(int lane) {
 }
 
 }  // namespace mam_shim
+
+// Barriers that the threads of the last block have met.
+extern "C" unsigned mam_shim_barriers();
 
 // The caller's place, as default arguments. Two plain ones: GCC takes the place of the declaration
 // inside a braced one.

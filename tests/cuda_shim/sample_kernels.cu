@@ -184,7 +184,3 @@ extern "C" __attribute__((visibility("default"))) const char* run(const char* na
   }
   return message.c_str();
 }
-
-extern "C" __attribute__((visibility("default"))) unsigned barriers() {
-  return mam_shim::barriers();
-}

@@ -331,7 +331,9 @@ void allow_dynamic_shared(size_t bytes) {
   block.allowed_shared = std::max(bytes, kSharedWithoutOptIn);
 }
 
-unsigned barriers() { return block.barriers; }
+extern "C" __attribute__((visibility("default"))) unsigned mam_shim_barriers() {
+  return block.barriers;
+}
 
 void atomic(const void* address, size_t bytes) { races::atomic(address, bytes); }
 

@@ -27,7 +27,7 @@ if INTERPRETING:
     from mam_kernels._core import triton_language as language
     from mam_kernels._core import triton_launch as launch
     from mam_kernels.ops.selection.triton import draw_latents, select
-    from mam_kernels.ops.selection.triton_all_keys import kth_smallest
+    from mam_kernels.ops.selection.triton.all_keys import kth_smallest
 
     @triton.jit
     def bits_kernel(

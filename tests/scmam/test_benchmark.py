@@ -13,7 +13,16 @@ import numpy as np
 import pandas
 from scmam.benchmark import ARMS, DataSet, chosen_arms
 from scmam.benchmark.arms import with_arms
-from scmam.benchmark.folder import read_runs, save_benchmark, scores_file, work_folder
+from scmam.benchmark.choice import EVERY, choices_of
+from scmam.benchmark.folder import (
+    Benchmark,
+    open_benchmark,
+    read_curves,
+    read_runs,
+    save_benchmark,
+    scores_file,
+    work_folder,
+)
 from scmam.benchmark.page import draw_page
 from scmam.benchmark.running import _groups, benchmark
 from scmam.benchmark.summary import summarize, summary_of
@@ -51,7 +60,7 @@ def test_every_arm_is_a_valid_masking_and_hides_as_much_as_its_reference():
             assert (masking.ratio, masking.zero_ratio) == (same.ratio, same.zero_ratio), name
             assert masking.corruption == same.corruption, name
             assert same.strategy == "uniform", name
-    assert len(chosen_arms(["grid"])) == 32  # 5 shares x 3 of the zeros x 2, and two over all
+    assert len(chosen_arms(["grid"])) == 33  # 5 shares x 3 of the zeros x 2, two over all, none
 
 
 def test_arms_are_chosen_by_name_group_and_pattern():
@@ -101,12 +110,61 @@ def test_a_seed_without_its_pair_does_not_count():
     assert table.loc[("50-tenth", "uniform")].seeds == 5
 
 
+def screened(seeds: int, **gains: tuple[float, float]) -> pandas.DataFrame:
+    """Scores of arms on two sets of cells; `gains` over uniform on development and other cells, of
+    which the first three seeds get twice as much on the other cells.
+    """
+    rows = [
+        (data, 300, arm, seed, part, "probe", 0.5 + 0.01 * seed + gain / 100 * (1 + (seed < 3)))
+        for data in ("blood", "worm")
+        for seed in range(seeds)
+        for arm, both in {"uniform": (0.0, 0.0), **gains}.items()
+        for part, gain in zip(("development", "rest"), both, strict=True)
+    ]
+    return pandas.DataFrame(
+        rows, columns=["data", "genes", "arm", "seed", "part", "metric", "value"]
+    )
+
+
+def test_an_arm_is_chosen_on_development_cells_and_tested_on_other_cells_and_seeds():
+    gains = {"50-tenth": (2.0, 1.0), "70-tenth": (1.0, 5.0), "labels-50": (9.0, 9.0)}
+    table = choices_of(screened(8, **gains)).set_index("data")
+    assert list(table.index) == ["blood", "worm", EVERY]
+    assert set(table.arm) == {"50-tenth"}  # not the best on the other cells, nor the oracle
+    assert set(table.candidates) == {3}
+    assert table.on_development.tolist() == pytest.approx([4.0] * 3)
+    assert table.difference.tolist() == pytest.approx([1.0] * 3)
+    assert set(table.seeds) == {5}
+    assert table.other_seeds.all()
+
+
+def test_a_choice_needs_the_first_seeds_of_an_arm():
+    runs = screened(3, **{"50-tenth": (2.0, 1.0), "70-tenth": (3.0, 5.0)})
+    runs = runs[~((runs.arm == "70-tenth") & (runs.seed == 1))]
+    table = choices_of(runs)
+    assert set(table.arm) == {"50-tenth"}
+    assert not table.other_seeds.any()
+    assert table.difference.tolist() == pytest.approx([2.0] * 3)
+    assert choices_of(runs[runs.seed < 2]).empty
+    behind = choices_of(screened(3, **{"50-tenth": (-1.0, 4.0)}))
+    assert set(behind.arm) == {"uniform"}
+    assert set(behind.difference) == {0.0}
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A benchmark of a few steps, trained in this process."""
     folder = tmp_path_factory.mktemp("benchmark")
-    save_benchmark(folder, with_arms(load_config(None, TINY)), {SET.name: SET})
-    arms = ("uniform", "50-tenth", "mam-sharp-50", "replayed-50", "permuted-50", "harder-50")
+    save_benchmark(folder, Benchmark(with_arms(load_config(None, TINY)), {SET.name: SET}))
+    arms = (
+        "uniform",
+        "untrained",
+        "50-tenth",
+        "mam-sharp-50",
+        "replayed-50",
+        "permuted-50",
+        "harder-50",
+    )
     do_arms(folder, SET.name, 0, (*arms, "labels-50", "modules-50"), lambda stage: None)
     return folder
 
@@ -118,6 +176,9 @@ def test_every_run_leaves_its_scores_and_nothing_else(done):
     assert 0.4 < labels["hidden_nonzero"] <= 0.5
     assert labels["entropy"] < 0.97
     assert not work_folder(done, SET.name, "uniform", 0).exists()
+    untrained = runs[runs.arm == "untrained"]
+    assert set(untrained.part) == {"rest", "development"}  # it hides nothing
+    assert read_curves(done).empty
 
 
 def test_what_is_done_is_not_done_again(done):
@@ -135,6 +196,42 @@ def test_tables_and_pictures(done):
     page = draw_page(done).read_text()
     assert page.count("<svg") == 2 * len(METRICS)
     assert "informative genes more often" in page
+
+
+def test_learning_curves(tmp_path):
+    opened = Benchmark(
+        with_arms(load_config(None, {**TINY, "training.steps": 5})), {SET.name: SET}, curve=2
+    )
+    save_benchmark(tmp_path, opened)
+    assert open_benchmark(tmp_path).curve == 2
+    do_arms(tmp_path, SET.name, 0, ("untrained", "mam"), lambda stage: None)
+    runs, curves = (
+        table.query("metric == 'probe' and part == 'rest'").set_index("arm")
+        for table in (read_runs(tmp_path), read_curves(tmp_path))
+    )
+    assert curves.loc["mam"].step.tolist() == [2, 4, 5]
+    assert curves.loc[["untrained"]].step.tolist() == [0]
+    assert curves.loc["mam"].value.tolist()[-1] == runs.value["mam"]
+    # The weights are those of their step: so are they where snapshots are taken at other steps.
+    save_benchmark(tmp_path / "other", opened._replace(curve=4))
+    do_arms(tmp_path / "other", SET.name, 0, ("mam",), lambda stage: None)
+    again = read_curves(tmp_path / "other").query("metric == 'probe' and part == 'rest'")
+    assert again.step.tolist() == [4, 5]
+    assert again.value.tolist() == curves.loc["mam"].value.tolist()[1:]
+    assert len(set(curves.loc["mam"].value)) > 1
+    assert "steps of pretraining" in draw_page(tmp_path).read_text()
+    assert (tmp_path / "curves.csv").is_file()
+
+
+def test_fine_tuning_is_an_option(tmp_path):
+    methods = {"evaluation.methods": ["fine-tuning"], "evaluation.folds": 2, "evaluation.epochs": 1}
+    config = with_arms(load_config(None, {**TINY, **methods}))
+    save_benchmark(tmp_path, Benchmark(config, {SET.name: SET}))
+    do_arms(tmp_path, SET.name, 0, ("untrained",), lambda stage: None)
+    tuned = read_runs(tmp_path).query("metric == 'fine-tuning'")
+    assert tuned.part.tolist() == ["rest"]
+    assert tuned.value.between(0.05, 0.95).all()
+    assert "fine-tuning, macro-F1" not in draw_page(tmp_path).read_text()  # nothing to compare
 
 
 def test_another_model_needs_another_folder(done):

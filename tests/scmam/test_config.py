@@ -6,7 +6,14 @@ import pytest
 
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Config, as_yaml, fingerprint, load_config, with_settings
+from scmam.config import (
+    Config,
+    as_yaml,
+    fingerprint,
+    load_config,
+    with_absolute_paths,
+    with_settings,
+)
 from scmam.errors import ConfigError
 from scmam.study.arms import ARMS, arm_config
 
@@ -197,3 +204,15 @@ def test_arms_that_do_not_exist_or_fit(custom, name, message):
     config = load_config(None, {"study.custom": custom})
     with pytest.raises(ConfigError, match=message):
         arm_config(config, name, 0)
+
+
+def test_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    several = load_config(None, {"data.path": ["a.h5ad", "b.h5ad"], "training.start_from": "run"})
+    config = with_absolute_paths(several)
+    assert config.data.path == (tmp_path / "a.h5ad", tmp_path / "b.h5ad")
+    assert config.training.start_from == tmp_path / "run"
+    assert with_absolute_paths(load_config(None, {"data.path": "a.h5ad"})).data.path == (
+        tmp_path / "a.h5ad"
+    )
+    assert with_absolute_paths(Config()) == Config()

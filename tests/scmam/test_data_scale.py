@@ -23,7 +23,17 @@ pytest.importorskip("scanpy", reason="the real cells are scanpy's")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data, load_config  # noqa: E402
-from scmam.data import CellLoader, Cells, cell_batch, inspect, loader, matrix, open_cells, reading  # noqa: E402
+from scmam.data import (  # noqa: E402
+    CellLoader,
+    Cells,
+    cell_batch,
+    file_matrix,
+    inspect,
+    loader,
+    matrix,
+    open_cells,
+    reading,
+)
 from scmam.errors import CellsError, ConfigError  # noqa: E402
 from scmam.objective import build_pretraining  # noqa: E402
 from scmam.runs import Run, open_run  # noqa: E402
@@ -121,9 +131,9 @@ def test_rows_in_any_order_with_repetitions_gaps_and_none_at_all(
     anndata.AnnData(part if storage == "csr" else part.toarray()).write_h5ad(
         tmp_path / "cells.h5ad"
     )
-    stored = matrix.FileMatrix(tmp_path / "cells.h5ad", "X")
+    stored = file_matrix.FileMatrix(tmp_path / "cells.h5ad", "X")
     for gap in (0, 500, 10**9):
-        monkeypatch.setattr(matrix, "GAP", gap)
+        monkeypatch.setattr(file_matrix, "GAP", gap)
         for rows in (
             [199, 0, 7, 7, 198, 0],
             [7],
@@ -137,9 +147,9 @@ def test_rows_in_any_order_with_repetitions_gaps_and_none_at_all(
 
 def test_neighbours_are_one_request(backed, monkeypatch):
     """Sixteen cells of a block that lost one to the validation are still read at once."""
-    read, requests = matrix._read, []
+    read, requests = file_matrix._read, []
     monkeypatch.setattr(
-        matrix,
+        file_matrix,
         "_read",
         lambda dataset, first, last: requests.append(len(first)) or read(dataset, first, last),
     )
@@ -236,7 +246,7 @@ def test_two_processes_read_the_steps_of_one_and_each_its_own_blocks(backed):
 def test_blocks_are_drawn_from_large_matrices_wherever_they_are(files, monkeypatch):
     path = files["none"]
     assert open_cells(Data(path=path)).block == 1
-    monkeypatch.setattr(reading, "IN_MEMORY", 2**20)
+    monkeypatch.setattr(matrix, "IN_MEMORY", 2**20)
     assert {
         open_cells(Data(path=path, backed=backed)).block for backed in ("auto", "always", "never")
     } == {reading.BLOCK}

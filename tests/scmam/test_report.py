@@ -781,6 +781,51 @@ def test_the_best_of_several_is_said_to_be_picked(tmp_path):
     assert "(best of 2) minus uniform" in section(files, "findings", sections.found(files)).text
 
 
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A study of the published protocol: a backbone, an untrained model, and one continuation."""
+    monkeypatch.setitem(ARMS, "orig", {"strategy": "none"})
+    for method in METHODS:
+        monkeypatch.setitem(BASE, ("orig", method), BASE["none", method] + 0.01)
+    folder = write_study(tmp_path / "table", ("none", "orig", "mam"), (0, 1), reference="orig")
+    settings = {"protocol": "published", "methods": ("mlp-probe", "fine-tuning")}
+    study = {"arms": ("none", "orig", "mam"), "seeds": (0, 1), "reference": "orig"}
+    config = with_settings(Config(), study=study, evaluation=settings)
+    (folder / "config.yaml").write_text(as_yaml(config))
+    names = {"linear-probe": "mlp-probe"}
+    for path in [*folder.glob("runs/*/*/evaluation/*.json"), *folder.glob("baselines/*.json")]:
+        found = Evaluation.load(path)
+        path.unlink()
+        method = names.get(found.method, found.method)
+        replaced = Evaluation(method, found.classes, found.folds, {"protocol": "published"})
+        replaced.save(path.with_name(f"{method}.json"))
+    write_tables(folder, "orig")
+    summary = pd.read_csv(folder / "summary.csv")
+    for arm, mean in (("none", 0.5), ("orig", 0.52)):
+        summary.loc[(summary["arm"] == arm) & (summary["metric"] == "macro_f1"), "mean"] = mean
+    summary.to_csv(folder / "summary.csv", index=False)
+    return folder
+
+
+def test_the_published_protocol(published):
+    shown = Page(write_report(published, projection="pca").read_text())
+    assert "There is no evaluation" not in shown.text
+    for caption in ("Two-layer probe", "Fine-tuning"):
+        assert f"{caption}: mean and 95 % interval over the seeds" in shown.text
+    headings = next(row for row in shown.cells if "micro-F1" in row)
+    assert headings == ("arm", "macro-F1", "minus orig", "micro-F1", "minus orig", "p")
+    assert "accuracy" not in shown.told()
+    assert "3 bootstraps" in shown.text
+    assert "in the same bootstraps" in shown.text
+    assert "fold" not in shown.text.partition("Configuration, resolved")[0].replace("folder", "")
+    told = (
+        "the backbone is 2.0 points of macro-F1 better than an untrained encoder, and not 3 or more"
+        " better: it taught the encoder too little for what continues from it to be compared."
+    )
+    assert f"Fine-tuning: {told}" in findings(open_study_files(published))[:2]
+    assert f"Two-layer probe: {told}" in shown.text
+
+
 def test_missing_parts_are_left_out_or_named(small):
     for path in [
         *small.glob("runs/*/*/genes"),

@@ -1,7 +1,6 @@
 """Continuing from a pretrained model: genes by name, two rates, and the published table."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,22 +213,24 @@ def test_an_arm_of_the_table_from_end_to_end(backbone: Run, cells: Cells, tmp_pa
 
 
 def test_the_verdict_on_the_backbone():
-    def study(**scores: float) -> Any:
+    def summary(**scores: float) -> pandas.DataFrame:
         rows = [
             (arm, method, "macro_f1", value)
             for arm, value in scores.items()
             for method in ("mlp-probe", "fine-tuning")
         ]
         rows.append(("orig", "mlp-probe", "accuracy", 0.1))
-        table = pandas.DataFrame(rows, columns=["arm", "method", "metric", "mean"])
-        return SimpleNamespace(summary=lambda: table)
+        return pandas.DataFrame(rows, columns=["arm", "method", "metric", "mean"])
 
-    good = verdict(study(none=0.5, orig=0.54)).splitlines()
+    good = verdict(summary(none=0.5, orig=0.54)).splitlines()
     assert good == [
-        f"{method}: the backbone is +4.0 points from an untrained encoder, so its continuation can"
-        " be compared"
+        f"{method}: the backbone is 4.0 points of macro-F1 better than an untrained encoder, so its"
+        " continuation can be compared"
         for method in ("mlp-probe", "fine-tuning")
     ]
-    bad = verdict(study(none=0.5, orig=0.52))
-    assert "+2.0 points from an untrained encoder, less than 3: this backbone taught" in bad
-    assert verdict(study(orig=0.5)) is None
+    bad = verdict(summary(none=0.5, orig=0.52))
+    assert (
+        "2.0 points of macro-F1 better than an untrained encoder, and not 3 or more better" in bad
+    )
+    assert "0.1 points of macro-F1 worse than" in verdict(summary(none=0.5, orig=0.499))
+    assert verdict(summary(orig=0.5)) is None

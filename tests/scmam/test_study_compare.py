@@ -392,8 +392,8 @@ def test_opening_what_is_no_study(tmp_path):
     with pytest.raises(RunError, match=r"no study, study.json is missing"):
         open_study(tmp_path)
     for content, message in [
-        ('{"status": ', "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
+        ('{"status": ', "damaged"),
+        ("[" * 100_000, "damaged"),
         ("[1]", "not the record of a study"),
         ('{"status": "done"}', "not the record of a study"),
     ]:

@@ -958,7 +958,7 @@ class TestDamage:
 
         target = {
             "checkpoint": "scmam.training.checkpoints.save_file",
-            "metrics": "scmam.training.losses.MetricsFile.append",
+            "metrics": "scmam.training.losses.append",
             "weights": "scmam.runs.save_file",
             "record": "scmam.runs.write_record",
         }[place]

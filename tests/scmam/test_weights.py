@@ -208,6 +208,12 @@ def test_the_file_names_no_folder_of_the_machine(cells, tmp_path):
     assert (config.data.path, config.data.vocabulary) == (Path("cells.h5ad"), Path("genes.txt"))
 
 
+def test_a_run_of_several_files_keeps_their_names(cells, tmp_path):
+    run = untrained(tmp_path / "run", cells, data__path=["/secret/a.h5ad", "/secret/b.h5ad"])
+    config = load_model(export_model(run, tmp_path / "m.safetensors")).config
+    assert config.data.path == (Path("a.h5ad"), Path("b.h5ad"))
+
+
 def test_the_masking_module_can_be_taken_out(run, file, tmp_path, cells):
     strategy = load_model(file).pretraining.strategy
     mam.weights.save(strategy.latents, tmp_path / "masker.safetensors")

@@ -17,7 +17,7 @@ from .ops import attend, attend_backward
 
 
 class Folded(NamedTuple):
-    """The parameters as the tokens meet them."""
+    """The parameters, folded into what is applied to the tokens."""
 
     query: Tensor  # (N, H, d), in the type of the tokens
     weight: Tensor  # (2 Dz, D), of keys and values, in the type of the tokens

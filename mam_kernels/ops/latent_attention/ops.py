@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._core import checks
+from ..._core.describing import describe
 from ..._core.dispatch import chosen, implementation, named
 from ..._core.registration import Operation, no_second_derivative
 from . import arguments
@@ -184,9 +185,7 @@ def _check_heads(query: object, key: object, others: dict[str, object]) -> None:
     for name, x in tensors.items():
         checks.require_device(name, x, query.device, "query")
         if x.dtype != query.dtype:
-            raise TypeError(
-                f"{name}: expected {query.dtype}, as query is; got {checks.describe(x)}"
-            )
+            raise TypeError(f"{name}: expected {query.dtype}, as query is; got {describe(x)}")
 
 
 def _scale(scale: float | None, query: Tensor) -> float:

@@ -51,8 +51,8 @@ def completed(
     backend: str,
     like: Tensor,
 ) -> Choice:
-    """The choice with ``k`` of every row and the latents ``R``: as given, or else by the ratio and
-    drawn. ``shape`` is (B, L); ``like`` says type and device.
+    """The choice with ``k`` of every row and the latents ``R``: the given ones, else ``k`` by the
+    ratio and drawn latents. ``shape`` is (B, L); ``like`` gives type and device.
     """
     num_masked, latents = choice.num_masked, choice.latents
     if num_masked is None:

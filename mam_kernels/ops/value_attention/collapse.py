@@ -20,7 +20,7 @@ SMALLEST_SQUARE = 1e-20
 
 
 class Projected(NamedTuple):
-    """What the parameters come down to where tokens are scalars."""
+    """The parameters, collapsed for scalar tokens."""
 
     slope: Tensor  # (N, H)
     directions: Tensor  # (H, Dz)
@@ -128,7 +128,7 @@ def project_backward(
 
 
 class Context(NamedTuple):
-    """What a cell's means come down to."""
+    """Context and penalty of the cells, and terms for their gradient."""
 
     context: Tensor  # (B, Dz)
     penalty: Tensor  # scalar

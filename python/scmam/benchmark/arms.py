@@ -13,6 +13,9 @@ from ..errors import ConfigError
 UNIFORM = "uniform"
 """The reference: 30 % of all positions, 80/10/10 in the decoder."""
 
+UNTRAINED = "untrained"
+"""First weights, which the runs of a seed share: what pretraining is to be ahead of."""
+
 SHARES = (15, 30, 50, 70, 85)  # per cent of the non-zeros
 ZEROS: dict[str, float] = {"tenth": 0.1, "same": 1.0, "none": 0.0}  # of that share
 CORRUPTIONS = {"": "all", "-mixed": "80/10/10"}
@@ -126,14 +129,15 @@ STRATEGIES: dict[str, BenchmarkArm] = {
 
 ARMS: dict[str, BenchmarkArm] = {
     UNIFORM: BenchmarkArm("30 % of all positions, 80/10/10", {}),
+    UNTRAINED: BenchmarkArm("no pretraining", {"strategy": "none"}),
     "uniform-token": BenchmarkArm("30 % of all positions, tokens", {"corruption": "all"}),
     **_shares(),
     **STRATEGIES,
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "grid": (UNIFORM, "uniform-token", *_shares()),
-    "strategies": (UNIFORM, "uniform-token", AT_50, *STRATEGIES),
+    "grid": (UNIFORM, UNTRAINED, "uniform-token", *_shares()),
+    "strategies": (UNIFORM, UNTRAINED, "uniform-token", AT_50, *STRATEGIES),
     "all": tuple(ARMS),
 }
 

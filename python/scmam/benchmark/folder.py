@@ -1,6 +1,7 @@
 """A benchmark on disk: config.yaml, benchmark.json (the data sets), scores/SET/ARM/seed-N.json."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import pandas
 
 CONFIG, RECORD = "config.yaml", "benchmark.json"
+RUN, SCORE = ("data", "genes", "arm", "seed"), ("part", "metric", "value")
 
 
 class DataSet(NamedTuple):
@@ -36,6 +38,14 @@ class DataSet(NamedTuple):
         return with_settings(config, data=data)
 
 
+class Benchmark(NamedTuple):
+    """What a folder holds beside scores."""
+
+    config: Config
+    sets: dict[str, DataSet]  #: by name
+    curve: int | None = None  #: steps after which runs are scored, each time; None: only at the end
+
+
 def scores_file(folder: Path, name: str, arm: str, seed: int) -> Path:
     """Where the scores of a run lie."""
     return folder / "scores" / name / arm / f"seed-{seed}.json"
@@ -46,26 +56,28 @@ def work_folder(folder: Path, name: str, arm: str, seed: int) -> Path:
     return folder / "work" / name / arm / f"seed-{seed}"
 
 
-def open_benchmark(folder: Path) -> tuple[Config, dict[str, DataSet]]:
-    """Settings and data sets of a folder, by name.
+def open_benchmark(folder: Path) -> Benchmark:
+    """Settings and data sets of a folder.
 
     Raises:
         RunError: it is no benchmark.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        sets = [DataSet(**one) for one in record["sets"]]
+        sets = {one.name: one for one in (DataSet(**values) for values in record["sets"])}
+        curve = record.get("curve")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(
             f"{folder}: no benchmark ({RECORD}: {error}); give the folder of scmam benchmark"
         ) from error
-    return load_config(folder / CONFIG), {one.name: one for one in sets}
+    return Benchmark(load_config(folder / CONFIG), sets, curve)
 
 
-def save_benchmark(folder: Path, config: Config, sets: dict[str, DataSet]) -> None:
+def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
     """Write the settings and the data sets, each file whole or not at all."""
-    write_file(folder / CONFIG, as_yaml(config))
-    record: dict[str, Any] = {"sets": [one._asdict() for one in sets.values()]}
+    write_file(folder / CONFIG, as_yaml(benchmark.config))
+    sets = [one._asdict() for one in benchmark.sets.values()]
+    record: dict[str, Any] = {"sets": sets, "curve": benchmark.curve}
     write_file(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
@@ -74,11 +86,36 @@ def read_runs(folder: Path) -> "pandas.DataFrame":
     import pandas
 
     rows = []
+    for head, run in _records(folder):
+        parts = {**run["scores"], "masks": run["masks"]}
+        rows += [(*head, *score) for score in _values(parts)]
+    return pandas.DataFrame(rows, columns=[*RUN, *SCORE])
+
+
+def read_curves(folder: Path) -> "pandas.DataFrame":
+    """The scores at each step that was scored, of runs with a curve: data, genes, arm, seed, step,
+    part, metric, value.
+    """
+    import pandas
+
+    rows = [
+        (*head, int(step), *score)
+        for head, run in _records(folder)
+        for step, parts in run.get("curve", {}).items()
+        for score in _values(parts)
+    ]
+    return pandas.DataFrame(rows, columns=[*RUN, "step", *SCORE])
+
+
+def _records(folder: Path) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What identifies each run that was scored, and its file."""
     for path in sorted((folder / "scores").glob("*/*/seed-*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        head = (run["data"], run["genes"], run["arm"], run["seed"])
-        for part, scores in run["scores"].items():
-            rows += [(*head, part, metric, value) for metric, value in scores.items()]
-        rows += [(*head, "masks", metric, value) for metric, value in run["masks"].items()]
-    columns = ["data", "genes", "arm", "seed", "part", "metric", "value"]
-    return pandas.DataFrame(rows, columns=columns)
+        yield tuple(run[name] for name in RUN), run
+
+
+def _values(parts: dict[str, dict[str, float]]) -> Iterator[tuple[str, str, float]]:
+    """Part, metric and value of each score."""
+    for part, scores in parts.items():
+        for metric, value in scores.items():
+            yield part, metric, value

@@ -1,12 +1,16 @@
-"""The pictures of a benchmark: score against share, and what moves scores and what does not."""
+"""The pictures of a benchmark: score against share, what moves scores and what does not, and
+learning curves.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..drawing import CLASSES, INK, QUIET, Drawing, Options
+from ..drawing import CLASSES, INK, Drawing, Options
 from ..storage import write_file
-from .arms import ARMS, CORRUPTIONS, SHARES, UNIFORM, ZEROS
+from .arms import ARMS, CORRUPTIONS, SHARES, UNIFORM, UNTRAINED, ZEROS
+from .choice import choices_of
+from .folder import read_curves, read_runs
 from .summary import summarize
 
 if TYPE_CHECKING:
@@ -17,131 +21,251 @@ if TYPE_CHECKING:
 PAGE = "benchmark.html"
 TITLES = {
     "probe": "linear probe, macro-F1",
+    "fine-tuning": "fine-tuning, macro-F1",
     "k-nn": "nearest neighbours, macro-F1",
     "ari": "k-means, adjusted Rand index",
     "silhouette": "silhouette of the cell types",
 }
 PANEL, ROW, LABELS = 190, 19, 330  # pixels: a panel's width, a row's height, the labels of rows
-STYLES: dict[str, Options] = {"tenth": {"ls": "-"}, "same": {"ls": "--"}, "none": {"ls": ":"}}
+WIDE, HIGH, ABREAST = 300, 230, 3  # pixels of a panel of lines, and how many stand side by side
+LINES = {
+    f"{zeros}{ending}": (CLASSES[colour], "--" if ending else "-")
+    for colour, zeros in enumerate(ZEROS)
+    for ending in CORRUPTIONS
+}
+"""Colour and line style of a line of share arms: the zeros, and the corruption."""
+
+DODGE = 1.1  # per cent of the non-zeros, between the intervals of two lines at one share
+CURVES = (UNIFORM, "50-tenth", "70-tenth", "mam", "random-ratio", "mam-reward-50")
+"""Arms whose learning curves are drawn, where they are there; others are in ``curves.csv``."""
+
+Key = tuple[str, int]  # data and genes
+HEAD = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Benchmark of maskings</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
+figure { margin: 2.5rem 0; overflow-x: auto } svg { max-width: 100%; height: auto }
+table { border-collapse: collapse } th, td { padding: .2rem .8rem; text-align: right }
+thead { border-bottom: 1px solid } td:nth-child(-n+3), th:nth-child(-n+3) { text-align: left }
+</style>
+"""
+CHOICE = """<h2>The arm that development cells choose, on other cells</h2>
+<p>Of the candidates, the arm with the highest score on the cells that were set aside, over the
+first three seeds; then its difference to uniform masks over all positions on all other cells, in
+points of 100 with its 95&nbsp;% interval. Where other seeds are there, that is over those.</p>
+"""
 
 
 def draw_page(folder: str | Path) -> Path:
     """Write ``benchmark.html``: one file that opens without a network; returns its path."""
     folder = Path(folder)
-    summary = summarize(folder)
+    summary, curves, choices = summarize(folder), read_curves(folder), choices_of(read_runs(folder))
     drawings = [
         drawing
         for metric in TITLES
-        for drawing in (shares_drawing(summary, metric), arms_drawing(summary, metric))
+        for drawing in (
+            *(shares_drawing(part, metric) for part in by_genes(summary)),
+            *(arms_drawing(part, metric) for part in by_genes(summary)),
+            curves_drawing(curves, metric),
+        )
         if drawing is not None
     ]
-    figures = "\n".join(f"<figure>{drawing.svg()}</figure>" for drawing in drawings)
-    head = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Benchmark of maskings</title>'
+    figures = "\n".join(
+        f'<figure role="img" aria-label="{drawing.alt}">{drawing.svg()}</figure>'
+        for drawing in drawings
     )
-    write_file(
-        folder / PAGE, f"{head}<body><h1>Benchmark of maskings</h1>\n{figures}</body></html>\n"
-    )
+    chosen = "" if choices.empty else CHOICE + _choice_table(choices)
+    text = f"{HEAD}<body><h1>Benchmark of maskings</h1>\n{chosen}{figures}</body></html>\n"
+    write_file(folder / PAGE, text)
     return folder / PAGE
 
 
+def by_genes(summary: "pandas.DataFrame") -> "list[pandas.DataFrame]":
+    """The rows with the fewest genes, and those with more, which are drawn apart."""
+    fewest = summary.genes == summary.genes.min()
+    return [part for part in (summary[fewest], summary[~fewest]) if not part.empty]
+
+
+def _choice_table(choices: "pandas.DataFrame") -> str:
+    """The choices as an HTML table."""
+    table = choices[[metric in TITLES for metric in choices.metric]]
+    shown = {
+        "data": table.data,
+        "genes": table.genes,
+        "score": table.metric.map(TITLES),
+        "chosen of": table.candidates,
+        "arm": table.arm,
+        "on development cells": table.on_development.map("{:+.1f}".format),
+        "on other cells": [
+            f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in table.itertuples()
+        ],
+        "seeds": table.seeds,
+        "other seeds": table.other_seeds.map({True: "yes", False: "no"}),
+    }
+    return table.assign(**shown)[list(shown)].to_html(index=False, border=0) + "\n"
+
+
 def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
-    """Difference to uniform over all positions against the share of the non-zeros that is hidden:
-    a panel for each data set, a line for each share of the zeros, grey where the decoder's input
-    is corrupted 80/10/10; hollow: one seed, no interval. None where there is nothing to draw.
+    """Difference to uniform over all positions against the share of the non-zeros that is hidden,
+    with intervals: a panel for each data set, a colour for each share of the zeros, broken lines
+    where the decoder's input is corrupted 80/10/10; hollow: one seed, no interval. None where there
+    is nothing to draw.
     """
+    arms = {f"{share}-{line}" for share in SHARES for line in LINES}
     rows = _against(summary, metric, UNIFORM)
+    rows = rows[rows.arm.isin(arms)]
+    panels = dict(list(rows.groupby(["data", "genes"], sort=False)))
+    if not panels:
+        return None
+
+    def paint(axes: "Axes", group: "pandas.DataFrame") -> None:
+        axes.axhline(0, color=INK, linewidth=1)
+        for place, line in enumerate(LINES):
+            _share_line(axes, group.set_index("arm"), line, (place - (len(LINES) - 1) / 2) * DODGE)
+        axes.set_xticks(SHARES)
+        axes.set_xlim(SHARES[0] - 5, SHARES[-1] + 5)
+
+    title, alt = TITLES[metric], "points over uniform masks against the share of hidden non-zeros"
+    return _lines_drawing(
+        f"{title}: {alt}.", title, panels, paint, "non-zeros that are hidden, %",
+        "points over uniform over all",
+    )  # fmt: skip
+
+
+def _share_line(axes: "Axes", group: "pandas.DataFrame", line: str, shift: float) -> None:
+    """Differences of the arms of a line, with intervals."""
+    points = [(s, group.loc[arm]) for s in SHARES if (arm := f"{s}-{line}") in group.index]
+    if not points:
+        return
+    colour, style = LINES[line]
+    zeros, _, mixed = line.partition("-")
+    names = {"tenth": "a tenth of that", "same": "as many", "none": "none"}
+    label = f"zeros: {names[zeros]}, {'80/10/10' if mixed else 'mask tokens'}"
+    places = [share + shift for share, _ in points]
+    middle = [row.difference for _, row in points]
+    axes.plot(places, middle, color=colour, ls=style, marker="o", markersize=3.5, label=label)
+    for place, (_, row) in zip(places, points, strict=True):
+        axes.plot([place] * 2, [row.low, row.high], color=colour, linewidth=1, alpha=0.7)
+        if row.low != row.low:  # one seed
+            axes.plot(place, row.difference, "o", color=colour, mfc="white", markersize=3.5)
+
+
+def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
+    """Score against the steps of pretraining: a panel for each data set, a colour for each of
+    `CURVES`; thick lines are means over the seeds that all of them have, thin lines the seeds. None
+    where there is nothing to draw.
+    """
+    rows = curves[(curves.metric == metric) & (curves.part == "rest")]
     panels = {
-        key: group.set_index("arm")
+        key: group
         for key, group in rows.groupby(["data", "genes"], sort=False)
-        if group.arm.isin(_share_arms()).any()
+        if group.arm.isin(CURVES).any()
     }
     if not panels:
         return None
 
-    def paint(figure: "Figure") -> None:
-        for axes, group in _panels(figure, panels):
-            axes.axhline(0, color=INK, linewidth=1)
-            for zeros in ZEROS:
-                for ending in CORRUPTIONS:
-                    _line(axes, group, zeros, ending)
-            axes.set_xticks(SHARES)
-        figure.supxlabel("non-zeros that are hidden, %", fontsize=11)
-        figure.supylabel("points over uniform", fontsize=11)
-        handles, labels = axes.get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
-        figure.suptitle(TITLES[metric], fontsize=12, x=0.01, ha="left")
+    def paint(axes: "Axes", group: "pandas.DataFrame") -> None:
+        table = group.pivot(index=["arm", "seed"], columns="step", values="value")
+        arms = [arm for arm in CURVES if arm in group.arm.values]
+        seeds = [set(table.loc[arm].index) for arm in arms]
+        for arm in arms:
+            # The first weights of a seed are those of every arm.
+            start = (
+                table.loc[[UNTRAINED]].droplevel("arm") if UNTRAINED in group.arm.values else None
+            )
+            lines = table.loc[arm] if start is None else table.loc[arm].combine_first(start)
+            lines = 100 * lines.loc[sorted(set.intersection(*seeds))]
+            colour = CLASSES[CURVES.index(arm)]
+            axes.plot(lines.columns, lines.T, color=colour, linewidth=0.6, alpha=0.5)
+            axes.plot(
+                lines.columns, lines.mean(), color=colour, marker="o", markersize=4, label=arm
+            )
 
-    alt = f"{TITLES[metric]}: points over uniform masks against the share of hidden non-zeros."
-    return Drawing(90 + PANEL * len(panels), 300, alt, paint)
+    title = TITLES[metric]
+    return _lines_drawing(
+        f"{title}: points against the steps of pretraining.", title, panels, paint,
+        "steps of pretraining", "points", sharey=False,
+    )  # fmt: skip
+
+
+def _lines_drawing(
+    alt: str,
+    title: str,
+    panels: "dict[Key, pandas.DataFrame]",
+    paint: "Callable[[Axes, pandas.DataFrame], None]",
+    xlabel: str,
+    ylabel: str,
+    sharey: bool = True,
+) -> Drawing:
+    """Panels of lines in rows, under one legend."""
+    rows, columns = -(-len(panels) // ABREAST), min(ABREAST, len(panels))
+
+    def draw(figure: "Figure") -> None:
+        every = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
+        handles: dict[str, Any] = {}
+        for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
+            axes.set_title(f"{data}, {genes} genes", fontsize=10)
+            axes.tick_params(labelbottom=True)
+            paint(axes, group)
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        for axes in every[len(panels) :]:
+            axes.set_axis_off()
+        figure.supxlabel(xlabel, fontsize=11)
+        figure.supylabel(ylabel, fontsize=11)
+        place: Options = {"loc": "outside upper right", "ncols": columns, "frameon": False}
+        figure.legend(handles.values(), handles.keys(), fontsize=9, **place)
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+
+    return Drawing(70 + WIDE * columns, 110 + HIGH * rows, alt, draw)
 
 
 def arms_drawing(
-    summary: "pandas.DataFrame", metric: str, against: str = "same share"
+    summary: "pandas.DataFrame",
+    metric: str,
+    against: str = "same share",
+    arms: Sequence[str] = tuple(ARMS),
 ) -> Drawing | None:
-    """Difference of each arm to uniform masks over all positions, or to those that hide as much,
-    with its interval (hollow: one seed, no interval): a panel for each data set. None where there
-    is nothing to draw.
+    """Difference of each of the arms to uniform masks over all positions, or to those that hide as
+    much, with its interval (hollow: one seed, no interval): a panel for each data set. None where
+    there is nothing to draw.
     """
     rows = _against(summary, metric, against)
-    arms = [arm for arm in ARMS if arm in set(rows.arm)]
-    panels = dict(list(rows.groupby(["data", "genes"], sort=False)))
-    if not arms:
+    shown = [arm for arm in arms if arm in set(rows.arm)]
+    rows = rows[rows.arm.isin(shown)]
+    panels: dict[Key, pandas.DataFrame] = dict(list(rows.groupby(["data", "genes"], sort=False)))
+    if not shown:
         return None
     beside = "uniform over all" if against == UNIFORM else "uniform at the same shares"
 
     def paint(figure: "Figure") -> None:
-        for axes, group in _panels(figure, panels, sharex=True):
+        for axes, group in _side_by_side(figure, panels):
             axes.axvline(0, color=INK, linewidth=1)
             for row in group.itertuples():
-                place = arms.index(row.arm)
+                place = shown.index(row.arm)
                 colour = CLASSES[0] if row.arm.startswith("mam") else CLASSES[1]
                 face = "white" if row.low != row.low else colour
                 axes.plot([row.low, row.high], [place] * 2, color=colour, linewidth=2)
                 axes.plot(row.difference, place, "o", color=colour, mfc=face, markersize=5)
-            axes.set_yticks(range(len(arms)), [ARMS[arm].what for arm in arms], fontsize=9)
-        axes.set_ylim(len(arms) - 0.5, -0.5)
+            axes.set_yticks(range(len(shown)), [ARMS[arm].what for arm in shown], fontsize=9)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
         figure.supxlabel(f"points over {beside}", fontsize=11)
         figure.suptitle(TITLES[metric], fontsize=12, x=0.01, ha="left")
 
     alt = f"{TITLES[metric]}: arms minus {beside}, with intervals."
-    return Drawing(LABELS + PANEL * len(panels), 120 + ROW * len(arms), alt, paint)
+    return Drawing(LABELS + PANEL * len(panels), 120 + ROW * len(shown), alt, paint)
 
 
-def _panels(
-    figure: "Figure", panels: "dict[Any, pandas.DataFrame]", sharex: bool = False
+def _side_by_side(
+    figure: "Figure", panels: "dict[Key, pandas.DataFrame]"
 ) -> "Iterator[tuple[Axes, pandas.DataFrame]]":
     """Axes beside each other, titled, and the rows that go into each."""
-    every = figure.subplots(1, len(panels), sharex=sharex, sharey=True, squeeze=False)[0]
+    every = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, ((data, genes), group) in zip(every, panels.items(), strict=True):
         axes.set_title(f"{data}\n{genes} genes", fontsize=10)
         yield axes, group
 
 
 def _against(summary: "pandas.DataFrame", metric: str, against: str) -> "pandas.DataFrame":
+    """Rows of one metric, on the cells that are scored, against one reference."""
     scored = summary[(summary.part == "rest") & (summary.metric == metric)]
     return scored[(scored.against == against) & (scored.seeds > 0)]
-
-
-def _share_arms() -> list[str]:
-    return [
-        f"{share}-{zeros}{ending}" for share in SHARES for zeros in ZEROS for ending in CORRUPTIONS
-    ]
-
-
-def _line(axes: "Axes", group: "pandas.DataFrame", zeros: str, ending: str) -> None:
-    points = [(s, group.loc[a]) for s in SHARES if (a := f"{s}-{zeros}{ending}") in group.index]
-    if not points:
-        return
-    places = [share for share, _ in points]
-    middle = [row.difference for _, row in points]
-    colour = QUIET if ending else CLASSES[list(ZEROS).index(zeros)]
-    corruption = ", 80/10/10" if ending else ""
-    names = {"tenth": "a tenth of it", "same": "as many", "none": "none"}
-    label = f"zeros: {names[zeros]}{corruption}"
-    axes.plot(places, middle, color=colour, marker="o", markersize=4, label=label, **STYLES[zeros])
-    for share, row in points:
-        axes.plot([share] * 2, [row.low, row.high], color=colour, linewidth=1, alpha=0.7)
-        if row.low != row.low:  # one seed
-            axes.plot(share, row.difference, "o", color=colour, mfc="white", markersize=4)

@@ -11,7 +11,7 @@ from ..study.progress import shown
 from ..study.queue import Outcome, run_tasks
 from ..study.tasks import Task
 from .arms import ARMS, chosen_arms, with_arms
-from .folder import RECORD, DataSet, open_benchmark, save_benchmark, scores_file
+from .folder import RECORD, Benchmark, DataSet, open_benchmark, save_benchmark, scores_file
 from .summary import summarize
 
 ARMS_A_TASK = 6
@@ -25,6 +25,7 @@ def benchmark(
     folder: str | Path,
     *,
     arms: Sequence[str] = ("all",),
+    curve: int | None = None,
     progress: bool = True,
 ) -> list[Outcome]:
     """Pretrain and score every arm on every data set with every seed, and summarise.
@@ -40,6 +41,8 @@ def benchmark(
         sets: the data sets; those of earlier calls are kept.
         folder: new, empty, or of a benchmark of the same settings.
         arms: names, groups and patterns, see `chosen_arms`.
+        curve: score runs each time after so many steps too; None: as in earlier calls, at first
+            only at the end. Runs that are done stay as they are.
         progress: show it.
 
     Returns:
@@ -55,7 +58,11 @@ def benchmark(
     if not sets:
         raise ConfigError("--data: expected at least one data set; got none")
     known = _known(folder, config)
-    known.update({one.name: one for one in sets})
+    now = Benchmark(
+        config,
+        known.sets | {one.name: one for one in sets},
+        known.curve if curve is None else curve,
+    )
     tasks = [
         task
         for seed in config.study.seeds
@@ -69,7 +76,7 @@ def benchmark(
         alone(folder / ".lock", f"{folder}: {BUSY}") as lock,
         shown(len(tasks), progress=progress) as watcher,
     ):
-        save_benchmark(folder, config, known)
+        save_benchmark(folder, now)
         study = config.study
         outcomes = run_tasks(
             tasks,
@@ -85,20 +92,20 @@ def benchmark(
     return outcomes
 
 
-def _known(folder: Path, config: Config) -> dict[str, DataSet]:
-    """The data sets of earlier calls on a folder."""
+def _known(folder: Path, config: Config) -> Benchmark:
+    """The benchmark of earlier calls on a folder."""
     if not (folder / RECORD).is_file():
         if folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
             raise RunError(f"{folder}: not empty, and no benchmark; give another folder")
-        return {}
-    earlier, sets = open_benchmark(folder)
+        return Benchmark(config, {})
+    earlier = open_benchmark(folder)
     for section in ("model", "training", "evaluation"):
-        if fingerprint(earlier, section) != fingerprint(config, section):
+        if fingerprint(earlier.config, section) != fingerprint(config, section):
             raise RunError(
                 f"{folder}: was begun with other settings of {section}; give another folder, or"
                 " those settings"
             )
-    return sets
+    return earlier
 
 
 def _tasks(folder: Path, one: DataSet, seed: int, arms: Sequence[str]) -> Iterator[Task]:

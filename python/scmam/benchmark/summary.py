@@ -1,5 +1,5 @@
-"""From scores of runs to ``runs.csv`` and ``summary.csv``: means over seeds, and differences paired
-by seed.
+"""From scores of runs to tables: means over seeds, differences paired by seed, and how arms that
+were chosen on development cells do on the others.
 """
 
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..storage import write_file
 from .arms import ARMS, UNIFORM
-from .folder import read_runs
+from .folder import read_curves, read_runs
 
 if TYPE_CHECKING:
     import pandas
 
 NONE = (float("nan"),) * 3
-RUNS, SUMMARY = "runs.csv", "summary.csv"
+RUNS, SUMMARY, CHOICES, CURVES = "runs.csv", "summary.csv", "choices.csv", "curves.csv"
 COLUMNS = (
     *("data", "genes", "arm", "part", "metric", "mean"),
     *("against", "difference", "low", "high", "seeds"),
@@ -21,17 +21,28 @@ COLUMNS = (
 
 
 def summarize(folder: Path) -> "pandas.DataFrame":
-    """Write both tables of a benchmark, and return the summary.
+    """Write the tables of a benchmark, and return the summary.
 
     A row for each data set, arm, part, metric and reference (`against`): "uniform" is uniform over
     all positions, "same share" the uniform arm that hides as much. `mean` is over all seeds of the
     arm, in points of 100; `difference`, `low` and `high` are the mean and the 95 % Student-t
     interval of differences over the `seeds` that both have.
     """
-    runs = read_runs(folder)
+    return write_tables(folder, read_runs(folder), read_curves(folder))
+
+
+def write_tables(
+    folder: Path, runs: "pandas.DataFrame", curves: "pandas.DataFrame"
+) -> "pandas.DataFrame":
+    """The tables of `summarize`, of runs as `read_runs` and `read_curves` give them."""
+    from .choice import choices_of
+
     table = summary_of(runs)
     write_file(folder / RUNS, runs.to_csv(index=False, float_format="%.5g"))
     write_file(folder / SUMMARY, table.to_csv(index=False, float_format="%.2f"))
+    write_file(folder / CHOICES, choices_of(runs).to_csv(index=False, float_format="%.2f"))
+    if not curves.empty:
+        write_file(folder / CURVES, curves.to_csv(index=False, float_format="%.5g"))
     return table
 
 

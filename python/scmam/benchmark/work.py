@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, with_settings
+from ..config import Config, Evaluation, with_settings
 from ..storage import write_file
 from ..study.arms import arm_config
 from .arms import ARMS
@@ -17,7 +17,13 @@ from .folder import DataSet, open_benchmark, scores_file, work_folder
 
 if TYPE_CHECKING:
     from ..data import Cells
+    from ..objective import Pretraining
     from ..runs import Run
+
+Scores = dict[str, dict[str, float]]
+"""By part of the cells, and metric."""
+
+FINE_TUNING = "fine-tuning"
 
 
 def do_arms(
@@ -37,9 +43,9 @@ def do_arms(
     """
     from ..data import open_cells
 
-    config, sets = open_benchmark(folder)
-    one = sets[name]
-    config = one.config(config)
+    opened = open_benchmark(folder)
+    one = opened.sets[name]
+    config = one.config(opened.config)
     say("reading cells")
     cells = open_cells(config.data, need_label=True)
     for arm in arms:
@@ -48,25 +54,34 @@ def do_arms(
             continue
         say(f"{arm}: pretraining")
         begin = time.perf_counter()
-        run = _pretrained(config, folder, one, arm, seed, cells)
+        run = _pretrained(config, folder, one, arm, seed, cells, opened.curve)
         say(f"{arm}: scoring")
-        scores = {
+        scores = _scores(run, cells, config.evaluation)
+        curve = {} if opened.curve is None else _curve(run, cells, config.evaluation, scores)
+        record = {
             "data": one.data,
             "genes": cells.num_genes,
             "arm": arm,
             "seed": seed,
-            "scores": _scores(run, cells, config),
+            "scores": scores,
+            "curve": curve,
             "masks": _masks(run),
             "seconds": round(time.perf_counter() - begin, 1),
         }
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_file(output, json.dumps(scores, indent=1) + "\n")
+        write_file(output, json.dumps(record, indent=1) + "\n")
         if not any(ARMS[other].follows == arm for other in ARMS):
             shutil.rmtree(run.folder)
 
 
 def _pretrained(
-    config: Config, folder: Path, one: DataSet, arm: str, seed: int, cells: "Cells"
+    config: Config,
+    folder: Path,
+    one: DataSet,
+    arm: str,
+    seed: int,
+    cells: "Cells",
+    curve: int | None,
 ) -> "Run":
     from ..training import pretrain
 
@@ -75,25 +90,52 @@ def _pretrained(
         run = work_folder(folder, one.name, leader, seed)
         settings = with_settings(settings, masking={"matched_to": str(run)})
     place = work_folder(folder, one.name, arm, seed)
-    return pretrain(settings, place, cells=cells, progress=False)
+    return pretrain(settings, place, cells=cells, snapshot_every=curve, progress=False)
 
 
-def _scores(run: "Run", cells: "Cells", config: Config) -> dict[str, dict[str, float]]:
-    from ..evaluation import embed, evaluate
-    from ..evaluation.test_bed import bed_scores
+def _scores(run: "Run", cells: "Cells", settings: Evaluation) -> Scores:
+    """Of the final weights: those of the test bed and, where the settings ask for it, of
+    fine-tuning.
+    """
+    from ..evaluation import fine_tune
 
-    settings = config.evaluation
-    scores = bed_scores(embed(run.load(), cells, max_tokens=settings.max_tokens), cells, settings)
-    if "fine-tuning" in settings.methods:
-        tuned = evaluate(run, cells, settings, methods=("fine-tuning",), progress=False)
-        scores[settings.part]["fine-tuning"] = tuned["fine-tuning"].mean("macro_f1")
+    pretraining = run.load()
+    scores = _bed(pretraining, cells, settings)
+    if FINE_TUNING in settings.methods:
+        tuned = fine_tune(pretraining, cells, settings, run.config.training.seed)
+        scores[settings.part][FINE_TUNING] = tuned.mean("macro_f1")
     return scores
 
 
+def _curve(run: "Run", cells: "Cells", settings: Evaluation, last: Scores) -> dict[int, Scores]:
+    """Scores of the test bed by steps; `last`: those of the final weights."""
+    from mam_kernels.weights.files import fill
+
+    from ..training.checkpoints import read_snapshot, snapshots
+
+    pretraining, curve = run.load(), {}
+    for step, path in snapshots(run.folder).items():
+        if step < run.record["steps"]:
+            fill(pretraining, read_snapshot(path), str(path))
+            curve[step] = _bed(pretraining, cells, settings)
+    return {**curve, run.record["steps"]: last}
+
+
+def _bed(pretraining: "Pretraining", cells: "Cells", settings: Evaluation) -> Scores:
+    from ..evaluation import embed
+    from ..evaluation.test_bed import bed_scores
+
+    return bed_scores(embed(pretraining, cells, max_tokens=settings.max_tokens), cells, settings)
+
+
 def _masks(run: "Run") -> dict[str, Any]:
-    """What the masks hid, mean over the steps, and how far they were from uniform in the end."""
+    """What the masks hid, mean over the steps, and how far they were from uniform in the end; of a
+    run without steps nothing.
+    """
     table = run.metrics()
     steps = table[table["phase"] == "train"]
+    if steps.empty:
+        return {}
     means = steps[["hidden", "hidden_nonzero", "hidden_zero"]].mean()
     last = steps.tail(max(1, len(steps) // 10))
     facts = {**means.to_dict(), "entropy": last["entropy"].mean()}

@@ -4,12 +4,12 @@ Help and completion import neither torch nor anndata: every command imports what
 runs.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import typer
 
 from . import benchmarks, data, health, runs, studies
-from .manual import reflowed
 
 app = typer.Typer(
     name="scmam",
@@ -49,13 +49,24 @@ in one line; 130 interrupted.
 """
 
 
+def reflowed(text: str) -> str:
+    """A docstring as a page of help: the lines of each paragraph joined, examples as they are."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(x if x.startswith(" ") else " ".join(x.split("\n")) for x in paragraphs)
+
+
 @app.callback(help=reflowed(MANUAL))
 def _top() -> None:
     """Options of the command itself: none but those of Typer."""
 
 
-for module in (data, runs, studies, benchmarks, health):
-    module.register(app)
+for command in (
+    *(data.inspect, data.config),
+    *(runs.pretrain, runs.evaluate, runs.genes, runs.export),
+    *(studies.compare, studies.report, studies.demo),
+    *(benchmarks.benchmark, health.doctor),
+):
+    app.command(help=reflowed(command.__doc__ or ""))(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,28 +6,21 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .endings import ends_tidily
-from .manual import add_command
-from .options import Assignments, ConfigFile, Counts, Donor, Label, configuration, given
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    add_command(app, inspect_file, "inspect")
-    add_command(app, show_config, "config")
 
 
 @ends_tidily("nothing was written")
-def inspect_file(
+def inspect(
     file: Annotated[
         Path | None,
         typer.Argument(metavar="FILE.h5ad", help="the file; without it, scanpy's pbmc68k_reduced"),
     ] = None,
-    label: Label = None,
-    donor: Donor = None,
-    counts: Counts = None,
-    config: ConfigFile = None,
-    assignments: Assignments = None,
+    label: options.Label = None,
+    donor: options.Donor = None,
+    counts: options.Counts = None,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
 ) -> None:
     """Say what an AnnData file holds, before anything is run on it.
@@ -45,18 +38,18 @@ def inspect_file(
       scmam inspect cells.h5ad --json | jq .warnings
       scmam inspect                  the example cells that come with scanpy
     """
-    flags = given(locals()) | {"data.path": file}
-    settings = configuration(config, assignments, flags).data
-    from ..data import inspect
+    flags = options.given(locals()) | {"data.path": file}
+    settings = options.configuration(config, assignments, flags).data
+    from ..data import inspect as look
 
-    inspection = inspect(settings=settings)
+    inspection = look(settings=settings)
     print(json.dumps(inspection.as_dict(), indent=2) if as_json else inspection.as_text())
 
 
 @ends_tidily("nothing was written")
-def show_config(
-    config: ConfigFile = None,
-    assignments: Assignments = None,
+def config(
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
     arms: Annotated[
         bool, typer.Option("--arms", help="list the arms that a study can compare, instead")
     ] = False,
@@ -78,7 +71,7 @@ def show_config(
     if arms:
         print(_arms_text())
     else:
-        print(commented_yaml(configuration(config, assignments, {})), end="")
+        print(commented_yaml(options.configuration(config, assignments, {})), end="")
 
 
 def _arms_text() -> str:

@@ -1,6 +1,4 @@
-"""The end of a command that fails or is interrupted: one line that says what was wrong, or how to
-continue.
-"""
+"""The end of a command that fails or is interrupted: a line on the error, or on how to continue."""
 
 import functools
 import sys
@@ -14,7 +12,10 @@ from ..storage import CANNOT_WRITE
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130  # exit statuses
+GOES_ON = (
+    "runs that were finished are kept, others go on from their last checkpoint, by the same command"
+)
 
 
 def ends_tidily(resume: str) -> Callable[[Command], Command]:

@@ -4,16 +4,8 @@ from typing import Annotated
 
 import typer
 
-from .endings import ends_tidily
-from .manual import add_command
+from .endings import FAILED, ends_tidily
 from .options import Quiet
-
-SOMETHING_WRONG = 1
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    add_command(app, doctor)
 
 
 @ends_tidily("nothing was changed")
@@ -41,4 +33,4 @@ def doctor(
     examination = examine(validation=not fast, progress=not quiet)
     print(examination.as_text())
     if not examination.ok:
-        raise typer.Exit(SOMETHING_WRONG)
+        raise typer.Exit(FAILED)

@@ -27,38 +27,31 @@ def setting(name: str, flag: str, *, metavar: str | None = None, help: str | Non
     section, _, field = name.partition(".")
     info = type(getattr(Config(), section)).model_fields[field]
     default = json.loads(Config().model_dump_json())[section][field]
-    shown = (
-        ",".join(map(str, default))
-        if isinstance(default, list)
-        else "none"
-        if default is None
-        else default
-    )
+    shown = "none" if default is None else default
+    if isinstance(default, list):
+        shown = ",".join(map(str, default))
     text = f"{help or info.description} ({name}; default: {shown})"
     return typer.Option(
         flag, metavar=metavar, help=text, show_default=False, rich_help_panel=SETTINGS
     )
 
 
+def own(flag: str, metavar: str, help: str, *short: str) -> Any:
+    """An option of a command that is no setting, and has no default to be shown."""
+    return typer.Option(flag, *short, metavar=metavar, help=help, show_default=False)
+
+
+def out(metavar: str, help: str) -> Any:
+    """The option that says where a command writes."""
+    return typer.Option("--out", "-o", metavar=metavar, help=help)
+
+
 ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help="YAML file with settings; see `scmam config`",
-        show_default=False,
-    ),
+    Path | None, own("--config", "FILE", "YAML file with settings; see `scmam config`", "-c")
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="SECTION.NAME=VALUE",
-        help="any other setting, over the file; may be repeated",
-        show_default=False,
-    ),
+    own("--set", "SECTION.NAME=VALUE", "another setting, over the file; may be repeated", "-s"),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 
@@ -67,14 +60,25 @@ Label = Annotated[str | None, setting("data.label", "--label", metavar="COLUMN")
 Donor = Annotated[str | None, setting("data.donor", "--donor", metavar="COLUMN")]
 Counts = Annotated[str | None, setting("data.counts", "--counts", metavar="WHERE")]
 Size = Annotated[
+    str | None, setting("model.size", "--size", metavar="SIZE", help="tiny, small, base or paper")
+]
+Strategy = Annotated[
     str | None,
     setting(
-        "model.size", "--size", metavar="SIZE", help="size of the model: tiny, small, base or paper"
+        "masking.strategy",
+        "--strategy",
+        metavar="NAME",
+        help="which genes are hidden: none, uniform, expression, mam, mam-embedding or matched",
     ),
 ]
+Injection = Annotated[str | None, setting("masking.injection", "--injection", metavar="SCHEME")]
 Steps = Annotated[int | None, setting("training.steps", "--steps")]
 BatchSize = Annotated[int | None, setting("training.batch_size", "--batch-size")]
 LearningRate = Annotated[float | None, setting("training.lr", "--lr")]
+Seed = Annotated[
+    int | None,
+    setting("training.seed", "--seed", help="of the weights, the order of cells and the masks"),
+]
 StartFrom = Annotated[Path | None, setting("training.start_from", "--start-from", metavar="MODEL")]
 Device = Annotated[
     str | None, setting("training.device", "--device", metavar="DEVICE", help="auto, cpu or cuda")
@@ -86,6 +90,23 @@ Methods = Annotated[
 Folds = Annotated[
     int | None, setting("evaluation.folds", "--folds", help="folds of the cross-validation")
 ]
+Arms = Annotated[
+    str | None,
+    setting("study.arms", "--arms", metavar="A,B", help="see `scmam config --arms`"),
+]
+Seeds = Annotated[
+    str | None,
+    setting("study.seeds", "--seeds", metavar="0-4,7", help="of every arm; numbers and ranges"),
+]
+Reference = Annotated[str | None, setting("study.reference", "--reference", metavar="ARM")]
+Baselines = Annotated[
+    str | None,
+    setting(
+        "study.baselines", "--baselines", metavar="A,B", help="classifiers of the data; '': none"
+    ),
+]
+Jobs = Annotated[int | None, setting("study.jobs", "--jobs", metavar="N")]
+Scheduler = Annotated[str | None, setting("study.scheduler", "--scheduler", metavar="ADDRESS")]
 
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,13 +150,8 @@ def numbers(text: str | None, flag: str) -> list[int] | None:
     """``"0-3,7"`` as [0, 1, 2, 3, 7]; None stays None."""
     if text is None:
         return None
-    values: list[int] = []
-    for part in names(text) or ():
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first:
-            raise ConfigError(f"{flag}: expected numbers and ranges such as 0-4,7; got {text!r}")
-        values.extend(range(first, last + 1))
-    if not values:
+    matches = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in names(text) or ()]
+    ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) if m else range(0) for m in matches]
+    if not ranges or not all(ranges):
         raise ConfigError(f"{flag}: expected numbers and ranges such as 0-4,7; got {text!r}")
-    return values
+    return [value for values in ranges for value in values]

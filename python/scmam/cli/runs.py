@@ -6,95 +6,44 @@ from typing import Annotated
 import typer
 
 from ..config import Config
+from . import options
 from .endings import ends_tidily
-from .manual import add_command
-from .options import (
-    Assignments,
-    BatchSize,
-    ConfigFile,
-    Counts,
-    DataFile,
-    Device,
-    Donor,
-    Folds,
-    Label,
-    LearningRate,
-    Methods,
-    Quiet,
-    Size,
-    StartFrom,
-    Steps,
-    configuration,
-    given,
-    setting,
-)
 
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")
 ]
 MovedData = Annotated[
     Path | None,
-    typer.Option(
-        "--data",
-        metavar="FILE.h5ad",
-        help="other cells than those of the run, or its file where it is now",
-        show_default=False,
-    ),
+    options.own("--data", "FILE.h5ad", "other cells than those of the run, or its file, moved"),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    for command in (pretrain, evaluate, genes, export):
-        add_command(app, command)
 
 
 @ends_tidily("the last checkpoint is kept; the same command goes on from there")
 def pretrain(
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", "-o", metavar="RUN", help="folder of the run, new or to be gone on with"
-        ),
+        options.out("RUN", "folder of the run, new or to be continued"),
     ],
-    data: DataFile = None,
-    label: Label = None,
-    donor: Donor = None,
-    counts: Counts = None,
+    data: options.DataFile = None,
+    label: options.Label = None,
+    donor: options.Donor = None,
+    counts: options.Counts = None,
     arm: Annotated[
         str | None,
-        typer.Option(
-            "--arm",
-            metavar="NAME",
-            help="a ready set of masking settings; `scmam config --arms` lists them",
-            show_default=False,
-        ),
+        options.own("--arm", "NAME", "a set of masking settings; see `scmam config --arms`"),
     ] = None,
-    strategy: Annotated[
-        str | None,
-        setting(
-            "masking.strategy",
-            "--strategy",
-            metavar="NAME",
-            help="which genes are hidden: none, uniform, expression, mam, mam-embedding or matched",
-        ),
-    ] = None,
-    injection: Annotated[
-        str | None, setting("masking.injection", "--injection", metavar="SCHEME")
-    ] = None,
-    start_from: StartFrom = None,
-    size: Size = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
-    seed: Annotated[
-        int | None,
-        setting("training.seed", "--seed", help="of the weights, the order of cells and the masks"),
-    ] = None,
-    device: Device = None,
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    quiet: Quiet = False,
+    strategy: options.Strategy = None,
+    injection: options.Injection = None,
+    start_from: options.StartFrom = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Pretrain one model on the cells of a file, with one way of masking.
 
@@ -112,7 +61,7 @@ def pretrain(
       scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
       scmam pretrain --out runs/example             the 700 example cells
     """
-    settings = configuration(config, assignments, given(locals()))
+    settings = options.configuration(config, assignments, options.given(locals()))
     if arm is not None:
         settings = _as_arm(settings, arm, strategy)
     from ..training import pretrain as train
@@ -145,12 +94,12 @@ def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
 def evaluate(
     run: RunFolder,
     data: MovedData = None,
-    label: Label = None,
-    donor: Donor = None,
-    methods: Methods = None,
-    folds: Folds = None,
-    assignments: Assignments = None,
-    quiet: Quiet = False,
+    label: options.Label = None,
+    donor: options.Donor = None,
+    methods: options.Methods = None,
+    folds: options.Folds = None,
+    assignments: options.Assignments = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Predict cell types from a pretrained encoder, by cross-validation.
 
@@ -167,7 +116,7 @@ def evaluate(
       scmam evaluate runs/mam --methods linear-probe --folds 10
       scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
     """
-    flags = given(locals())
+    flags = options.given(locals())
     from ..data import open_cells
     from ..evaluation import evaluate as score
     from ..runs import open_run
@@ -175,9 +124,8 @@ def evaluate(
 
     opened = open_run(run)
     settings = _changed(opened.config, assignments, flags)
-    evaluations = score(
-        opened, open_cells(settings.data, need_label=True), settings.evaluation, progress=not quiet
-    )
+    cells = open_cells(settings.data, need_label=True)
+    evaluations = score(opened, cells, settings.evaluation, progress=not quiet)
     print(evaluations_text(evaluations.values()))
     print(f"Written: {opened.folder / 'evaluation'}")
 
@@ -189,21 +137,14 @@ def genes(
     draws: Annotated[int, typer.Option(min=1, help="masks of every cell")] = 20,
     gmt: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.gmt",
-            help="gene sets, for over-representation among the genes that are hidden most",
-        ),
+        options.own("--gmt", "FILE.gmt", "gene sets, tested among the genes that are hidden most"),
     ] = None,
     top: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="how many of the genes that are hidden most are tested against the gene sets",
-        ),
+        int, typer.Option(min=1, help="genes, hidden most, that are tested against the gene sets")
     ] = 100,
     seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
-    assignments: Assignments = None,
-    quiet: Quiet = False,
+    assignments: options.Assignments = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say which genes the masks of a run hide, for all cells and by cell type.
 
@@ -226,15 +167,8 @@ def genes(
 
     opened = open_run(run)
     settings = _changed(opened.config, assignments, {"data.path": data})
-    found = interpret(
-        opened,
-        open_cells(settings.data),
-        draws=draws,
-        gmt=gmt,
-        top=top,
-        seed=seed,
-        progress=not quiet,
-    )
+    cells = open_cells(settings.data)
+    found = interpret(opened, cells, draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
     print(genes_text(found))
     print(f"Written: {found.folder}")
 
@@ -244,11 +178,7 @@ def export(
     run: RunFolder,
     out: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUT.safetensors",
-            help="the file; what is there is replaced",
-            show_default=False,
-        ),
+        typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced"),
     ],
 ) -> None:
     """Write the model of a finished run to one file, to be kept, passed on and used without the
@@ -279,7 +209,8 @@ def _changed(config: Config, assignments: list[str] | None, flags: dict[str, obj
     """The configuration of a run with what this call changes."""
     from ..config import validated
 
-    settings, given = config.model_dump(mode="json"), configuration(None, assignments, flags)
+    settings = config.model_dump(mode="json")
+    given = options.configuration(None, assignments, flags)
     for section in given.model_fields_set:
         changes = getattr(given, section)
         settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))

@@ -7,112 +7,48 @@ import typer
 
 from ..errors import ConfigError
 from ..study.folder import Study
-from .endings import ends_tidily
-from .manual import add_command
-from .options import (
-    Assignments,
-    BatchSize,
-    ConfigFile,
-    Counts,
-    DataFile,
-    Device,
-    Donor,
-    Folds,
-    Label,
-    Methods,
-    Quiet,
-    Size,
-    StartFrom,
-    Steps,
-    configuration,
-    given,
-    setting,
-)
-
-SOMETHING_FAILED = 1
-GOES_ON = (
-    "runs that were finished are kept, others go on from their last checkpoint, by the same command"
-)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    for command in (compare, report, demo):
-        add_command(app, command)
+from . import options
+from .endings import FAILED, GOES_ON, ends_tidily
 
 
 @ends_tidily(GOES_ON)
 def compare(
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="STUDY", help="folder of the study, new or to be gone on with"
-        ),
-    ],
-    data: DataFile = None,
-    label: Label = None,
-    donor: Donor = None,
-    counts: Counts = None,
-    arms: Annotated[
-        str | None,
-        setting(
-            "study.arms",
-            "--arms",
-            metavar="A,B",
-            help="what is compared; see `scmam config --arms`",
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        setting(
-            "study.seeds",
-            "--seeds",
-            metavar="0-4,7",
-            help="every arm is run with each; numbers and ranges",
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None, setting("study.reference", "--reference", metavar="ARM")
-    ] = None,
-    baselines: Annotated[
-        str | None,
-        setting(
-            "study.baselines",
-            "--baselines",
-            metavar="A,B",
-            help="classifiers of the data itself; '' for none",
-        ),
-    ] = None,
-    jobs: Annotated[int | None, setting("study.jobs", "--jobs", metavar="N")] = None,
-    scheduler: Annotated[
-        str | None, setting("study.scheduler", "--scheduler", metavar="ADDRESS")
-    ] = None,
+    out: Annotated[Path, options.out("STUDY", "folder of the study, new or to be continued")],
+    data: options.DataFile = None,
+    label: options.Label = None,
+    donor: options.Donor = None,
+    counts: options.Counts = None,
+    arms: options.Arms = None,
+    seeds: options.Seeds = None,
+    reference: options.Reference = None,
+    baselines: options.Baselines = None,
+    jobs: options.Jobs = None,
+    scheduler: options.Scheduler = None,
     protocol: Annotated[
         str | None,
-        typer.Option(
+        options.own(
             "--protocol",
-            metavar="published",
-            help="the paper's table: its settings and eleven arms, beside an untrained model, where"
-            " file and flags say nothing else; needs --start-from",
-            show_default=False,
+            "published",
+            "the paper's table: its settings and eleven arms, beside an untrained model, where file"
+            " and flags say nothing else; needs --start-from",
         ),
     ] = None,
-    start_from: StartFrom = None,
-    size: Size = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    methods: Methods = None,
-    folds: Folds = None,
-    device: Device = None,
-    config: ConfigFile = None,
-    assignments: Assignments = None,
+    start_from: options.StartFrom = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = None,
+    methods: options.Methods = None,
+    folds: options.Folds = None,
+    device: options.Device = None,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
     genes: Annotated[
         bool,
         typer.Option(
             "--genes/--no-genes", help="of each arm's first seed, also what its masks hide"
         ),
     ] = True,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run the whole study: every arm with every seed, evaluated, beside baselines, with differences
     paired by seed.
@@ -139,13 +75,14 @@ def compare(
       scmam compare --out try --steps 50 --seeds 0,1    the 700 example cells
       scmam compare --protocol published --start-from RUN --data cells.h5ad --out table
     """
-    flags = given(locals())
+    flags = options.given(locals())
     from ..study import compare as run
     from ..study import published
 
     if protocol not in (None, "published"):
         raise ConfigError(f"--protocol: expected published; got {protocol!r}")
-    settings = configuration(config, assignments, flags, published.SETTINGS if protocol else None)
+    defaults = published.SETTINGS if protocol else None
+    settings = options.configuration(config, assignments, flags, defaults)
     study = run(settings, out, interpret=genes, progress=not quiet)
     _conclude(study)
 
@@ -154,10 +91,7 @@ def compare(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a study, or a single run")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE.html", help="where; default: report.html in the folder"
-        ),
+        Path | None, options.out("FILE.html", "where; default: report.html in the folder")
     ] = None,
 ) -> None:
     """Write the report of a study or of a run: one HTML file that opens without a network.
@@ -182,17 +116,11 @@ def report(
 
 @ends_tidily(GOES_ON)
 def demo(
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="STUDY", help="folder to write, new or to be gone on with"
-        ),
-    ] = Path("report"),
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="runs at a time (default: 2)", show_default=False),
-    ] = None,
-    quiet: Quiet = False,
+    out: Annotated[Path, options.out("STUDY", "folder to write, new or to be continued")] = Path(
+        "report"
+    ),
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time (default: 2)")] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show everything on 700 real blood cells: a small study with its report, in some minutes on
     two cores.
@@ -222,10 +150,10 @@ def _conclude(study: Study) -> None:
 
     page = write_report(study.folder) if study.finished() else None
     if page is not None:
-        parts = (summary_text(study), verdict(study), f"Report: {page}")
+        parts = (summary_text(study), verdict(study.summary()), f"Report: {page}")
         print("\n" + "\n\n".join(part for part in parts if part is not None))
     if study.failures:
         print(f"\n{len(study.failures)} failed; the same command tries them again:")
         for failure in study.failures:
             print(f"  {failure.task}: {failure.message} (log: {failure.log})")
-        raise typer.Exit(SOMETHING_FAILED)
+        raise typer.Exit(FAILED)

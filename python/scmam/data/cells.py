@@ -8,7 +8,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from ..sequences import CellBatch
-from .matrix import Rows, as_tensor
+from .matrix import as_tensor
+from .rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +33,8 @@ class Cells:
     unit: str = "counts"
     block: int = 1  #: cells next to each other that a loader draws together
     notes: tuple[str, ...] = ()  #: what was found, taken and dropped, in sentences
-    classes: tuple[
-        str, ...
-    ] = ()  #: the labels there are, sorted; a subset keeps them all, so that codes mean the same
+    #: the labels there are, sorted; a subset keeps them all, so that codes mean the same
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None and not self.classes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import CellsError
+from ..errors import CellsError, listing
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -19,20 +19,14 @@ LABEL_NAMES = (
         *("bulklabels", "authorcelltype", "celltypeannotation"),
     ),
     (
-        "annotation",
-        "annotations",
-        "label",
-        "labels",
-        "celltypefine",
-        "celltypecoarse",
+        *("annotation", "annotations", "label", "labels", "celltypefine", "celltypecoarse"),
         "paul15clusters",
     ),
     ("louvain", "leiden", "cluster", "clusters", "seuratclusters"),
 )
 DONOR_NAMES = (
-    *("donor", "donorid", "patient", "patientid", "individual", "subject", "subjectid"),
-    *("mouse", "mouseid", "sample", "sampleid", "origident", "batch", "batchid"),
-    *("library",),
+    *("donor", "donorid", "patient", "patientid", "individual", "subject", "subjectid", "mouse"),
+    *("mouseid", "sample", "sampleid", "origident", "batch", "batchid", "library"),
 )
 OTHER_NAMES = (
     *("phase", "sex", "tissue", "assay", "disease", "organism", "treatment", "condition"),
@@ -61,9 +55,8 @@ def label_column(
         CellsError: no such column; or none, or several as good, where it is required.
     """
     if name is not None:
-        return require_column(
-            obs, name, "data.label", source
-        ), f"Labels are obs[{name!r}], as asked for."
+        require_column(obs, name, "data.label", source)
+        return name, f"Labels are obs[{name!r}], as asked for."
     candidates = categorical_columns(obs)
     for names in LABEL_NAMES:
         fitting = [column for column in candidates if _plain(column) in names]
@@ -75,24 +68,15 @@ def label_column(
     else:
         candidates = label_columns(obs)
         if len(candidates) == 1:
-            return candidates[
-                0
-            ], f"Labels are obs[{candidates[0]!r}], the only categorical column that may hold them."
-    listed = (
-        listing(candidates)
-        if candidates
-        else f"none looks like it among {listing(list(obs.columns))}"
-    )
+            found = f"obs[{candidates[0]!r}], the only categorical column that may hold them"
+            return candidates[0], f"Labels are {found}."
+    listed = _listing(candidates)
+    if not candidates:
+        listed = f"none looks like it among {_listing(list(obs.columns))}"
+    problem = "data.label is not given, and cannot be told from the names of .obs"
     if required:
-        raise CellsError(
-            f"{source}: data.label is not given, and cannot be told from the names of .obs; set it"
-            f" to a column: {listed}"
-        )
-    return (
-        None,
-        "No labels are used: data.label is not given, and cannot be told from the names of .obs"
-        f" ({listed}).",
-    )
+        raise CellsError(f"{source}: {problem}; set it to a column: {listed}")
+    return None, f"No labels are used: {problem} ({listed})."
 
 
 def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> str:
@@ -113,20 +97,14 @@ def suggestion(name: str, known: list[str]) -> str:
     if not known:
         return "there are none"
     by_plain = {_plain(other): other for other in known}
-    close = [
-        by_plain[plain]
-        for plain in difflib.get_close_matches(_plain(name), list(by_plain), n=3, cutoff=0.6)
-    ]
+    similar = difflib.get_close_matches(_plain(name), list(by_plain), n=3, cutoff=0.6)
+    close = [by_plain[plain] for plain in similar]
     meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{meant}There are {listing(close + [other for other in known if other not in close])}"
+    return f"{meant}There are {_listing(close + [other for other in known if other not in close])}"
 
 
-def listing(names: list[str]) -> str:
-    """Names separated by commas; long lists are cut."""
-    if not names:
-        return "no columns"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(str, names[:SHOWN])) + more
+def _listing(names: list[str]) -> str:
+    return listing(names, SHOWN) or "no columns"
 
 
 def categorical_columns(obs: "DataFrame") -> list[str]:
@@ -149,7 +127,7 @@ def categorical_columns(obs: "DataFrame") -> list[str]:
 
 
 def label_columns(obs: "DataFrame") -> list[str]:
-    """Categorical columns whose names do not say that they are something else than labels."""
+    """Categorical columns whose names do not exclude labels."""
     return [
         column
         for column in categorical_columns(obs)
@@ -158,7 +136,7 @@ def label_columns(obs: "DataFrame") -> list[str]:
 
 
 def donor_columns(obs: "DataFrame") -> list[str]:
-    """Columns whose names say donor, sample or batch, with at least two values."""
+    """Columns named after donors, samples or batches, with at least two values."""
     return [
         str(column)
         for column in obs.columns
@@ -167,9 +145,7 @@ def donor_columns(obs: "DataFrame") -> list[str]:
 
 
 def total_columns(obs: "DataFrame") -> list[str]:
-    """Numeric columns whose names say that they hold the total count of a cell; the best known
-    first.
-    """
+    """Numeric columns named after the total count of a cell, the commonest name first."""
     from pandas.api.types import is_numeric_dtype
 
     named = [
@@ -182,9 +158,8 @@ def total_columns(obs: "DataFrame") -> list[str]:
 
 def as_text(values: "Series") -> np.ndarray:
     """(cells,) str, "" where a value is missing."""
-    missing = values.isna().to_numpy()
-    text = values.astype(object).where(~missing, "").map(_text).to_numpy(dtype=object)
-    return text.astype(str)
+    text = values.astype(object).where(values.notna().to_numpy(), "").map(_text)
+    return text.to_numpy(dtype=object).astype(str)
 
 
 def _text(value: object) -> str:

@@ -1,19 +1,18 @@
-"""Where the raw counts of an AnnData are, and how they are recovered where only their logarithm is
-there.
-"""
+"""Find the raw counts of an AnnData, or recover them from their logarithm."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from ..errors import CellsError
-from .columns import listing, total_columns
-from .matrix import Matrix
-from .source import Source
-from .values import COUNTS_PER, Conversion, Look, Rounding, equal_total, look_at
+from ..config import Data
+from ..errors import CellsError, listing
+from .columns import SHOWN, total_columns
+from .matrix import Matrix, prepared
+from .source import FIXED, Source
+from .values import COUNTS_PER, Conversion, Look, Rounding, equal_total, look_at, row_sums
 
 COUNT_LAYERS = (
     *("counts", "count", "rawcounts", "rawcount", "rawdata", "raw"),
@@ -47,12 +46,7 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find_counts(
-    source: Source,
-    place: str = "auto",
-    *,
-    prepare: Callable[[Matrix], Matrix] = lambda matrix: matrix,
-) -> Found:
+def find_counts(source: Source, data: Data) -> Found:
     """Choose among X, `.raw` and the layers.
 
     Whole non-negative numbers win, in the order of `places_in_order`; else log-normalised values
@@ -60,9 +54,7 @@ def find_counts(
 
     Args:
         source: where cells come from.
-        place: "auto", "X", "raw", or the name of a layer.
-        prepare: called with the matrix that is looked at whole, to read it into memory where that
-            is wanted.
+        data: `counts` says where to look, `backed` whether the values are read into memory.
 
     Raises:
         CellsError: nothing there is counts or can be converted to them; the message says what each
@@ -72,9 +64,7 @@ def find_counts(
         raise CellsError(
             f"{source.name}: holds no values, neither X nor .raw nor a layer; write them into X"
         )
-    if place != "auto":
-        require_place(source, place)
-    order = places_in_order(source) if place == "auto" else (place,)
+    order = places_in_order(source) if data.counts == "auto" else (require_place(source, data),)
     if not any(source.matrix(name).shape[1] for name in order):
         raise CellsError(
             f"{source.name}: has {len(source.obs)} cells but no genes; filter less, or give"
@@ -85,39 +75,39 @@ def find_counts(
         for name in order:
             if first_looks[name].kind != wanted:
                 continue
-            matrix = prepare(source.matrix(name))
+            matrix = prepared(source.matrix(name), data.backed, source.name)
             look = look_at(rows for _, rows in matrix.blocks())
             if look.kind == wanted:
                 return _converted(source, name, matrix, look)
             first_looks[name] = look  # some cells further on are of another kind
-    raise CellsError(_refusal(source, place, first_looks))
+    raise CellsError(_refusal(source, first_looks))
 
 
 def places_in_order(source: Source) -> tuple[str, ...]:
     """Layers that are named for counts, `.raw`, X, then other layers but those that hold a part of
     the counts.
     """
-    named = [layer for layer in source.layers if _plain(layer) in COUNT_LAYERS]
-    others = [
-        layer for layer in source.layers if layer not in named and _plain(layer) not in PART_LAYERS
-    ]
-    return (
-        *named,
-        *(("raw",) if source.has_raw else ()),
-        *(("X",) if source.has_x else ()),
-        *others,
-    )
+    layers = [place for place in source.places if place not in FIXED]
+    named = [layer for layer in layers if _plain(layer) in COUNT_LAYERS]
+    others = [x for x in layers if x not in named and _plain(x) not in PART_LAYERS]
+    return (*named, *(place for place in ("raw", "X") if place in source.places), *others)
 
 
-def require_place(source: Source, place: str) -> None:
-    """Raise a `CellsError` unless there is such a place."""
+def require_place(source: Source, data: Data) -> str:
+    """The place that the settings name.
+
+    Raises:
+        CellsError: there is none of that name.
+    """
+    place = data.counts
     if place in source.refused:
         raise CellsError(f"{source.name}: data.counts names {place!r}, and {source.refused[place]}")
     if place not in source.places:
         raise CellsError(
             f"{source.name}: data.counts names {place!r}, which is not there; there are"
-            f" {listing(list(source.places))}, or auto"
+            f" {listing(source.places, SHOWN)}, or auto"
         )
+    return place
 
 
 def first_look(matrix: Matrix) -> Look:
@@ -126,37 +116,23 @@ def first_look(matrix: Matrix) -> Look:
 
 
 def _sample(matrix: Matrix) -> Iterator[csr_matrix]:
-    cells = matrix.shape[0]
+    cells, length = matrix.shape[0], SAMPLED // SAMPLE_BLOCKS
     if cells <= SAMPLED:
-        yield from (rows for _, rows in matrix.blocks())
-        return
-    length = SAMPLED // SAMPLE_BLOCKS
-    for start in np.linspace(0, cells - length, SAMPLE_BLOCKS).astype(int).tolist():
-        yield matrix.span(start, start + length)
+        return (rows for _, rows in matrix.blocks())
+    starts = np.linspace(0, cells - length, SAMPLE_BLOCKS).astype(int).tolist()
+    return (matrix.span(start, start + length) for start in starts)
 
 
 def _converted(source: Source, place: str, matrix: Matrix, look: Look) -> Found:
-    where = source.where(place)
-    found = f"{where} {look.in_words()}"
-    sums = np.concatenate(look.sums)
+    found = f"{source.where(place)} {look.in_words()}"
     if look.kind in ("counts", "fractional"):
-        total, words = _known_totals(source, sums)
-        taken = (
-            ", and is taken."
-            if look.kind == "counts"
-            else "; they are taken as counts, as expected or corrected counts are."
-        )
-        unit = COUNTS if look.kind == "counts" else FRACTIONS
-        return Found(
-            place,
-            matrix,
-            None,
-            look,
-            sums,
-            sums if total is None else total,
-            unit,
-            (found + taken, words),
-        )
+        sums = np.concatenate(look.sums)
+        depth, words = _known_totals(source, sums)
+        taken, unit = ", and is taken.", COUNTS
+        if look.kind == "fractional":
+            taken = "; they are taken as counts, as expected or corrected counts are."
+            unit = FRACTIONS
+        return Found(place, matrix, None, look, sums, depth, unit, (found + taken, words))
     logged = look.kind == "log1p"
     log_of_base = float(np.log(source.log_base)) if logged and source.log_base else 1.0
     shared = equal_total(
@@ -172,33 +148,23 @@ def _converted(source: Source, place: str, matrix: Matrix, look: Look) -> Found:
     sums = _sums(matrix, conversion)
     proof = "" if shared else ", which cannot be told from these values: not all genes are there"
     words = (
-        f"There are no raw counts to be had{reasons}; the values are taken as counts per"
+        f"Raw counts cannot be recovered{reasons}; the values are taken as counts per"
         f" 10,000{proof}, and every cell's depth as 10,000."
     )
-    return Found(
-        place,
-        matrix,
-        conversion,
-        look,
-        sums,
-        np.full(len(sums), COUNTS_PER),
-        PER_10K,
-        (f"{found}.", words),
-    )
+    depth = np.full(len(sums), COUNTS_PER)
+    return Found(place, matrix, conversion, look, sums, depth, PER_10K, (f"{found}.", words))
 
 
-def _known_totals(source: Source, sums: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """Totals of a column of .obs that can be the totals of these counts, and a sentence on the
-    depth.
-    """
+def _known_totals(source: Source, sums: np.ndarray) -> tuple[np.ndarray, str]:
+    """Totals of these counts, from a column of .obs where it can hold them, and a sentence."""
     columns = total_columns(source.obs)
     for column in columns:
         totals = source.obs[column].to_numpy(dtype=np.float64, na_value=np.nan)
         if np.isfinite(totals).all() and (totals >= sums * (1 - 1e-4)).all():
             return totals, f"The depth of a cell is obs[{column!r}]."
-    refused = f" ({listing(columns)} of .obs is smaller for some cells)" if columns else ""
+    refused = f" ({listing(columns, SHOWN)} of .obs is smaller for some cells)" if columns else ""
     return (
-        None,
+        sums,
         f"The depth of a cell is the sum of its counts over all genes of the file{refused}.",
     )
 
@@ -217,33 +183,32 @@ def _recovered(
             reasons.append(f"obs[{column!r}] is not positive everywhere")
             continue
         conversion = Conversion(logged, totals / target, rounded=True, log_of_base=log_of_base)
-        rounding, sums = Rounding(), []
-        for cells, rows in matrix.blocks():
-            rounding.add(conversion.exact(rows, cells))
-            sums.append(np.asarray(conversion(rows, cells).sum(axis=1, dtype=np.float64)).ravel())
+        rounding = Rounding()
+        sums = _sums(matrix, conversion, rounding)
         if rounding.tight:
             words = (
                 f"Counts are recovered with the totals in obs[{column!r}]: before rounding no"
                 f" value is further than {rounding.largest:.2g} from a whole number. The depth of"
                 f" a cell is obs[{column!r}]."
             )
-            return (conversion, np.concatenate(sums), totals, words), ""
+            return (conversion, sums, totals, words), ""
         reasons.append(
             f"with obs[{column!r}] values come out up to {rounding.largest:.2g} from a whole number"
         )
     return None, f" ({'; '.join(reasons)})"
 
 
-def _sums(matrix: Matrix, conversion: Conversion) -> np.ndarray:
-    return np.concatenate(
-        [
-            np.asarray(conversion(rows, cells).sum(axis=1, dtype=np.float64)).ravel()
-            for cells, rows in matrix.blocks()
-        ]
-    )
+def _sums(matrix: Matrix, conversion: Conversion, rounding: Rounding | None = None) -> np.ndarray:
+    """(cells,) float64 totals of converted counts; `rounding` is fed with them unrounded."""
+    sums = []
+    for cells, rows in matrix.blocks():
+        if rounding is not None:
+            rounding.add(conversion.exact(rows, cells))
+        sums.append(row_sums(conversion(rows, cells)))
+    return np.concatenate(sums)
 
 
-def _refusal(source: Source, place: str, looks: dict[str, Look]) -> str:
+def _refusal(source: Source, looks: dict[str, Look]) -> str:
     said = "; ".join(f"{source.where(name)} {look.in_words()}" for name, look in looks.items())
     if any(look.kind == "unusable" for look in looks.values()):
         advice = "remove these genes or cells first"
@@ -251,21 +216,13 @@ def _refusal(source: Source, place: str, looks: dict[str, Look]) -> str:
         advice = "take another file"
     else:
         advice = (
-            "counts cannot be had back from scaled values: give a file with raw counts in X, in"
+            "counts cannot be recovered from scaled values: give a file with raw counts in X, in"
             " .raw or in a layer named counts"
         )
-    others = {
-        name: first_look(source.matrix(name)).kind
-        for name in places_in_order(source)
-        if name not in looks
-    }
-    usable = [
-        name
-        for kind in ("counts", "log1p", "normalised")
-        for name, is_kind in others.items()
-        if is_kind == kind
-    ]
-    if usable:
+    others = [name for name in places_in_order(source) if name not in looks]
+    kinds = {name: first_look(source.matrix(name)).kind for name in others}
+    wanted = ("counts", "log1p", "normalised")
+    if usable := [name for kind in wanted for name in others if kinds[name] == kind]:
         advice = f"set data.counts to {' or '.join(usable)}, or to auto"
     return f"{source.name}: {said}; {advice}"
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import csr_matrix
 
-from ..errors import CellsError
+from ..errors import CellsError, listing
 from .counts import look_at
 from .genes import gene_names
 from .matrix import Matrix, canonical
@@ -19,7 +19,7 @@ from .source import Source, open_file
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LOOKED_AT = 64  # first cells of each file by which it is told what a place holds
+LOOKED_AT = 64  # first cells of each file, by which the kind of its values is decided
 SHOWN = 3  # genes or files that a message names at most
 
 
@@ -31,31 +31,26 @@ def open_source(path: Path | Sequence[Path] | None) -> Source:
         CellsError: no such file, not an AnnData file, a folder without any, or files that do not go
             together.
     """
-    if path is None or isinstance(path, (str, Path)):
-        path = None if path is None else Path(path)
-        if path is None or not path.is_dir():
-            return open_file(path)
-        files = sorted(path.glob("*.h5ad"))
+    if path is None:
+        return open_file(None)
+    if not isinstance(path, (str, Path)):
+        files = [Path(file) for file in path]
+        name = listing([file.name for file in files], 1)
+        if repeated := [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]:
+            raise CellsError(
+                f"data.path: names {listing(repeated, SHOWN)} more than once; name each file once"
+            )
+    elif Path(path).is_dir():
+        files, name = sorted(Path(path).glob("*.h5ad")), Path(path).name
         if not files:
             raise CellsError(
                 f"{path}: a folder without .h5ad files; give one that has some, or a file, as"
                 " data.path"
             )
-        name = path.name
     else:
-        files = [Path(file) for file in path]
-        name = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-        repeated = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
-        if repeated:
-            raise CellsError(
-                f"data.path: names {', '.join(repeated[:SHOWN])} more than once; name each file"
-                " once"
-            )
-    return (
-        open_file(files[0])
-        if len(files) == 1
-        else JoinedSource([open_file(file) for file in files], name)
-    )
+        files, name = [Path(path)], ""
+    sources = [open_file(file) for file in files]
+    return sources[0] if len(sources) == 1 else JoinedSource(sources, name)
 
 
 class JoinedSource(Source):
@@ -80,8 +75,7 @@ class JoinedSource(Source):
                 f"{name}: its {len(sources)} files do not go together:"
                 f" {'; '.join(self.refused.values())}"
             )
-        self.has_x, self.has_raw = "X" in self._columns, "raw" in self._columns
-        self.layers = tuple(layer for layer in self.sources[0].layers if layer in self._columns)
+        self.places = tuple(self._columns)
         self.log_base = self.sources[0].log_base
 
     @cached_property
@@ -102,14 +96,13 @@ class JoinedSource(Source):
         return self.sources[0].var(place)
 
     def _refusal(self, place: str) -> str | None:
-        """Why a place cannot be taken from all files as one; None where it can.
-
-        Notes the order of its genes in each.
+        """Why a place cannot be taken from all files as one. None where it can: then the order of
+        its genes in each file is noted.
         """
         where = self.where(place)
         without = [source.name for source in self.sources if place not in source.places]
         if without:
-            return f"{where} is not in {_some(without)}"
+            return f"{where} is not in {listing(without, SHOWN)}"
         try:
             genes = [
                 gene_names(source.var(place), f"{where} of {source.name}")
@@ -169,23 +162,20 @@ class JoinedMatrix(Matrix):
 
     def take(self, rows: np.ndarray) -> csr_matrix:
         part_of = np.searchsorted(self._first, rows, side="right") - 1
-        by_part = np.argsort(part_of, kind="stable")
         taken = [
             self._ordered(part, self.parts[part].take(rows[part_of == part] - self._first[part]))
             for part in np.unique(part_of)
         ]
+        by_part = np.argsort(part_of, kind="stable")  # row numbers in the order of `taken`
         return self._below(taken)[np.argsort(by_part)]
 
     def span(self, start: int, stop: int) -> csr_matrix:
-        firsts, ends = self._first[:-1], self._first[1:]
-        spans = enumerate(
-            zip(np.maximum(start, firsts) - firsts, np.minimum(stop, ends) - firsts, strict=True)
-        )
+        first = self._first[:-1]
+        starts, stops = np.maximum(start - first, 0), np.minimum(stop, self._first[1:]) - first
         return self._below(
             [
-                self._ordered(part, self.parts[part].span(int(a), int(b)))
-                for part, (a, b) in spans
-                if a < b
+                self._ordered(part, self.parts[part].span(int(starts[part]), int(stops[part])))
+                for part in np.flatnonzero(starts < stops).tolist()
             ]
         )
 
@@ -218,11 +208,5 @@ def _first_cells(matrix: Matrix) -> csr_matrix:
     return rows
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (
-        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    )
-
-
 def _named(genes: set[str]) -> str:
-    return f": {_some(sorted(genes))}" if genes else ""
+    return f": {listing(sorted(genes), SHOWN)}" if genes else ""

@@ -1,14 +1,15 @@
 """Genes: their names, and which of them are taken."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import CellsError
+from ..errors import CellsError, listing
 from .counts import PER_10K
-from .matrix import Rows
+from .rows import Rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,12 +39,10 @@ def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
             f"{where}: {missing} of {len(names)} genes have no name; give them names in"
             " .var_names, or drop them"
         )
-    repeated = [(name, count) for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        shown = ", ".join(f"{name} {count} times" for name, count in repeated[:5])
+    if repeated := [f"{name} {n} times" for name, n in Counter(names).items() if n > 1]:
         raise CellsError(
-            f"{where}: {len(repeated)} gene names occur more than once ({shown}); add them up or"
-            " call adata.var_names_make_unique(), and write the file again"
+            f"{where}: {len(repeated)} gene names occur more than once ({listing(repeated, 5)});"
+            " add them up or call adata.var_names_make_unique(), and write the file again"
         )
     return names
 
@@ -57,7 +56,7 @@ def _encodes(name: str) -> bool:
 
 
 def numbered(names: tuple[str, ...]) -> bool:
-    """Whether the names are only numbers, as anndata gives where there are none."""
+    """Whether the names are only numbers, anndata's default."""
     return all(name.isdigit() for name in names)
 
 
@@ -77,11 +76,10 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise CellsError(f"{path}: holds no gene names; {give}")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        shown = ", ".join(repeated[:5])
+    if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise CellsError(
-            f"{path}: {len(repeated)} gene names occur more than once ({shown}); keep each once"
+            f"{path}: {len(repeated)} gene names occur more than once ({listing(repeated, 5)});"
+            " keep each once"
         )
     return names
 
@@ -104,21 +102,18 @@ def vocabulary_columns(
     if shared == len(vocabulary):
         return columns, f"All {shared} genes of {path.name} are in the file."
     if shared < SMALLEST_SHARE * len(vocabulary) or shared < FEWEST:
-        better = _better_column(vocabulary, var)
-        advice = (
-            f"its names are in .var[{better!r}]: set adata.var_names to that column and write the"
-            " file again"
-            if better
-            else "give a vocabulary of the same species and naming"
-        )
+        advice = "give a vocabulary of the same species and naming"
+        if better := _better_column(vocabulary, var):
+            advice = (
+                f"its names are in .var[{better!r}]: set adata.var_names to that column and write"
+                " the file again"
+            )
         raise CellsError(
             f"{where}: only {said} (it has {', '.join(names[:3])}, the vocabulary"
             f" {', '.join(vocabulary[:3])}); {advice}"
         )
-    return (
-        columns,
-        f"{said}; the other {len(vocabulary) - shared} are taken to be zero in every cell.",
-    )
+    missing = len(vocabulary) - shared
+    return columns, f"{said}; the other {missing} are taken to be zero in every cell."
 
 
 def _better_column(vocabulary: tuple[str, ...], var: "DataFrame") -> str | None:
@@ -147,32 +142,21 @@ def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
     cells, genes = rows.shape
     if count >= genes:
         return np.arange(genes), f"All {genes} genes are taken: data.num_genes is {count}."
-    sampled = cells > VARIABLE_SAMPLE
-    chosen = (
-        np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
-        if sampled
-        else np.arange(cells)
-    )
-    table = _variability(rows.take(chosen), count, per_10k=unit == PER_10K)
-    columns = np.flatnonzero(table["highly_variable"].to_numpy())
-    on = f", on {VARIABLE_SAMPLE} of the cells drawn at random" if sampled else ""
-    how = "dispersion of log1p" if unit == PER_10K else "variance of Pearson residuals"
-    return (
-        columns,
-        f"{len(columns)} of {genes} genes are taken, the most variable ones (scanpy, {how}{on}).",
-    )
-
-
-def _variability(counts: object, num_genes: int, *, per_10k: bool) -> "DataFrame":
     import scanpy
     from anndata import AnnData
 
-    data = AnnData(counts)
-    if per_10k:
+    chosen, on = np.arange(cells), ""
+    if cells > VARIABLE_SAMPLE:
+        chosen = np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
+        on = f", on {VARIABLE_SAMPLE} of the cells drawn at random"
+    data = AnnData(rows.take(chosen))
+    if unit == PER_10K:
+        how, flavor, find = "dispersion of log1p", "seurat", scanpy.pp.highly_variable_genes
         scanpy.pp.log1p(data)
-        return scanpy.pp.highly_variable_genes(
-            data, n_top_genes=num_genes, flavor="seurat", inplace=False
-        )
-    return scanpy.experimental.pp.highly_variable_genes(
-        data, n_top_genes=num_genes, flavor="pearson_residuals", inplace=False, check_values=False
-    )
+    else:
+        how, flavor = "variance of Pearson residuals", "pearson_residuals"
+        find = partial(scanpy.experimental.pp.highly_variable_genes, check_values=False)
+    table = find(data, n_top_genes=count, flavor=flavor, inplace=False)
+    columns = np.flatnonzero(table["highly_variable"].to_numpy())
+    taken = f"{len(columns)} of {genes} genes are taken, the most variable ones"
+    return columns, f"{taken} (scanpy, {how}{on})."

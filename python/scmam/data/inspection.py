@@ -1,5 +1,6 @@
 """Inspection of a file before any run."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..config import Data
-from ..errors import CellsError
+from ..errors import CellsError, listing
 from .columns import as_text, donor_columns, label_column, label_columns, require_column
-from .counts import Found, find_counts, first_look, places_in_order
+from .counts import Found, find_counts, first_look, places_in_order, require_place
 from .files import open_source
 from .genes import gene_names, numbered
-from .reading import DEFAULTS, IN_MEMORY, prepared
+from .reading import DEFAULTS
 from .source import Source
 
 FOLDS = 5  # of the evaluation, by default
@@ -42,7 +43,7 @@ class Inspection:
     cells: int
     genes: int  # of the place that is taken; of the first, where none can be
     places: tuple[Place, ...]
-    counts: str | None  # what they are, as `Cells.unit` says; None where there are none to be had
+    counts: str | None  # as `Cells.unit`; None where there are none
     density: float | None  # share of the values that are not zero
     depth: tuple[float, ...] | None  # quantiles of the total count
     detected: tuple[float, ...] | None  # quantiles of the non-zero genes
@@ -54,7 +55,7 @@ class Inspection:
 
     @property
     def usable(self) -> bool:
-        """Whether counts are there or can be had."""
+        """Whether there are counts, or values that convert to them."""
         return self.counts is not None
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,30 +66,20 @@ class Inspection:
         """For a terminal."""
         lines = [f"{self.name}: {self.cells:,} cells, {self.genes:,} genes", "", "Values"]
         for place in self.places:
-            mark = "*" if place.taken else " "
-            size = (
-                f"{place.shape[0]:,} x {place.shape[1]:,}, {place.storage}, {place.mebibytes:,.0f}"
-                " MiB"
-            )
+            mark, (cells, genes) = "*" if place.taken else " ", place.shape
+            size = f"{cells:,} x {genes:,}, {place.storage}, {place.mebibytes:,.0f} MiB"
             lines.append(f" {mark} {place.where} ({size}) {place.holds}")
         if self.depth is not None and self.detected is not None:
-            lines += [
-                "   * is taken",
-                "",
-                f"Counts: {self.counts}; {self.density:.1%} are not zero",
-            ]
-            lines += [
-                _quantiles("Total count of a cell", self.depth),
-                _quantiles("Non-zero genes of a cell", self.detected),
-            ]
+            lines += ["   * is taken", ""]
+            lines += [f"Counts: {self.counts}; {self.density:.1%} are not zero"]
+            lines += [_quantiles("Total count of a cell", self.depth)]
+            lines += [_quantiles("Non-zero genes of a cell", self.detected)]
         for title, columns in (
             ("Columns that may be labels", self.labels),
             ("Columns that may be donors or batches", self.donors),
         ):
-            lines += ["", title] + (
-                [_classes(column, sizes, column == self.label) for column, sizes in columns.items()]
-                or ["   none"]
-            )
+            found = [_classes(name, sizes, name == self.label) for name, sizes in columns.items()]
+            lines += ["", title, *(found or ["   none"])]
         for title, sentences in (("Notes", self.notes), ("Warnings", self.warnings)):
             if sentences:
                 lines += ["", title, *(f" - {sentence}" for sentence in sentences)]
@@ -126,20 +117,15 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
         warnings.append(f"{sentence} Evaluation needs it.")
     else:
         warnings += _look_at_classes(label, labels[label])
-    detected = (
-        None
-        if found is None
-        else np.concatenate([np.diff(rows.indptr) for _, rows in found.matrix.blocks()])
-    )
+    depth = detected = None
+    shape = (len(source.obs), len(source.var("X")))
+    if found is not None:
+        shape, depth = found.matrix.shape, _five(found.depth)
+        blocks = found.matrix.blocks()
+        detected = _five(np.concatenate([np.diff(rows.indptr) for _, rows in blocks]))
+    elif source.places:
+        shape = source.matrix(source.places[0]).shape
     donors = [*([settings.donor] if settings.donor else []), *donor_columns(source.obs)]
-    first = source.places[0] if source.places else None
-    shape = (
-        found.matrix.shape
-        if found
-        else source.matrix(first).shape
-        if first
-        else (len(source.obs), len(source.var("X")))
-    )
     return Inspection(
         name=source.name,
         cells=len(source.obs),
@@ -150,8 +136,8 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
         ),
         counts=None if found is None else found.unit,
         density=None if found is None else found.look.stored / max(1, shape[0] * shape[1]),
-        depth=None if found is None else _five(found.depth),
-        detected=None if detected is None else _five(detected),
+        depth=depth,
+        detected=detected,
         label=label,
         labels=labels,
         donors={column: _sizes(source, column) for column in dict.fromkeys(donors)},
@@ -161,20 +147,16 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
 
 
 def _found(source: Source, settings: Data, warnings: list[str]) -> Found | None:
-    if settings.counts != "auto" and settings.counts not in source.places:
-        return find_counts(source, settings.counts)  # raises: the name is wrong, not the file
+    if source.places and settings.counts != "auto":
+        require_place(source, settings)  # an error: the name is wrong, not the file
     try:
-        found = find_counts(
-            source,
-            settings.counts,
-            prepare=lambda matrix: prepared(matrix, settings.backed, source.name),
-        )
+        found = find_counts(source, settings)
     except CellsError as error:
         warnings.append(f"Not usable as it is. {error}")
         return None
     if empty := int(np.count_nonzero(found.sums <= 0)):
         warnings.append(f"{empty} cells have no counts; they will be dropped.")
-    if found.matrix.nbytes > IN_MEMORY and found.matrix.storage == "csc":
+    if found.matrix.large and found.matrix.storage == "csc":
         warnings.append(
             "The matrix is stored by genes (CSC) and is read whole; written by cells (tocsr) it"
             " can be read from the file."
@@ -200,10 +182,9 @@ def _look_at_classes(label: str, sizes: dict[str, int]) -> list[str]:
     warnings = []
     if len(named) < 2:
         warnings.append(f"obs[{label!r}] has {len(named)} class; evaluation needs at least two.")
-    small = [f"{name} ({size})" for name, size in named.items() if size < FOLDS]
-    if small:
+    if small := [f"{name} ({size})" for name, size in named.items() if size < FOLDS]:
         warnings.append(
-            f"Classes too small for {FOLDS} folds: {', '.join(small[:SHOWN])}; set data.min_class"
+            f"Classes too small for {FOLDS} folds: {listing(small, SHOWN)}; set data.min_class"
             f" to {FOLDS} to drop them."
         )
     if sizes.get(""):
@@ -219,21 +200,13 @@ def _place(source: Source, name: str, found: Found | None) -> Place:
     taken = found is not None and found.place == name
     look = found.look if found is not None and taken else first_look(matrix)
     matrix.close()
-    return Place(
-        source.where(name),
-        matrix.shape,
-        matrix.storage,
-        matrix.nbytes / 2**20,
-        look.in_words(),
-        taken,
-    )
+    size = matrix.nbytes / 2**20
+    return Place(source.where(name), matrix.shape, matrix.storage, size, look.in_words(), taken)
 
 
 def _sizes(source: Source, column: str) -> dict[str, int]:
     """Cells of each value, the most frequent first."""
-    names, counts = np.unique(as_text(source.obs[column]), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return dict(zip(names[order].tolist(), counts[order].tolist(), strict=True))
+    return dict(Counter(sorted(as_text(source.obs[column]).tolist())).most_common())
 
 
 def _five(values: np.ndarray) -> tuple[float, ...]:
@@ -249,8 +222,5 @@ def _quantiles(what: str, values: tuple[float, ...]) -> str:
 
 
 def _classes(column: str, sizes: dict[str, int], taken: bool) -> str:
-    shown = ", ".join(
-        f"{name or '(missing)'} {size:,}" for name, size in list(sizes.items())[:SHOWN]
-    )
-    more = f" and {len(sizes) - SHOWN} more" if len(sizes) > SHOWN else ""
-    return f" {'*' if taken else ' '} {column}: {len(sizes)} values: {shown}{more}"
+    shown = listing([f"{name or '(missing)'} {size:,}" for name, size in sizes.items()], SHOWN)
+    return f" {'*' if taken else ' '} {column}: {len(sizes)} values: {shown}"

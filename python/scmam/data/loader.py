@@ -1,12 +1,12 @@
-"""Batches of cells in an order that depends on the seed and the epoch alone, whatever the number of
-workers or where the counts are.
+"""Batches of cells in an order that depends on the seed and the epoch alone, not on the number of
+workers or on the place of the counts.
 """
 
 import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch.utils.data
@@ -15,10 +15,8 @@ from scipy.sparse import csr_matrix
 from ..errors import CellsError
 from ..sequences import CellBatch
 from .cells import Cells
-from .matrix import Rows
 
-# cells that are read from a file at once, in the file's order; those of a block are spread over as
-# many
+# Cells that are read from a file at once, in its order; those of a block are spread over as many.
 READ_AHEAD = 4096
 READ_VALUES = 2**23  # stored values that are read at once at most: 64 MiB with their indices
 
@@ -77,22 +75,12 @@ class CellLoader:
                 f" more than the {len(cells)} there are; set at most"
                 f" {max(1, len(cells) // world_size)}"
             )
-        self.cells, self.batch_size, self.seed, self.shuffle, self.drop_last = (
-            cells,
-            batch_size,
-            seed,
-            shuffle,
-            drop_last,
-        )
-        self.rank, self.world_size, self.workers, self.pin_memory = (
-            rank,
-            world_size,
-            workers,
-            pin_memory,
-        )
-        self.sparse, self.multiprocessing_context = sparse, multiprocessing_context
+        self.cells, self.batch_size, self.seed = cells, batch_size, seed
+        self.shuffle, self.drop_last, self.sparse = shuffle, drop_last, sparse
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.workers, self.multiprocessing_context = workers, multiprocessing_context
         self.epoch, self.position, self._start = 0, 0, 0
-        self._plan = _Plan()
+        self._requests: list[np.ndarray] = []  # of the workers, in this epoch
         self._workers: torch.utils.data.DataLoader | None = None
 
     def __len__(self) -> int:
@@ -107,8 +95,7 @@ class CellLoader:
         self.position = start
         for batch in self._read(batches, start):
             start += 1
-            # Said before the batch is handed out: whoever counts the batches never asks for one
-            # more.
+            # Set before the batch is handed out: a caller that counts batches asks for no more.
             self.epoch, self.position = (epoch + 1, 0) if start == len(batches) else (epoch, start)
             yield batch.pin_memory() if self.pin_memory else batch
 
@@ -120,37 +107,28 @@ class CellLoader:
         count = len(self.cells)
         order = self._shuffled(epoch) if self.shuffle else np.arange(count)
         step = self.batch_size * self.world_size
-        used = (
-            count // step * step
-            if self.drop_last
-            else -(-count // self.world_size) * self.world_size
-        )
+        unit = step if self.drop_last else self.world_size
+        used = (count if self.drop_last else count + unit - 1) // unit * unit
         order = np.resize(order, used)  # cut, or filled up from its beginning
         return [self._share(order[first : first + step]) for first in range(0, len(order), step)]
 
     def _share(self, step: np.ndarray) -> np.ndarray:
-        """The cells of a step that this process reads.
-
-        Where blocks are drawn, it takes neighbours: whatever cells of a block a process needs, it
-            has to read the whole block.
+        """The cells of a step that this process reads: neighbours where blocks are drawn, because a
+        block is read whole for any of its cells.
         """
         if self.cells.block == 1 or self.world_size == 1:
             return step[self.rank :: self.world_size]
         return np.split(np.sort(step), self.world_size)[self.rank]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        random, count, block = (
-            np.random.default_rng([self.seed, epoch]),
-            len(self.cells),
-            self.cells.block,
-        )
+        random = np.random.default_rng([self.seed, epoch])
+        count, block = len(self.cells), self.cells.block
         if block == 1:
             return random.permutation(count)
         order = (random.permutation(-(-count // block))[:, None] * block + np.arange(block)).ravel()
         order = order[order < count]
-        for first in range(
-            0, count, READ_AHEAD
-        ):  # neighbours are spread over the cells that are read at once
+        # Neighbours are spread over the cells that are read at once.
+        for first in range(0, count, READ_AHEAD):
             random.shuffle(order[first : first + READ_AHEAD])
         return order
 
@@ -196,20 +174,13 @@ class CellLoader:
         }
 
     def _read(self, batches: list[np.ndarray], start: int) -> Iterator[CellBatch]:
-        """The batches from `start` on.
-
-        Those that are read together are the same, wherever it starts.
-        """
+        """The batches from `start` on. Which are read together does not depend on it."""
         together = self._batches_together()
         ends = [*range(start - start % together + together, len(batches), together), len(batches)]
-        groups = [
-            batches[first:end]
-            for first, end in zip([start, *ends], ends, strict=False)
-            if first < end
-        ]
-        for group, rows in zip(
-            groups, self._rows([np.concatenate(group) for group in groups]), strict=True
-        ):
+        spans = zip([start, *ends], ends, strict=False)
+        groups = [batches[first:end] for first, end in spans if first < end]
+        read = self._rows([np.concatenate(group) for group in groups])
+        for group, rows in zip(groups, read, strict=True):
             first = 0
             for indices in group:
                 part = rows[first : first + len(indices)] if len(group) > 1 else rows
@@ -240,54 +211,23 @@ class CellLoader:
                 yield ahead.popleft().result()
 
     def _from_workers(self, requests: list[np.ndarray]) -> Iterator[csr_matrix]:
-        self._plan.requests = requests
+        self._requests[:] = requests
         if self._workers is None:
             self.cells.counts.close()  # an open HDF5 file must not be shared with a child
             self._workers = torch.utils.data.DataLoader(
-                _Reader(self.cells.counts),
+                cast(torch.utils.data.Dataset, self.cells.counts),
                 batch_size=None,
-                sampler=self._plan,
+                sampler=self._requests,
                 num_workers=self.workers,
                 persistent_workers=True,
-                collate_fn=_as_it_is,
-                worker_init_fn=_leave_interrupts_to_the_trainer,
+                worker_init_fn=_ignore_interrupts,
                 multiprocessing_context=self.multiprocessing_context,
-                # of the workers' seeds, which would otherwise be drawn from the model's random
-                # numbers
+                # Of the workers' seeds; the default would advance torch's own generator.
                 generator=torch.Generator(),
             )
         yield from self._workers
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the trainer still wants the cells of the step
-    that it finishes before its checkpoint.
-    """
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and the trainer finishes its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_it_is(rows: csr_matrix) -> csr_matrix:
-    return rows
-
-
-class _Plan:
-    """The next requests of the workers, as a sampler."""
-
-    def __init__(self) -> None:
-        self.requests: list[np.ndarray] = []
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-
-class _Reader(torch.utils.data.Dataset):
-    """Counts as a dataset whose items are the rows of a request."""
-
-    def __init__(self, counts: Rows) -> None:
-        self.counts = counts
-
-    def __getitem__(self, request: np.ndarray) -> csr_matrix:
-        return self.counts.take(request)

@@ -1,5 +1,5 @@
-"""From an `.h5ad` file to cells that can be trained on: counts found, cells and genes chosen, and
-every step put in words.
+"""From an `.h5ad` file to cells for training: counts are found, cells and genes are chosen, and
+each step is noted in a sentence.
 """
 
 from typing import TYPE_CHECKING
@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import Data
-from ..errors import CellsError
+from ..errors import CellsError, listing
 from .cells import Cells
 from .columns import as_text, label_column, require_column
 from .counts import Found, find_counts
 from .files import open_source
 from .genes import gene_names, numbered, read_vocabulary, variable_genes, vocabulary_columns
-from .matrix import Matrix, MemoryMatrix, Rows
+from .rows import Rows
 from .source import MemorySource, Source
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from pandas import DataFrame
 
 DEFAULTS = Data()
-IN_MEMORY = 2 * 2**30  # bytes of a matrix that is read whole, unless asked otherwise
-# cells that are drawn together from a larger matrix, in memory or not, unless asked otherwise
-BLOCK = 16
+BLOCK = 16  # cells that are drawn together from a large matrix, unless the settings say otherwise
 MITOCHONDRIAL = "MT-"
 SHOWN = 10  # classes that a message lists at most
 
@@ -58,41 +57,16 @@ def from_anndata(
     return _cells(MemorySource(adata, name), data, need_label)
 
 
-def prepared(matrix: Matrix, backed: str, source: str) -> Matrix:
-    """A matrix in memory, or one that is read row by row from its file.
-
-    Raises:
-        CellsError: rows were asked for of a file that cannot give them.
-    """
-    if matrix.in_memory:
-        return matrix
-    by_columns = matrix.storage == "csc"
-    if backed == "always" and by_columns:
-        raise CellsError(
-            f"{source}: data.backed is always, but {matrix.key} is stored by genes (CSC), so that"
-            " a cell cannot be read alone; write it with adata.X = adata.X.tocsr(), or set"
-            " data.backed to never"
-        )
-    if backed == "always" or (backed == "auto" and matrix.nbytes > IN_MEMORY and not by_columns):
-        return matrix
-    loaded = MemoryMatrix(matrix.whole())
-    matrix.close()
-    return loaded
-
-
 def _cells(source: Source, data: Data, need_label: bool) -> Cells:
     obs = source.obs
     if not len(obs):
         raise CellsError(f"{source.name}: has no cells; give a file that has some")
-    label, sentence = label_column(
-        obs, data.label, source.name, required=need_label or data.min_class > 0
-    )
-    donor = (
-        None if data.donor is None else require_column(obs, data.donor, "data.donor", source.name)
-    )
-    found = find_counts(
-        source, data.counts, prepare=lambda matrix: prepared(matrix, data.backed, source.name)
-    )
+    labelled = need_label or data.min_class > 0
+    label, sentence = label_column(obs, data.label, source.name, required=labelled)
+    donor = data.donor
+    if donor is not None:
+        require_column(obs, donor, "data.donor", source.name)
+    found = find_counts(source, data)
     where = f"{source.name}: {source.where(found.place)}"
     var = source.var(found.place)
     names = gene_names(var, where)
@@ -106,9 +80,7 @@ def _cells(source: Source, data: Data, need_label: bool) -> Cells:
         notes.append("Rows are read from the file when they are needed.")
     kept, dropped = _kept_cells(found, names, data, labels, where)
     notes += dropped
-    columns, genes, chosen = _kept_genes(
-        Rows(found.matrix, kept, None, found.conversion), names, data, found, var, where
-    )
+    columns, genes, chosen = _kept_genes(found, kept, names, data, var, where)
     notes += chosen
     rows = Rows(found.matrix, kept, columns, found.conversion)
     if rows.in_memory and (columns is not None or found.conversion is not None):
@@ -125,7 +97,7 @@ def _cells(source: Source, data: Data, need_label: bool) -> Cells:
         donor=donor,
         source=where,
         unit=found.unit,
-        block=data.shuffle_block or (BLOCK if source.matrix(found.place).nbytes > IN_MEMORY else 1),
+        block=data.shuffle_block or (BLOCK if source.matrix(found.place).large else 1),
         notes=tuple(notes),
     )
     if need_label:
@@ -161,17 +133,13 @@ def _kept_cells(
                 f"more than {data.max_mito:.0%} of their counts are mitochondrial (data.max_mito)",
             )
     if data.min_class and labels is not None:
-        sizes = {
-            name: int(np.count_nonzero(kept & (labels == name)))
-            for name in np.unique(labels[kept]).tolist()
-            if name
-        }
-        small = {name: size for name, size in sizes.items() if size < data.min_class}
+        sizes = zip(*np.unique(labels[kept], return_counts=True), strict=True)
+        small = {name: size for name, size in sizes if name and size < data.min_class}
         if small:
+            said = listing([f"{name} ({size})" for name, size in small.items()], SHOWN)
             drop(
                 np.isin(labels, list(small)),
-                f"their classes have fewer than {data.min_class} cells (data.min_class):"
-                f" {_sizes(small)}",
+                f"their classes have fewer than {data.min_class} cells (data.min_class): {said}",
             )
     if not kept.any():
         reasons = " ".join(notes)
@@ -201,7 +169,12 @@ def _qualities(
 
 
 def _kept_genes(
-    rows: Rows, names: tuple[str, ...], data: Data, found: Found, var: object, where: str
+    found: Found,
+    cells: np.ndarray,
+    names: tuple[str, ...],
+    data: Data,
+    var: "DataFrame",
+    where: str,
 ) -> tuple[np.ndarray | None, tuple[str, ...], list[str]]:
     """Columns that are taken (None: all), their names, and a sentence on each choice."""
     if data.genes == "vocabulary":
@@ -218,7 +191,7 @@ def _kept_genes(
     columns, notes = np.arange(len(names)), []
     if data.min_cells:
         detected = np.zeros(len(names), dtype=np.int64)
-        for block in rows.blocks():
+        for block in Rows(found.matrix, cells, None, found.conversion).blocks():
             detected += np.bincount(block.indices, minlength=len(names))
         columns = np.flatnonzero(detected >= data.min_cells)
         notes.append(
@@ -231,9 +204,8 @@ def _kept_genes(
                 " cells; set data.min_cells lower"
             )
     if data.genes == "variable":
-        chosen, sentence = variable_genes(
-            Rows(rows.matrix, rows.cells, columns, rows.conversion), data.num_genes, found.unit
-        )
+        rows = Rows(found.matrix, cells, columns, found.conversion)
+        chosen, sentence = variable_genes(rows, data.num_genes, found.unit)
         columns = columns[chosen]
         notes.append(sentence)
     if len(columns) == len(names):
@@ -263,8 +235,3 @@ def _require_donors(cells: Cells) -> None:
             f"{cells.source}: obs[{cells.donor!r}] is missing for {missing} cells; fill it, or"
             " leave data.donor unset"
         )
-
-
-def _sizes(sizes: dict[str, int]) -> str:
-    shown = ", ".join(f"{name} ({size})" for name, size in list(sizes.items())[:SHOWN])
-    return shown + (f" and {len(sizes) - SHOWN} more" if len(sizes) > SHOWN else "")

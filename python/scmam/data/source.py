@@ -1,5 +1,5 @@
-"""An AnnData, in memory or in a file, as the places where counts may be and the tables that
-describe cells and genes.
+"""An AnnData, in memory or in a file: the places of possible counts, and the tables of cells and
+genes.
 """
 
 import importlib.util
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CellsError
-from .matrix import FileMatrix, Matrix, MemoryMatrix, encoding
+from ..errors import CellsError, one_line
+from .file_matrix import FileMatrix, encoding
+from .matrix import Matrix, MemoryMatrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
 
 EXAMPLE = "pbmc68k_reduced"
+FIXED = {"X": "X", "raw": "raw/X"}  # places that are no layers, and where files hold them
 
 
 class Source(ABC):
@@ -28,32 +30,24 @@ class Source(ABC):
     Attributes:
         name: for messages.
         obs: a row a cell.
-        layers: names of the layers.
-        has_x, has_raw: whether there is an X, and a `.raw`.
+        places: where values are: "X", "raw", and the names of the layers.
         log_base: base of the logarithm that was taken of X, where the file says so; None: natural.
         refused: places whose values cannot be taken, and why.
     """
 
     name: str
     obs: "DataFrame"
-    layers: tuple[str, ...]
-    has_x: bool
-    has_raw: bool
+    places: tuple[str, ...]
     log_base: float | None
     refused: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def matrix(self, place: str) -> Matrix:
-        """The values at ``"X"``, ``"raw"`` or a layer's name."""
+        """The values at one of `places`."""
 
     @abstractmethod
     def var(self, place: str) -> "DataFrame":
         """A row a gene of that place."""
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Where values are: X, raw, and the layers."""
-        return ("X",) * self.has_x + ("raw",) * self.has_raw + self.layers
 
     def where(self, place: str) -> str:
         """A place as users write it."""
@@ -72,17 +66,15 @@ class MemorySource(Source):
                 " anndata.read_h5ad"
             )
         self.name, self.obs, self._data = name, data.obs, data
-        self.layers = tuple(map(str, data.layers))
-        self.has_x, self.has_raw = data.X is not None, data.raw is not None
+        there = {"X": data.X is not None, "raw": data.raw is not None}
+        self.places = (*(place for place in there if there[place]), *map(str, data.layers))
         self.log_base = _log_base(data.uns.get("log1p"))
         self._matrices: dict[str, Matrix] = {}
 
     def matrix(self, place: str) -> Matrix:
         if place not in self._matrices:
-            data = self._data
-            values = (
-                data.X if place == "X" else data.raw.X if place == "raw" else data.layers[place]
-            )
+            holder = self._data.raw if place == "raw" else self._data
+            values = holder.X if place in FIXED else self._data.layers[place]
             self._matrices[place] = MemoryMatrix(values, f"{self.name}: {self.where(place)}")
         return self._matrices[place]
 
@@ -91,7 +83,7 @@ class MemorySource(Source):
 
 
 class FileSource(Source):
-    """An `.h5ad` file, of which only the tables are read until rows are asked for."""
+    """An `.h5ad` file, of which only the tables are read at first."""
 
     def __init__(self, path: Path) -> None:
         import h5py
@@ -99,18 +91,19 @@ class FileSource(Source):
 
         self.path, self.name = path, path.name
         with h5py.File(path, "r") as file:
-            self.obs = read_elem(file["obs"])
-            self.layers = tuple(file["layers"]) if "layers" in file else ()
-            self.has_x, self.has_raw = _has_values(file, "X"), _has_values(file, "raw/X")
-            self._var = {"X": read_elem(file["var"])}
-            if self.has_raw:
+            self.obs, self._var = read_elem(file["obs"]), {"X": read_elem(file["var"])}
+            self._keys = {
+                place: key for place, key in _keys(file).items() if encoding(file[key]) != "null"
+            }
+            self.places = tuple(self._keys)
+            if "raw" in self.places:
                 self._var["raw"] = read_elem(file["raw/var"])
             self.log_base = _log_base(read_elem(file["uns/log1p"]) if "uns/log1p" in file else None)
         for place in self.places:
             self._check_sizes(place)
 
     def matrix(self, place: str) -> Matrix:
-        return FileMatrix(self.path, {"X": "X", "raw": "raw/X"}.get(place, f"layers/{place}"))
+        return FileMatrix(self.path, self._keys[place])
 
     def _check_sizes(self, place: str) -> None:
         """Raise a `CellsError` unless the values belong to the tables."""
@@ -154,15 +147,14 @@ def _read(path: Path) -> Source:
         raise
     # h5py and anndata raise anything from OSError to KeyError on a file that is something else
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CellsError(
-            f"{path}: not an AnnData file ({reason}); write one with anndata's write_h5ad"
+            f"{path}: not an AnnData file ({one_line(error)}); write one with anndata's write_h5ad"
         ) from error
 
 
 def _is_current(path: Path) -> bool:
-    """Whether parts can be read by themselves: every one says what it is, as anndata has written
-    them since 0.7.
+    """Whether every part says what it is, as anndata has written them since 0.7, so that it can be
+    read by itself.
     """
     import h5py
 
@@ -179,16 +171,15 @@ def _is_current(path: Path) -> bool:
                     f"{path}: .{key} does not say that it is a table (attribute encoding-type);"
                     " the file is damaged: write it again"
                 )
-        values = [
-            key
-            for key in ("X", "raw/X", *(f"layers/{name}" for name in file.get("layers", ())))
-            if key in file
-        ]
-        return "raw.X" not in file and all(encoding(file[key]) for key in ("obs", "var", *values))
+        keys = ("obs", "var", *_keys(file).values())
+        return "raw.X" not in file and all(encoding(file[key]) for key in keys)
 
 
-def _has_values(file: Any, key: str) -> bool:
-    return key in file and encoding(file[key]) != "null"
+def _keys(file: Any) -> dict[str, str]:
+    """Places of values in an open file, and the key of each."""
+    keys = {place: key for place, key in FIXED.items() if key in file}
+    layers = [name for name in file.get("layers", ()) if name not in keys]
+    return keys | {name: f"layers/{name}" for name in layers}
 
 
 def _example() -> Source:

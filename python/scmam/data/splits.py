@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..errors import CellsError
+from ..errors import CellsError, listing
 from .cells import Cells
 
 SHOWN = 10  # classes that a message lists at most
@@ -34,7 +34,7 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
         )
     small = {name: size for name, size in cells.class_sizes.items() if 0 < size < num_folds}
     if small:
-        shown = ", ".join(f"{name} ({size})" for name, size in list(small.items())[:SHOWN])
+        shown = listing([f"{name} ({size})" for name, size in small.items()], SHOWN)
         raise CellsError(
             f"{cells.source}: {len(small)} of the {len(cells.classes)} classes of"
             f" obs[{cells.label!r}] have fewer cells than the {num_folds} folds: {shown}; set"
@@ -46,15 +46,13 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
         splits = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(codes, codes)
     else:
         donors = cells.donors[labelled]
-        if len(set(donors.tolist())) < num_folds:
+        if (number := len(np.unique(donors))) < num_folds:
             raise CellsError(
-                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors,"
-                f" fewer than the {num_folds} folds; set evaluation.folds lower, or leave"
-                " data.donor unset"
+                f"{cells.source}: obs[{cells.donor!r}] has {number} donors, fewer than the"
+                f" {num_folds} folds; set evaluation.folds lower, or leave data.donor unset"
             )
-        splits = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(
-            codes, codes, donors
-        )
+        folded = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+        splits = folded.split(codes, codes, donors)
     return [(labelled[train], labelled[test]) for train, test in splits]
 
 
@@ -81,19 +79,15 @@ def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray
         from sklearn.model_selection import StratifiedGroupKFold
 
         donors, parts = cells.donors[labelled], max(2, round(1 / share))
-        if len(set(donors.tolist())) < parts:
+        if (number := len(np.unique(donors))) < parts:
             raise CellsError(
-                f"{cells.source}: obs[{cells.donor!r}] has {len(set(donors.tolist()))} donors, too"
-                f" few to set {share:g} of the cells aside; set evaluation.development higher or"
-                " to 0, or leave data.donor unset"
+                f"{cells.source}: obs[{cells.donor!r}] has {number} donors, too few to set"
+                f" {share:g} of the cells aside; set evaluation.development higher or to 0, or"
+                " leave data.donor unset"
             )
-        aside[
-            next(
-                StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(
-                    codes, codes, donors
-                )
-            )[1]
-        ] = True
+        folded = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+        _, part = next(folded.split(codes, codes, donors))
+        aside[part] = True
     elif share:
         aside[stratified(codes, round(share * len(codes)), seed)] = True
     return labelled[~aside], labelled[aside]

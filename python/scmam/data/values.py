@@ -9,20 +9,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 COUNTS_PER = 1e4
-# totals of cells that were normalised to the same sum differ by less than this, relative to the
-# median
+# Totals of cells normalised to the same sum differ by less than this share of their median.
 EQUAL = 1e-3
-LARGEST_LOG = (
-    15.0  # natural logarithm of 3 million: a larger value was never the log of a normalised count
-)
+LARGEST_LOG = 15.0  # natural logarithm of 3 million; normalised counts are smaller
 # Recovered counts: nearly all are this close to a whole number, and none further than the second.
-TIGHT, LOOSE = (
-    0.05,
-    0.25,
-)
-# the share that may be further than `TIGHT`; values that are no counts at all are at 0.25 on
-# average
-FEW = 0.01
+# Values that are no counts are 0.25 from one on average.
+TIGHT, LOOSE = 0.05, 0.25
+FEW = 0.01  # the share that may be further than `TIGHT`
 
 
 @dataclass
@@ -46,19 +39,14 @@ class Look:
         self.not_finite += int(len(data) - np.count_nonzero(finite))
         data = data if finite.all() else data[finite]
         if len(data):
-            self.smallest, self.largest = (
-                min(self.smallest, float(data.min())),
-                max(self.largest, float(data.max())),
-            )
+            self.smallest = min(self.smallest, float(data.min()))
+            self.largest = max(self.largest, float(data.max()))
             self.fractions += int(np.count_nonzero(data != np.rint(data)))
         if not self.not_finite:
-            self.sums.append(np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel())
+            self.sums.append(row_sums(rows))
             if self.fractions and self.smallest >= 0 and self.largest <= LARGEST_LOG:
-                self.unlogged_sums.append(
-                    np.asarray(
-                        _with_data(rows, np.expm1(rows.data.astype(np.float64))).sum(axis=1)
-                    ).ravel()
-                )
+                unlogged = _with_data(rows, np.expm1(rows.data.astype(np.float64)))
+                self.unlogged_sums.append(row_sums(unlogged))
         return self
 
     @property
@@ -76,11 +64,8 @@ class Look:
             return "counts"
         if equal_total(self.sums) is not None:
             return "normalised"
-        return (
-            "log1p"
-            if self.largest <= LARGEST_LOG and self.fractions > self.stored / 2
-            else "fractional"
-        )
+        is_log = self.largest <= LARGEST_LOG and self.fractions > self.stored / 2
+        return "log1p" if is_log else "fractional"
 
     def in_words(self) -> str:
         """The kind in words; it continues a sentence that begins with the place."""
@@ -102,6 +87,11 @@ def look_at(blocks: Iterable[csr_matrix]) -> Look:
     for rows in blocks:
         look.add(rows)
     return look
+
+
+def row_sums(rows: csr_matrix) -> np.ndarray:
+    """(n,) float64 sums of the rows."""
+    return np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def equal_total(sums: list[np.ndarray]) -> float | None:
@@ -139,14 +129,12 @@ class Conversion:
             rows: (n, genes) as stored.
             cells: (n,) int64, their rows in the file.
         """
-        data = rows.data.astype(np.float64)
+        data, scale = rows.data.astype(np.float64), self.scale
         if self.log:
             data = np.expm1(data * self.log_of_base)
-        if isinstance(self.scale, np.ndarray):
-            data *= np.repeat(self.scale[cells], np.diff(rows.indptr))
-        else:
-            data *= self.scale
-        return _with_data(rows, data)
+        if isinstance(scale, np.ndarray):
+            scale = np.repeat(scale[cells], np.diff(rows.indptr))
+        return _with_data(rows, data * scale)
 
     def __call__(self, rows: csr_matrix, cells: np.ndarray) -> csr_matrix:
         """Converted rows, float32 without stored zeros."""

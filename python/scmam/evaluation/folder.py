@@ -14,7 +14,7 @@ import torch
 
 from ..config import Evaluation as Settings
 from ..data import Cells
-from ..data.matrix import Rows
+from ..data.rows import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS

@@ -1,4 +1,5 @@
-"""What the masks of a run hide: which genes, how far from chance, and what the latents look at.
+"""Interpretation of the masks of a run: the genes that they hide, the distance from chance, and the
+attention of the latents.
 
 `interpret` draws masks of every cell with the weights of a run and writes the folder ``genes/``
 beside them:
@@ -21,18 +22,8 @@ beside them:
   where there are types.
 """
 
-from typing import Any
+from ..lazy import lazy_names
 
-_WHERE = {"interpret": "folder", "Interpretation": "folder", "GeneSetError": "enrichment"}
-
-__all__ = ["GeneSetError", "Interpretation", "interpret"]
-
-
-def __getattr__(name: str) -> Any:
-    # pandas, scipy and matplotlib are loaded when something is asked for: a command that only
-    # prints its help needs none of them.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__, {".folder": ("Interpretation", "interpret"), ".enrichment": ("GeneSetError",)}
+)

@@ -1,4 +1,4 @@
-"""What the latents look at: how much their attention overlaps, and the slopes of scalar tokens."""
+"""Attention of the latents: its overlap, and the slopes of scalar tokens."""
 
 import math
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ def slopes_of(latents: mam.MultinomialAttentionMasking) -> Slopes | None:
 
 @torch.no_grad()
 def overlap_of(pretraining: Pretraining, cells: "Cells", device: torch.device) -> Overlap | None:
-    """How alike the latents attend to real cells, spread evenly over the file.
+    """The overlap of the latents' attention on real cells, spread evenly over the file.
 
     None with a single latent, or where no cell has two genes.
     """
@@ -136,26 +136,19 @@ def attention_of(pretraining: Pretraining, values: Tensor) -> tuple[Tensor, Tens
     """
     latents = _latents_of(pretraining)
     if latents.input_dim is None:
-        valid = torch.ones_like(values, dtype=torch.bool)
-        query, key = (
-            latents.slopes(torch.float64).to(values.dtype)[..., None],
-            values[..., None, None].expand(-1, -1, latents.num_heads, 1),
-        )
-        scale = 1.0
+        valid, scale = torch.ones_like(values, dtype=torch.bool), 1.0
+        query = latents.slopes(torch.float64).to(values.dtype)[..., None]
+        key = values[..., None, None].expand(-1, -1, latents.num_heads, 1)
     else:
         there = gather(values, values != 0)
         valid, scale = there.valid, latents.head_dim**-0.5
-        query, key = latents.queries_and_keys(
-            pretraining.model.embedding(there.gene_ids, there.values)
-        )
+        embedded = pretraining.model.embedding(there.gene_ids, there.values)
+        query, key = latents.queries_and_keys(embedded)
     attention = values.new_zeros(len(values), latents.num_latents, valid.shape[1])
-    for head in range(
-        latents.num_heads
-    ):  # one at a time, so that memory does not grow with the heads
+    for head in range(latents.num_heads):  # one at a time: memory does not grow with the heads
         scores = scale * torch.einsum("nd,bld->bnl", query[:, head], key[:, :, head])
-        attention += torch.softmax(
-            scores.masked_fill(~valid[:, None], -torch.inf), dim=-1
-        ).nan_to_num()
+        scores = scores.masked_fill(~valid[:, None], -torch.inf)
+        attention += torch.softmax(scores, dim=-1).nan_to_num()
     return attention, valid
 
 
@@ -164,8 +157,3 @@ def _latents_of(pretraining: Pretraining) -> mam.MultinomialAttentionMasking:
     if latents is None:
         raise ValueError("pretraining: expected a strategy with latents; this one has none")
     return latents
-
-
-def _slopes(latents: mam.MultinomialAttentionMasking) -> Tensor:
-    """(N, H) float64."""
-    return latents.slopes(torch.float64)

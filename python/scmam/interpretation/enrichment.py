@@ -69,7 +69,7 @@ def sets_among(
     if kept:
         return kept
     named = {gene for members in sets.values() for gene in members}
-    there = f"{_some(named)} there, {_some(genes)} here"
+    there = " there, ".join(", ".join(sorted(names)[:3]) for names in (named, genes)) + " here"
     alike = {gene.upper() for gene in named} & {gene.upper() for gene in known}
     if alike:
         raise GeneSetError(
@@ -121,7 +121,3 @@ def over_representation(
         }
     )
     return table.sort_values(["p_value", "term"], ignore_index=True)
-
-
-def _some(names: Sequence[str] | set[str]) -> str:
-    return ", ".join(sorted(names)[:3])

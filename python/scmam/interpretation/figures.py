@@ -1,4 +1,4 @@
-"""Figures of what masks hide: as PNG beside a run, and in the report."""
+"""Figures of masks: as PNG beside a run, and in the report."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ SHOWN_GENES = 60
 GENES_PER_TYPE = 3
 NAMED_GENES = 6
 NAMED_Z = 5.0
-"""Genes are named from this many standard errors on: by chance, not one in a million gets there."""
+"""Genes are named from this many standard errors on: by chance fewer than one in a million."""
 
 SPECIFIC_Z = 4.5
 """A gene counts as specific to a type from here on: by chance, 3 of a million comparisons do."""

@@ -1,7 +1,6 @@
-"""From a run to its folder ``genes/``: masks drawn, counted, summed up, drawn as pictures."""
+"""From a run to its folder ``genes/``: masks are drawn, counted, summarised and pictured."""
 
 import dataclasses
-import io
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from ..drawing import Drawing
 from ..errors import CellsError, ConfigError
@@ -34,7 +34,7 @@ FOLDER = "genes"
 
 @dataclass(frozen=True)
 class Interpretation:
-    """What the masks of a run hide; the tables as in the documentation of the package."""
+    """The masks of a run; the tables as in the documentation of the package."""
 
     folder: Path
     frequencies: pd.DataFrame
@@ -61,7 +61,7 @@ def interpret(
     seed: int = 0,
     progress: bool = True,
 ) -> Interpretation:
-    """Draw masks of every cell with the weights of a run, and say what they hide.
+    """Draw masks of every cell with the weights of a run, and summarise them.
 
     The masks are those of the strategy, before the training adds what its encoder has no room for.
     They are drawn on the device of the run where there is one, else on the CPU, and are the same on
@@ -94,13 +94,10 @@ def interpret(
     pretraining = run.load(device)
     masking = run.config.masking
     drawn = Draws(draws, seed, int(run.record.get("steps", 0)))
-    embeds = masking.strategy == "mam-embedding"
-    options = {
-        "rows": batch_cells(cells.num_genes, run.config.training.batch_size, embeds),
-        "split": draws_apart(masking),
-        "watch": _bar(progress),
-    }
-    tally = count_masks(pretraining, cells, drawn, device=device, **options)
+    embeds, split = masking.strategy == "mam-embedding", draws_apart(masking)
+    rows = batch_cells(cells.num_genes, run.config.training.batch_size, embeds)
+    bar = partial(tqdm, desc="masks", unit="batch", disable=not progress)
+    tally = count_masks(pretraining, cells, drawn, rows=rows, split=split, device=device, watch=bar)
     table = frequencies(tally, cells.genes)
     by_type = frequencies_by_type(tally, cells.genes, cells.classes)
     ranked = ranking(table)
@@ -110,27 +107,22 @@ def interpret(
         for part in most
     ]
     decayed, notes = run.config.training.decay_of_latents > 0, _notes(cells, by_type, sets)
-    summary = summarise(
-        pretraining,
-        masking.strategy,
-        cells,
-        tally,
-        (table, by_type),
-        notes,
-        device,
-        decayed=decayed,
-    )
-    examples = example_masks(pretraining, cells, drawn, device)
+    tables, strategy = (table, by_type), masking.strategy
+    summary = summarise(pretraining, strategy, cells, tally, tables, notes, device, decayed=decayed)
+    examples, types = example_masks(pretraining, cells, drawn, device), by_type
     found = Interpretation(
-        run.folder / FOLDER,
-        table,
-        None if by_type.empty else by_type,
-        ranked,
-        summary.as_dict(),
-        examples,
-        *enriched,
+        folder=run.folder / FOLDER,
+        frequencies=table,
+        frequencies_by_type=None if types.empty else types,
+        ranking=ranked,
+        latents=summary.as_dict(),
+        examples=examples,
+        enrichment=enriched[0],
+        enrichment_beyond_expression=enriched[1],
     )
-    _write(found)
+    remedy = "make room, or copy the run elsewhere"
+    with writing(found.folder, remedy), new_folder(found.folder) as unfinished:
+        _fill(unfinished, found)
     return found
 
 
@@ -161,14 +153,6 @@ def _device(setting: str) -> torch.device:
     return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _bar(progress: bool) -> Any:
-    if not progress:
-        return iter
-    from tqdm import tqdm
-
-    return partial(tqdm, desc="masks", unit="batch")
-
-
 def _notes(
     cells: "Cells", by_type: pd.DataFrame, sets: dict[str, tuple[str, ...]] | None
 ) -> tuple[str, ...]:
@@ -185,12 +169,6 @@ def _notes(
     return tuple(notes)
 
 
-def _write(found: Interpretation) -> None:
-    remedy = "make room, or copy the run elsewhere"
-    with writing(found.folder, remedy), new_folder(found.folder) as unfinished:
-        _fill(unfinished, found)
-
-
 def _fill(folder: Path, found: Interpretation) -> None:
     tables = {
         "frequencies": found.frequencies,
@@ -202,12 +180,9 @@ def _fill(folder: Path, found: Interpretation) -> None:
     for name, table in tables.items():
         if table is not None:
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    (folder / "latents.json").write_text(
-        json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    arrays = io.BytesIO()
-    np.savez_compressed(arrays, **dataclasses.asdict(found.examples))
-    (folder / "masks.npz").write_bytes(arrays.getvalue())
+    latents = json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n"
+    (folder / "latents.json").write_text(latents, encoding="utf-8")
+    np.savez_compressed(folder / "masks.npz", **dataclasses.asdict(found.examples))
     for name, drawing in _drawings(found).items():
         drawing.save_png(folder / f"{name}.png")
 
@@ -215,16 +190,13 @@ def _fill(folder: Path, found: Interpretation) -> None:
 def _drawings(found: Interpretation) -> dict[str, Drawing]:
     """The figures of the folder, by name."""
     summary, table, by_type = found.latents, found.frequencies, found.frequencies_by_type
-    title, correlation = summary["strategy"], summary["spearman"]
-    head = f"{title}: {len(table):,} genes, {summary['masks']:,} masks"
+    title, masks, correlation = (summary[name] for name in ("strategy", "masks", "spearman"))
+    head, top = f"{title}: {len(table):,} genes, {masks:,} masks", figures.highest(table)
     if correlation is not None:
         head += f"; rank correlation {correlation:+.2f}".replace("-", "\N{MINUS SIGN}")
-    examples = dataclasses.asdict(found.examples)
     drawings = {
-        "hidden_by_expression": figures.hidden_by_expression(
-            head, table, summary["masks"], top=figures.highest(table)
-        ),
-        "masks": figures.masks(title, examples),
+        "hidden_by_expression": figures.hidden_by_expression(head, table, masks, top=top),
+        "masks": figures.masks(title, dataclasses.asdict(found.examples)),
     }
     if by_type is not None:
         drawings["hidden_by_type"] = figures.hidden_by_type(title, by_type, summary["draws"])

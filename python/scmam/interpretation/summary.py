@@ -1,4 +1,4 @@
-"""What the masks and the latents are like, in a few numbers: ``latents.json``."""
+"""The masks and the latents in a few numbers: ``latents.json``."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,18 +40,18 @@ SHARPER = {
     "mam": f"masking.temperature below 1 (0.1), masking.slope_norm=1 or larger, or {_EMBEDDING}",
     "mam-embedding": "masking.temperature below 1 (0.1), or a smaller masking.penalty",
 }
-"""What makes masks sharper, by strategy."""
+"""Settings that make masks sharper, by strategy."""
 
 APART = {
     "mam": f"masking.slope_norm=1 or larger, or {_EMBEDDING}, whose latents see the gene too",
     "mam-embedding": "a larger masking.latent_dim, or a smaller masking.penalty",
 }
-"""What lets latents differ, by strategy. The temperature acts on their sum, so it does not."""
+"""Settings that let latents differ, by strategy. The temperature does not: it acts on their sum."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What the latents look at."""
+    """Attention of the latents."""
 
     latents: int
     heads: int

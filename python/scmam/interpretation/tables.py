@@ -21,16 +21,8 @@ With 5 and with 12 knots, left-out genes were predicted no better.
 """
 
 RANKING = [
-    "rank",
-    "gene",
-    "beyond_expression",
-    "z",
-    "beyond_uniform",
-    "hidden",
-    "expected",
-    "uniform",
-    "mean_expression",
-    "detected",
+    *("rank", "gene", "beyond_expression", "z", "beyond_uniform", "hidden", "expected", "uniform"),
+    *("mean_expression", "detected"),
 ]
 
 
@@ -111,8 +103,8 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def expected_from_expression(expression: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """What the mean expression of a gene predicts of its hidden rate: a cubic spline through the
-    genes, by least squares.
+    """The hidden rate of a gene by its mean expression: a cubic spline through the genes, by least
+    squares.
 
     It is no monotone function, because slopes of both signs hide the low and the high genes and
     spare those between. At the very ends it follows the few genes that are there, so the highest

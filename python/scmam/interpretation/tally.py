@@ -35,8 +35,7 @@ They cost more than the mask itself, and differ little between draws.
 class Draws:
     """Which masks are drawn: ``number`` for every cell, from bits that no training step used.
 
-    The steps go on where training ended, so that a strategy that follows a schedule hides as it did
-    in the end.
+    Steps continue where training ended, so a strategy that follows a schedule hides as at its end.
     """
 
     number: int
@@ -45,10 +44,8 @@ class Draws:
 
     def steps(self) -> list[dict[str, int]]:
         """The seed and the step of each draw."""
-        seed = substream(self.seed, "interpretation")
-        return [
-            {"seed": seed, "step": (self.first_step + draw) % 2**32} for draw in range(self.number)
-        ]
+        seed, steps = substream(self.seed, "interpretation"), range(self.number)
+        return [{"seed": seed, "step": (self.first_step + step) % 2**32} for step in steps]
 
 
 def draw_masks(
@@ -69,7 +66,7 @@ class Entropy:
 
 @dataclass(frozen=True)
 class EncoderView:
-    """What the encoder reads during pretraining; means over cells and draws."""
+    """The input of the encoder during pretraining; means over cells and draws."""
 
     genes: float  # that it reads of a cell
     nonzero_read: float | None  # share of the non-zero genes that it reads with their true value

@@ -1,8 +1,8 @@
 """The encoder-decoder: tokens in, a prediction for each gene out, and a vector for the cell.
 
-The division of labour is scFoundation's (Hao et al., Nature Methods 2024): the encoder reads only
-what is there and visible, the decoder reads every gene, with the encoder's output, a value that the
-encoder did not read, a zero or a mask token in its place.
+Encoder and decoder divide the genes as in scFoundation (Hao et al., Nature Methods 2024). The
+encoder reads visible non-zero genes alone. The decoder reads every gene: its encoder output, a
+value that the encoder did not read, a zero or a mask token.
 """
 
 from functools import partial
@@ -19,8 +19,8 @@ from .embedding import ExpressionEmbedding
 from .transformer import Block, through
 
 VISIBLE, ZERO, HIDDEN = range(3)
-"""What the decoder is told about a gene: a vector (its encoder output, or the embedding of a value
-that the encoder did not read), that it is zero, or nothing.
+"""Input of the decoder for a gene: a vector (its encoder output, or the embedding of a value that
+the encoder did not read), the token of a zero, or the mask token.
 """
 
 
@@ -42,9 +42,7 @@ class Reconstruction(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Self-attention over the genes of a cell and one token more, which stands for the cell and
-    knows its depth.
-    """
+    """Self-attention over the genes of a cell and a token of the cell, which holds its depth."""
 
     def __init__(
         self, width: int, heads: int, layers: int, depth: str, dropout: float, mlp_ratio: int
@@ -71,7 +69,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Self-attention over genes, whose tokens say who they are and what is known of them."""
+    """Self-attention over genes, whose tokens hold their identity and their known input."""
 
     def __init__(
         self,

@@ -1,20 +1,11 @@
 """The report of a study or a run: one HTML file that opens without a network, drawn from the files
 of the folder alone.
 
-`material` reads the folder; `scores` and `findings` say what its numbers allow to say; the
-`*_figures`, `maps` and `tables` show them; `overview`, `sections` and `page` put it together.
+`folder` reads the files; `scores` and `findings` say what the numbers allow to say; `*_figures`,
+`maps` and `interpretation.figures` show them; `sections`, `mask_section` and `page` put the page
+together.
 """
 
-from typing import Any
+from ..lazy import lazy_names
 
-__all__ = ["write_report"]
-
-
-def __getattr__(name: str) -> Any:
-    # Drawing is loaded when a report is written: a command that only prints its help needs none of
-    # it.
-    if name != "write_report":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .page import write_report
-
-    return write_report
+__getattr__, __dir__, __all__ = lazy_names(__name__, {".page": ("write_report",)})

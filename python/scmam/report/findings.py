@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences that say no more than the intervals allow."""
+"""The results in sentences, which claim no more than the intervals allow."""
 
 import math
 
@@ -16,21 +16,23 @@ from .scores import (
 )
 from .training_figures import hidden_shares
 
-METHOD_NAMES = {"fine-tuning": "fine-tuning", "linear-probe": "linear probe"}
-UNDER = {"fine-tuning": "under fine-tuning", "linear-probe": "with the linear probe"}
+METHOD_NAMES = {
+    "fine-tuning": "fine-tuning",
+    "mlp-probe": "two-layer probe",
+    "linear-probe": "linear probe",
+}
+UNDER = {
+    "fine-tuning": "under fine-tuning",
+    "mlp-probe": "with the two-layer probe",
+    "linear-probe": "with the linear probe",
+}
 VERDICTS = {
     "ahead": "ahead",
     "behind": "behind",
     "not shown": "no difference shown",
     "one seed": "one seed: no interval",
 }
-HEADINGS = {
-    "ahead": "ahead of",
-    "behind": "behind",
-    "not shown": "not shown to differ from",
-}
-
-
+HEADINGS = {"ahead": "ahead of", "behind": "behind", "not shown": "not shown to differ from"}
 FEW_ARMS = 3
 """Up to so many arms, the first sentence says what each one hid."""
 
@@ -73,7 +75,7 @@ def headline(study: StudyFiles) -> str:
     clauses = {method: _clause(arm, reference, diff) for method, diff in found.items()}
     if len(set(clauses.values())) == 1 and len(clauses) > 1:
         same = next(iter(clauses.values()))
-        return _sentence(f"{same}, under fine-tuning and with the linear probe alike.")
+        return _sentence(f"{same}, {listed([UNDER[method] for method in clauses])} alike.")
     told = "; ".join(f"{UNDER[method]}, {clause}" for method, clause in clauses.items())
     return _sentence(f"{told}.") if told else ""
 
@@ -102,8 +104,8 @@ def _clause(arm: str, reference: str, found: Difference) -> str:
 
 
 def hidden_headline(study: StudyFiles) -> str:
-    """What the shown arm and the reference hid, or all arms where few hide anything, in one
-    sentence; empty where it is not known.
+    """The hidden shares of the shown arm and the reference, or of all arms where few hide anything,
+    in one sentence; empty where they are not known.
     """
     told = []
     arms = [shown_arm(study) or study.arms[0], study.reference]
@@ -131,8 +133,17 @@ def findings(study: StudyFiles) -> list[str]:
     """The sentences of the report, the comparison of the headline first."""
     if not study.is_study:
         return _of_a_run(study)
-    parts = (_main, _controls, _pretraining, _against_baselines, _all_arms)
+    parts = (_backbone, _main, _controls, _pretraining, _against_baselines, _all_arms)
     return [_sentence(sentence) for part in parts for sentence in part(study)]
+
+
+def _backbone(study: StudyFiles) -> list[str]:
+    """Whether the model that training continued from is worth continuing from."""
+    from ..study.published import verdict
+
+    told = None if study.summary is None else verdict(study.summary)
+    lines = [line.partition(": ") for line in (told or "").splitlines()]
+    return [f"{METHOD_NAMES[method].capitalize()}: {words}." for method, _, words in lines]
 
 
 def _main(study: StudyFiles) -> list[str]:
@@ -185,7 +196,7 @@ def _pretraining(study: StudyFiles) -> list[str]:
 
 
 def _against_baselines(study: StudyFiles) -> list[str]:
-    """The best arm beside the baselines, which see the same folds."""
+    """The best arm beside the baselines, tested on the same cells."""
     pairs = [(arm, method) for arm in study.arms for method in METHODS]
     means = {pair: found.mean for pair in pairs if (found := score(study, *pair))}
     baselines = {name: found.mean for name, found in baseline_scores(study).items()}
@@ -198,7 +209,7 @@ def _against_baselines(study: StudyFiles) -> list[str]:
     ending = f": {listed(above)} {verb} above every arm" if above else ""
     best = f"the highest arm, {study.spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
     return [
-        "on the same folds, plain classifiers of the data reach a macro-F1 of"
+        f"on the same {study.tested_on}s, plain classifiers of the data reach a macro-F1 of"
         f" {told}, and {best}{ending}."
     ]
 
@@ -227,7 +238,7 @@ def _of_a_run(study: StudyFiles) -> list[str]:
     sentences = []
     for method in METHODS:
         if found := score(study, study.arms[0], method):
-            folds = amount(found.number, "fold")
+            folds = amount(found.number, found.over)
             spread = interval_text(found, signed=False)
             ending = f" ({spread}, over {folds})" if found.has_interval else ""
             name = METHOD_NAMES[method].capitalize()

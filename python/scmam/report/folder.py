@@ -1,6 +1,6 @@
-"""Reads the files of a study or run folder. Every other part of the report reads from here.
+"""Reads the files of a study or run folder, for all parts of the report.
 
-What is absent is None or empty. A file that cannot be read is named in `StudyFiles.problems`, which
+Absent files are None or empty. Files that cannot be read are named in `StudyFiles.problems`, which
 the page shows.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..config import validated
-from ..errors import ConfigError, ReportError
+from ..errors import ConfigError, ReportError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
 
 LEARNED = ("mam", "mam-embedding")
-METHODS = ("fine-tuning", "linear-probe")
+METHODS = ("fine-tuning", "mlp-probe", "linear-probe")
 """Kinds of evaluation in the order of the report: the measure of the paper first."""
 
 _GENE = ("gene", "mean_expression", "hidden")
@@ -49,23 +49,22 @@ ARRAYS = {
 
 
 class Reader:
-    """Reads files of a folder, and remembers those that are there and cannot be read."""
+    """Reads files of a folder, and lists those that cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[str] = []
 
     def read(self, path: Path, parse: Callable[[Path], Any]) -> Any:
-        """What `parse` makes of a file; None where there is no file, or it cannot be read."""
+        """A file, read by `parse`; None where there is no file, or it cannot be read."""
         if not path.is_file():
             return None
         try:
             return parse(path)
         # Another program may have left the file in any state: the report names it and goes on.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             name = path.relative_to(self.folder)
-            problem = f"{name} could not be read and is left out ({reason})"
+            problem = f"{name} could not be read and is left out ({one_line(error)})"
             if problem not in self.problems:
                 self.problems.append(problem)
             return None
@@ -296,9 +295,22 @@ class StudyFiles:
         counts = [len(found.folds) for run in self.runs for found in run.evaluations.values()]
         return max(counts, default=0)
 
+    @cached_property
+    def is_published(self) -> bool:
+        """Whether scores are of the published protocol: of bootstraps of one test set, not of
+        folds.
+        """
+        evaluations = (found for run in self.runs for found in run.evaluations.values())
+        return any(found.settings.get("protocol") == "published" for found in evaluations)
+
+    @property
+    def tested_on(self) -> str:
+        """What a single score is of, in a word."""
+        return "bootstrap" if self.is_published else "fold"
+
     @property
     def cells(self) -> dict[str, Any]:
-        """What is recorded of the cells; a run knows less of them than a study.
+        """The record of the cells; that of a run holds less than that of a study.
 
         Keys: source, unit, num_cells, num_genes, density, label, donor, notes, classes.
         """

@@ -76,7 +76,7 @@ def map_figure(
     classes: list[str],
     projection: Projection,
 ) -> Drawing:
-    """A dot a cell; the number of its type stands at the type's middle, as in the legend."""
+    """A dot a cell; the number of each type, as in the legend, is at the type's median."""
     import numpy as np
 
     name = projection.upper()

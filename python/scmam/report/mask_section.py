@@ -27,7 +27,7 @@ INJECTED = {"both": "encoder and decoder", "separate": "encoder and decoder, an 
 
 
 def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
-    """What each arm hides, and what is left for the encoder to read."""
+    """The masks of each arm, and the input that they leave to the encoder."""
     wanted, arms = len(study.wanted_seeds), []
     for arm in study.arms:
         runs = study.of(arm)
@@ -50,7 +50,7 @@ def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
 
 
 def _measured(study: StudyFiles, arm: str) -> dict[str, Any]:
-    """What the masks of an arm hide: by its final weights, else as training recorded it."""
+    """Measures of the masks of an arm: by its final weights, else as training recorded them."""
     latents = study.first_latents(arm)
     found = latents or hidden_shares(study, arm)
     if not found:

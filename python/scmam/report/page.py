@@ -1,18 +1,14 @@
 """Puts the page together by Jinja2 templates, and writes it."""
 
-import errno
 import inspect
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, RULE, UNTRAINED
 from ..errors import ReportError
-from ..storage import write_file
+from ..storage import require_writable, write_file, writing
 from . import formatting, mask_section, sections
 from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text
 from .folder import StudyFiles, open_study_files
@@ -56,27 +52,14 @@ def write_report(
     path = study.folder / FILE if out is None else Path(out)
     if path.is_dir():
         raise ReportError(f"{path}: is a folder; give the name of a file, such as {path / FILE}")
-    with _writing(path):  # before the work, which may take a minute
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    page = render(study, chosen)
-    with _writing(path):
-        write_file(path, page)
+    with writing(path, "give another file", ReportError):
+        require_writable(path.parent)  # before the work, which may take a minute
+        write_file(path, render(study, chosen))
     return path
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror
-        raise ReportError(f"{path}: cannot be written ({reason}); give another file") from error
-
-
 def environment() -> Environment:
-    """The templates, with autoescape: only drawings stand in the page as they are."""
+    """The templates, with autoescape: only drawings are inserted unescaped."""
     found = Environment(
         loader=PackageLoader("scmam.report"),
         autoescape=True,

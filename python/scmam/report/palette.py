@@ -11,7 +11,7 @@ DASHES = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (5, 1.4, 1.2, 1.4)))
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """Hues repeat after five; markers and dashes tell those apart."""
+    """Hues repeat after five, with other markers and dashes."""
 
     colour: str
     marker: str

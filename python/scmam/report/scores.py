@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 
     from ..evaluation import Evaluation
 
+Over = Literal["seed", "fold", "bootstrap"]
 Verdict = Literal["ahead", "behind", "not shown", "one seed"]
+DEFAULT_METHODS = ("fine-tuning", "linear-probe")  # of a folder whose settings cannot be read
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "micro_f1": "micro-F1"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its 95 % interval; shares of 1. `over` says what was averaged: seeds or folds."""
+    """A mean with its 95 % interval; shares of 1. `over` says what was averaged."""
 
     mean: float
     low: float
     high: float
     number: int
-    over: Literal["seed", "fold"] = "seed"
+    over: Over = "seed"
 
     @property
     def has_interval(self) -> bool:
@@ -44,12 +46,19 @@ class Difference(Score):
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say: nothing for one seed, no difference where it holds 0."""
+        """The verdict by the interval: none for one seed, no difference where it holds 0."""
         if not self.has_interval:
             return "one seed"
         if self.low > 0:
             return "ahead"
         return "behind" if self.high < 0 else "not shown"
+
+
+def asked_methods(study: StudyFiles) -> list[str]:
+    """The methods of evaluation that the settings name, in the order of the report."""
+    settings = study.config.get("evaluation")
+    names = settings.get("methods") if isinstance(settings, dict) else None
+    return [method for method in METHODS if method in (names or DEFAULT_METHODS)]
 
 
 def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Score | None:
@@ -107,7 +116,9 @@ def over_folds(evaluation: "Evaluation", metric: str = "macro_f1") -> Score:
     from ..evaluation import interval
 
     found = interval(evaluation.values(metric))
-    return Score(found.mean, found.low, found.high, found.n, "fold")
+    published = evaluation.settings.get("protocol") == "published"
+    over: Over = "bootstrap" if published else "fold"
+    return Score(found.mean, found.low, found.high, found.n, over)
 
 
 def baseline_scores(study: StudyFiles, metric: str = "macro_f1") -> dict[str, Score]:

@@ -1,5 +1,5 @@
-"""What each section of the page shows: values for the templates, or nothing where the folder holds
-nothing for it. The sentences that are always the same stand in the templates.
+"""Values of each section of the page for the templates; None where the folder holds none. Sentences
+that never change are in the templates.
 """
 
 import math
@@ -26,7 +26,15 @@ from .folder import METHODS, StudyFiles, number
 from .formatting import amount, count, duration, listed, milliseconds, percent
 from .palette import ArmStyle
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
-from .scores import METRICS, baseline_scores, candidates, difference, score, shown_arm
+from .scores import (
+    METRICS,
+    asked_methods,
+    baseline_scores,
+    candidates,
+    difference,
+    score,
+    shown_arm,
+)
 from .training_figures import loss_figures
 
 Content = dict[str, Any] | None
@@ -45,6 +53,7 @@ UNFINISHED = {
     "running": "It was still running, or was killed: this is what is there so far.",
 }
 TIMES: Writers = {
+    "steps": count,
     "step_ms": milliseconds,
     "masking_ms": milliseconds,
     "masking_share": percent,
@@ -64,7 +73,7 @@ def opening(study: StudyFiles) -> dict[str, Any]:
         " × ".join(size),
         amount(len(study.class_sizes), "cell type") if study.class_sizes else "",
         f"{arms}, {seeds}" if study.is_study else f"seed {study.runs[0].seed}",
-        amount(study.num_folds, "fold") if study.num_folds else "not evaluated",
+        amount(study.num_folds, study.tested_on) if study.num_folds else "not evaluated",
         str(study.record.get("date") or "").partition("T")[0],
     ]
     of_a_run = f"Pretraining with {study.arms[0]} masks"
@@ -78,7 +87,7 @@ def opening(study: StudyFiles) -> dict[str, Any]:
 
 
 def notes(study: StudyFiles) -> list[str]:
-    """What is not as it should be: unfinished and failed runs, files that cannot be read."""
+    """Problems: unfinished and failed runs, files that cannot be read."""
     told = []
     status = str(study.record.get("status", "unknown"))
     if status != "done":
@@ -123,7 +132,7 @@ def found(study: StudyFiles) -> dict[str, Any]:
 
 
 def _collapse_warnings(study: StudyFiles) -> dict[str, list[str]]:
-    """What the interpretation warned of, each once, with the arms that it is said of."""
+    """Warnings of the interpretation, each once, with the arms that it concerns."""
     arms_of: dict[str, dict[str, None]] = {}
     for run in study.runs:
         for warning in run.latents.get("warnings") or ():
@@ -134,7 +143,8 @@ def _collapse_warnings(study: StudyFiles) -> dict[str, list[str]]:
 def comparison(study: StudyFiles, styles: Styles) -> Content:
     """Scores of all arms with intervals and differences to the reference, a method after the other.
 
-    Micro-F1 is left out where it is the accuracy, as it is where every cell has one type.
+    Of accuracy and micro-F1, which are the same where every cell has one type, one is left out
+    there: the published protocol names micro-F1.
     """
     methods = []
     for method in study.methods:
@@ -145,7 +155,8 @@ def comparison(study: StudyFiles, styles: Styles) -> Content:
         table = {arm: scores for arm, scores in table.items() if any(scores.values())}
         if not table:
             continue
-        metrics = [name for name in METRICS if name != "micro_f1" or _micro_differs(table)]
+        left_out = "accuracy" if study.is_published else "micro_f1"
+        metrics = [name for name in METRICS if name != left_out or _micro_differs(table)]
         drawn = [draw(study, styles, method) for draw in (scores_figure, differences_figure)]
         methods.append(
             {
@@ -160,7 +171,7 @@ def comparison(study: StudyFiles, styles: Styles) -> Content:
             }
         )
     baselines = {metric: baseline_scores(study, metric) for metric in METRICS}
-    absent = [method for method in METHODS if method not in study.methods]
+    absent = [method for method in asked_methods(study) if method not in study.methods]
     return {"methods": methods, "absent": absent, "baselines": baselines} if methods else None
 
 
@@ -334,15 +345,8 @@ def maps(study: StudyFiles, projection: cell_maps.Projection) -> Content:
 
 def times(study: StudyFiles) -> Content:
     """Times of a step by arm, means over the runs; arms that take no step have none."""
-    rows = [
-        (
-            arm,
-            count(study.mean(arm, "steps")),
-            *(write(study.mean(arm, x)) for x, write in TIMES.items()),
-        )
-        for arm in study.arms
-        if not math.isnan(study.mean(arm, "step_ms"))
-    ]
+    timed = [arm for arm in study.arms if not math.isnan(study.mean(arm, "step_ms"))]
+    rows = [(arm, *(write(study.mean(arm, x)) for x, write in TIMES.items())) for arm in timed]
     return {"rows": rows} if rows else None
 
 

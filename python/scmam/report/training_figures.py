@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..drawing import GROUND, Drawing, Options, shortened
@@ -76,7 +77,7 @@ def _common_range(tables: "list[pd.DataFrame]") -> tuple[float, float]:
 
 
 def mask_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
-    """What is hidden over the steps: thick lines are means of arms, thin lines their seeds."""
+    """Hidden shares and entropy over the steps: thick lines are means of arms, thin lines seeds."""
     drawn = [_mask_figure(study, styles, *measure) for measure in MEASURES.items()]
     return [one for one in drawn if one]
 
@@ -87,19 +88,15 @@ def arms_with_masks(study: StudyFiles) -> list[str]:
 
 
 def hidden_shares(study: StudyFiles, arm: str) -> dict[str, float]:
-    """What the masks of an arm hid at the end of training, means over its seeds, by `MEASURES`.
+    """Hidden shares and entropy of an arm at the end of training, means over its seeds.
 
     Empty where no table of metrics is there.
     """
     curves = {name: _curves(study, arm, name) for name in MEASURES}
     if not any(curves.values()):
         return {}
-    return {
-        name: sum(float(curve[name].iloc[-1]) for curve in found) / len(found)
-        if found
-        else math.nan
-        for name, found in curves.items()
-    }
+    ends = {name: [float(x[name].iloc[-1]) for x in found] for name, found in curves.items()}
+    return {name: fmean(values) if values else math.nan for name, values in ends.items()}
 
 
 def _mask_figure(

@@ -1,4 +1,4 @@
-"""What every section of the settings is built of."""
+"""The base of the sections of the settings, and the types of numbers in them."""
 
 from typing import Annotated
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ..config import Config, with_settings
 from ..errors import ConfigError
+from ..settings import Masking
 
 
 class Arm(NamedTuple):
@@ -16,23 +17,26 @@ class Arm(NamedTuple):
     training: Mapping[str, Any] = {}  # settings of `training` that differ from the study's
 
 
-PLAIN = {
-    "strategy": "uniform",
-    "ratio": 0.3,
-    "ratio_to": None,
-    "zero_ratio": None,
-    "matched_to": None,
-    "corruption": "80/10/10",
-    "corruption_view": "decoder",
-    "random_values": "observed",
-    "injection": "none",
-    "injection_start": "random",
-    "latent_start": "standard",
-    "penalty_norm": "squared",
-    "context_from": "all",
-    "temperature": 1.0,
-    "slope_norm": None,
-    "gradient": "none",
+OF_THE_STUDY = {
+    *("latent_dim", "num_latents", "latent_heads", "latent_fraction"),
+    *("penalty", "reward_temperature"),
+}
+"""Settings of `masking` that arms take from the study."""
+
+PLAIN = Masking().model_dump(exclude=OF_THE_STUDY)
+PLAIN |= {"ratio": 0.3, "zero_ratio": None, "corruption": "80/10/10"}
+"""Settings of `masking` of an arm that names none."""
+
+TOKENS = {"corruption": "all"}  # every hidden gene behind a mask token
+INJECTED = {**TOKENS, "injection": "decoder"}
+MAM = {"strategy": "mam", **INJECTED}
+EMBEDDING = {"strategy": "mam-embedding", "zero_ratio": 0.03}
+MIXED = {"corruption": "80/10/10"}
+PUBLISHED = {
+    "random_values": "uniform",
+    "injection_start": "published",
+    "latent_start": "published",
+    "penalty_norm": "plain",
 }
 
 ARMS: dict[str, Arm] = {
@@ -53,117 +57,71 @@ ARMS: dict[str, Arm] = {
         {"zero_ratio": 0.3, "random_values": "uniform"},
     ),
     "uniform-stratified-token": Arm(
-        "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, "corruption": "all"}
+        "the same, every hidden gene behind a mask token", {"zero_ratio": 0.3, **TOKENS}
     ),
     "uniform-half": Arm(
         "uniform, 50 % of the non-zeros and 5 % of the zeros, every hidden one behind a mask token:"
         " the default",
-        {"ratio": 0.5, "zero_ratio": 0.05, "corruption": "all"},
+        {"ratio": 0.5, "zero_ratio": 0.05, **TOKENS},
     ),
     "uniform-nonzero": Arm("uniform over the non-zeros", {"zero_ratio": 0.0}),
     "uniform-all-token": Arm(
-        "uniform over all genes, every hidden one behind a mask token", {"corruption": "all"}
+        "uniform over all genes, every hidden one behind a mask token", TOKENS
     ),
-    "uniform-injected": Arm(
-        "uniform over all genes, with the latents' context injected: what injection brings alone",
-        {"corruption": "all", "injection": "decoder"},
-    ),
+    "uniform-injected": Arm("uniform over all genes, with the latents' context injected", INJECTED),
     "uniform-matched": Arm(
         "uniform, at the hidden shares of zeros and non-zeros of the arm mam",
-        {"strategy": "matched", "matched_to": "mam", "corruption": "all"},
+        {"strategy": "matched", "matched_to": "mam", **TOKENS},
     ),
     "mam": Arm(
-        "Multinomial Attention Masking on the values, the context injected into the decoder",
-        {"strategy": "mam", "corruption": "all", "injection": "decoder"},
+        "Multinomial Attention Masking on the values, the context injected into the decoder", MAM
     ),
-    "mam-mixed": Arm(
-        "mam with the corruption that uniform masks have, 80/10/10",
-        {"strategy": "mam", "corruption": "80/10/10", "injection": "decoder"},
-    ),
+    "mam-mixed": Arm("mam with the corruption that uniform masks have, 80/10/10", {**MAM, **MIXED}),
     "mam-mixed-both": Arm(
         "the same, the corrupted values read by the encoder too",
-        {
-            "strategy": "mam",
-            "corruption": "80/10/10",
-            "corruption_view": "both",
-            "injection": "decoder",
-        },
+        {**MAM, **MIXED, "corruption_view": "both"},
     ),
     "mam-visible": Arm(
-        "mam, its context without the hidden values",
-        {"strategy": "mam", "corruption": "all", "injection": "decoder", "context_from": "visible"},
+        "mam, its context without the hidden values", {**MAM, "context_from": "visible"}
     ),
     "mam-sharp": Arm(
-        "mam at a temperature that makes its masks sharp",
-        {"strategy": "mam", "corruption": "all", "injection": "decoder", "temperature": 0.1},
+        "mam at a temperature that makes its masks sharp", {**MAM, "temperature": 0.1}
     ),
     "mam-undecayed": Arm(
         "mam without weight decay on the latents, which can flatten their masks",
-        {"strategy": "mam", "corruption": "all", "injection": "decoder"},
+        MAM,
         {"masking_weight_decay": 0.0},
     ),
     "mam-fixed-norm": Arm(
         "mam with slopes of fixed norm, so that its masks cannot flatten",
-        {"strategy": "mam", "corruption": "all", "injection": "decoder", "slope_norm": 1.0},
+        {**MAM, "slope_norm": 1.0},
     ),
-    "mam-nonzero": Arm(
-        "mam over the non-zeros",
-        {"strategy": "mam", "corruption": "all", "injection": "decoder", "zero_ratio": 0.0},
-    ),
+    "mam-nonzero": Arm("mam over the non-zeros", {**MAM, "zero_ratio": 0.0}),
     "mam-embedding": Arm(
-        "mam on gene and value embeddings of the non-zeros",
-        {
-            "strategy": "mam-embedding",
-            "corruption": "all",
-            "injection": "decoder",
-            "zero_ratio": 0.03,
-        },
+        "mam on gene and value embeddings of the non-zeros", {**INJECTED, **EMBEDDING}
     ),
     "mam-embedding-mixed": Arm(
         "the same with the corruption that uniform masks have, 80/10/10",
-        {
-            "strategy": "mam-embedding",
-            "corruption": "80/10/10",
-            "injection": "decoder",
-            "zero_ratio": 0.03,
-        },
+        {**INJECTED, **EMBEDDING, **MIXED},
     ),
     "mam-reward": Arm(
         "mam on embeddings that learns to hide what is predicted worst; without injection, so that"
         " only which non-zeros are hidden differs from uniform masks",
-        {
-            "strategy": "mam-embedding",
-            "corruption": "all",
-            "zero_ratio": 0.03,
-            "gradient": "reward",
-            "penalty": 0.0,
-        },
+        {**TOKENS, **EMBEDDING, "gradient": "reward", "penalty": 0.0},
         {"masking_weight_decay": 0.0},
     ),
     "expression": Arm(
-        "in proportion to expression",
-        {"strategy": "expression", "corruption": "all", "zero_ratio": 0.03},
+        "in proportion to expression", {"strategy": "expression", "zero_ratio": 0.03, **TOKENS}
     ),
     "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
     **{
         f"mam-published-{scheme}{suffix}": Arm(
             f"mam with the published first weights, penalty and random values, injected: {scheme};"
-            f" {what}",
-            {
-                "strategy": "mam",
-                "corruption": corruption,
-                "random_values": "uniform",
-                "injection": scheme,
-                "injection_start": "published",
-                "latent_start": "published",
-                "penalty_norm": "plain",
-            },
+            f" {corruption if suffix else 'mask tokens'}",
+            {**MAM, "corruption": corruption, "injection": scheme, **PUBLISHED},
         )
         for scheme in ("encoder", "decoder", "both", "separate")
-        for suffix, corruption, what in (
-            ("", "all", "mask tokens"),
-            ("-mixed", "80/10/10", "80/10/10"),
-        )
+        for suffix, corruption in (("", "all"), ("-mixed", "80/10/10"))
     },
 }
 
@@ -179,7 +137,8 @@ def arm_config(config: Config, name: str, seed: int) -> Config:
     Raises:
         ConfigError: no such arm, or settings that do not fit together.
     """
-    masking, others = dict(PLAIN), {"training": {"seed": seed}, "model": {}, "evaluation": {}}
+    masking = dict(PLAIN)
+    others: dict[str, dict[str, Any]] = {"training": {"seed": seed}, "model": {}, "evaluation": {}}
     if name in config.study.custom:
         custom = dict(config.study.custom[name])
         like = custom.pop("like", None)

@@ -1,6 +1,5 @@
 """The whole study: plan, run what is missing, keep the record and the tables up to date."""
 
-import hashlib
 import pickle
 import time
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, fingerprint, with_settings
+from ..config import Config, digest, fingerprint, with_absolute_paths
 from ..doctor import versions
 from ..errors import RunError
 from ..storage import alone, new_file, writing
@@ -59,18 +58,17 @@ def compare(
         KeyboardInterrupt: passed on, after the runs have written their checkpoints.
     """
     folder = Path(folder).absolute()
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     planned(config, folder, interpret=interpret)
     earlier = _earlier(folder)
     if earlier is not None:
         config = joined(earlier, config)
     tasks = planned(config, folder, interpret=interpret)
     # Errors in the settings are raised above and here, before anything is written or trained.
-    summary = (
-        _cells_summary(config, cells)
-        if earlier is None or not all(task.done() for task in tasks)
-        else earlier.record["cells"]
-    )
+    if earlier is None or not all(task.done() for task in tasks):
+        summary = _cells_summary(config, cells)
+    else:
+        summary = earlier.record["cells"]
     if earlier is not None:
         _check_same_cells(earlier, summary)
     remedy = "make room, or give another folder; the same command goes on with what is done"
@@ -79,7 +77,11 @@ def compare(
         study = Study(folder, config, _record(config, summary, earlier))
         with _handed_over(cells, folder) as pickled, _recorded(study):
             outcomes = _run(study, tasks, lock, pickled, progress)
-            study.record["failures"] = [failure._asdict() for failure in _failures(outcomes)]
+            study.record["failures"] = [
+                Failure(outcome.task.name, outcome.error, str(outcome.task.log))._asdict()
+                for outcome in outcomes
+                if outcome.error is not None
+            ]
     return open_study(folder)
 
 
@@ -106,11 +108,8 @@ def _run(
 def _opening(study: Study, total: int, to_do: int) -> str:
     cells, settings = study.record["cells"], study.config.study
     done = f" ({total - to_do} of {total} tasks are done already)" if to_do < total else ""
-    lists = {
-        "arms": settings.arms,
-        "seeds": settings.seeds,
-        "baselines": settings.baselines or ("none",),
-    }
+    lists = {"arms": settings.arms, "seeds": settings.seeds}
+    lists["baselines"] = settings.baselines or ("none",)
     plan = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in lists.items())
     size = f"{cells['num_cells']} cells, {cells['num_genes']} genes"
     return f"{size}, from {cells['source']}\n{plan}{done}"
@@ -148,14 +147,6 @@ def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
         path.unlink(missing_ok=True)  # also one that a killed study left
 
 
-def _failures(outcomes: list[Outcome]) -> list[Failure]:
-    return [
-        Failure(outcome.task.name, outcome.error, str(outcome.task.log))
-        for outcome in outcomes
-        if outcome.error is not None
-    ]
-
-
 def _earlier(folder: Path) -> Study | None:
     """The study that is in the folder; None where it is new.
 
@@ -171,15 +162,6 @@ def _earlier(folder: Path) -> Study | None:
             f"{folder}: exists and is no study ({RECORD} is missing); give another folder"
         )
     return None
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Make the paths absolute, so that a study can continue from another directory."""
-    paths = {name: getattr(config.data, name) for name in ("path", "vocabulary")}
-    data = {name: path.absolute() for name, path in paths.items() if path is not None}
-    start = config.training.start_from
-    training = {} if start is None else {"start_from": start.absolute()}
-    return with_settings(config, data=data, training=training)
 
 
 def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
@@ -210,13 +192,8 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
 
 def _digest(cells: "Cells") -> str:
     """A hash of the chosen cells, genes, depths and labels."""
-    parts = (
-        "\n".join(cells.genes).encode(),
-        cells.cell_ids.tobytes(),
-        cells.depth.tobytes(),
-        cells.codes.tobytes(),
-    )
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    arrays = (cells.cell_ids, cells.depth, cells.codes)
+    return digest(b"\0".join(["\n".join(cells.genes).encode(), *(x.tobytes() for x in arrays)]))
 
 
 def _check_same_cells(earlier: Study, summary: dict[str, Any]) -> None:

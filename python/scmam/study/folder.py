@@ -1,16 +1,14 @@
-"""A study on disk: where each thing lies, what was recorded, and which settings a folder is bound
-to.
-"""
+"""A study on disk: its paths, its record, and the settings that a folder is bound to."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import Config, as_yaml, load_config, with_settings
-from ..errors import RunError
+from ..config import Config, as_yaml, flat, load_config, with_settings
+from ..errors import RunError, one_line
 from ..settings import METHODS
-from ..storage import write_file
+from ..storage import read_json, write_file
 
 if TYPE_CHECKING:
     import pandas
@@ -20,8 +18,8 @@ if TYPE_CHECKING:
 GIVE_A_STUDY = "give the folder of a study, as scmam compare writes it"
 CONFIG, RECORD, RESULTS, SUMMARY = "config.yaml", "study.json", "results.csv", "summary.csv"
 
-# What may differ between two calls on one folder: what is run (it grows), how fast, and what the
-# summary compares with.
+# Settings that may differ between two calls on one folder: the runs (they are added), the speed
+# and the reference of the summary.
 FREE_SETTINGS = (
     *("study.arms", "study.seeds", "study.baselines", "study.reference", "study.jobs"),
     *("study.scheduler", "study.retries", "evaluation.methods", "data.backed", "training.seed"),
@@ -92,9 +90,8 @@ class Study:
         try:
             return pandas.read_csv(path)
         except ValueError as error:  # pandas raises what derives from it
-            reason = " ".join(str(error).split())
             raise RunError(
-                f"{path}: damaged ({reason}); run scmam report, which writes it"
+                f"{path}: damaged ({one_line(error)}); run scmam report, which writes it"
             ) from error
 
 
@@ -114,31 +111,25 @@ def open_study(folder: str | Path) -> Study:
         raise RunError(f"{folder}: no such folder; {GIVE_A_STUDY}")
     if not is_study(folder):
         raise RunError(f"{folder}: no study, {RECORD} is missing; {GIVE_A_STUDY}")
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"{folder / RECORD}: cannot be read ({error}); restore it, or run scmam compare in"
-            " another folder"
-        ) from error
+    record = read_json(folder / RECORD, "restore it, or run scmam compare in another folder")
     if not isinstance(record, dict) or not {"status", "cells", "seconds"} <= set(record):
         raise RunError(f"{folder / RECORD}: not the record of a study; {GIVE_A_STUDY}")
     return Study(folder, load_config(folder / CONFIG), record)
 
 
 def save(study: Study) -> None:
-    """Write the configuration and, after it, the record, each whole or not at all."""
+    """Write the configuration and then the record, each atomically."""
     write_file(study.folder / CONFIG, as_yaml(study.config))
     write_file(study.folder / RECORD, json.dumps(study.record, indent=2, default=str) + "\n")
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:
-    """Where the run of an arm and a seed lies."""
+    """The folder of the run of an arm and a seed."""
     return folder / "runs" / arm / f"seed-{seed}"
 
 
 def baseline_file(folder: Path, name: str) -> Path:
-    """Where the scores of a baseline lie."""
+    """The scores of a baseline."""
     return folder / "baselines" / f"{name}.json"
 
 
@@ -148,7 +139,7 @@ def log_file(folder: Path, name: str) -> Path:
 
 
 def evaluation_file(run: Path, method: str) -> Path:
-    """Where the scores of a run by a method lie."""
+    """The scores of a run by a method."""
     return run / "evaluation" / f"{method}.json"
 
 
@@ -159,15 +150,9 @@ def evaluation_files(run: Path) -> list[Path]:
 
 
 def bound_settings(config: Config) -> dict[str, Any]:
-    """The settings that a study folder stands for, as ``{"section.name": value}``."""
-    settings = {
-        f"{section}.{name}": value
-        for section, values in config.model_dump(mode="json").items()
-        for name, value in values.items()
-    }
-    settings.update(
-        {f"study.custom.{name}": value for name, value in settings.pop("study.custom").items()}
-    )
+    """The settings that all calls on a study folder share, as ``{"section.name": value}``."""
+    settings = flat(config)
+    settings |= {f"study.custom.{arm}": x for arm, x in settings.pop("study.custom").items()}
     return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
 
 
@@ -190,25 +175,15 @@ def joined(earlier: Study, asked: Config) -> Config:
             f"{earlier.folder}: belongs to another configuration ({'; '.join(different)}); give"
             " another folder, or those settings"
         )
-    finished = earlier.finished()
     old, new = earlier.config.study, asked.study
-    return with_settings(
-        asked,
-        study={
-            "custom": {**old.custom, **new.custom},
-            "arms": _union(
-                (arm for arm in old.arms if arm in {arm for arm, _ in finished}), new.arms
-            ),
-            "seeds": _union(
-                (seed for seed in old.seeds if seed in {seed for _, seed in finished}), new.seeds
-            ),
-            "baselines": _union(
-                (name for name in old.baselines if baseline_file(earlier.folder, name).is_file()),
-                new.baselines,
-            ),
-        },
-    )
-
-
-def _union(first: Iterable[Any], second: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys([*first, *second]))
+    arms, seeds = ({pair[place] for pair in earlier.finished()} for place in (0, 1))
+    done = {name for name in old.baselines if baseline_file(earlier.folder, name).is_file()}
+    grown = {
+        name: tuple(dict.fromkeys([*filter(kept.__contains__, before), *asked_for]))
+        for name, kept, before, asked_for in (
+            ("arms", arms, old.arms, new.arms),
+            ("seeds", seeds, old.seeds, new.seeds),
+            ("baselines", done, old.baselines, new.baselines),
+        )
+    }
+    return with_settings(asked, study={"custom": {**old.custom, **new.custom}, **grown})

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from .queue import Outcome, Watcher
+from .queue import Outcome, Silent
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -16,22 +16,6 @@ if TYPE_CHECKING:
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
 REDRAW = 0.5
-
-
-class Silent:
-    """Shows nothing."""
-
-    def opened(self, dashboard: str) -> None:
-        """The cluster is there; `dashboard` is the address of its page."""
-
-    def started(self, task: Task, again: bool) -> None:
-        """A task was started, or started again because its process died."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """A task ended."""
-
-    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
-        """Time went by; `running` says what each task is at, and for how many seconds it runs."""
 
 
 class Lines(Silent):
@@ -49,11 +33,8 @@ class Lines(Silent):
 
     def ended(self, outcome: Outcome) -> None:
         self.count += 1
-        how = (
-            f"done in {_duration(outcome.seconds)}"
-            if outcome.error is None
-            else f"FAILED: {outcome.error}"
-        )
+        done = f"done in {_duration(outcome.seconds)}"
+        how = done if outcome.error is None else f"FAILED: {outcome.error}"
         self.say(f"{self._place()} {outcome.task.name}: {how}{self._left()}")
 
     def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
@@ -83,24 +64,12 @@ class Bars(Lines):
     """A line for each end, above a bar for all tasks and one for each running task."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich import progress as rich
 
         super().__init__(total)
-        self.display = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            transient=True,
-        )
+        name, bar = rich.TextColumn("{task.description}", markup=False), rich.BarColumn(20)
+        columns = (rich.SpinnerColumn(), name, bar, rich.MofNCompleteColumn())
+        self.display = rich.Progress(*columns, rich.TimeElapsedColumn(), transient=True)
         self.overall = self.display.add_task("study", total=total)
         self.rows: dict[str, TaskID] = {}
 
@@ -121,8 +90,7 @@ class Bars(Lines):
             return
         self.last = time.monotonic()
         for task, (stage, _) in running.items():
-            step = _step(task, stage)
-            row = self.rows[task.name]
+            step, row = _step(task, stage), self.rows[task.name]
             self.display.update(row, description=f"{task.name}: {stage}")
             if step is not None:
                 self.display.update(row, total=task.steps, completed=step)
@@ -132,7 +100,7 @@ class Bars(Lines):
 
 
 @contextmanager
-def shown(total: int, *, progress: bool) -> Iterator[Watcher]:
+def shown(total: int, *, progress: bool) -> Iterator[Silent]:
     """The watcher of `total` tasks: bars on a terminal, lines elsewhere, silent without
     `progress`."""
     if not progress or not total:

@@ -5,7 +5,7 @@ one, against which it has to show that it is worth continuing from.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .folder import Study
+    import pandas
 
 UNTRAINED, BACKBONE = "none", "orig"
 SCHEMES = ("encoder", "decoder", "both", "separate")
@@ -40,11 +40,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What `scmam compare --protocol published` sets where the file and the flags do not."""
 
 
-def verdict(study: "Study") -> str | None:
+def verdict(summary: "pandas.DataFrame") -> str | None:
     """Whether the backbone is ahead of an untrained model by enough for its continuation to be
-    compared; a sentence for each method. None: the study does not have both.
+    compared; a line for each method. None: the summary of the study does not have both.
     """
-    rows = study.summary().query("metric == 'macro_f1'").set_index(["arm", "method"])["mean"]
+    rows = summary.query("metric == 'macro_f1'").set_index(["arm", "method"])["mean"]
     lines = []
     for method in dict.fromkeys(method for _, method in rows.index):
         if not {(UNTRAINED, method), (BACKBONE, method)} <= set(rows.index):
@@ -54,12 +54,10 @@ def verdict(study: "Study") -> str | None:
             "so its continuation can be compared"
             if ahead >= WORTH
             else (
-                f"less than {100 * WORTH:g}: this backbone taught the encoder too little for what"
+                f"and not {100 * WORTH:g} or more better: it taught the encoder too little for what"
                 " continues from it to be compared"
             )
         )
-        lines.append(
-            f"{method}: the backbone is {100 * ahead:+.1f} points from an untrained encoder,"
-            f" {enough}"
-        )
+        size = f"{100 * abs(ahead):.1f} points of macro-F1 {'better' if ahead >= 0 else 'worse'}"
+        lines.append(f"{method}: the backbone is {size} than an untrained encoder, {enough}")
     return "\n".join(lines) or None

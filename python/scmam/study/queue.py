@@ -1,8 +1,8 @@
-"""The queue of a study, by dask.distributed: on this machine, or on a cluster that is there.
+"""The queue of a study, by dask.distributed: on this machine, or on a running cluster.
 
-Dask keeps the order and what waits for what, tries again what died, and gives what a lost worker
-was at to another one. Each task is a process that a worker starts (`scmam.study.worker`), so that
-signals and the settings of torch are its own, and so that all memory is free when it ends.
+Dask orders the tasks by their dependencies, retries those that died, and moves those of a lost
+worker. Each task is a process that a worker starts (`scmam.study.worker`): it has signals and
+settings of torch to itself, and frees all memory at its end.
 """
 
 import json
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -44,13 +44,20 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Watcher(Protocol):
-    """Receives the events of the tasks; `scmam.study.progress` shows them."""
+class Silent:
+    """Receives the events of the tasks and shows nothing; `scmam.study.progress` shows them."""
 
-    def opened(self, dashboard: str) -> None: ...
-    def started(self, task: Task, again: bool) -> None: ...
-    def ended(self, outcome: Outcome) -> None: ...
-    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None: ...
+    def opened(self, dashboard: str) -> None:
+        """The cluster runs; `dashboard` is the address of its page."""
+
+    def started(self, task: Task, again: bool) -> None:
+        """A task was started, or started again because its process died."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A task ended."""
+
+    def tick(self, running: Mapping[Task, tuple[str, float]]) -> None:
+        """Called often; `running` holds the stage of each task and the seconds since its start."""
 
 
 class ProcessDied(RuntimeError):
@@ -62,7 +69,7 @@ def run_tasks(
     command: Sequence[str],
     *,
     jobs: int,
-    watcher: Watcher,
+    watcher: Silent,
     after: Callable[[], None],
     scheduler: str | None = None,
     retries: int = 0,
@@ -101,16 +108,11 @@ def run_tasks(
         client.subscribe_topic(topic, lambda event: reports.put(event[1]))
         futures: dict[str, Future] = {}
         for place, task in enumerate(tasks):
+            shared = {"topic": topic, "lock": lock if scheduler is None else None}
+            needed, key = futures.get(task.needs or ""), f"{task.name}, {topic}"
+            order = {"priority": -place, "retries": retries}
             futures[task.name] = client.submit(
-                perform,
-                task,
-                tuple(command),
-                topic=topic,
-                needed=None if task.needs is None else futures.get(task.needs),
-                lock=lock if scheduler is None else None,
-                key=f"{task.name}, {topic}",
-                priority=-place,
-                retries=retries,
+                perform, task, tuple(command), needed=needed, key=key, **shared, **order
             )
         names = {future.key: name for name, future in futures.items()}
         ending = as_completed(futures.values())
@@ -220,10 +222,7 @@ def thread_share(jobs: int) -> int:
     """Threads for each of `jobs` processes: an equal share of the cores of this process, never
     above OMP_NUM_THREADS.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    share = max(1, cores // jobs)
+    share = max(1, len(os.sched_getaffinity(0)) // jobs)
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
 
@@ -238,8 +237,8 @@ def worker_command(folder: Path, cells: Path | None) -> list[str]:
 
 @contextmanager
 def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
-    """A client of the cluster that is there, or of one in this process, which runs `jobs` tasks at
-    a time and ends with the block.
+    """A client of a running cluster, or of one in this process, which runs `jobs` tasks at a time
+    and ends with the block.
     """
     import logging
 
@@ -249,10 +248,9 @@ def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
         try:
             client = Client(scheduler, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError, AssertionError) as error:  # what distributed raises here
-            reason = " ".join(str(error).split()) or "not an address"
             raise ConfigError(
-                f"study.scheduler: no dask scheduler answers at {scheduler} ({reason}); start one"
-                " with `dask scheduler`, or leave it out to use this machine"
+                f"study.scheduler: no dask scheduler answers at {scheduler} ({one_line(error)});"
+                " start one with `dask scheduler`, or leave it out to use this machine"
             ) from error
         with client:
             yield client
@@ -274,7 +272,7 @@ def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
 
 
 def _outcome(task: Task, future: "Future", before: Mapping[str, Outcome]) -> Outcome:
-    """What dask gives back of a task that has ended, or ends at this moment."""
+    """How a task ended, by what dask returned; waits for that."""
     failure = future.exception()
     if failure is None:
         error, seconds = future.result()
@@ -294,15 +292,15 @@ def _started(
     lock: int | None,
     report: Callable[[str], None],
 ) -> tuple[subprocess.Popen, threading.Thread, int]:
-    """The process of a task, the thread that hands on its reports, and where its log begins."""
+    """The process of a task, the thread that forwards its reports, and the start of its log."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     read, write = os.pipe()
     with open(task.log, "ab") as log:
         place = log.tell()
         log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: {task.name}\n".encode())
         log.flush()
-        # Its standard input is a pipe from here: when this process is killed, it reads the end of
-        # it. A session of its own keeps Ctrl-C here, where it becomes one orderly end of all.
+        # Its standard input is a pipe from here, which ends when this process is killed. In a new
+        # session it does not receive Ctrl-C, which this process turns into an orderly end of all.
         process = subprocess.Popen(
             [sys.executable, *command, *task.arguments, "--threads", str(threads)],
             stdin=subprocess.PIPE,
@@ -313,12 +311,12 @@ def _started(
             start_new_session=True,
         )
     os.close(write)
-    reader = threading.Thread(target=_hand_on, args=(read, report), daemon=True)
+    reader = threading.Thread(target=_forward, args=(read, report), daemon=True)
     reader.start()
     return process, reader, place
 
 
-def _hand_on(descriptor: int, report: Callable[[str], None]) -> None:
+def _forward(descriptor: int, report: Callable[[str], None]) -> None:
     with open(descriptor) as reports:
         for line in reports:
             report(line)

@@ -9,6 +9,7 @@ from .folder import Study
 if TYPE_CHECKING:
     import pandas
 
+NAMES = {"accuracy": "accuracy", "micro_f1": "micro-F1"}
 DASH = "-"  # what one seed cannot tell is not 0
 
 
@@ -21,15 +22,20 @@ def summary_text(study: Study) -> str:
     methods = [
         method for method in dict.fromkeys(summary.method) if method not in config.study.baselines
     ]
+    published = config.evaluation.protocol == "published"
+    # The same number where every cell has one type; the published protocol names it micro-F1.
+    beside = "micro_f1" if published else "accuracy"
     baselines = [name for name in config.study.baselines if name in set(summary.arm)]
     width = max(18, *(len(name) + 2 for name in (*arms, *baselines)))
     blocks = [_headline(study, arms, summary)]
     blocks += [
-        _block(summary[summary.method == method], method, arms, config.study.reference, width)
+        _block(
+            summary[summary.method == method], method, arms, config.study.reference, width, beside
+        )
         for method in methods
     ]
     if baselines:
-        blocks.append(_baselines(summary, baselines, width))
+        blocks.append(_baselines(summary, baselines, width, beside))
     return "\n\n".join(blocks)
 
 
@@ -38,11 +44,9 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
     counts = sorted(set(summary[summary.arm.isin(arms)].seeds))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     plural = "" if counts == [1] else "s"
-    known = (
-        "one seed gives no interval"
-        if counts == [1]
-        else "± and [ ]: 95 % Student-t intervals over seeds"
-    )
+    known = "± and [ ]: 95 % Student-t intervals over seeds"
+    if counts == [1]:
+        known = "one seed gives no interval"
     evaluation = study.config.evaluation
     published = evaluation.protocol == "published"
     tested = f"{evaluation.folds} {'bootstraps of one test set' if published else 'folds'}"
@@ -53,35 +57,32 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
 
 
 def _block(
-    rows: "pandas.DataFrame", method: str, arms: list[str], reference: str, width: int
+    rows: "pandas.DataFrame",
+    method: str,
+    arms: list[str],
+    reference: str,
+    width: int,
+    beside: str,
 ) -> str:
     title = f"macro-F1 minus {reference}'s"
     wide = max(24, len(title) + 2)
-    lines = [f"{method:{width}}{'accuracy':>13}{'macro-F1':>13}{title:>{wide}}{'p':>8}"]
+    lines = [f"{method:{width}}{NAMES[beside]:>13}{'macro-F1':>13}{title:>{wide}}{'p':>8}"]
     for arm in arms:
         of_arm = rows[rows.arm == arm].set_index("metric")
         if of_arm.empty:
             continue
-        accuracy, macro = of_arm.loc["accuracy"], of_arm.loc["macro_f1"]
-        difference = (
-            DASH
-            if arm == reference
-            else _difference(macro.difference, macro.difference_low, macro.difference_high)
-        )
-        scores = "".join(
-            f"{_score(row['mean'], row.low, row.high):>13}" for row in (accuracy, macro)
-        )
+        first, macro = of_arm.loc[beside], of_arm.loc["macro_f1"]
+        difference = _difference(macro.difference, macro.difference_low, macro.difference_high)
+        scores = "".join(f"{_score(row['mean'], row.low, row.high):>13}" for row in (first, macro))
         lines.append(f"{arm:{width}}{scores}{difference:>{wide}}{_p(macro.p_value):>8}")
     return "\n".join(lines)
 
 
-def _baselines(summary: "pandas.DataFrame", names: Sequence[str], width: int) -> str:
-    lines = [f"{'on the data itself':{width}}{'accuracy':>13}{'macro-F1':>13}"]
+def _baselines(summary: "pandas.DataFrame", names: Sequence[str], width: int, beside: str) -> str:
+    lines = [f"{'on the data itself':{width}}{NAMES[beside]:>13}{'macro-F1':>13}"]
     for name in names:
         means = summary[summary.arm == name].set_index("metric")["mean"]
-        lines.append(
-            f"{name:{width}}{100 * means['accuracy']:>13.1f}{100 * means['macro_f1']:>13.1f}"
-        )
+        lines.append(f"{name:{width}}{100 * means[beside]:>13.1f}{100 * means['macro_f1']:>13.1f}")
     return "\n".join(lines)
 
 

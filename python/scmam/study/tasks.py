@@ -15,7 +15,7 @@ LONGEST_NAME = 100  # bytes of an arm's name
 
 
 class Task(NamedTuple):
-    """A run or a baseline, which a process of its own computes."""
+    """A run or a baseline, computed by one process."""
 
     name: str  # "mam, seed 0"
     arguments: tuple[str, ...]  # of the worker
@@ -49,11 +49,8 @@ def planned(config: Config, folder: Path, *, interpret: bool) -> list[Task]:
 
 def _check(config: Config) -> None:
     study = config.study
-    for name, values in (
-        ("study.arms", study.arms),
-        ("study.seeds", study.seeds),
-        ("evaluation.methods", config.evaluation.methods),
-    ):
+    several = {"study.arms": study.arms, "study.seeds": study.seeds}
+    for name, values in (several | {"evaluation.methods": config.evaluation.methods}).items():
         if not values:
             raise ConfigError(f"{name}: expected at least one, got none")
         if len(set(values)) < len(values):
@@ -81,8 +78,7 @@ def _check(config: Config) -> None:
                 f"study.arms: expected names of 1 to {LONGEST_NAME} printable characters without /,"
                 f" commas and outer spaces that do not begin with . or -, got {_short(arm)!r}"
             )
-        target = _matched_arm(config, arm)
-        if target is not None and target not in study.arms:
+        if (target := _matched_arm(config, arm)) not in (None, *study.arms):
             raise ConfigError(
                 f"study.arms: {arm} takes its hidden fractions from {target}, which is no arm here;"
                 " add it to study.arms"
@@ -105,34 +101,28 @@ def _short(name: str) -> str:
 
 
 def _matched_arm(config: Config, arm: str) -> str | None:
-    """The arm whose hidden fractions `arm` takes; None for an arm of its own, or one that is
-    matched to a run folder.
-    """
+    """The arm whose hidden fractions `arm` takes; None for none, or those of a run folder."""
     target = arm_config(config, arm, 0).masking.matched_to
     return None if target is None or Path(target).is_dir() else target
 
 
 def _run(config: Config, folder: Path, arm: str, seed: int, interpret: bool) -> Task:
-    run = run_folder(folder, arm, seed)
-    outputs = [
-        run / "model.pt",
-        *(evaluation_file(run, method) for method in config.evaluation.methods),
-    ]
+    run, settings = run_folder(folder, arm, seed), arm_config(config, arm, seed)
+    trains, matched = settings.masking.strategy != "none", _matched_arm(config, arm)
+    outputs = [run / "model.pt"]
+    outputs += [evaluation_file(run, method) for method in config.evaluation.methods]
     arguments = ["run", arm, str(seed)]
-    settings = arm_config(config, arm, seed)
-    if interpret and settings.masking.strategy != "none":
+    if interpret and trains:
         outputs.append(run / "genes" / "latents.json")
         arguments.append("--interpret")
-    matched = _matched_arm(config, arm)
-    needs = None if matched is None else f"{matched}, seed {seed}"
     return Task(
         name=f"{arm}, seed {seed}",
         arguments=tuple(arguments),
         log=log_file(folder, f"{arm}-seed-{seed}"),
         outputs=tuple(outputs),
-        needs=needs,
+        needs=None if matched is None else f"{matched}, seed {seed}",
         metrics=run / "metrics.csv",
-        steps=None if settings.masking.strategy == "none" else settings.training.steps,
+        steps=settings.training.steps if trains else None,
     )
 
 

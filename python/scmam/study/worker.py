@@ -84,16 +84,10 @@ def _run(config: Config, options: argparse.Namespace) -> None:
     from ..training import pretrain
 
     settings = arm_config(config, options.arm, options.seed)
-    cells = _cells(settings, options)
+    cells, folder = _cells(settings, options), run_folder(options.study, options.arm, options.seed)
     _say("pretraining")
     schedule = _schedule(settings, options)
-    run = pretrain(
-        settings,
-        run_folder(options.study, options.arm, options.seed),
-        cells=cells,
-        schedule=schedule,
-        progress=False,
-    )
+    run = pretrain(settings, folder, cells=cells, schedule=schedule, progress=False)
     _say("evaluating")
     evaluate(run, cells, settings.evaluation)  # a line for each fold, for the log
     if options.interpret:
@@ -108,9 +102,8 @@ def _baseline(config: Config, options: argparse.Namespace) -> None:
 
     cells = _cells(config, options)
     _say("evaluating")
-    baseline(options.name, cells, config.evaluation).save(
-        baseline_file(options.study, options.name)
-    )
+    found = baseline(options.name, cells, config.evaluation)
+    found.save(baseline_file(options.study, options.name))
 
 
 def _cells(config: Config, options: argparse.Namespace) -> "Cells":
@@ -132,10 +125,8 @@ def _schedule(config: Config, options: argparse.Namespace) -> "torch.Tensor | No
         return None
     from ..runs import open_run
 
-    folder = Path(target)
-    return open_run(
-        folder if folder.is_dir() else run_folder(options.study, target, options.seed)
-    ).schedule()
+    arm = run_folder(options.study, target, options.seed)
+    return open_run(target if Path(target).is_dir() else arm).schedule()
 
 
 def _say(stage: str) -> None:
@@ -150,8 +141,8 @@ def _report(**said: str) -> None:
 
 
 def _end_with_the_study() -> None:
-    """Wait for the end of standard input, which comes when the study ends, and then stop as on
-    Ctrl-C, or at least stop.
+    """Wait for the end of standard input, which comes when the study ends. Then stop as on Ctrl-C,
+    and kill this process if that takes too long.
     """
     while os.read(0, 1):
         pass

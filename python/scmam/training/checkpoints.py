@@ -19,6 +19,7 @@ from .signals import Interrupted, StopSignals
 
 VERSION = "pytorch-lightning_version"  # as Lightning names it in a checkpoint
 LAST, BEST = "last.ckpt", "best.ckpt"
+SNAPSHOTS = "snapshots"
 
 
 def checkpoint_to_go_on_from(folder: Path) -> Path | None:
@@ -56,7 +57,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def without(path: Path) -> str:
-    """What to do about a checkpoint that cannot be used."""
+    """Advice on a checkpoint that cannot be used."""
     others = (path.with_name(name) for name in (LAST, BEST))
     rest = next((other.name for other in others if other != path and other.is_file()), None)
     return f"delete it, and the run goes on from {rest or 'the beginning'}"
@@ -78,7 +79,15 @@ class WholeFiles(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location or "cpu")
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Movable(ModelCheckpoint):
+    """Lightning's checkpoints in a folder that may have been moved since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A folder that was moved keeps what was best.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
+class BestCheckpoint(_Movable):
     """Writes ``best.ckpt`` after a validation that was better than all before.
 
     Args:
@@ -87,13 +96,46 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
+        name = Path(BEST).stem
+        super().__init__(folder / CHECKPOINTS, name, monitor, enable_version_counter=False)
+
+
+class Snapshots(_Movable):
+    """Writes the weights every so many steps, ``snapshots/step=N.ckpt``; `snapshots` finds them.
+
+    Args:
+        folder: of the run.
+        every: optimizer steps.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
         super().__init__(
-            folder / CHECKPOINTS, Path(BEST).stem, monitor, enable_version_counter=False
+            folder / SNAPSHOTS,
+            "{step}",
+            every_n_train_steps=every,
+            save_top_k=-1,
+            save_weights_only=True,
+            enable_version_counter=False,
         )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A folder that was moved keeps what was best.
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """The snapshots of a run folder by their steps, in order."""
+    paths = (folder / SNAPSHOTS).glob("step=*.ckpt")
+    found = {int(path.stem.removeprefix("step=")): path for path in paths}
+    return dict(sorted(found.items()))
+
+
+def read_snapshot(path: Path) -> dict[str, Tensor]:
+    """The state of the objective (`scmam.objective.Pretraining`) in a snapshot.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    state = load_file(path, "pretrain again in another folder", required=("state_dict",))
+    return {
+        name.removeprefix("pretraining."): tensor for name, tensor in state["state_dict"].items()
+    }
 
 
 class LastCheckpoint(Checkpoint):
@@ -118,9 +160,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % self.settings.accumulate == 0 and not self._validation_follows(
-            trainer
-        ):
+        whole = (batch_idx + 1) % self.settings.accumulate == 0
+        if whole and not self._validation_follows(trainer):
             self._end_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

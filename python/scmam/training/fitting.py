@@ -14,11 +14,12 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from mam_kernels.weights.files import WeightsError, fill, one_line
+from mam_kernels.weights import WeightsError
+from mam_kernels.weights.files import fill
 
 from ..config import Config, Training
 from ..data import Cells
-from ..errors import RunError, ScmamError
+from ..errors import RunError, ScmamError, one_line
 from ..objective import Pretraining
 from ..runs import CHECKPOINTS, METRICS, Run, load_file, open_run, update_record
 from ..sequences import CellBatch
@@ -28,6 +29,7 @@ from .checkpoints import (
     BestCheckpoint,
     LastCheckpoint,
     Restored,
+    Snapshots,
     WholeFiles,
     checkpoint_to_go_on_from,
     read_checkpoint,
@@ -46,7 +48,12 @@ WATCHED = "validation/loss"
 
 
 def fit(
-    config: Config, folder: Path, cells: Cells, pretraining: Pretraining, progress: bool
+    config: Config,
+    folder: Path,
+    cells: Cells,
+    pretraining: Pretraining,
+    progress: bool,
+    snapshot_every: int | None = None,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Train ``pretraining`` in place, from the folder's last checkpoint where there is one.
 
@@ -65,9 +72,10 @@ def fit(
         unused = num_processes(training) > 1 and has_unused_parameters(
             pretraining, data.training.batch(np.arange(1))
         )
-        trainer = _trainer(
-            config, folder, times, log, data.validation is not None, unused, progress
-        )
+        watchers = _watchers(folder, training, data.validation is not None)
+        if snapshot_every is not None:
+            watchers.append(Snapshots(folder, snapshot_every))
+        trainer = _trainer(config, folder, times, log, watchers, unused, progress)
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         checkpoint = checkpoint_to_go_on_from(folder)
         with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
@@ -83,22 +91,20 @@ def _trainer(
     folder: Path,
     times: StepTimes,
     log: LossLog,
-    validates: bool,
+    watchers: list[Callback],
     unused: bool,
     progress: bool,
 ) -> Trainer:
     training = config.training
     slurm = SLURMEnvironment() if SLURMEnvironment.detect() else None
-    signals = StopSignals(
-        slurm.requeue_signal if slurm is not None and slurm.auto_requeue else None
-    )
+    requeues = slurm is not None and slurm.auto_requeue
+    signals = StopSignals(slurm.requeue_signal if slurm is not None and requeues else None)
+    alone = num_processes(training) == 1
     return Trainer(
         accelerator="gpu" if on_gpu(config) else "cpu",
         devices=training.devices,
         num_nodes=training.num_nodes,
-        strategy="auto"
-        if num_processes(training) == 1
-        else DDPStrategy(find_unused_parameters=unused),
+        strategy="auto" if alone else DDPStrategy(find_unused_parameters=unused),
         precision=training.precision,
         max_steps=training.steps,
         max_epochs=-1,
@@ -106,14 +112,14 @@ def _trainer(
         gradient_clip_val=training.clip or None,
         val_check_interval=training.validate_every * training.accumulate,
         check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if validates else 0,
+        limit_val_batches=1.0 if training.validation else 0,
         num_sanity_val_steps=0,
         callbacks=[
             Restored(),
             times,
             log,
             *([StepBar(log, training.steps * training.accumulate)] if progress else []),
-            *_watchers(folder, training, validates),
+            *watchers,
             LastCheckpoint(folder, training, signals),
         ],
         plugins=[WholeFiles(), *([] if slurm is None else [slurm])],
@@ -146,19 +152,18 @@ def _watchers(folder: Path, training: Training, validates: bool) -> list[Callbac
     """The callbacks that use the validation loss."""
     if not validates:
         return []
-    best = BestCheckpoint(folder, WATCHED)
-    if training.patience is None:
-        return [best]
-    return [
-        EarlyStopping(WATCHED, patience=training.patience, check_on_train_epoch_end=False),
-        best,
-    ]
+    watchers: list[Callback] = [BestCheckpoint(folder, WATCHED)]
+    if training.patience is not None:
+        patience = training.patience
+        stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
+        watchers.insert(0, stop)
+    return watchers
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:
     checkpoint = checkpoint_to_go_on_from(folder)
     done = 0 if checkpoint is None else read_checkpoint(checkpoint)["global_step"]
-    # What is done again is not shown twice.
+    # Steps that are repeated are shown once.
     return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=done + 1)
 
 
@@ -224,7 +229,10 @@ def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> di
     per_step = training.batch_size * training.accumulate * trainer.world_size
     metrics = run.metrics()
     validations = metrics[metrics["phase"] == "validation"]
-    best = None if validations.empty else validations.loc[validations["loss"].idxmin()]
+    best, best_step = None, None
+    if not validations.empty:
+        row = validations.loc[validations["loss"].idxmin()]
+        best, best_step = float(row["loss"]), int(row["step"])
     return {
         "steps": trainer.global_step,
         "epochs": trainer.global_step * training.accumulate / len(data.batches.loader),
@@ -232,9 +240,7 @@ def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> di
         "validation_cells": 0 if data.validation is None else len(data.validation),
         "cells_per_second": per_step / timing["step_ms"] * 1e3 if timing["step_ms"] else None,
         **timing,
-        "best_validation": None if best is None else float(best["loss"]),
-        "best_validation_step": None if best is None else int(best["step"]),
-        "weights_of_step": int(best["step"])
-        if best is not None and training.keeps_best
-        else trainer.global_step,
+        "best_validation": best,
+        "best_validation_step": best_step,
+        "weights_of_step": best_step if best_step and training.keeps_best else trainer.global_step,
     }

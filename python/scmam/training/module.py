@@ -1,6 +1,7 @@
 """The objective as a LightningModule: a step, its validation, and the optimizer."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,9 +38,8 @@ class PretrainingModule(LightningModule):
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Tensor]:
         if self.dropout:  # a function of (seed, batch number, process) as well
-            torch.manual_seed(
-                substream(self.settings.seed, f"dropout {batch_idx} {self.global_rank}")
-            )
+            name = f"dropout {batch_idx} {self.global_rank}"
+            torch.manual_seed(substream(self.settings.seed, name))
         losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx)
         return {"loss": losses.total, "losses": as_vector(losses)}
 
@@ -71,9 +71,8 @@ class PretrainingModule(LightningModule):
             recipe.rate_groups,
         )
         optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_factor(step, self.settings)
-        )
+        factor = partial(rate_factor, training=self.settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -5,7 +5,6 @@ checkpoint.
 import contextlib
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import Config, with_settings
+from ..config import Config, with_absolute_paths, with_settings
+from ..doctor import versions
 from ..errors import ConfigError, RunError
 from ..gene_strategies import knowledge_of
 from ..objective import Pretraining, build_pretraining
@@ -37,8 +37,6 @@ from .start import start_from
 if TYPE_CHECKING:
     from ..data import Cells
 
-PACKAGES = ("mam-kernels", "torch", "lightning", "numpy", "anndata", "scanpy")
-
 
 def pretrain(
     config: Config,
@@ -47,6 +45,7 @@ def pretrain(
     cells: "Cells | None" = None,
     schedule: Tensor | None = None,
     knowledge: Tensor | None = None,
+    snapshot_every: int | None = None,
     progress: bool = True,
 ) -> Run:
     """Pretrain a model into a run folder, or go on with one that was interrupted.
@@ -68,11 +67,12 @@ def pretrain(
     Args:
         config: all settings; `data`, `model`, `masking` and `training` are used.
         folder: of the run; new, empty, or of a run with the same settings.
-        cells: what ``open_cells(config.data)`` gives; None: it is called.
+        cells: the result of ``open_cells(config.data)``; None: it is called.
         schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None:
             those of the run folder `masking.matched_to`.
         knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_strategies`; None: it
             is computed from the cells, or from the run `masking.matched_to`.
+        snapshot_every: steps after which the weights are kept, each time; None: never.
         progress: show a progress bar.
 
     Returns:
@@ -96,7 +96,9 @@ def pretrain(
         if run is None or not run.done:
             if writes:
                 remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
-            _go_on(config, folder, run, cells, schedule, knowledge, progress, writes)
+            _go_on(
+                config, folder, run, cells, schedule, knowledge, snapshot_every, progress, writes
+            )
     return open_run(folder)
 
 
@@ -107,6 +109,7 @@ def _go_on(
     cells: "Cells | None",
     schedule: Tensor | None,
     knowledge: Tensor | None,
+    snapshot_every: int | None,
     progress: bool,
     writes: bool,
 ) -> None:
@@ -144,7 +147,7 @@ def _go_on(
         from ..evaluation.cross_validation import without_test
 
         cells = cells.subset(without_test(cells, config.evaluation))
-    _train(config, folder, cells, pretraining, progress, writes)
+    _train(config, folder, cells, pretraining, snapshot_every, progress, writes)
 
 
 def _train(
@@ -152,6 +155,7 @@ def _train(
     folder: Path,
     cells: "Cells",
     pretraining: Pretraining,
+    snapshot_every: int | None,
     progress: bool,
     writes: bool,
 ) -> None:
@@ -164,7 +168,9 @@ def _train(
         if config.masking.strategy != "none" and config.training.steps > 0:
             from .fitting import fit  # Lightning takes seconds to import
 
-            results, wait_for_others = fit(config, folder, cells, pretraining, progress)
+            results, wait_for_others = fit(
+                config, folder, cells, pretraining, progress, snapshot_every
+            )
         if writes:
             write_weights(folder, config, cells.genes, pretraining.state_dict())
             update_record(folder, status="done", **results)
@@ -179,9 +185,7 @@ def _train(
 
 def _reason(error: BaseException) -> str:
     """The cause that ended a run, in one line."""
-    cause = (
-        error.__cause__ if isinstance(error, SystemExit) and error.__cause__ is not None else error
-    )
+    cause = (isinstance(error, SystemExit) and error.__cause__) or error
     return " ".join(f"{type(cause).__name__}: {cause}".split()).removesuffix(":")
 
 
@@ -212,11 +216,9 @@ def _check(config: Config) -> None:
     training = config.training
     check_processes(training)
     if training.keeps_best and training.validation == 0:
-        name, other = (
-            ("keep: best", "keep: last")
-            if training.patience is None
-            else ("patience", "no patience")
-        )
+        name, other = "patience", "no patience"
+        if training.patience is None:
+            name, other = "keep: best", "keep: last"
         raise ConfigError(
             f"training.{name}: watches the loss on cells kept aside, and training.validation is"
             f" 0; set that above 0, or {other}"
@@ -240,9 +242,8 @@ def _check(config: Config) -> None:
 
 def on_gpu(config: Config) -> bool:
     """Whether the run takes GPUs."""
-    return config.training.device == "cuda" or (
-        config.training.device == "auto" and torch.cuda.is_available()
-    )
+    device = config.training.device
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tensor | None:
@@ -272,7 +273,7 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
 
 
 def _knowledge(config: Config, cells: "Cells") -> Tensor | None:
-    """What the strategy knows of the genes (G,); None: it knows nothing of them."""
+    """Knowledge of the genes that the strategy needs, (G,); None: it needs none."""
     masking = config.masking
     if masking.strategy in ("modules", "harder", "labels"):
         return knowledge_of(masking.strategy, cells, config.data.transform)
@@ -293,19 +294,7 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[int]:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Paths that mean the same from another working directory: a run is opened from anywhere."""
-    given = {
-        name: path
-        for name in ("path", "vocabulary")
-        if (path := getattr(config.data, name)) is not None
-    }
-    paths = {
-        name: tuple(p.absolute() for p in path) if isinstance(path, tuple) else path.absolute()
-        for name, path in given.items()
-    }
-    config = with_settings(config, data=paths) if paths else config
-    if config.training.start_from is not None:
-        start = config.training.start_from.absolute()
-        config = with_settings(config, training={"start_from": start})
+    config = with_absolute_paths(config)
     matched_to = config.masking.matched_to
     if matched_to is not None and (Path(matched_to) / RECORD).is_file():
         config = with_settings(config, masking={"matched_to": str(Path(matched_to).absolute())})
@@ -314,16 +303,14 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _record(config: Config, cells: "Cells", pretraining: Pretraining) -> dict[str, Any]:
     """run.json at the start."""
+    processor = f"CPU ({platform.processor() or platform.machine()})"
     latents = [p for name, p in pretraining.named_parameters() if not name.startswith("model.")]
     return {
         "status": "running",
         "reason": None,
         "fingerprint": run_fingerprint(config),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
-        },
-        "device": torch.cuda.get_device_name() if on_gpu(config) else _processor(),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if on_gpu(config) else processor,
         "threads": torch.get_num_threads(),
         "processes": num_processes(config.training),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -336,14 +323,3 @@ def _record(config: Config, cells: "Cells", pretraining: Pretraining) -> dict[st
         "masking_parameters": sum(p.numel() for p in latents),
         "steps": 0,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    return f"CPU ({platform.processor() or platform.machine()})"

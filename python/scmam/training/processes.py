@@ -24,16 +24,14 @@ def global_rank(training: Training) -> int:
         return int(os.environ["RANK"])
     if _under_slurm():
         return int(os.environ.get("SLURM_PROCID", 0))
-    # Started by hand, or by Lightning: the first process of a machine starts the others, and tells
-    # them where they belong.
-    return int(os.environ.get("NODE_RANK", 0)) * training.devices + int(
-        os.environ.get("LOCAL_RANK", 0)
-    )
+    # Started by hand, or by Lightning: the first process of a machine starts the others, and sets
+    # their environment.
+    node, local = (int(os.environ.get(name, 0)) for name in ("NODE_RANK", "LOCAL_RANK"))
+    return node * training.devices + local
 
 
 def check_processes(training: Training) -> None:
-    """Raise where processes were started that the configuration does not know of: each would train
-    a run of its own, in one folder.
+    """Refuse processes that the configuration does not count: each would train a run of the folder.
 
     Raises:
         ConfigError: with the settings that fit.
@@ -41,10 +39,8 @@ def check_processes(training: Training) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         launcher, started = "torchrun", int(os.environ["WORLD_SIZE"])
     elif _under_slurm():
-        launcher, started = (
-            "SLURM",
-            int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"])),
-        )
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"])
+        launcher, started = "SLURM", int(tasks)
     else:
         return
     if started != num_processes(training):

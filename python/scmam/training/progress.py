@@ -32,8 +32,8 @@ class StepBar(TQDMProgressBar):
     def init_train_tqdm(self) -> Tqdm:
         return Tqdm(
             desc="Pretraining",
-            initial=self.trainer.fit_loop.batch_idx
-            + 1,  # so that the time left is told from this session's pace
+            # The time left is then told from the pace of this session.
+            initial=self.trainer.fit_loop.batch_idx + 1,
             total=self.total_train_batches,
             disable=self.is_disabled,
             dynamic_ncols=True,
@@ -49,7 +49,5 @@ class StepBar(TQDMProgressBar):
         """Lightning starts its bar anew here, an epoch at a time."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
-        return {
-            {"train": "loss"}.get(phase, phase): f"{loss:.4f}"
-            for phase, loss in self.losses.latest.items()
-        }
+        latest = self.losses.latest.items()
+        return {{"train": "loss"}.get(phase, phase): f"{loss:.4f}" for phase, loss in latest}

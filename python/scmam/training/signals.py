@@ -1,6 +1,5 @@
 """Signals that ask a run to stop: noted when they arrive, obeyed at the end of the step."""
 
-import contextlib
 import signal
 import sys
 import threading
@@ -75,20 +74,14 @@ class StopSignals:
         if number != self.requeue_signal or not callable(requeue):
             return
         requeue(number, None)
-        if (
-            trainer.is_global_zero
-        ):  # it saves once more under a name of its own, the state that was saved just before
+        if trainer.is_global_zero:  # it saves the state of `last.ckpt` once more, as hpc_ckpt
             for copy in checkpoints.glob("hpc_ckpt_*.ckpt"):
-                with contextlib.suppress(FileNotFoundError):
-                    copy.unlink()
+                copy.unlink(missing_ok=True)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._received == signal.SIGINT:
                 raise KeyboardInterrupt
-            print(
-                "\nStopping at the end of this step; Ctrl-C again to stop at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = "\nStopping at the end of this step; Ctrl-C again to stop at once"
+            print(said, file=sys.stderr, flush=True)
         self._received = number

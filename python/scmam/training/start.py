@@ -2,14 +2,13 @@
 matched by name.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..config import Config
-from ..errors import ConfigError
+from ..config import Config, digest
+from ..errors import ConfigError, listing
 from ..objective import Pretraining
 from ..runs import RECORD, WEIGHTS, open_run
 
@@ -70,10 +69,9 @@ def start_from(
         if name not in new or name not in old or _sizes(new, name) != _sizes(old, name)
     )
     if wrong:
-        shown = ", ".join(wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
         raise ConfigError(
-            f"training.start_from: {path} has an encoder-decoder of other sizes ({shown}); set"
-            " model.* and training.loss as they are in its settings"
+            f"training.start_from: {path} has an encoder-decoder of other sizes"
+            f" ({listing(wrong, SHOWN)}); set model.* and training.loss as they are in its settings"
         )
     with torch.no_grad():
         for name, tensor in new.items():
@@ -81,8 +79,7 @@ def start_from(
                 tensor[rows] = old[name][taken]
             else:
                 tensor.copy_(old[name])
-    digest = hashlib.sha256(source.weights.read_bytes()).hexdigest()[:16]
-    return {"start_digest": digest, "start_genes": len(rows)}
+    return {"start_digest": digest(source.weights.read_bytes()), "start_genes": len(rows)}
 
 
 def read_source(path: Path) -> Source:

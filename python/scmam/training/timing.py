@@ -32,9 +32,7 @@ class StepTimes(Callback):
         self._times: dict[str, list[float]] = {"step_ms": [], "masking_ms": [], "loader_ms": []}
         self._pending: deque[tuple[Any, Any, list[tuple[Any, Any]], float]] = deque(maxlen=KEPT)
         self._masking: list[tuple[Any, Any]] = []
-        self._backward: list[
-            Any
-        ] = []  # where the strategy's backward pass of this batch began and ended, so far
+        self._backward: list[Any] = []  # begin and end of the strategy's backward pass, so far
         self._hooks: list[Any] = []
         self._last: Any = None
         self._skip = WARMUP
@@ -102,8 +100,8 @@ class StepTimes(Callback):
         """Seconds of training, medians over steps in milliseconds, and shares of a step; None where
         no step was measured.
 
-        Cells are read thousands at a time, so nearly no step waits for them, and some wait long:
-            their share is that of the sums.
+        Few steps wait for cells, which are read thousands at a time, but these wait long. So
+        the share of waiting is that of the sums.
         """
         self._read()
         medians = {name: median(times) if times else None for name, times in self._times.items()}
@@ -118,9 +116,8 @@ class StepTimes(Callback):
         }
 
     def _seconds_now(self) -> float:
-        return self.seconds + (
-            0.0 if self._started is None else time.perf_counter() - self._started
-        )
+        begun = self._started
+        return self.seconds + (0.0 if begun is None else time.perf_counter() - begun)
 
     def _stop(self) -> None:
         self.seconds, self._started = self._seconds_now(), None

@@ -15,9 +15,10 @@ from . import gradient, gradient_by_blocks
 from .context import attended_gradient, context_and_penalty, projected_gradient
 from .importance import mask
 from .launches import held
+from .plan import plan
 from .positions import Positions
 from .prepare import prepare
-from .projection import Keep, attend, plan
+from .projection import Keep, attend
 
 
 def step(

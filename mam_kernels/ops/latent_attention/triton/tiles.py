@@ -1,5 +1,5 @@
-"""What the kernels of attention over tokens share: rows of a head, products in float32, and the
-statistics of the backward pass.
+"""What the kernels of attention over tokens share: rows of a head, products in float32, the parts
+of a tile, and the statistics of the backward pass.
 """
 
 import triton
@@ -69,6 +69,64 @@ def store_head_rows(matrix_ptr, row, live, x, stride, WIDTH: tl.constexpr, BLOCK
         x.to(matrix_ptr.dtype.element_ty),
         mask=row_mask(live, WIDTH, BLOCK_D),
     )
+
+
+@triton.jit
+def left_and_right(x, SIDES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The columns of each side; of one side twice the same. In the layout of a product they are
+    where they were: no instruction.
+    """
+    if SIDES == 1:
+        return x, x
+    else:
+        return tl.split(tl.permute(tl.reshape(x, [ROWS, 2, COLUMNS]), [0, 2, 1]))
+
+
+@triton.jit
+def upper_and_lower(x, SIDES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The rows of each side, likewise."""
+    if SIDES == 1:
+        return x, x
+    else:
+        return tl.split(tl.permute(tl.reshape(x, [2, ROWS, COLUMNS]), [1, 2, 0]))
+
+
+@triton.jit
+def equal_parts(x, COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The columns in COUNT groups, a power of two, as a tuple."""
+    if COUNT == 1:
+        return (x,)
+    else:
+        left, right = left_and_right(x, 2, ROWS, COLUMNS // 2)
+        return equal_parts(left, COUNT // 2, ROWS, COLUMNS // 2) + equal_parts(
+            right, COUNT // 2, ROWS, COLUMNS // 2
+        )
+
+
+@triton.jit
+def store_columns(
+    matrix_ptr,
+    x,
+    row,
+    column,
+    live,
+    real,
+    STRIDE: tl.constexpr,
+    ALL_REAL: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """Writes the real columns of the live rows of a matrix; x is (column, row) where TRANSPOSED."""
+    if TRANSPOSED:
+        place = matrix_ptr + row[None, :] * STRIDE + column[:, None]
+        mask = live[None, :]
+        if not ALL_REAL:
+            mask &= real[:, None]
+    else:
+        place = matrix_ptr + row[:, None] * STRIDE + column[None, :]
+        mask = live[:, None]
+        if not ALL_REAL:
+            mask &= real[None, :]
+    tl.store(place, x, mask=mask)
 
 
 @triton.jit

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._core import triton_launch as launch
-from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
-from ..selection.triton import choose_latents
-from .arguments import state_parts, state_size
-from .triton_rows import RowDraw, RowOutput, run_rows
+from ...._core import triton_launch as launch
+from ...._core.call import Cells, Choice, Draw, Parameters, Weighting
+from ...selection.triton import choose_latents
+from ..arguments import state_parts, state_size
+from .rows import RowDraw, RowOutput, run_rows
 
 SPLITS = 16  # programs of a head, each with a part of its latents and elements
 MOST_PARTS = 128  # programs that add up over the cells

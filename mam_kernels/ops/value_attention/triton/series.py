@@ -1,5 +1,5 @@
 """Moments and importance of a row by power series, by Triton: the counterpart of
-csrc/cuda/single_panel.cuh. See README.md beside this file.
+csrc/cuda/single_panel.cuh. See README.md one folder up.
 
 A lane sums the powers of its own values in registers, and the lanes are added once a row. A
 polynomial has 1, 8, 15, 22 or 29 terms: seven at a time, as the steepest slope asks for.
@@ -8,7 +8,7 @@ polynomial has 1, 8, 15, 22 or 29 terms: seven at a time, as the steepest slope 
 import triton
 import triton.language as tl
 
-from ..selection.triton_words import LANES
+from ...selection.triton.words import LANES
 
 BABIES = tl.constexpr(7)
 GIANTS = tl.constexpr(4)

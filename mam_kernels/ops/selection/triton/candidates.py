@@ -5,8 +5,8 @@ csrc/cuda/candidates.cuh.
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import exponential, is_drawable, relative_weight, uniform
-from .triton_words import word_of
+from ...._core.triton_language import exponential, is_drawable, relative_weight, uniform
+from .words import word_of
 
 BLOCK_C = tl.constexpr(256)
 BLOCK_K = tl.constexpr(1024)

@@ -7,7 +7,7 @@ turn, and bit 8 j + i of a lane's word stands for position j of its quad in turn
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import STREAM_POSITIONS, four_words
+from ...._core.triton_language import STREAM_POSITIONS, four_words
 
 LANES = tl.constexpr(128)
 TURNS = tl.constexpr(8)

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._core import triton_launch as launch
-from ..._core.call import Parameters
-from .arguments import state_parts
+from ...._core import triton_launch as launch
+from ...._core.call import Parameters
+from ..arguments import state_parts
 
 MOST_PARTS = 128  # programs that add up over the cells
 ROWS = 8  # of a head's weights that a program of the last launch takes

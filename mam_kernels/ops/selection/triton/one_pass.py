@@ -1,11 +1,11 @@
 """The draw of a row in one pass over its weights, by Triton: the counterpart of csrc/cuda/draw.cuh.
-See README.md beside this file.
+See README.md one folder up.
 """
 
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import (
+from ...._core.triton_language import (
     LARGEST_FLOAT32,
     STREAM_POSITIONS,
     four_words,
@@ -13,9 +13,17 @@ from ..._core.triton_language import (
     load_weights,
     relative_weight,
 )
-from .triton_candidates import BLOCK_K, keys_of_listed, mark_smallest
-from .triton_interval import LOG2E, ROOM, SAMPLE, likely_interval, tangent_of
-from .triton_words import (
+from .candidates import BLOCK_K, keys_of_listed, mark_smallest
+from .interval import (
+    LOG2E,
+    ROOM,
+    SAMPLE,
+    WIDE_SAMPLE,
+    likely_interval,
+    tangent_of,
+    wide_interval,
+)
+from .words import (
     CHUNK,
     LANES,
     TURNS,
@@ -177,6 +185,47 @@ def mark_all(
 
 
 @triton.jit
+def take_back_infinite(
+    weights_ptr, weights_stride, eligible_ptr, eligible_stride, mask_ptr, length,
+    HAS_ELIGIBLE: tl.constexpr,
+):  # fmt: skip
+    """Unmarks what the pass took infinite weights for; how many these were."""
+    # phase: infinite weights
+    number = tl.zeros([BLOCK_K], dtype=tl.int32)
+    for start in range(0, length, BLOCK_K):  # trips: infinite * L / BLOCK_K
+        position = start + tl.arange(0, BLOCK_K)
+        offset = position.to(tl.int64)
+        in_row = position < length
+        weight = tl.load(weights_ptr + offset * weights_stride, mask=in_row, other=0.0)
+        infinite = weight.to(tl.float32) > LARGEST_FLOAT32
+        if HAS_ELIGIBLE:
+            at = eligible_ptr + offset * eligible_stride
+            infinite &= tl.load(at, mask=in_row, other=0) != 0
+        number += tl.load(mask_ptr + position, mask=infinite, other=0).to(tl.int32)
+        tl.store(mask_ptr + position, False, mask=infinite)
+    return tl.sum(number, 0)
+
+
+@triton.jit
+def sample_of_row(
+    weights_ptr, weights_stride, eligible_ptr, eligible_stride, length, eps, top,
+    inverse_temperature, SIZE: tl.constexpr, HAS_ELIGIBLE: tl.constexpr, SHARPEN: tl.constexpr,
+):  # fmt: skip
+    """SIZE weights in fours, from all over the row, -1 where they cannot be drawn."""
+    item = tl.arange(0, SIZE)
+    four = (item // 4).to(tl.int64)
+    position = ((length // 4) * four // (SIZE // 4) * 4 + item % 4).to(tl.int32)
+    weight = load_weights(
+        weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps,
+        HAS_ELIGIBLE,
+    )  # fmt: skip
+    if SHARPEN:
+        relative = relative_weight(weight, top, eps, inverse_temperature, SHARPEN)
+        weight = tl.where(weight >= 0.0, relative, -1.0)
+    return weight
+
+
+@triton.jit
 def draw_row_in_one_pass(
     weights_ptr,
     weights_stride,
@@ -199,12 +248,6 @@ def draw_row_in_one_pass(
     be drawn by all keys. `scratch_ptr`: `draw_scratch(length)` int32, aligned to 16 bytes.
     """
     # phase: sample and interval
-    item = tl.arange(0, SAMPLE)
-    position = ((length // 4) * (item // 4)) // (SAMPLE // 4) * 4 + item % 4
-    weight = load_weights(
-        weights_ptr, weights_stride, eligible_ptr, eligible_stride, position, length, eps,
-        HAS_ELIGIBLE,
-    )  # fmt: skip
     top = eps * 0.0
     raced_eps = eps
     if SHARPEN:
@@ -212,22 +255,34 @@ def draw_row_in_one_pass(
             weights_ptr, weights_stride, eligible_ptr, eligible_stride, length, eps, HAS_ELIGIBLE
         )
         top = tl.where(top + eps > 0.0, top, 1.0)
-        relative = relative_weight(weight, top, eps, inverse_temperature, SHARPEN)
-        weight = tl.where(weight >= 0.0, relative, -1.0)
         raced_eps = eps * 0.0
+    weight = sample_of_row(
+        weights_ptr, weights_stride, eligible_ptr, eligible_stride, length, eps, top,
+        inverse_temperature, SAMPLE, HAS_ELIGIBLE, SHARPEN,
+    )  # fmt: skip
     none = eps * 0.0
-    known, everything, steep, scale, early, late, typical = likely_interval(
-        weight, none, none, length.to(tl.float32), raced_eps, num_samples
+    positions = length.to(tl.float32)
+    known, everything, steep, scale, early, late, typical, time, reach = likely_interval(
+        weight, none, none, positions, raced_eps, num_samples
     )
-    drawn = num_samples * 0
-    if tl.sum((weight >= 0.0).to(tl.float32), 0) * length <= num_samples.to(tl.float32) * SAMPLE:
+    if steep & (time > 0.0):  # share: steep
+        larger = sample_of_row(
+            weights_ptr, weights_stride, eligible_ptr, eligible_stride, length, eps, top,
+            inverse_temperature, WIDE_SAMPLE, HAS_ELIGIBLE, SHARPEN,
+        )  # fmt: skip
+        everything, early, late = wide_interval(
+            larger, positions, raced_eps, num_samples, scale, time, reach
+        )
+        known = late > early
+    number = num_samples + 1
+    if everything:  # share: 0
         # perhaps no more can be drawn than are wanted
         number = mark_all(
             weights_ptr, weights_stride, eligible_ptr, eligible_stride, mask_ptr, length, eps,
             HAS_ELIGIBLE,
         )  # fmt: skip
-        drawn = (number <= num_samples).to(tl.int32)
-    elif known & (num_samples > 0):
+    drawn = (number <= num_samples).to(tl.int32)
+    if known & (num_samples > 0) & (drawn == 0):
         words = tl.cdiv(length, CHUNK) * LANES
         most = tl.cdiv(length, 16) * 4
         if steep:
@@ -250,8 +305,13 @@ def draw_row_in_one_pass(
             scratch_ptr, list_ptr, weights_ptr, weights_stride, keys_ptr, length, most, False
         )
         tl.debug_barrier()
-        # an infinite weight would be taken for a heavy one
-        if (count <= most) & (largest <= LARGEST_FLOAT32):
+        if largest > LARGEST_FLOAT32:  # taken for a heavy one
+            marked -= take_back_infinite(
+                weights_ptr, weights_stride, eligible_ptr, eligible_stride, mask_ptr, length,
+                HAS_ELIGIBLE,
+            )  # fmt: skip
+            tl.debug_barrier()
+        if count <= most:
             below, upto = keys_of_listed(
                 weights_ptr, weights_stride, list_ptr, keys_ptr, count, seed, step, sample_id, eps,
                 inverse_temperature, top, scale, early, late, SHARPEN,

@@ -1,12 +1,12 @@
 """The values of one row that are not zero, by Triton: flags of all positions, and a list.
 
-Flags are words as ``selection/triton_one_pass.py`` lays them out.
+Flags are words as ``selection/triton/words.py`` lays them out.
 """
 
 import triton
 import triton.language as tl
 
-from ..selection.triton_words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
+from ...selection.triton.words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
 
 BLOCK_E = tl.constexpr(512)  # stored entries at a time
 

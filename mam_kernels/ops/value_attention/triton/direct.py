@@ -1,5 +1,5 @@
 """Moments and importance of a row whose slopes are out of reach of the series, by Triton: an
-exponential for each value and slope. See README.md beside this file.
+exponential for each value and slope. See README.md one folder up.
 """
 
 import triton

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import (
+from ...._core.triton_language import (
     STREAM_POSITIONS,
     exponential,
     load_weights,

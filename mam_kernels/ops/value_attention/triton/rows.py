@@ -1,5 +1,5 @@
 """Attention over scalar values by Triton kernels: a program a row, from values to moments,
-importance and mask. See README.md beside this file.
+importance and mask. See README.md one folder up.
 """
 
 import math
@@ -10,17 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._core import triton_launch as launch
-from ..._core.call import AS_GIVEN, Cells, Choice, Draw, Weighting
-from ..._core.triton_language import read_word
-from ..selection.triton import select
-from ..selection.triton_all_keys import draw_row
-from ..selection.triton_candidates import BLOCK_K
-from ..selection.triton_words import CHUNK, LANES
-from .triton_direct import importance_of_nonzeros, importance_of_zeros, write_moments
-from .triton_draw import count_flags, draw_cell
-from .triton_row import look_at_row
-from .triton_series import (
+from ...._core import triton_launch as launch
+from ...._core.call import AS_GIVEN, Cells, Choice, Draw, Weighting
+from ...._core.triton_language import read_word
+from ...selection.triton import select
+from ...selection.triton.all_keys import draw_row
+from ...selection.triton.candidates import BLOCK_K
+from ...selection.triton.words import CHUNK, LANES
+from .direct import importance_of_nonzeros, importance_of_zeros, write_moments
+from .draw import count_flags, draw_cell
+from .row import look_at_row
+from .series import (
     MAX_PANELS,
     ROOM,
     SERIES_SCRATCH,

@@ -5,10 +5,10 @@ their random words, the others one by one. The counterpart of csrc/cuda/cell_dra
 import triton
 import triton.language as tl
 
-from ..._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform
-from ..selection.triton_candidates import BLOCK_K, keys_of_listed, mark_smallest
-from ..selection.triton_interval import FEWEST_SAMPLED, LOG2E, ROOM, SAMPLE, likely_interval
-from ..selection.triton_words import (
+from ...._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform
+from ...selection.triton.candidates import BLOCK_K, keys_of_listed, mark_smallest
+from ...selection.triton.interval import FEWEST_SAMPLED, LOG2E, ROOM, SAMPLE, likely_interval
+from ...selection.triton.words import (
     CHUNK,
     LANES,
     TURNS,
@@ -20,7 +20,7 @@ from ..selection.triton_words import (
     sum_of_bytes,
     word_of,
 )
-from .triton_row import flags_of, in_row_of
+from .row import flags_of, in_row_of
 
 WORDS = tl.constexpr(1 << 23)  # what is left of a random word's range after 9 bits are cut off
 
@@ -232,7 +232,7 @@ def draw_cell(
         position = tl.load(list_ptr + index, mask=index < count, other=0).to(tl.int64)
         can &= tl.load(maskable_ptr + position * maskable_stride, mask=index < count, other=0) != 0
     sample = tl.where(can, sample, -1.0)
-    known, everything, _, scale, early, late, _ = likely_interval(
+    known, everything, _, scale, early, late, _, _, _ = likely_interval(
         sample, zeros.to(tl.float32), of_zero, count.to(tl.float32), eps, to_hide
     )
     known &= (to_hide > 0) & (to_hide < num_maskable) & (length >= FEWEST_SAMPLED)

@@ -1,0 +1,45 @@
+"""Bring the scores of benchmark folders into the repository, with the tables that follow from them.
+
+python -m benchmarks.maskings FOLDER ...     # of `scmam benchmark`, all of the same settings
+python -m benchmarks.pictures                # then the pictures,
+python -m benchmarks.tables                  # and the tables of the documentation
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas
+from scmam.benchmark.folder import read_curves, read_runs
+from scmam.benchmark.summary import CHOICES, CURVES, RUNS, SUMMARY, write_tables
+
+from . import results
+
+MASKINGS = results.COMMITTED / "maskings"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the tables from the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.maskings", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=MASKINGS, help="default: the committed results")
+    chosen = parser.parse_args(arguments)
+    runs, curves = (
+        _joined([read(one) for one in chosen.folders]) for read in (read_runs, read_curves)
+    )
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    write_tables(chosen.out, runs, curves)
+    number = len(runs[["data", "genes", "arm", "seed"]].drop_duplicates())
+    print(f"{number} runs: {', '.join((RUNS, SUMMARY, CHOICES, CURVES))} in {chosen.out}")
+    return 0
+
+
+def _joined(tables: list[pandas.DataFrame]) -> pandas.DataFrame:
+    """The rows of several folders; of a run that several have, those of the first."""
+    rows = pandas.concat(tables, ignore_index=True)
+    return rows.drop_duplicates([column for column in rows if column != "value"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
