@@ -1,16 +1,18 @@
 """What is said of a file before anything runs on it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 anndata = pytest.importorskip("anndata", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
+pandas = pytest.importorskip("pandas")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data  # noqa: E402
-from scmam.data import inspect  # noqa: E402
+from scmam.data import advice, inspect  # noqa: E402
 from scmam.data.columns import categorical_columns  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
 
@@ -47,10 +49,42 @@ def test_says_what_there_is_and_what_is_taken(saved):
     assert seen.detected == pytest.approx(
         np.quantile((COUNTS > 0).sum(axis=1), [0, 0.25, 0.5, 0.75, 1])
     )
+    assert seen.variable_density == seen.density  # there are fewer genes than would be chosen
     assert seen.label == "cell_type"
     assert seen.labels == {"cell_type": {"B": 20, "T": 20}}
     assert seen.donors == {"donor": {"0": 10, "1": 10, "2": 10, "3": 10}}
     assert not seen.warnings
+
+
+@pytest.mark.parametrize(
+    ("density", "said"),
+    [(0.1, "Hide few zeros"), (0.28, "no set as sparse"), (0.5, "--arm uniform")],
+)
+def test_advises_a_masking_by_how_sparse_the_variable_genes_are(saved, density, said):
+    counts = np.zeros((40, 400), dtype=np.float32)
+    counts[:, :100] = np.random.default_rng(0).random((40, 100)) < density  # the others are zero
+    path = saved(counts, genes=[f"G{i}" for i in range(400)])
+    seen = inspect(path)
+    assert seen.variable_density == pytest.approx(np.count_nonzero(counts) / (40 * 300))
+    dense = (np.random.default_rng(0).random((40, 400)) < density).astype(np.float32)
+    assert said in inspect(saved(dense, genes=[f"G{i}" for i in range(400)])).masking
+
+
+def test_the_advice_is_what_the_committed_benchmark_says():
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "maskings"
+    runs, summary = (
+        pandas.read_csv(results / name).query("genes == @advice.GENES and arm == '50-tenth'")
+        for name in ("runs.csv", "summary.csv")
+    )
+    masks = runs[runs.part == "masks"].pivot_table(index="data", columns="metric", values="value")
+    of_all, zeros = masks.hidden, masks.hidden_zero
+    density = (of_all - zeros) / (masks.hidden_nonzero - zeros)  # what the masks say of the values
+    probe = summary.query("metric == 'probe' and part == 'rest' and against == 'uniform'")
+    gain = probe.set_index("data").difference
+    assert (density <= advice.SPARSE).sum() == 3
+    assert (density >= advice.DENSE).sum() == 2
+    assert (gain[density <= advice.SPARSE] > 0).all()
+    assert (gain[density >= advice.DENSE] <= 0).all()
 
 
 def test_as_text_and_json(saved):

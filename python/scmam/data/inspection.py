@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import Data
 from ..errors import CellsError, listing
+from .advice import advised, variable_density
 from .columns import as_text, donor_columns, label_column, label_columns, require_column
 from .counts import Found, find_counts, first_look, places_in_order, require_place
 from .files import open_source
@@ -45,11 +46,13 @@ class Inspection:
     places: tuple[Place, ...]
     counts: str | None  # as `Cells.unit`; None where there are none
     density: float | None  # share of the values that are not zero
+    variable_density: float | None  # the same, of the 300 most variable genes
     depth: tuple[float, ...] | None  # quantiles of the total count
     detected: tuple[float, ...] | None  # quantiles of the non-zero genes
     label: str | None  # the column that would be taken
     labels: dict[str, dict[str, int]]  # columns that may hold labels: cells of each class
     donors: dict[str, dict[str, int]]  # columns that may hold donors or batches, likewise
+    masking: str | None  # which masking to begin with, by the benchmark of maskings
     notes: tuple[str, ...]
     warnings: tuple[str, ...]  # what stands in the way of a run, or may
 
@@ -80,6 +83,8 @@ class Inspection:
         ):
             found = [_classes(name, sizes, name == self.label) for name, sizes in columns.items()]
             lines += ["", title, *(found or ["   none"])]
+        if self.masking is not None:
+            lines += ["", "Masking", f" - {self.masking}"]
         for title, sentences in (("Notes", self.notes), ("Warnings", self.warnings)):
             if sentences:
                 lines += ["", title, *(f" - {sentence}" for sentence in sentences)]
@@ -87,8 +92,8 @@ class Inspection:
 
 
 def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspection:
-    """Look at a file: where its counts are and why, how deep and how sparse they are, and which
-    columns could be labels and donors.
+    """Look at a file: where its counts are and why, how deep and how sparse they are, which masking
+    that speaks for, and which columns could be labels and donors.
 
     Args:
         path: an .h5ad file, or a folder of them; None takes `settings.path`, and scanpy's
@@ -117,12 +122,13 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
         warnings.append(f"{sentence} Evaluation needs it.")
     else:
         warnings += _look_at_classes(label, labels[label])
-    depth = detected = None
+    depth = detected = sparsity = None
     shape = (len(source.obs), len(source.var("X")))
     if found is not None:
         shape, depth = found.matrix.shape, _five(found.depth)
         blocks = found.matrix.blocks()
         detected = _five(np.concatenate([np.diff(rows.indptr) for _, rows in blocks]))
+        sparsity = variable_density(found)
     elif source.places:
         shape = source.matrix(source.places[0]).shape
     donors = [*([settings.donor] if settings.donor else []), *donor_columns(source.obs)]
@@ -136,11 +142,13 @@ def inspect(path: str | Path | None = None, settings: Data = DEFAULTS) -> Inspec
         ),
         counts=None if found is None else found.unit,
         density=None if found is None else found.look.stored / max(1, shape[0] * shape[1]),
+        variable_density=sparsity,
         depth=depth,
         detected=detected,
         label=label,
         labels=labels,
         donors={column: _sizes(source, column) for column in dict.fromkeys(donors)},
+        masking=None if sparsity is None else advised(sparsity),
         notes=() if found is None else (*found.notes, *([] if label is None else [sentence])),
         warnings=tuple(warnings),
     )
