@@ -53,26 +53,17 @@ RACES = " and ".join(  # each kernel once, on small rows: the detector is slow
     f"not {name}"
     for name in ("float16", "bfloat16", "registered", "proportion", "compiles", "two_runs")
 )
-COMPILED = ("tests/engine/test_triton_aot.py", "tests/engine/test_cuda_compile.py")
+TRITON_COMPILED = ("tests/engine/test_triton_aot.py", "tests/engine/test_machine_code.py")
+CUDA_COMPILED = ("tests/engine/test_cuda_compile.py",)
+COMPILED = (*TRITON_COMPILED, *CUDA_COMPILED)
 GROUPS = (  # the longest first, so that both cores end at about the same time
+    Group("triton, compiled", TRITON_COMPILED),  # the second finds what the first compiled
     Group(
         "triton, interpreted",
         ("tests/conformance",),
         {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"},
     ),
     Group("single-cell layer", ("tests/scmam",), {"OMP_NUM_THREADS": "1"}),
-    Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
-    Group(
-        "cuda, races",
-        ("tests/conformance", "--ignore=tests/conformance/test_malformed.py", "-k", RACES),
-        {"MAM_TEST_BACKENDS": "cuda-shim", "MAM_SHIM_RACES": "1", "OMP_NUM_THREADS": "1"},
-    ),
-    Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
-    Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
-    Group("triton, compiled", COMPILED[:1]),
-    Group("cuda, compiled", COMPILED[1:]),
-    Group("integrations", ("tests/integrations",), {"OMP_NUM_THREADS": "1"}),
-    Group("fuzz", ("tests/fuzz",), {"OMP_NUM_THREADS": "1"}),
     Group(
         "repository",
         (
@@ -81,6 +72,17 @@ GROUPS = (  # the longest first, so that both cores end at about the same time
             *(f"--ignore=tests/{name}" for name in ("integrations", "scmam")),
         ),
     ),
+    Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
+    Group("cuda, compiled", CUDA_COMPILED),
+    Group(
+        "cuda, races",
+        ("tests/conformance", "--ignore=tests/conformance/test_malformed.py", "-k", RACES),
+        {"MAM_TEST_BACKENDS": "cuda-shim", "MAM_SHIM_RACES": "1", "OMP_NUM_THREADS": "1"},
+    ),
+    Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),
+    Group("fuzz", ("tests/fuzz",), {"OMP_NUM_THREADS": "1"}),
+    Group("integrations", ("tests/integrations",), {"OMP_NUM_THREADS": "1"}),
+    Group("reference and cpu", ("tests/conformance",), {"MAM_TEST_BACKENDS": "reference,cpu"}),
 )
 QUICK = Group(
     "quick",

@@ -75,13 +75,6 @@ print(json.dumps({name: str(state) for name, state in mam.backends().items()}))
     assert states["reference"].startswith("Available")
 
 
-def test_import_loads_no_extension():
-    heavy = ("mam_kernels._cpu", "mam_kernels._cuda", "triton")
-    script = f"import sys, mam_kernels; print([n for n in sys.modules if n in {heavy}])"
-    run = python("-c", script)
-    assert run.stdout.strip() == "[]", run.stderr
-
-
 def test_file_named_by_the_environment_must_exist():
     run = python(
         "-c",

@@ -7,7 +7,9 @@ named here and cannot run fails its tests; it is never skipped.
 """
 
 import collections
+import functools
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,16 +56,39 @@ def dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
     return getattr(torch, request.param)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _replaced_once_a_launch() -> None:
+    # Triton's interpreter replaces the built-in functions of a module at a launch. It then lists
+    # the whole module again at each call of a device function, a quarter of its time, and finds
+    # nothing to replace. It replaces all or none, so the first of them tells.
+    if not dispatch.interpreting():
+        return
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def built_in(module: object) -> list[str]:
+        return [name for name, member in inspect.getmembers(module) if core.is_builtin(member)]
+
+    def replace(module: object, builder: object, scope: object) -> None:
+        names = built_in(module)
+        if names and core.is_builtin(getattr(module, names[0])):
+            for name in names:
+                interpreter._patch_attr(module, name, getattr(module, name), builder, scope)
+
+    interpreter._patch_builtin = replace
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Interpreted, a case takes float32 and one of the two-byte types, in turns.
 
-    The interpreter needs minutes for all, and no branch of a Triton kernel is lost: what they load
-    becomes float32 at once, so the two types share every line.
+    The interpreter needs minutes for all, and no branch of a Triton kernel is lost: launches and
+    kernels ask for the size of the elements, which the two types share.
     """
     if not dispatch.interpreting():
         return
     cases: dict[object, dict[tuple, int]] = collections.defaultdict(dict)
-    left_out = []
+    left_out = set()
     for item in items:
         params = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         narrow = ("float16", "bfloat16")
@@ -72,9 +97,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         numbers = cases[item.function]
         number = numbers.setdefault(tuple(params.items()), len(numbers))
         if kind != narrow[number % 2]:
-            left_out.append(item)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+            left_out.add(item)
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

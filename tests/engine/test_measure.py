@@ -134,10 +134,19 @@ def test_peak_memory_by_sampling(monkeypatch):
     def refuse(self, text):
         raise PermissionError("read-only")
 
+    samples, resident = [], measure._resident_bytes
     monkeypatch.setattr(measure.Path, "write_text", refuse)
-    peak = measure.peak_memory(lambda: (hold(64), time.sleep(0.01))[0], small_inputs=())
+    monkeypatch.setattr(measure, "_resident_bytes", lambda: samples.append(1) or resident())
+
+    def hold_until_it_was_seen() -> torch.Tensor:
+        scratch, before = torch.ones(64 * MIB, dtype=torch.int8), len(samples)
+        while len(samples) < before + 2:
+            time.sleep(1e-3)
+        return scratch[:1].clone()
+
+    peak = measure.peak_memory(hold_until_it_was_seen)
     assert "sampled" in peak.method
-    assert peak.bytes >= 0
+    assert peak.bytes == pytest.approx(64 * MIB, rel=0.2)
 
 
 def test_bytes_of_outputs_count_storages_once():

@@ -6,7 +6,6 @@ import copy
 import io
 import math
 import pickle
-import shutil
 
 import pytest
 import torch
@@ -529,18 +528,6 @@ def test_activation_checkpointing_recomputes_the_same_mask_and_gradients(kind, u
         torch.testing.assert_close(mine, right)
 
 
-def test_activation_checkpointing_restores_torchs_generator_so_a_missing_seed_is_the_same_again():
-    module, tokens, masks = module_of(mask_ratio=0.5), tokens_of("values", 3, 60), []
-
-    def step(scale: Tensor) -> Tensor:
-        out = module(tokens)
-        masks.append(out.mask)
-        return (out.context * scale).sum()
-
-    checkpoint(step, torch.ones((), requires_grad=True), use_reentrant=False).backward()
-    assert torch.equal(*masks)
-
-
 @pytest.mark.parametrize(
     "duplicate",
     [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))],
@@ -603,7 +590,7 @@ def test_an_optimiser_step_moves_every_parameter():
         ] == []
 
 
-# Compilation and export
+# Compilation; training steps and export are in test_systems.py
 
 
 @pytest.fixture
@@ -611,35 +598,6 @@ def _compiled():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-def trained(
-    function, tokens: Tensor, module: nn.Module, **options
-) -> tuple[mam.MaskingOutput, list[Tensor]]:
-    out = function(tokens, **options)
-    return out, list(
-        torch.autograd.grad((out.context**2).sum() + out.penalty, list(module.parameters()))
-    )
-
-
-@pytest.mark.usefixtures("_compiled")
-@pytest.mark.parametrize("context_from", ["all", "visible"])
-@pytest.mark.parametrize("kind", ["values", "embeddings"])
-def test_compiled_whole_with_seed_and_step_as_tensors_equals_eager(kind, context_from):
-    module, tokens = module_of(kind, context_from=context_from), tokens_of(kind)
-    valid = rand(3, 20, seed=5) < 0.8
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for step in range(3):
-        options = {"valid": valid, "seed": torch.tensor(11), "step": torch.tensor(step)}
-        (out, grads), (expected, right) = (
-            trained(compiled, tokens, module, **options),
-            trained(module, tokens, module, **options),
-        )
-        assert torch.equal(out.mask, expected.mask)
-        torch.testing.assert_close(out.importance, expected.importance)
-        torch.testing.assert_close(out.context, expected.context)
-        for mine, theirs in zip(grads, right, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_compiled")
@@ -652,38 +610,6 @@ def test_compiled_without_a_seed_draws_anew_at_each_call():
     again = compiled(tokens)
     assert not torch.equal(first.mask, second.mask)
     assert torch.equal(first.mask, again.mask)
-
-
-@pytest.mark.usefixtures("_compiled")
-def test_compiled_once_for_every_batch_size_and_length():
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    module, counter = module_of(), CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
-    compilations = []
-    for rows, positions in ((3, 20), (4, 33), (7, 21)):
-        tokens = tokens_of("values", rows, positions)
-        assert torch.equal(
-            compiled(tokens, seed=torch.tensor(1)).mask, module(tokens, seed=torch.tensor(1)).mask
-        )
-        compilations.append(counter.frame_count)
-    assert compilations[0] > 0
-    assert compilations == compilations[:1] * 3
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++"))),
-    reason="torch's compiler needs a C++ compiler on the CPU",
-)
-@pytest.mark.usefixtures("_compiled")
-def test_compiled_by_inductor_equals_eager():
-    module, tokens = module_of(), tokens_of("values")
-    compiled = torch.compile(module, fullgraph=True)
-    out, expected = (function(tokens, seed=torch.tensor(1)) for function in (compiled, module))
-    assert torch.equal(out.mask, expected.mask)
-    torch.testing.assert_close(out.context, expected.context)
-    torch.testing.assert_close(out.penalty, expected.penalty)
 
 
 @pytest.mark.usefixtures("_compiled")
@@ -710,23 +636,3 @@ def test_compiled_functions_honour_the_backend_in_use(monkeypatch):
     with mam.use_backend("reference"):
         compiled(tokens)
     assert ran == [mam.explain(mam.sample_without_replacement, tokens).chosen, "reference"]
-
-
-@pytest.mark.parametrize("kind", ["values", "embeddings"])
-def test_exported_program_computes_the_same(kind):
-    module, tokens = module_of(kind).eval(), tokens_of(kind)
-
-    class WithSeed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.masking = module
-
-        def forward(self, tokens: Tensor, seed: Tensor, step: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self.masking(tokens, seed=seed, step=step))
-
-    program = torch.export.export(WithSeed(), (tokens, torch.tensor(0), torch.tensor(0)))
-    for seed in (1, 2):
-        got = program.module()(tokens, torch.tensor(seed), torch.tensor(4))
-        expected = module(tokens, seed=seed, step=4)
-        assert torch.equal(got[0], expected.mask)
-        torch.testing.assert_close(got[2], expected.context)

@@ -499,7 +499,7 @@ def test_compiled_transforms_are_refused(kind):
         gradient(state)
 
 
-# torch.export: one size and an eager copy of the module are in test_modules.py
+# torch.export
 
 
 @pytest.mark.parametrize(("context_from", "strict"), [("all", False), ("visible", True)])
