@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from .launches import Launch, recording
+from .launches import Launch, Variant, recording
 from .sass import Function, parse
 
 # Triton's keys do not name the file of a kernel: what it kept of another checkout, or before a file
@@ -95,8 +95,13 @@ def recorded(call: Callable[[], None]) -> list[Launch]:
 
 def triton(launch: Launch, arch: int) -> tuple[Binary, int, int]:
     """A launch in machine code, its threads and the bytes of shared memory."""
+    return _compiled(launch.variant, arch)
+
+
+@functools.cache
+def _compiled(variant: Variant, arch: int) -> tuple[Binary, int, int]:
     from triton.backends.compiler import GPUTarget
 
-    binary = launch.variant.compiled(GPUTarget("cuda", arch, 32))
+    binary = variant.compiled(GPUTarget("cuda", arch, 32))
     (found,) = disassemble(binary.asm["cubin"])
     return found, 32 * binary.metadata.num_warps, binary.metadata.shared

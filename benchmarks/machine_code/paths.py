@@ -1,5 +1,6 @@
 """Every path that is counted."""
 
+from .inclusion import INCLUSION
 from .selection import (
     SELECTION,
     SELECTION_INFINITE,
@@ -16,6 +17,7 @@ PATHS = (
     SELECTION_WIDE,
     SELECTION_INFINITE,
     SELECTION_SHARPENED,
+    INCLUSION,
     VALUE_PATH,
     VALUE_PATH_BACKWARD,
     TOKEN_FORWARD,

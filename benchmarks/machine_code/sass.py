@@ -159,7 +159,8 @@ def _with_loops(name: str, instructions: list[Instruction], labels: dict[str, in
         if last.name == "BRA" and re.search(r"U?P\d|UP\d|DIV", last.operands.split("`")[0]):
             goes_on = True
         to = [n + 1] if goes_on and n + 1 < len(blocks) else []
-        if last.name in ("BRA", "BRX"):
+        # BRA.DIV leads to what lanes do that come to a shuffle or a vote apart: none here do
+        if last.name in ("BRA", "BRX") and last.opcode != "BRA.DIV":
             to += [block_of[labels[x]] for x in re.findall(r"`\((\.L_x_\d+)\)", last.operands)]
         following.append(to)
     reached = _reachable(following)

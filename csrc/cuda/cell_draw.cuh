@@ -196,7 +196,7 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
     if (k > 0 && k < panel.maskable && weighting.inverse_temperature == 1.0f &&
         positions >= kFewestSampled && (zeros == 0.0f || drawable(of_zero, weighting.eps)))
       it = likely_interval<false>(sample, {zeros, of_zero, static_cast<float>(panel.nonzeros)},
-                           weighting.eps, k, kRoom);
+                                  weighting.eps, k, kRoom);
     if (threadIdx.x == 0) shared_interval = it;
   }
   __syncthreads();

@@ -180,7 +180,7 @@ struct Infinite {
 
 template <bool Whole, bool Flagged>
 __device__ __forceinline__ Infinite take_back_infinite(const Quads<Whole, Flagged>& quads,
-                                                    uint8_t* mask) {
+                                                       uint8_t* mask) {
   Infinite found{0, -1.0f};
   // trips: L / (16 * threads) | 0
   for_each_quad(quads, [&](int quad, const float (&x)[4], uint32_t allowed) {
@@ -376,8 +376,8 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
   } else {
     // the times of the pass, in the units of the keys
     const float unit =
-        it.scale * power_of_two(fmaf(power, logarithm_of_two(sifted.largest + weights.eps),
-                                     sharp.shift));
+        it.scale *
+        power_of_two(fmaf(power, logarithm_of_two(sifted.largest + weights.eps), sharp.shift));
     if (!(unit > 0.0f && it.to * unit < kLastTime * 1e6f)) return false;
     return mark_smallest(candidates, count, wanted, it.from * unit, it.to * unit,
                          SharpKeys<Whole>{keys, sifted.largest, power}, mask);

@@ -12,7 +12,7 @@ constexpr int kSampleQuads = 4;  // of each lane of a warp
 constexpr int kSample = 4 * kSampleQuads * kWarp;
 constexpr int kFewestSampled = 1024;  // shorter rows are drawn by all keys
 constexpr float kDeviations = 4.5f, kSlack = 2.0f;
-constexpr float kLastTime = 1e20f;  // keys of weights that count as more than they are come later
+constexpr float kLastTime = 1e20f;   // keys of weights that count as more than they are come later
 constexpr float kRoom = 4e-6f;       // more than everything that rounds comes to, as a part of 1
 constexpr float kMostRoom = 1e-3f;   // beyond it a row is drawn by all keys
 constexpr float kMostSlop = 0.004f;  // part of the row that a tangent may leave in doubt
@@ -112,8 +112,8 @@ struct Population {
   float common, of_common, others;
 };
 
-// How a sample's weights are scaled: by a power of two, so that their mean is about 1. Negative ones
-// cannot be drawn.
+// How a sample's weights are scaled: by a power of two, so that their mean is about 1. Negative
+// ones cannot be drawn.
 struct Scaling {
   float drawable, mean, scale;  // drawable: how many positions of the row
   bool sound;
@@ -198,8 +198,7 @@ __device__ Interval likely_interval(float (&weight)[N], const Population& row, f
 #pragma unroll
     for (int i = 0; i < N; ++i)
       slop += fmaf(it.early / it.late, power_of_two(-kLog2e * to * weight[i]),
-                   it.surely_at_zero - it.early_at_zero -
-                       power_of_two(-kLog2e * from * weight[i]));
+                   it.surely_at_zero - it.early_at_zero - power_of_two(-kLog2e * from * weight[i]));
     const bool bent = slope_then < 0.75f * slope || (from == 0.0f && share > margin);
     it.steep = bent || others * kEach * warp_sum(slop) > kMostSlop;
     return it;

@@ -230,7 +230,8 @@ def test_the_verdict_on_the_backbone():
     ]
     bad = verdict(summary(none=0.5, orig=0.52))
     assert (
-        "2.0 points of macro-F1 better than an untrained encoder, and not 3 or more better" in bad
+        "2.0 points of macro-F1 better than an untrained encoder, and 3 or more better are required"
+        in bad
     )
     assert "0.1 points of macro-F1 worse than" in verdict(summary(none=0.5, orig=0.499))
     assert verdict(summary(orig=0.5)) is None

@@ -32,7 +32,7 @@ def decay(u):
 
 
 @triton.jit
-def series_step(missing, s1, s2, s3, s4, s5):
+def series_step(missing, s1, s2, s3, s4, s5):  # trips: passes
     """The relative change of the time with which the series of what arrives adds `missing`, and
     whether it is exact enough.
     """
@@ -109,7 +109,7 @@ def probabilities_kernel(
     time = tl.where(solving, tl.log(n / tl.where(solving, n - k, 1.0)) / mean, low)
     going = solving.to(tl.int32)
     passes = 0
-    while (going > 0) & (passes < MOST_PASSES):  # trips: 2
+    while (going > 0) & (passes < MOST_PASSES):
         passes += 1
         now = time.to(tl.float32)
         late = tl.zeros([BLOCK_L], dtype=tl.int32)

@@ -139,11 +139,7 @@ def findings(study: StudyFiles) -> list[str]:
 
 def _backbone(study: StudyFiles) -> list[str]:
     """Whether the model that training continued from is worth continuing from."""
-    from ..study.published import verdict
-
-    told = None if study.summary is None else verdict(study.summary)
-    lines = [line.partition(": ") for line in (told or "").splitlines()]
-    return [f"{METHOD_NAMES[method].capitalize()}: {words}." for method, _, words in lines]
+    return [f"{METHOD_NAMES[found.method].capitalize()}: {found}." for found in study.backbones]
 
 
 def _main(study: StudyFiles) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..evaluation import Evaluation
+    from ..study.published import Backbone
 
 LEARNED = ("mam", "mam-embedding")
 METHODS = ("fine-tuning", "mlp-probe", "linear-probe")
@@ -265,7 +266,15 @@ class StudyFiles:
     @property
     def untrained(self) -> str | None:
         """The arm without pretraining."""
-        return next((arm for arm in self.arms if self.strategy(arm) == "none"), None)
+        arms = (arm for arm in self.arms if self.strategy(arm) == "none" and arm != "orig")
+        return next(arms, None)
+
+    @cached_property
+    def backbones(self) -> "list[Backbone]":
+        """By method, how the model that training continued from does beside an untrained one."""
+        from ..study.published import backbones
+
+        return [] if self.summary is None else backbones(self.summary)
 
     @property
     def seeds(self) -> tuple[int, ...]:

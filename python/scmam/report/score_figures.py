@@ -88,7 +88,7 @@ def _dot(axes: "Axes", place: int, found: Score, style: ArmStyle) -> None:
 
 
 def _rows(axes: "Axes", names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names], color=INK)
+    axes.set_yticks(range(len(names)), [shortened(name, 28) for name in names], color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)

@@ -105,6 +105,11 @@ def notes(study: StudyFiles) -> list[str]:
     if study.is_study and study.summary is None:
         advice = "run scmam report on the folder, which writes it"
         told.append(f"summary.csv is missing: scores are not compared; {advice}.")
+    told += [
+        f"{METHOD_NAMES[found.method].capitalize()}: {found}."
+        for found in study.backbones
+        if not found.is_worth
+    ]
     return told + study.problems
 
 

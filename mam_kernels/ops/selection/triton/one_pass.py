@@ -101,12 +101,13 @@ def sift_row(
                 in_row = tl.broadcast_to((quad < length // 4)[:, None], [LANES, 4])
             else:
                 in_row = quad[:, None] * 4 + within[None, :] < length
-            # NaN has no side: what cannot be drawn is neither marked nor flagged
+            # no curve of a probability is above 0 at -1 or NaN: what cannot be drawn is neither
+            # marked nor flagged
             at = weights_ptr + turn * 4 * LANES * weights_stride
-            x = tl.load(at, mask=in_row, other=float("nan")).to(tl.float32)
+            x = tl.load(at, mask=in_row, other=-1.0).to(tl.float32)
             if HAS_ELIGIBLE:
                 at = eligible_ptr + turn * 4 * LANES * eligible_stride
-                x = tl.where(tl.load(at, mask=in_row, other=0) != 0, x, float("nan"))
+                x = tl.where(tl.load(at, mask=in_row, other=0) != 0, x, -1.0)
             word0, word1, word2, word3 = four_words(quad, seed, sample_id, step, STREAM_POSITIONS)
             bits = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4])
             # 2 - v, less what is cut off: with a probability added it reaches 2 where v is below

@@ -83,7 +83,7 @@ def select_kernel(
 
 
 # Where the assembler, left alone, spills two registers: how many a thread may have instead.
-REGISTERS = {(80, "sharpened"): 96, (90, "2 bytes"): 64}
+REGISTERS = {(80, "sharpened"): 96, (90, "2 bytes"): 64, (90, "4 bytes"): 64}
 
 
 def select(
