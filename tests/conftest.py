@@ -20,4 +20,6 @@ def _threads() -> None:
 def _compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Torch's compiler keeps its code in a folder of the user, under keys that do not name the
     # instruction set: what it keeps on a CPU with AVX-512 writes beyond its vectors on one without.
+    # Triton's keys do not name the file of a kernel, whose lines are asked for.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))

@@ -7,13 +7,9 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 NUM_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
-COMPILED = Path(__file__).resolve().parents[2] / "build" / "triton"
-"""Triton's cache of this checkout. What Triton kept of another one, in the cache of the user, names
-the lines of that checkout."""
 
 
 class Variant(NamedTuple):
@@ -29,9 +25,8 @@ class Variant(NamedTuple):
     options: tuple[tuple[str, int], ...]
 
     def compiled(self, target: object) -> object:
-        """The kernel compiled ahead of time for a ``GPUTarget``, once in this checkout."""
+        """The kernel compiled ahead of time for a ``GPUTarget``."""
         import triton
-        from triton import knobs
         from triton.compiler import ASTSource
 
         kernel = getattr(importlib.import_module(self.module), self.kernel)
@@ -40,9 +35,7 @@ class Variant(NamedTuple):
         names = list(kernel.arg_names)
         attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in self.divisible}
         source = ASTSource(kernel, dict(self.signature), dict(self.constants), attributes)
-        with knobs.cache.scope():
-            knobs.cache.dir = str(COMPILED)
-            return triton.compile(source, target=target, options=dict(self.options))
+        return triton.compile(source, target=target, options=dict(self.options))
 
 
 class Launch(NamedTuple):
