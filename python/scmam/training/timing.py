@@ -24,7 +24,9 @@ class StepTimes(Callback):
     On a GPU, times are read from events on its stream, all at once at the end; on the CPU from the
     clock. Steps that a validation or a checkpoint fell into are left out. Masking is the forward
     pass of the strategy, and its backward pass: from where the gradient of the context arrives to
-    the last gradient of its parameters, between which autograd does nothing else.
+    the last gradient of its parameters, between which autograd does nothing else. What
+    ``masking.gradient: reward`` adds is not in it (``benchmarks.maskings_cost`` measures that):
+    its gradients are interleaved with those of the decoder.
     """
 
     def __init__(self) -> None:
