@@ -156,11 +156,12 @@ def _with_loops(name: str, instructions: list[Instruction], labels: dict[str, in
         last = instructions[block[-1]]
         goes_on = last.name not in ("BRA", "BRX", "EXIT", "RET", "JMP") or last.guard is not None
         # a branch may depend on a predicate among its operands: BRA P0, target
-        if last.name == "BRA" and re.search(r"U?P\d|UP\d|DIV", last.operands.split("`")[0]):
+        if last.name == "BRA" and re.search(r"U?P\d", last.operands.split("`")[0]):
             goes_on = True
-        to = [n + 1] if goes_on and n + 1 < len(blocks) else []
-        # BRA.DIV leads to what lanes do that come to a shuffle or a vote apart: none here do
-        if last.name in ("BRA", "BRX") and last.opcode != "BRA.DIV":
+        # BRA.DIV leads to what lanes do that come to a shuffle or a vote apart: none here do.
+        apart = last.opcode == "BRA.DIV"
+        to = [n + 1] if (goes_on or apart) and n + 1 < len(blocks) else []
+        if last.name in ("BRA", "BRX") and not apart:
             to += [block_of[labels[x]] for x in re.findall(r"`\((\.L_x_\d+)\)", last.operands)]
         following.append(to)
     reached = _reachable(following)

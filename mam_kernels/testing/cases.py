@@ -351,6 +351,32 @@ def selection_cases() -> Iterator[SelectionCase]:
     )
 
 
+SPREAD_WEIGHTS = (
+    "near-uniform", "log-normal, 3", "log-normal, 5", "two levels", "half zero", "infinite",
+    "log-normal and infinite",
+)  # fmt: skip
+
+
+def spread_weights(kind: str, rows: int, positions: int) -> Tensor:
+    """(rows, positions) float32 weights of a kind: rows long enough are drawn by a sample of them,
+    which some kinds mislead.
+    """
+    generator = torch.Generator().manual_seed(7)
+    normal = torch.randn(rows, positions, generator=generator)
+    uniform = torch.rand(rows, positions, generator=generator)
+    weights = {
+        "near-uniform": 1 + 0.05 * uniform,
+        "log-normal, 3": (3 * normal).exp(),
+        "log-normal, 5": (5 * normal).exp(),
+        "two levels": torch.where(uniform < 0.5, 1.0, 1e6),
+        "half zero": torch.where(uniform < 0.5, 0.0, 1 + uniform),
+        "infinite": 1 + 0.05 * uniform,
+        "log-normal and infinite": (3 * normal).exp(),
+    }[kind]
+    some = torch.rand(rows, positions, generator=generator) < 0.01
+    return weights.masked_fill(some, torch.inf) if "infinite" in kind else weights
+
+
 def extreme_selection_case() -> SelectionCase:
     """Weights over the whole range of float32; only their ratios may matter."""
     generator = torch.Generator().manual_seed(5)

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import mam_kernels as mam
+from mam_kernels._core import dispatch
+from mam_kernels._core.call import Draw, Weighting
 from mam_kernels.testing import cases
 from mam_kernels.testing.check import check_latents, check_selection
+from mam_kernels.testing.tolerances import misplaced
 from tests.conformance.comparing import drawn_of_equal_weights, misses
 from tests.fuzz import oracles
 
@@ -15,6 +18,21 @@ CASES = {case.name: case for case in cases.selection_cases()}
 @pytest.mark.parametrize("name", CASES)
 def test_matches_the_race_in_float64(name, backend, device, dtype):
     assert misses(check_selection(CASES[name].to(device, dtype), backend)) == []
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("kind", cases.SPREAD_WEIGHTS)
+def test_weights_of_any_spread(kind, temperature, backend, device):
+    eps, positions = 1e-8, 2100
+    weights = cases.spread_weights(kind, 1, positions).to(device)
+    valid = torch.rand(1, positions, generator=torch.Generator().manual_seed(3)) < 0.8
+    run = dispatch.implementation("sample_without_replacement", backend, weights)
+    for count, flags in ((630, None), (1050, valid.to(device))):
+        counts = torch.tensor([count], dtype=torch.int32, device=device)
+        draw = Draw(torch.tensor(1), torch.tensor(0), None)
+        mask = run(weights, counts, flags, draw, Weighting(eps, 1 / temperature))
+        options = {"valid": flags, "seed": 1, "eps": eps, "temperature": temperature}
+        assert misplaced(mask, weights, counts, **options) == 0
 
 
 def test_only_ratios_of_weights_matter(backend, device):

@@ -81,6 +81,87 @@ def test_a_loop_that_nobody_states_is_reported(function, tmp_path):
     assert len(counted.unstated) == 1
 
 
+MIXED = """
+	.section	.text.mixed,"ax",@progbits
+	//## File "{file}", line 1
+        /*0000*/                   S2R R0, SR_TID.X ;
+.L_x_0:
+{lines}
+	//## File "{file}", line 8
+        /*0f00*/              @!P0 BRA `(.L_x_0) ;
+        /*0f10*/                   EXIT ;
+"""
+TWO_LOOPS = """__global__ void mixed_kernel() {
+  for (int i = 0; i < n; ++i) {  // trips: rows
+    first();
+  }
+  for (int j = 0; j < m; ++j) {  // trips: columns
+    second();
+  }
+  other();
+}
+"""
+
+
+def mixed_loop(folder: Path, lines: list[int]) -> count.Counted:
+    """The count of a loop with an instruction of each of these lines of TWO_LOOPS."""
+    file = folder / "mixed.cu"
+    file.write_text(TWO_LOOPS)
+    annotations.notes.cache_clear()
+    listed = [
+        f'\t//## File "{{file}}", line {line}\n        /*{16 * n:04x}*/    FADD R1, R1, R2 ;'
+        for n, line in enumerate(lines, 1)
+    ]
+    listing = MIXED.replace("{lines}", "\n".join(listed)).replace("{file}", str(file))
+    (parsed,) = sass.parse(listing)
+    return count.count(parsed, {"rows": 5, "columns": 7})
+
+
+def test_a_loop_takes_the_note_that_most_of_its_lines_lie_in(tmp_path):
+    counted = mixed_loop(tmp_path, [3] * 6 + [8] * 3)
+    assert not counted.unstated
+    assert counted.total.issue == 2 + 5 * 10
+
+
+def test_a_fifth_of_the_lines_states_a_loop_whose_others_lie_in_none(tmp_path):
+    counted = mixed_loop(tmp_path, [3] * 3 + [8] * 6)
+    assert not counted.unstated
+    assert counted.total.issue == 2 + 5 * 10
+    assert len(mixed_loop(tmp_path, [3] * 2 + [8] * 8).unstated) == 1
+
+
+def test_a_fifth_of_the_lines_does_not_state_a_loop_whose_others_lie_in_another_note(tmp_path):
+    # the first loop would be taken, being as far out as the second
+    for lines in ([3] * 4 + [6] * 4 + [8] * 2, [6] * 4 + [3] * 4 + [8] * 2):
+        assert len(mixed_loop(tmp_path, lines).unstated) == 1
+    counted = mixed_loop(tmp_path, [3] * 3 + [6] * 4 + [8] * 3)
+    assert counted.total.issue == 2 + 7 * 11
+
+
+DIVERGED = """
+	.section	.text.shuffle,"ax",@progbits
+	//## File "{file}", line 8
+        /*0000*/                   BRA.DIV UR4, `(.L_x_1) ;
+        /*0010*/                   SHFL.BFLY PT, R2, R1, 0x1, 0x1f ;
+.L_x_0:
+        /*0020*/                   FADD R1, R1, R2 ;
+        /*0030*/                   EXIT ;
+.L_x_1:
+        /*0040*/                   WARPSYNC.COLLECTIVE R3, `(.L_x_2) ;
+        /*0050*/                   SHFL.BFLY P1, R2, R1, R4, R5 ;
+.L_x_2:
+        /*0060*/                   BRA `(.L_x_0) ;
+"""
+
+
+def test_a_shuffle_is_counted_once(tmp_path):
+    file = tmp_path / "mixed.cu"
+    file.write_text(TWO_LOOPS)
+    (parsed,) = sass.parse(DIVERGED.replace("{file}", str(file)))
+    assert count.count(parsed, {}).total.issue == 4
+    assert count.count(parsed, {}).total.shared == 128
+
+
 def test_a_wrong_formula_names_itself(function):
     with pytest.raises(ValueError, match="columns / 2"):
         count.count(function, {"rows": 5})
