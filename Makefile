@@ -7,6 +7,9 @@ TRITON ?= 3.7.1
 # The oldest torch that pyproject.toml admits, and the Triton that goes with it.
 OLDEST_TORCH = 2.11.0
 OLDEST_TRITON = 3.6.0
+# The interpreter of that Triton takes an array of one element for a number, as numpy did until 2.4.
+OLDEST_NUMPY = numpy<2.4
+NUMPY ?= numpy
 REPORT ?= report
 FRAMEWORKS ?= .venv-frameworks
 SECONDS ?= 600
@@ -48,7 +51,8 @@ test-frameworks: $(FRAMEWORKS)/stamp ## the frameworks' own classes, in environm
 	  tests/frameworks tests/integrations/test_hugging_face.py
 
 test-oldest: ## the engine's tests with the oldest torch that is supported, in an environment of its own
-	$(MAKE) VENV=.venv-oldest TORCH=$(OLDEST_TORCH) TRITON=$(OLDEST_TRITON) .venv-oldest/engine-test.stamp
+	$(MAKE) VENV=.venv-oldest TORCH=$(OLDEST_TORCH) TRITON=$(OLDEST_TRITON) \
+	  'NUMPY=$(OLDEST_NUMPY)' .venv-oldest/engine-test.stamp
 	.venv-oldest/bin/python tests/run_groups.py "reference and cpu" "engine"
 
 wheel: $(VENV)/engine.stamp ## a manylinux wheel in dist/, with the CUDA kernels where nvcc is
@@ -100,7 +104,7 @@ $(VENV)/bin/python:
 
 $(VENV)/torch.stamp: | $(VENV)/bin/python
 	@echo "Installing torch $(TORCH) into $(VENV): some minutes the first time"
-	$(PIP) torch==$(TORCH) numpy "setuptools>=77" wheel "pybind11>=2.12" ninja
+	$(PIP) torch==$(TORCH) '$(NUMPY)' "setuptools>=77" wheel "pybind11>=2.12" ninja
 	@touch $@
 
 $(VENV)/engine.stamp: $(VENV)/torch.stamp $(SOURCES)
