@@ -96,12 +96,9 @@ def _trips(
 
 
 def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple | None:
-    """The outermost source loop that most of a loop's own instructions lie in, or such a part, and
-    then most of those that lie in any.
-    """
+    """The outermost source loop that most of a loop's own instructions lie in, or such a part."""
     inside: dict[tuple, int] = {}
     depth: dict[tuple, tuple[int, int]] = {}
-    noted = 0
     for instruction in own:
         found = set()
         for level, place in enumerate(reversed(instruction.frames)):
@@ -112,11 +109,9 @@ def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple |
                     if (place.file, note) not in taken:
                         found.add(key)
                         depth[key] = (level, note.first - note.last)
-        noted += bool(found)
         for key in found:
             inside[key] = inside.get(key, 0) + 1
-    least = max(part * len(own), 0.5 * noted)
-    candidates = [key for key, n in inside.items() if n > least]
+    candidates = [key for key, n in inside.items() if n > part * len(own)]
     return min(candidates, key=depth.__getitem__, default=None)
 
 

@@ -23,7 +23,6 @@ PATHS = {
     "attention_logsumexp": "token_path_forward",
     "attention_importance": "token_path_forward",
     "token_mask": "token_path_forward_backward",
-    # neither counted nor measured yet
     "inclusion_probabilities": "inclusion_forward_backward",
     "inclusion_probabilities_backward": "inclusion_forward_backward",
 }

@@ -68,6 +68,12 @@ class Run:
         """True if the final weights are there."""
         return self.status == "done"
 
+    @property
+    def device(self) -> torch.device:
+        """What to compute on: a GPU where there is one, unless ``training.device`` is cpu."""
+        on_gpu = self.config.training.device != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if on_gpu else "cpu")
+
     def metrics(self) -> "pd.DataFrame":
         """metrics.csv: a row for each step (phase "train") and each validation, in order; no row
         where no step was made.

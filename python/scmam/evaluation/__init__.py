@@ -15,42 +15,18 @@ follows the published recipe (`published`).
 into a run folder.
 """
 
-from typing import Any
+# torch and scikit-learn are loaded when they are needed: a report reads scores, and needs neither.
+from ..lazy import lazy_names
 
-_WHERE = {
-    "Evaluation": "scores",
-    "FoldScores": "scores",
-    "Interval": "intervals",
-    "PairedDifference": "intervals",
-    "baseline": "baselines",
-    "embed": "embedding",
-    "evaluate": "folder",
-    "fine_tune": "fine_tuning",
-    "interval": "intervals",
-    "linear_probe": "probing",
-    "paired_difference": "intervals",
-}
-
-__all__ = [
-    "Evaluation",
-    "FoldScores",
-    "Interval",
-    "PairedDifference",
-    "baseline",
-    "embed",
-    "evaluate",
-    "fine_tune",
-    "interval",
-    "linear_probe",
-    "paired_difference",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # torch and scikit-learn are loaded when they are needed: a report reads scores, and needs
-    # neither.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".baselines": ("baseline",),
+        ".embedding": ("embed",),
+        ".fine_tuning": ("fine_tune",),
+        ".folder": ("evaluate",),
+        ".intervals": ("Interval", "PairedDifference", "interval", "paired_difference"),
+        ".probing": ("linear_probe",),
+        ".scores": ("Evaluation", "FoldScores"),
+    },
+)

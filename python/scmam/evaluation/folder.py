@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from ..config import Evaluation as Settings
 from ..data import Cells
@@ -102,7 +101,7 @@ def evaluate(
     splits(known, settings)
     say: Say = _print if progress else silent
     _require_unseen(run, settings, say)
-    pretraining = run.load(_device(run.config.training.device))
+    pretraining = run.load(run.device)
     if fine_tuning.METHOD in methods:
         fine_tuning.trained_block(pretraining.model, settings.block)
     folder, seed, weights = (
@@ -261,10 +260,6 @@ def _require_unseen(run: "Run", settings: Settings, say: Say) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _device(setting: str) -> torch.device:
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _print(line: str) -> None:

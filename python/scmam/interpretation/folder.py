@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from ..drawing import Drawing
@@ -90,7 +89,7 @@ def interpret(
     """
     _require(run, cells, draws, top if gmt is not None else None)
     sets = None if gmt is None else sets_among(read_gene_sets(gmt), cells.genes, str(gmt))
-    device = _device(run.config.training.device)
+    device = run.device
     pretraining = run.load(device)
     masking = run.config.masking
     drawn = Draws(draws, seed, int(run.record.get("steps", 0)))
@@ -147,10 +146,6 @@ def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
         f" on, in its order; got {len(cells.genes)} genes, {shared} of them shared; read the cells"
         f" with data.genes=vocabulary and data.vocabulary={run.folder / 'genes.txt'}"
     )
-
-
-def _device(setting: str) -> torch.device:
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _notes(
