@@ -12,7 +12,7 @@ CELLS = {
     "H": 8,
     "D": 256,
     "chosen": 38,
-    "giants": 4,  # the most terms that single_panel.cuh has
+    "giants": 4,  # the most terms that panel_series.cuh has
     "tiles": 16,
     "newton_steps": 1,
     "candidates": 575,
@@ -115,7 +115,7 @@ VALUE_PATH_BACKWARD = Path(
     cuda=(
         Kernel(
             "rows_backward",
-            "csrc/cuda/step.cu",
+            "csrc/cuda/step_backward.cu",
             "rows_backward_kernel",
             blocks="128",
             threads="256",
@@ -124,7 +124,7 @@ VALUE_PATH_BACKWARD = Path(
         ),
         Kernel(
             "heads_backward",
-            "csrc/cuda/step.cu",
+            "csrc/cuda/step_backward.cu",
             "heads_backward_kernel",
             blocks="8 * H + 1",
             threads="256",
@@ -133,7 +133,7 @@ VALUE_PATH_BACKWARD = Path(
         ),
         Kernel(
             "rest_backward",
-            "csrc/cuda/step.cu",
+            "csrc/cuda/step_backward.cu",
             "rest_backward_kernel",
             blocks="ceil(D / 32) + (D * D + N * D) / 256",
             threads="256",

@@ -25,6 +25,13 @@ struct Min {
   __device__ float operator()(float a, float b) const { return fminf(a, b); }
 };
 
+// The sum over a warp, in every lane; all lanes of the warp call this.
+__device__ __forceinline__ float sum_of_warp(float x) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
 // The reduction of one value a thread, in every thread.
 template <typename T, typename Operation>
 __device__ T block_reduce(T value, Operation combine) {

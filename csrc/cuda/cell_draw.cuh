@@ -3,7 +3,7 @@
 #pragma once
 
 #include "draw.cuh"
-#include "single_panel.cuh"
+#include "read_panel.cuh"
 
 namespace mam::cuda {
 

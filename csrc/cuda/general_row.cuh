@@ -1,4 +1,4 @@
-// Rows that single_panel.cuh does not take: many values that are not zero, steep slopes, NaN or
+// Rows that read_panel.cuh does not take: many values that are not zero, steep slopes, NaN or
 // infinity, no tokens at all. By power series in panels, or where those do not reach by an
 // exponential for each value and slope; values pass through shared memory in pieces.
 #pragma once

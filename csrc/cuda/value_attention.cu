@@ -2,9 +2,12 @@
 // ever written. One block works on a row, from its values to its moments, importance and mask. See
 // mam_kernels/ops/value_attention/README.md.
 //
-// Nearly all rows go by single_panel.cuh and cell_draw.cuh; general_row.cuh has the others.
+// Nearly all rows go by read_panel.cuh, panel_series.cuh and cell_draw.cuh; general_row.cuh has the
+// others.
 #include "cell_draw.cuh"
 #include "general_row.cuh"
+#include "panel_series.cuh"
+#include "read_panel.cuh"
 #include "step.cuh"
 
 namespace mam::cuda {

@@ -1,5 +1,5 @@
 """Moments and importance of a row by power series, by Triton: the counterpart of
-csrc/cuda/single_panel.cuh. See README.md one folder up.
+csrc/cuda/panel_series.cuh. See README.md one folder up.
 
 A lane sums the powers of its own values in registers, and the lanes are added once a row. A
 polynomial has 1, 8, 15, 22 or 29 terms: seven at a time, as the steepest slope asks for.
@@ -39,7 +39,7 @@ def plan_series(low, high, finite, slope_ptr, num_slopes):
     """(panels, giants, half) of a row: its interval in `panels` panels, each twice `half` wide,
     whose series have 7 `giants` + 1 terms; 0 panels where they do not reach.
 
-    Of so many terms the error is 1e-11 at most; csrc/cuda/single_panel.cuh has the same bounds.
+    Of so many terms the error is 1e-11 at most; csrc/cuda/panel_series.cuh has the same bounds.
     """
     # phase: plan
     steepest = tl.zeros([SERIES_BLOCK], dtype=tl.float32)
