@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _joined(tables: list[pandas.DataFrame]) -> pandas.DataFrame:
     """The rows of several folders; of a run that several have, those of the first."""
-    rows = pandas.concat(tables, ignore_index=True)
+    rows = pandas.concat([one for one in tables if len(one)] or tables[:1], ignore_index=True)
     return rows.drop_duplicates([column for column in rows if column != "value"])
 
 

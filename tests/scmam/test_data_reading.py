@@ -209,8 +209,8 @@ def test_without_totals_the_values_are_counts_per_10k():
         ),
         (
             np.float32([[1.0, -0.5]]),
-            r"X holds negative values \(smallest -0.5\), so it was scaled; counts cannot be had"
-            r" back",
+            r"X holds negative values \(smallest -0.5\), so it was scaled; counts cannot be"
+            r" recovered from scaled values",
         ),
     ],
 )

@@ -66,7 +66,7 @@ else:
         print("error: it is broken")
         report(error="it is broken")
         sys.exit(2)
-    time.sleep(float(os.environ.get("SLOW", 0)))
+    time.sleep(float(os.environ.get(f"SLOW_{seed}", os.environ.get("SLOW", 0))))
     run = Path(study, "runs", arm, f"seed-{seed}")
     run.mkdir(parents=True, exist_ok=True)
     (run / "model.pt").touch()
@@ -442,7 +442,7 @@ def test_ctrl_c_leaves_a_true_record_and_tables(worker, cells, tmp_path, monkeyp
     def interrupted(lines, outcome):
         raise KeyboardInterrupt
 
-    monkeypatch.setenv("SLOW", "1")  # the second is at it when the first has ended
+    monkeypatch.setenv("SLOW_1", "60")  # the second is at it when the first has ended
     monkeypatch.setattr("scmam.study.progress.Lines.ended", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(settings(jobs=1, arms=["uniform"]), tmp_path / "study", cells=cells)
