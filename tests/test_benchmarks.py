@@ -133,12 +133,12 @@ def test_the_benchmark_of_maskings_is_shown_as_it_was_saved(tmp_path, monkeypatc
         "blood_counts,300,50-tenth,development,probe,99,uniform,39,38,40,3\n"
         "blood_counts,300,mam,rest,probe,60,same share,9,8,10,3\n"
         "blood_counts,300,mam,rest,probe,60,uniform,-0.01,-2,2,2\n"
-        "worm,2000,50-tenth,rest,probe,62,uniform,1,0.5,1.5,5\n"
-        "worm,2000,mam,rest,probe,62,uniform,1,,,1\n"
+        "worm,300,50-tenth,rest,probe,62,uniform,1,0.5,1.5,5\n"
+        "worm,300,mam,rest,probe,62,uniform,1,,,1\n"
     )
-    monkeypatch.setattr(tables, "MASKINGS", summary)
+    monkeypatch.setattr(tables, "MASKINGS", tmp_path)
     assert tables.maskings().splitlines() == [
-        "| arm | blood, 300 | worm, 2000 |",
+        "| arm | blood, 300 | worm, 300 |",
         "|---|---|---|",
         "| `50-tenth` | +2.0 [−1.0, +5.1], 3 | +1.0 [+0.5, +1.5], 5 |",
         "| `mam` | 0.0 [−2.0, +2.0], 2 | – |",

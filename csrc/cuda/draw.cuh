@@ -272,7 +272,8 @@ __device__ __forceinline__ void sharpen(float (&sample)[N], const Sharpening& sh
 struct Sampled {
   Interval interval;
   Sharpening sharp;
-  bool everything, infinite;
+  bool everything;
+  unsigned infinite;  // of several threads that find one
   float largest[kRaceThreads / kWarp];
 };
 
@@ -293,7 +294,8 @@ __device__ __forceinline__ void look_at_sample(const Quads<Whole, Flagged>& quad
     if (threadIdx.x == 0) {
       sampled.interval = it;
       sampled.sharp = sharp;
-      sampled.everything = sampled.infinite = false;
+      sampled.everything = false;
+      sampled.infinite = 0;
     }
   }
   __syncthreads();
@@ -346,7 +348,7 @@ __device__ __forceinline__ bool draw_in_one_pass(const Weights& weights, int64_t
         sift_row<Way<false, Whole, Flagged, Sharp>>(quads, it, sharp, random, candidates, mask);
   }
   unsigned marked = sifted.marked;
-  if (sifted.largest == INFINITY) sampled.infinite = true;
+  if (sifted.largest == INFINITY) atomicOr(&sampled.infinite, 1u);
   if constexpr (Sharp) {
     float largest = sifted.largest;
     for (int step = kWarp / 2; step > 0; step /= 2)

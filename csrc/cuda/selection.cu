@@ -8,10 +8,13 @@ namespace mam::cuda {
 
 namespace {
 
+// Rows at a time: the assembler, left alone, spills a few registers for more of them.
+constexpr int kSelectBlocks = 4;
+
 // Whole: four weights of a row lie in one piece of memory, as their flags do where there are any
 // (Flagged). Sharp: weights have an exponent.
 template <bool Whole, bool Flagged, bool Sharp>
-__global__ void __launch_bounds__(kRaceThreads)
+__global__ void __launch_bounds__(kRaceThreads, kSelectBlocks)
     select_kernel(Values values, Flags valid, const int32_t* num_samples, Draw draw,
                   Weighting weighting, Sizes sizes, uint8_t* mask) {
   MAM_DYNAMIC_SHARED(uint32_t, shared);

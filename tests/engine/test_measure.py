@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mam_kernels.testing import measure
+from mam_kernels.testing import machine, measure, memory
 from mam_kernels.testing.measure import Contender
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,8 +107,8 @@ def hold(scratch_mib: int) -> torch.Tensor:
 def test_peak_memory_is_what_was_held_beyond_the_outputs(scratch_mib):
     # In a process of its own: the heap that other tests leave may serve a part of it.
     program = (
-        "from mam_kernels.testing import measure; from tests.engine.test_measure import hold; "
-        f"print(measure.peak_memory(hold, ({scratch_mib},), small_inputs=(1,)).bytes)"
+        "from mam_kernels.testing import memory; from tests.engine.test_measure import hold; "
+        f"print(memory.peak_memory(hold, ({scratch_mib},), small_inputs=(1,)).bytes)"
     )
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -121,22 +121,22 @@ def test_peak_memory_counts_what_was_freed_before():
     kept = [torch.ones(MIB // 4) for _ in range(64)]
     # The allocator may keep these pages; a call that takes them again must be charged for them.
     del kept
-    peak = measure.peak_memory(hold, (32,), small_inputs=(1,))
+    peak = memory.peak_memory(hold, (32,), small_inputs=(1,))
     if peak.bytes is None:
         pytest.skip(peak.method)
     assert peak.bytes == pytest.approx(32 * MIB, rel=0.2)
 
 
 def test_peak_memory_by_sampling(monkeypatch):
-    if measure._resident_bytes() is None:
+    if memory._resident_bytes() is None:
         pytest.skip("not measurable on this system")
 
     def refuse(self, text):
         raise PermissionError("read-only")
 
-    samples, resident = [], measure._resident_bytes
-    monkeypatch.setattr(measure.Path, "write_text", refuse)
-    monkeypatch.setattr(measure, "_resident_bytes", lambda: samples.append(1) or resident())
+    samples, resident = [], memory._resident_bytes
+    monkeypatch.setattr(memory.Path, "write_text", refuse)
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: samples.append(1) or resident())
 
     def hold_until_it_was_seen() -> torch.Tensor:
         scratch, before = torch.ones(64 * MIB, dtype=torch.int8), len(samples)
@@ -144,7 +144,7 @@ def test_peak_memory_by_sampling(monkeypatch):
             time.sleep(1e-3)
         return scratch[:1].clone()
 
-    peak = measure.peak_memory(hold_until_it_was_seen)
+    peak = memory.peak_memory(hold_until_it_was_seen)
     assert "sampled" in peak.method
     assert peak.bytes == pytest.approx(64 * MIB, rel=0.2)
 
@@ -152,8 +152,8 @@ def test_peak_memory_by_sampling(monkeypatch):
 def test_bytes_of_outputs_count_storages_once():
     x = torch.zeros(10)
     sparse = torch.eye(4).to_sparse_csr()
-    assert measure.tensor_bytes({"a": x, "b": [x, x[2:]], "c": None}) == 40
-    assert measure.tensor_bytes(sparse) == 5 * 8 + 4 * 8 + 4 * 4
+    assert memory.tensor_bytes({"a": x, "b": [x, x[2:]], "c": None}) == 40
+    assert memory.tensor_bytes(sparse) == 5 * 8 + 4 * 8 + 4 * 4
 
 
 def test_input_sets_exceed_the_cache(monkeypatch):
@@ -164,7 +164,7 @@ def test_input_sets_exceed_the_cache(monkeypatch):
 
 
 def test_environment_is_plain_data():
-    report = json.loads(json.dumps(measure.environment()))
+    report = json.loads(json.dumps(machine.environment()))
     assert report["versions"]["torch"] == torch.__version__
     assert report["threads"] == torch.get_num_threads()
     assert {"date", "cpu", "cores", "instruction_set", "native"} <= set(report)

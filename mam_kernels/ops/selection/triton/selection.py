@@ -83,7 +83,12 @@ def select_kernel(
 
 
 # Where the assembler, left alone, spills two registers: how many a thread may have instead.
-REGISTERS = {(80, "sharpened"): 96, (90, "2 bytes"): 64, (90, "4 bytes"): 64}
+REGISTERS = {
+    (80, "sharpened"): 80,
+    (90, "padded"): 80,
+    (90, "2 bytes"): 64,
+    (90, "4 bytes"): 64,
+}
 
 
 def select(
@@ -107,9 +112,11 @@ def select(
     scratch = torch.empty((rows, words), dtype=torch.int32, device=weights.device)
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
-    blocks, _ = launch.row_options(num_positions)
+    blocks = launch.RowConfiguration()  # a shorter block spills, and short rows cost little
     sharpen = inverse_temperature != 1.0
-    kind = "sharpened" if sharpen else f"{weights.element_size()} bytes"
+    kind = "padded" if valid is not None else f"{weights.element_size()} bytes"
+    if sharpen:
+        kind = "sharpened"
     limit = REGISTERS.get((launch.architecture(weights.device), kind))
     options = launch.register_limit(None if launch.INTERPRETED else limit)
     with launch.on(weights.device):
