@@ -55,7 +55,7 @@ def probabilities(
     """
     dtype = torch.promote_types(weights.dtype, torch.float32)
     relative = relative_weights(weights, valid, 0.0, 1.0)
-    count = num_samples.to(torch.float64)
+    count = num_samples.clamp(min=0).to(torch.float64)
     time = arrival_time(relative.detach(), count)
     finite = torch.isfinite(time)
     start = torch.where(finite, time, 1.0)[:, None]
