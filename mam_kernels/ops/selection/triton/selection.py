@@ -82,6 +82,7 @@ def select_kernel(
         )
 
 
+BLOCK = 1024  # positions at a time, of short rows too: shorter blocks spill registers
 # Where the assembler, left alone, spills two registers: how many a thread may have instead.
 REGISTERS = {
     (80, "sharpened"): 80,
@@ -112,7 +113,6 @@ def select(
     scratch = torch.empty((rows, words), dtype=torch.int32, device=weights.device)
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
-    blocks = launch.RowConfiguration()  # a shorter block spills, and short rows cost little
     sharpen = inverse_temperature != 1.0
     kind = "padded" if valid is not None else f"{weights.element_size()} bytes"
     if sharpen:
@@ -143,7 +143,7 @@ def select(
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=sharpen,
             WHOLE=num_positions % 16 == 0,
-            BLOCK_L=min(blocks.block, 1024),
+            BLOCK_L=BLOCK,
             num_warps=4,
             **options,
         )
