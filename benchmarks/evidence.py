@@ -22,9 +22,12 @@ def bounds(results: Path = COMMITTED) -> dict[str, dict[str, float]]:
     if not file.is_file():
         return {}
     found = json.loads(file.read_text())["bounds_us"]
-    forward, backward = (found.get(f"value_path{x}", {}) for x in ("", "_backward"))
-    both = {name: round(forward[name] + backward[name], 2) for name in forward if name in backward}
-    return found | ({"value_path_forward_backward": both} if both else {})
+    for path in ("value_path", "inclusion"):
+        forward, backward = found.get(path, {}), found.get(f"{path}_backward", {})
+        both = {x: round(forward[x] + backward[x], 2) for x in forward if x in backward}
+        if both:
+            found[f"{path}_forward_backward"] = both
+    return found
 
 
 def measured(results: Path = COMMITTED) -> tuple[str, dict[str, dict[str, float]]] | None:

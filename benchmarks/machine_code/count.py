@@ -96,8 +96,11 @@ def _trips(
 
 
 def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple | None:
-    """The outermost source loop that most of a loop's own instructions lie in, or such a part."""
+    """The outermost source loop that most of a loop's own instructions lie in; or such a part of
+    them, and most of those that lie in any.
+    """
     inside: dict[tuple, int] = {}
+    noted = 0
     depth: dict[tuple, tuple[int, int]] = {}
     for instruction in own:
         found = set()
@@ -109,9 +112,11 @@ def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple |
                     if (place.file, note) not in taken:
                         found.add(key)
                         depth[key] = (level, note.first - note.last)
+        noted += bool(found)
         for key in found:
             inside[key] = inside.get(key, 0) + 1
-    candidates = [key for key, n in inside.items() if n > part * len(own)]
+    least = max(part * len(own), 0.5 * noted)
+    candidates = [key for key, n in inside.items() if n > least]
     return min(candidates, key=depth.__getitem__, default=None)
 
 

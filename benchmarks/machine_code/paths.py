@@ -1,6 +1,6 @@
 """Every path that is counted."""
 
-from .inclusion import INCLUSION
+from .inclusion import INCLUSION, INCLUSION_BACKWARD
 from .selection import (
     SELECTION,
     SELECTION_INFINITE,
@@ -18,6 +18,7 @@ PATHS = (
     SELECTION_INFINITE,
     SELECTION_SHARPENED,
     INCLUSION,
+    INCLUSION_BACKWARD,
     VALUE_PATH,
     VALUE_PATH_BACKWARD,
     TOKEN_FORWARD,

@@ -194,7 +194,8 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
     Interval it{};
     const int k = to_hide;
     if (k > 0 && k < panel.maskable && weighting.inverse_temperature == 1.0f &&
-        positions >= kFewestSampled && (zeros == 0.0f || drawable(of_zero, weighting.eps)))
+        positions >= kFewestSampled &&
+        (zeros == 0.0f || drawable(of_zero, weighting.eps)))  // share: 1 - sharpened
       it = likely_interval<false>(sample, {zeros, of_zero, static_cast<float>(panel.nonzeros)},
                                   weighting.eps, k, kRoom);
     if (threadIdx.x == 0) shared_interval = it;
@@ -231,12 +232,15 @@ __device__ __forceinline__ void draw_cell(const CellDraw& cell, const Panel& pan
   __syncthreads();
   if (!it.known) return;
   // phase: candidates
-  const int count = list_flagged(list.flags, list.words, list.position, list.most, marked);
-  if (count > list.most) return;
-  if (mark_smallest(list, count, to_hide - static_cast<int>(marked), it.from, it.to,
-                    CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask) &&
-      threadIdx.x == 0)
-    drawn = true;
+  // share: 1 - sharpened
+  {
+    const int count = list_flagged(list.flags, list.words, list.position, list.most, marked);
+    if (count > list.most) return;
+    if (mark_smallest(list, count, to_hide - static_cast<int>(marked), it.from, it.to,
+                      CellKeys{cell.importance, random, weighting.eps, it.scale}, cell.mask) &&
+        threadIdx.x == 0)
+      drawn = true;
+  }
 }
 
 }  // namespace mam::cuda

@@ -2,60 +2,9 @@
 #pragma once
 
 #include "candidates.cuh"
-#include "interval.cuh"
-#include "race.cuh"
+#include "weights.cuh"
 
 namespace mam::cuda {
-
-// One row of weights, of any type and strides.
-struct Weights {
-  const void* data;
-  DType dtype;
-  int64_t first, stride;
-  FlagRow valid;
-  float eps;
-
-  // A weight that cannot be drawn is reported as -1.
-  __device__ float operator[](int64_t l) const {
-    if (!valid[l]) return -1.0f;
-    const float weight = load(data, dtype, first + l * stride);
-    return drawable(weight, eps) ? weight : -1.0f;
-  }
-};
-
-// Four weights at a time. Of a whole row, four lie in one piece of memory.
-template <bool Whole, bool Flagged>
-struct Quads {
-  const Weights& weights;
-  int64_t positions;
-
-  __device__ __forceinline__ float4 operator()(int64_t quad) const {
-    if constexpr (Whole) {
-      const float4* const data =
-          reinterpret_cast<const float4*>(static_cast<const float*>(weights.data) + weights.first);
-      return __ldg(data + quad);
-    } else {
-      float x[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = quad * 4 + i < positions ? weights[quad * 4 + i] : -1.0f;
-      return make_float4(x[0], x[1], x[2], x[3]);
-    }
-  }
-  // 255 in the bytes of the positions that can be drawn, as far as flags say.
-  __device__ __forceinline__ uint32_t allowed(int64_t quad) const {
-    if constexpr (!Flagged) return 0xFFFFFFFFu;
-    return bytes_not_zero(__ldg(reinterpret_cast<const uint32_t*>(weights.valid.data) + quad));
-  }
-  __device__ __forceinline__ void write(uint8_t* mask, int64_t quad, uint32_t bytes) const {
-    if constexpr (Whole) {
-      reinterpret_cast<uint32_t*>(mask)[quad] = bytes;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (quad * 4 + i < positions) mask[quad * 4 + i] = bytes >> (8 * i) & 1u;
-    }
-  }
-};
 
 // What one thread finds out about its positions.
 struct Sifted {
@@ -141,20 +90,6 @@ __device__ __forceinline__ Sifted sift_row(const typename Way::Quad& quads, cons
   return sifted;
 }
 
-// Calls visit(quad, weights, bytes) for every four positions of this thread, as sift_row has them;
-// the bytes are 1 where a flag allows the position.
-template <bool Whole, bool Flagged, typename Visit>
-__device__ __forceinline__ void for_each_quad(const Quads<Whole, Flagged>& quads,
-                                              const Visit& visit) {
-  const int count = static_cast<int>((quads.positions + 3) / 4);
-#pragma unroll 4
-  for (int quad = threadIdx.x; quad < count; quad += kRaceThreads) {
-    const float4 weight = quads(quad);
-    const float x[4] = {weight.x, weight.y, weight.z, weight.w};
-    visit(quad, x, quads.allowed(quad) & 0x01010101u);
-  }
-}
-
 // Marks all that can be drawn; how many these are.
 template <bool Whole, bool Flagged>
 __device__ __forceinline__ unsigned mark_all(const Quads<Whole, Flagged>& quads, uint8_t* mask) {
@@ -229,24 +164,6 @@ struct SharpKeys {
     return drawable(x, eps) ? key : INFINITY;
   }
 };
-
-// The weights of `threads` threads' share of a sample, -1 where they cannot be drawn.
-template <bool Whole, bool Flagged>
-__device__ __forceinline__ void take_sample(const Quads<Whole, Flagged>& quads, int threads,
-                                            float (&sample)[4 * kSampleQuads]) {
-  const int64_t whole = quads.positions / 4;
-#pragma unroll
-  for (int i = 0; i < kSampleQuads; ++i) {
-    const int64_t quad = whole * (i * threads + threadIdx.x) / (kSampleQuads * threads);
-    const float4 x = quads(quad);
-    const uint32_t allowed = quads.allowed(quad);
-    const float each[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      sample[4 * i + j] =
-          drawable(each[j], quads.weights.eps) && (allowed >> (8 * j) & 1u) ? each[j] : -1.0f;
-  }
-}
 
 // The exponent of the weights, as one warp's sample has it.
 template <int N>

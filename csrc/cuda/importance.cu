@@ -62,9 +62,8 @@ void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp,
                 const Weighting& weighting, uint8_t* mask, float* importance, void* workspace,
                 const Launch& where) {
   attention_importance(query, key, logsumexp, latents, num_chosen, valid, scale, importance, where);
-  const Values weights{importance, DType::float32, key.batch, key.positions, key.positions,
-                       1,          nullptr,        nullptr,   false};
-  select(weights, maskable, num_masked, draw, weighting, mask, workspace, where);
+  select(contiguous(importance, key.batch, key.positions), maskable, num_masked, draw, weighting,
+         mask, workspace, where);
 }
 
 }  // namespace mam::cuda

@@ -1,17 +1,19 @@
-// Inclusion probabilities: one block a row. A pass over the weights at one time of the race tells
-// how many positions have arrived and the series of that number about the time, which leads to the
-// next time; nearly always the second pass is the last. Derivation: mam_kernels/ops/inclusion.
+// Inclusion probabilities: one block a row. A sample of the weights tells the time of the race at
+// which about as many positions have arrived as are drawn; a pass over the row at that time tells
+// how many have and the series of that number about the time, which leads to the exact one. Nearly
+// always one such pass is enough. Derivation: mam_kernels/ops/inclusion.
 #include "block.cuh"
 #include "launch.cuh"
 #include "mam/arrivals.h"
 #include "mam/keys.h"
 #include "memory.cuh"
+#include "weights.cuh"
 
 namespace mam::cuda {
 
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / kWarp;
+constexpr int kThreads = kRaceThreads, kWarps = kThreads / kWarp;
 constexpr float kFurthest = 87.0f;  // beyond it exp(-u) counts as 0
 constexpr int kMostPasses = 100;
 
@@ -21,78 +23,82 @@ struct Math {
   __device__ static double sqrt(double x) { return ::sqrt(x); }
 };
 
-// exp(-u) of u >= 0 to 2e-7, and exp(-u) - 1 likewise where u is below log(2) / 2, not late.
+// exp(-u) of u in [0, kFurthest] to 2e-7, and exp(-u) - 1 likewise where u is below log(2) / 2, not
+// late.
 struct Decay {
-  float left, less_one;
+  float power, less_one;  // exp(-u) = power + power less_one
   bool late;
+
+  __device__ __forceinline__ float left() const { return fmaf(power, less_one, power); }
+  // 1 - exp(-u), to 2e-7 of itself
+  __device__ __forceinline__ float arrived() const { return fmaf(-power, less_one, 1.0f - power); }
 };
 
 __device__ __forceinline__ Decay decay(float u) {
-  u = fminf(u, kFurthest);
-  const float n = floorf(u * 0x1.715476p+0f + 0.5f);
-  const float r = (n * 0x1.62e4p-1f - u) + n * 0x1.7f7d1cp-20f;
+  // exp(-u) = 2^n e^r; the sum's last bits are the integer n
+  const float shifted = u * -0x1.715476p+0f + 0x1.8p23f, n = shifted - 0x1.8p23f;
+  const float r = (-u - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
   // (e^r - 1 - r) / r^2 on |r| <= log(2) / 2, error 1.4e-9
   float tail = 0.00139336669f + 0.000198910096f * r;
   tail = 0.04166646477f + r * (0.008333310909f + r * tail);
   tail = 0.5000000013f + r * (0.1666666668f + r * tail);
-  const float less_one = r + r * r * tail;
-  const float power = __uint_as_float(static_cast<uint32_t>(127 - static_cast<int>(n)) << 23);
-  return {power + power * less_one, less_one, n > 0.0f};
+  return {__uint_as_float((__float_as_uint(shifted) << 23) + (127u << 23)), r + r * r * tail,
+          n < 0.0f};
 }
 
-// Float32 of stride 1, all of them valid.
-bool plain(const Values& weights, const Flags& valid) {
-  return weights.dtype == DType::float32 && weights.stride_position == 1 && valid.data == nullptr;
-}
+// Weight times time, u, in two factors: the time of small weights is beyond float32. Where a
+// position cannot be drawn it is 0, and elsewhere in [least, kFurthest].
+struct Scaled {
+  float coarse, fine, least;
 
-// The weights of one row; -1 where a position cannot be drawn.
-template <bool Plain>
-struct WeightsOfRow {
-  const void* data;
-  DType dtype;
-  int64_t first, stride;
-  FlagRow valid;
-  float coarse, fine;  // 1 / the largest weight
+  __device__ Scaled(double time, double smallest)
+      : coarse(static_cast<float>(::sqrt(time))),
+        fine(time > 0.0 ? static_cast<float>(time / static_cast<double>(coarse)) : 0.0f),
+        least(static_cast<float>(smallest * time)) {}
 
-  __device__ float weight(int64_t position) const {
-    if constexpr (Plain) {
-      const float w = __ldg(static_cast<const float*>(data) + first + position);
-      return drawable(w, 0.0f) ? w : -1.0f;
-    } else {
-      const float w = load(data, dtype, first + position * stride);
-      return valid[position] && drawable(w, 0.0f) ? w : -1.0f;
-    }
+  __device__ __forceinline__ float operator()(float weight) const {
+    return drawn(weight) ? fminf(fmaxf(weight * coarse * fine, least), kFurthest) : 0.0f;
   }
-  // As in the draw. The reciprocal of a small weight is beyond float32, so it is in two factors.
-  __device__ float relative(float w) const {
-    return w < 0.0f ? 0.0f : fmaxf(w * coarse * fine, kSmallestRelativeWeight);
-  }
-  __device__ void divide_by(float largest) {
-    const double root = ::sqrt(static_cast<double>(largest));
-    coarse = static_cast<float>(1.0 / root);
-    fine = static_cast<float>(1.0 / (static_cast<double>(largest) * coarse));
+  __device__ static __forceinline__ bool drawn(float weight) {
+    return weight > 0.0f && weight < INFINITY;
   }
 };
 
+// What a pass finds besides the arrivals.
+struct Survey {
+  int drawable;
+  float largest;  // weight that can be drawn
+};
+
 // A position counts as 1, less exp(-u), where u is large; else it adds 1 - exp(-u).
-template <bool Plain>
-__device__ Arrivals arrivals(const WeightsOfRow<Plain>& row, int positions, float time) {
-  int late = 0;
-  float sums[kArrivalTerms + 1] = {};
-#pragma unroll 4
-  for (int l = threadIdx.x; l < positions; l += kThreads) {  // trips: L / 512 | 0
-    const float u = row.relative(row.weight(l)) * time;
-    const Decay now = decay(u);
-    late += now.late;
-    sums[0] += now.late ? now.left : now.less_one;
-    float product = u < kFurthest ? u * now.left : 0.0f;
-    const float factor = fminf(u, kFurthest);
+template <bool Whole, bool Flagged>
+__device__ Arrivals arrivals(const Quads<Whole, Flagged>& quads, const Scaled& scaled,
+                             Survey& survey) {
+  int late = 0, drawable = 0;
+  float largest = 0.0f, sums[kArrivalTerms + 1] = {};
+  // trips: L / (16 * threads) | 0
+  for_each_quad(quads, [&](int, const float (&weight)[4], uint32_t allowed) {
 #pragma unroll
-    for (int j = 1; j <= kArrivalTerms; ++j) {
-      sums[j] += product;
-      product *= factor;
+    for (int i = 0; i < 4; ++i) {
+      const float w = allowed >> (8 * i) & 1u ? weight[i] : 0.0f;
+      if (Scaled::drawn(w)) {
+        ++drawable;
+        largest = fmaxf(largest, w);
+      }
+      const float u = scaled(w);
+      const Decay now = decay(u);
+      late += now.late;
+      sums[0] += now.late ? now.left() : now.less_one;
+      float product = u * now.left();
+#pragma unroll
+      for (int j = 1; j <= kArrivalTerms; ++j) {
+        sums[j] += product;
+        product *= u;
+      }
     }
-  }
+  });
+  survey.drawable = block_reduce_of<kWarps>(drawable, Sum());
+  survey.largest = block_reduce_of<kWarps>(largest, Max());
   Arrivals found;
   found.late = static_cast<double>(block_reduce_of<kWarps>(late, Sum()));
   found.rest = block_reduce_of<kWarps>(static_cast<double>(sums[0]), Sum());
@@ -102,15 +108,47 @@ __device__ Arrivals arrivals(const WeightsOfRow<Plain>& row, int positions, floa
   return found;
 }
 
-template <bool Plain>
-__device__ double solved_time(const WeightsOfRow<Plain>& row, int positions, TimeSought sought,
-                              double time) {
+// About the time of the k-th arrival, as the draw's sample tells it; 0 where it does not.
+template <bool Whole, bool Flagged>
+__device__ __forceinline__ double sampled_time(const Quads<Whole, Flagged>& quads, int k) {
+  __shared__ double time;
+  if (threadIdx.x < kWarp) {  // share: 1 / warps
+    float sample[4 * kSampleQuads];
+    take_sample(quads, kWarp, sample);
+    const Population row{0.0f, 0.0f, static_cast<float>(quads.positions)};
+    const Interval it = likely_interval<true>(sample, row, 0.0f, k, kRoom);
+    if (threadIdx.x == 0) time = static_cast<double>(it.time) * static_cast<double>(it.scale);
+  }
+  __syncthreads();
+  return time;
+}
+
+// The time at which `count` positions are expected, infinite where there are no more; `smallest`
+// becomes the least that a weight counts as.
+template <bool Whole, bool Flagged>
+__device__ double solved_time(const Quads<Whole, Flagged>& quads, double count, double time,
+                              double& smallest) {
+  constexpr double kEarly = 1e-6, kNegligible = 1e-9;
+  TimeSought sought{count, 0.0, 0.0, kInfiniteTime};
+  smallest = 0.0;
   for (int pass = 0; pass < kMostPasses; ++pass) {  // trips: passes
-    const Arrivals now = arrivals(row, positions, static_cast<float>(time));
-    const double missing = missing_of(now, sought.count);
+    Survey survey;
+    const Arrivals now = arrivals(quads, Scaled(time, smallest), survey);
+    if (pass == 0) {
+      sought.drawable = static_cast<double>(survey.drawable);
+      if (count >= sought.drawable) return kInfiniteTime;
+      if (!(count > 0.0)) return 0.0;
+      smallest = static_cast<double>(kSmallestRelativeWeight) * survey.largest;
+      // so early that a step leads to where weights alike would be
+      if (!(time > 0.0)) time = kEarly / static_cast<double>(survey.largest);
+      // this pass did not know the smallest
+      if (!(smallest * time * sought.drawable <= kNegligible * now.term[0])) continue;
+    }
+    const double missing = missing_of(now, count);
     (missing > 0.0 ? sought.low : sought.high) = time;
     double change;
     if (change_by_series(now, missing, &change)) return time * (1.0 + change);
+    // share: 1 - 1 / passes
     const double next = further_time<Math>(sought, now, missing, time);
     if (next == time) break;
     time = next;
@@ -118,50 +156,42 @@ __device__ double solved_time(const WeightsOfRow<Plain>& row, int positions, Tim
   return time;
 }
 
-template <bool Plain>
+template <bool Whole, bool Flagged>
 __global__ void __launch_bounds__(kThreads)
     inclusion_kernel(Values values, Flags valid, const int32_t* num_samples, float* probability,
                      double* times) {
-  const int64_t number = blockIdx.x;
-  const int positions = static_cast<int>(values.positions);
-  WeightsOfRow<Plain> row{values.data,
-                          values.dtype,
-                          number * values.stride_row,
-                          values.stride_position,
-                          flag_row(valid, number),
-                          0.0f,
-                          0.0f};
-  probability += number * values.positions;
-  float largest = -1.0f;
-  int there = 0;
-  double sum = 0.0;
-#pragma unroll 4
-  for (int l = threadIdx.x; l < positions; l += kThreads) {  // trips: L / 512 | 0
-    const float w = row.weight(l);
-    largest = fmaxf(largest, w);
-    there += w >= 0.0f;
-    sum += static_cast<double>(fmaxf(w, 0.0f));
-  }
-  largest = block_reduce_of<kWarps>(largest, Max());
-  if (!(largest > 0.0f)) largest = 1.0f;
-  row.divide_by(largest);
-  const double all = static_cast<double>(block_reduce_of<kWarps>(there, Sum()));
-  const double mean = block_reduce_of<kWarps>(sum, Sum()) / static_cast<double>(largest) / all;
-  const double count = static_cast<double>(max(num_samples[number], 0));
-
-  const bool whole = count >= all;
-  double time = 0.0;
-  if (count > 0.0 && !whole)  // from where weights alike would have it
-    time = solved_time(row, positions, {count, all, 0.0, kInfiniteTime},
-                       ::log(all / (all - count)) / mean);
-#pragma unroll 4
-  for (int l = threadIdx.x; l < positions; l += kThreads) {  // trips: 0 | L / 512
-    const float w = row.weight(l);
-    const Decay now = decay(row.relative(w) * static_cast<float>(time));
-    const float p = now.late ? 1.0f - now.left : -now.less_one;
-    probability[l] = w < 0.0f ? 0.0f : whole ? 1.0f : p;
-  }
-  if (threadIdx.x == 0) times[number] = whole ? kInfiniteTime : time / static_cast<double>(largest);
+  const int64_t row = blockIdx.x, positions = values.positions;
+  const Weights weights{
+      values.data,          values.dtype, row * values.stride_row, values.stride_position,
+      flag_row(valid, row), 0.0f};
+  const Quads<Whole, Flagged> quads{weights, positions};
+  const int k = max(num_samples[row], 0);
+  // phase: sample
+  const double first = k > 0 && positions > 0 ? sampled_time(quads, k) : 0.0;
+  // phase: pass
+  double smallest;
+  const double time = solved_time(quads, static_cast<double>(k), first, smallest);
+  if (threadIdx.x == 0) times[row] = time;
+  // phase: probabilities
+  const bool whole = !(time < kInfiniteTime);
+  Scaled scaled(whole ? 0.0 : time, smallest);
+  if (whole) scaled.least = kFurthest;
+  probability += row * positions;
+  // trips: 0 | L / (16 * threads)
+  for_each_quad(quads, [&](int quad, const float (&weight)[4], uint32_t allowed) {
+    float p[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      p[i] = decay(allowed >> (8 * i) & 1u ? scaled(weight[i]) : 0.0f).arrived();
+    if constexpr (Whole) {
+      reinterpret_cast<float4*>(probability)[quad] = make_float4(p[0], p[1], p[2], p[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (4 * static_cast<int64_t>(quad) + i < positions)
+          probability[4 * static_cast<int64_t>(quad) + i] = p[i];
+    }
+  });
 }
 
 template <bool Plain>
@@ -180,21 +210,19 @@ __global__ void __launch_bounds__(kThreads)
     for (int l = threadIdx.x; l < positions; l += kThreads) grad_weights[l] = 0.0f;
     return;
   }
-  // in two factors, since the time of small weights is beyond float32
-  const float coarse = static_cast<float>(::sqrt(time)),
-              fine = static_cast<float>(time / static_cast<double>(coarse));
+  const Scaled factors(time, 0.0);
   const auto scaled = [&](int64_t l) {
     if (!(probability[l] > 0.0f)) return 2.0f * kFurthest;
     const float w = Plain ? __ldg(static_cast<const float*>(values.data) + first + l)
                           : load(values.data, values.dtype, first + l * values.stride_position);
-    return w * coarse * fine;
+    return w * factors.coarse * factors.fine;
   };
   float products = 0.0f, totals = 0.0f;
 #pragma unroll 4
   for (int l = threadIdx.x; l < positions; l += kThreads) {  // trips: L / 512 | 0
     const float u = scaled(l);
     if (!(u < kFurthest)) continue;
-    const float g = u * decay(u).left;
+    const float g = u * decay(u).left();
     products += g > 0.0f ? g * grad[l] : 0.0f;
     totals += g;
   }
@@ -204,8 +232,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
   for (int l = threadIdx.x; l < positions; l += kThreads) {  // trips: 0 | L / 512
     const float u = scaled(l);
-    const float half = decay(0.5f * u).left;  // its square may be beyond float32, as the time
-    const float found = (half * coarse * (grad[l] - average)) * (half * fine);
+    const float half =
+        decay(fminf(0.5f * u, kFurthest)).left();  // its square may be beyond float32, as the time
+    const float found = (half * factors.coarse * (grad[l] - average)) * (half * factors.fine);
     grad_weights[l] = 0.5f * u < kFurthest ? found : 0.0f;
   }
 }
@@ -214,17 +243,21 @@ __global__ void __launch_bounds__(kThreads)
 
 void inclusion_probabilities(const Values& weights, const Flags& valid, const int32_t* num_samples,
                              float* probability, double* time, const Launch& where) {
-  launch("inclusion_probabilities",
-         plain(weights, valid) ? inclusion_kernel<true> : inclusion_kernel<false>, weights.rows,
-         kThreads, 0, where, weights, valid, num_samples, probability, time);
+  const bool whole = by_fours(weights) && by_fours(valid) && aligned(probability, 16);
+  const auto kernel = !whole                  ? inclusion_kernel<false, false>
+                      : valid.data == nullptr ? inclusion_kernel<true, false>
+                                              : inclusion_kernel<true, true>;
+  launch("inclusion_probabilities", kernel, weights.rows, kThreads, 0, where, weights, valid,
+         num_samples, probability, time);
 }
 
 void inclusion_probabilities_backward(const float* grad, const Values& weights,
                                       const float* probability, const double* time,
                                       float* grad_weights, const Launch& where) {
+  const bool plain = weights.dtype == DType::float32 && weights.stride_position == 1;
   launch("inclusion_probabilities_backward",
-         plain(weights, {}) ? inclusion_gradient_kernel<true> : inclusion_gradient_kernel<false>,
-         weights.rows, kThreads, 0, where, grad, weights, probability, time, grad_weights);
+         plain ? inclusion_gradient_kernel<true> : inclusion_gradient_kernel<false>, weights.rows,
+         kThreads, 0, where, grad, weights, probability, time, grad_weights);
 }
 
 }  // namespace mam::cuda

@@ -5,6 +5,7 @@
 
 #include "block.cuh"
 #include "intrinsics.cuh"
+#include "race.cuh"
 
 namespace mam::cuda {
 

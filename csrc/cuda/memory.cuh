@@ -46,6 +46,11 @@ __device__ inline FlagRow flag_row(const Flags& flags, int64_t row) {
           flags.stride_position};
 }
 
+// A matrix of float32 in one piece.
+inline Values contiguous(const float* data, int64_t rows, int64_t positions) {
+  return {data, DType::float32, rows, positions, positions, 1, nullptr, nullptr, false};
+}
+
 // The nearest index in [0, count): indices given by a caller are not checked on a GPU, and must not
 // be followed out of bounds.
 __device__ inline int64_t bounded(int64_t index, int64_t count) {

@@ -44,21 +44,13 @@ __global__ void __launch_bounds__(kRaceThreads)
   choose_latents(num_latents, size, draw, out);
 }
 
-bool aligned(const void* data, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
-}
-
 using Kernel = void (*)(Values, Flags, const int32_t*, Draw, Weighting, Sizes, uint8_t*);
 
 template <bool Sharp>
 Kernel kernel_for(const Values& weights, const Flags& valid, const uint8_t* mask) {
-  const bool whole = weights.dtype == DType::float32 && weights.stride_position == 1 &&
-                     weights.positions % 4 == 0 && weights.stride_row % 4 == 0 &&
-                     aligned(weights.data, 16) && aligned(mask, 4);
+  const bool whole = by_fours(weights) && by_fours(valid) && aligned(mask, 4);
   if (whole && valid.data == nullptr) return select_kernel<true, false, Sharp>;
-  const bool flagged =
-      whole && valid.stride_position == 1 && valid.stride_row % 4 == 0 && aligned(valid.data, 4);
-  return flagged ? select_kernel<true, true, Sharp> : select_kernel<false, false, Sharp>;
+  return whole ? select_kernel<true, true, Sharp> : select_kernel<false, false, Sharp>;
 }
 
 }  // namespace

@@ -177,6 +177,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Finish of) {
 struct StepMemory {
   Projected to;
   float2* normalizer;
+  int32_t* counts;
   float *second, *squares;
   size_t bytes;
 
@@ -191,6 +192,7 @@ struct StepMemory {
     second = pieces.take<float>(rows * heads * heads);
     squares = pieces.take<float>(rows);
     normalizer = pieces.take<float2>(rows * latents * heads);
+    counts = pieces.take<int32_t>(rows);
     bytes = pieces.bytes;
   }
 };
@@ -243,6 +245,7 @@ void masking_step(const Step& from, const StepOutput& out, void* workspace, cons
   step.mask = out.mask;
   step.importance = out.importance;
   step.normalizer = memory.normalizer;
+  step.counts = memory.counts;
   const ContextOutput context{memory.to.affine, from.out_bias, width,          out.context,
                               state.average,    memory.second, memory.squares, state.occupied};
   if (!from.visible) step.context = context;

@@ -40,6 +40,7 @@ struct ValueStep {
   uint8_t* mask;
   float* importance;
   float2* normalizer;  // (rows, num_slopes): scratch of general rows
+  int32_t* counts;     // (rows,): scratch of a draw at a temperature other than 1
 
   ContextOutput context;
   Whole whole;  // set by launch_value_step

@@ -32,16 +32,24 @@ __device__ int positions_to_hide(const ValueStep& step, int64_t row, int64_t mas
   return static_cast<int>(floor(step.mask_ratio * static_cast<double>(maskable)));
 }
 
-// The mask of a row whose importance is written.
-__device__ void draw_cell_by_all_keys(const ValueStep& step, int64_t row, const float* importance,
-                                      const FlagRow& maskable, const RandomRow& random,
-                                      uint8_t* mask) {
+// How many positions of a row are hidden.
+__device__ int number_to_hide(const ValueStep& step, int64_t row) {
   const int64_t positions = step.values.positions;
-  const int64_t count =
-      maskable.data == nullptr ? positions : block_reduce(count_flags(maskable, positions), Sum());
-  const Weights weights{importance, DType::float32, 0, 1, maskable, step.weighting.eps};
-  draw_by_all_keys(weights, positions, positions_to_hide(step, row, count), random, step.weighting,
-                   mask);
+  const FlagRow maskable = flag_row(step.maskable, row);
+  int64_t count = positions;
+  if (maskable.data != nullptr) {  // share: 0
+    count = block_reduce(count_flags(maskable, positions), Sum());
+  }
+  return positions_to_hide(step, row, count);
+}
+
+// The mask of a row whose importance is written.
+__device__ void draw_cell_by_all_keys(const ValueStep& step, int64_t row, int to_hide) {
+  const int64_t positions = step.values.positions;
+  const Weights weights{step.importance + row * positions, DType::float32,    0, 1,
+                        flag_row(step.maskable, row),      step.weighting.eps};
+  draw_by_all_keys(weights, positions, to_hide, random_row(step.draw, row), step.weighting,
+                   step.mask + row * positions);
 }
 
 // Sums over the latents of the means of 8 heads and of their products with those of 8 others: the
@@ -201,19 +209,16 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
   if (drawn || step.mask == nullptr) return;
   // phase: all keys
   __syncthreads();
-  // share: 0
-  draw_cell_by_all_keys(step, index, step.importance + index * step.values.positions,
-                        flag_row(step.maskable, index), random_row(step.draw, index),
-                        step.mask + index * step.values.positions);
-}
-
-bool aligned(const void* data, uintptr_t bytes) {
-  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
-}
-
-bool whole_flags(const Flags& flags) {
-  return flags.data == nullptr ||
-         (flags.stride_position == 1 && flags.stride_row % 4 == 0 && aligned(flags.data, 4));
+  // share: sharpened
+  {
+    const int all_to_hide = number_to_hide(step, index);
+    if (step.counts == nullptr) {
+      // share: 0
+      draw_cell_by_all_keys(step, index, all_to_hide);
+    } else if (threadIdx.x == 0) {
+      step.counts[index] = all_to_hide;
+    }
+  }
 }
 
 }  // namespace
@@ -221,20 +226,24 @@ bool whole_flags(const Flags& flags) {
 void launch_value_step(ValueStep step, const Launch& where) {
   const Values& values = step.values;
   const bool by_four = values.positions % 4 == 0;
-  step.whole = {by_four && values.dtype == DType::float32 && values.crow == nullptr &&
-                    values.stride_position == 1 && values.stride_row % 4 == 0 &&
-                    aligned(values.data, 16),
-                by_four && whole_flags(step.valid) && aligned(step.hidden, 4),
-                by_four && whole_flags(step.maskable),
+  step.whole = {values.crow == nullptr && by_fours(values),
+                by_four && by_fours(step.valid) && aligned(step.hidden, 4),
+                by_four && by_fours(step.maskable),
                 by_four && aligned(step.mask, 4) && aligned(step.importance, 16)};
+  // At another temperature than 1 the zeros' weight takes a power and the nonzeros' each its own:
+  // the draw is that of the selection, which has them, in a launch of its own.
+  if (step.mask == nullptr || step.weighting.inverse_temperature == 1.0f) step.counts = nullptr;
   const Sizes sizes = sizes_of(values.positions);
   const size_t bytes = 2 * (sizes.words + sizes.most) * sizeof(uint32_t);
   launch("value_attention", value_kernel, values.rows, kRowThreads,
          bytes < sizeof(GeneralMemory) ? sizeof(GeneralMemory) : bytes, where, step, sizes);
+  if (step.counts != nullptr)
+    select(contiguous(step.importance, values.rows, values.positions), step.maskable, step.counts,
+           step.draw, step.weighting, step.mask, nullptr, where);
 }
 
 size_t value_workspace(const Values& values, int64_t slopes) {
-  return values.rows * slopes * sizeof(float2);
+  return values.rows * (slopes * sizeof(float2) + sizeof(int32_t));
 }
 
 void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
@@ -274,6 +283,7 @@ void value_mask(const Values& values, const Flags& valid, const Flags& maskable,
   step.mask = mask;
   step.importance = importance;
   step.normalizer = static_cast<float2*>(workspace);
+  step.counts = reinterpret_cast<int32_t*>(step.normalizer + values.rows * step.num_slopes);
   launch_value_step(step, where);
 }
 

@@ -32,15 +32,18 @@ MAM_HOST_DEVICE inline bool change_by_series(const Arrivals& now, double missing
   const double (&s)[kArrivalTerms] = now.term;
   double x = missing / s[0];
   if (!(x < kFurthest && x > -kFurthest)) return false;
+  // added = x (a - x (b - x (c - x (d - x e))))
+  const double a = s[0], b = s[1] * (1.0 / 2), c = s[2] * (1.0 / 6), d = s[3] * (1.0 / 24),
+               e = s[4] * (1.0 / 120);
   for (int step = 0; step < 4; ++step) {
-    const double added =
-        x * (s[0] - x / 2 * (s[1] - x / 3 * (s[2] - x / 4 * (s[3] - x / 5 * s[4]))));
-    x += (missing - added) / (s[0] - x * (s[1] - x / 2 * (s[2] - x / 3 * (s[3] - x / 4 * s[4]))));
+    const double added = x * (a - x * (b - x * (c - x * (d - x * e)))),
+                 slope = a - x * (2 * b - x * (3 * c - x * (4 * d - x * (5 * e))));
+    x += (missing - added) / slope;
   }
   *change = x;
   if (!(x < kFurthest && x > -kFurthest)) return false;
   const double ratio = s[3] > 0.0 ? s[4] / s[3] : 0.0;
-  return x * x * x * x * x * x / 720 * s[4] * ratio < kLeftOut * s[0];
+  return x * x * x * x * x * x * (1.0 / 720) * s[4] * ratio < kLeftOut * s[0];
 }
 
 // What is known of the time that is looked for.
