@@ -59,22 +59,22 @@ def _trips(
     """How often each loop is gone round, whenever it is entered."""
     stated: list[tuple[Loop, float, tuple]] = []
     used: dict[tuple, int] = {}
-    for loop in sorted(function.loops, key=lambda x: (-len(x.blocks), x.header)):
-        inside = set().union(
-            *(x.blocks for x in function.loops if x.blocks < loop.blocks and x is not loop)
-        )
-        own = [
-            function.instructions[i]
-            for n in loop.blocks - inside
-            for i in function.blocks[n]
-            if function.instructions[i].frames
-        ]
+    ordered = sorted(function.loops, key=lambda x: (-len(x.blocks), x.header))
+    own_of = [_own(function, loop) for loop in ordered]
+    innermost = [_best_note(own, set(), innermost=True) for own in own_of]
+    for loop, own in zip(ordered, own_of, strict=True):
         taken = {note for other, _, note in stated if other.blocks > loop.blocks}
         often_run = [x for x in own if _share(x, sizes) > 0.0]
+        # what the compiler left of the loops inside, before or after them, does not tell
+        inside = {
+            best[:2]
+            for other, best in zip(ordered, innermost, strict=True)
+            if best is not None and other.blocks < loop.blocks
+        }
         best = (
             _best_note(own, taken)
-            or _best_note(often_run, taken, 0.2)
-            or _best_note([x for x in own if x.name == "BRA"], taken)
+            or _best_note(often_run, taken | inside, 0.2)
+            or _best_note([function.instructions[function.blocks[loop.last][-1]]], taken)
         )
         title = _title(function, loop, own)
         if best is None:
@@ -95,7 +95,20 @@ def _trips(
     return [(loop, often) for loop, often, _ in stated]
 
 
-def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple | None:
+def _own(function: Function, loop: Loop) -> list[Instruction]:
+    """The instructions of a loop that are in no loop inside it."""
+    inside = set().union(*(x.blocks for x in function.loops if x.blocks < loop.blocks))
+    return [
+        function.instructions[i]
+        for n in loop.blocks - inside
+        for i in function.blocks[n]
+        if function.instructions[i].frames
+    ]
+
+
+def _best_note(
+    own: list[Instruction], taken: set, part: float = 0.5, innermost: bool = False
+) -> tuple | None:
     """The outermost source loop that most of a loop's own instructions lie in; or such a part of
     them, and most of those that lie in any.
     """
@@ -117,7 +130,8 @@ def _best_note(own: list[Instruction], taken: set, part: float = 0.5) -> tuple |
             inside[key] = inside.get(key, 0) + 1
     least = max(part * len(own), 0.5 * noted)
     candidates = [key for key, n in inside.items() if n > least]
-    return min(candidates, key=depth.__getitem__, default=None)
+    choose = max if innermost else min
+    return choose(candidates, key=depth.__getitem__, default=None)
 
 
 def _where(stack: tuple, sizes: dict[str, float]) -> dict[str, float]:

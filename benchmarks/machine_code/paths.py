@@ -9,7 +9,7 @@ from .selection import (
     SELECTION_WIDE,
 )
 from .token_path import TOKEN_BOTH, TOKEN_FORWARD
-from .value_path import VALUE_PATH, VALUE_PATH_BACKWARD
+from .value_path import VALUE_PATH, VALUE_PATH_BACKWARD, VALUE_PATH_SHARPENED
 
 PATHS = (
     SELECTION,
@@ -20,6 +20,7 @@ PATHS = (
     INCLUSION,
     INCLUSION_BACKWARD,
     VALUE_PATH,
+    VALUE_PATH_SHARPENED,
     VALUE_PATH_BACKWARD,
     TOKEN_FORWARD,
     TOKEN_BOTH,

@@ -41,9 +41,10 @@ class Instruction:
 
 @dataclass
 class Loop:
-    """A natural loop: the indices of its blocks, by its header."""
+    """A natural loop: the indices of its blocks, from its header to the one that goes back."""
 
     header: int
+    last: int
     blocks: set[int] = field(default_factory=set)
 
 
@@ -142,9 +143,20 @@ def _place(line: str) -> Place:
     return Place(found["file"], int(found["line"]))
 
 
+def _ends_block(instruction: Instruction) -> bool:
+    return instruction.name in ("BRA", "BRX", "EXIT", "RET", "JMP") or _jumps_far(instruction)
+
+
+def _jumps_far(instruction: Instruction) -> bool:
+    """Whether it is a call of a label of the kernel itself, which never returns: sm_80 goes far
+    that way. Subroutines have names.
+    """
+    return instruction.name == "CALL" and "`(.L_x_" in instruction.operands
+
+
 def _with_loops(name: str, instructions: list[Instruction], labels: dict[str, int]) -> Function:
     starts = {0, *labels.values()}
-    ends = [i for i, x in enumerate(instructions) if x.name in ("BRA", "BRX", "EXIT", "RET", "JMP")]
+    ends = [i for i, x in enumerate(instructions) if _ends_block(x)]
     starts |= {i + 1 for i in ends}
     order = sorted(i for i in starts if i < len(instructions))
     blocks = [
@@ -154,14 +166,14 @@ def _with_loops(name: str, instructions: list[Instruction], labels: dict[str, in
     following: list[list[int]] = []
     for n, block in enumerate(blocks):
         last = instructions[block[-1]]
-        goes_on = last.name not in ("BRA", "BRX", "EXIT", "RET", "JMP") or last.guard is not None
+        goes_on = not _ends_block(last) or last.guard is not None
         # a branch may depend on a predicate among its operands: BRA P0, target
         if last.name == "BRA" and re.search(r"U?P\d", last.operands.split("`")[0]):
             goes_on = True
         # BRA.DIV leads to what lanes do that come to a shuffle or a vote apart: none here do.
         apart = last.opcode == "BRA.DIV"
         to = [n + 1] if (goes_on or apart) and n + 1 < len(blocks) else []
-        if last.name in ("BRA", "BRX") and not apart:
+        if (last.name in ("BRA", "BRX") or _jumps_far(last)) and not apart:
             to += [block_of[labels[x]] for x in re.findall(r"`\((\.L_x_\d+)\)", last.operands)]
         following.append(to)
     reached = _reachable(following)
@@ -206,7 +218,7 @@ def _loops(following: list[list[int]], reached: set[int]) -> list[Loop]:
                 continue
             # Edges to one header are a loop each: nested loops that share it, or one that goes on
             # early, of which count.py tells by their notes.
-            loop = Loop(header, {header})
+            loop = Loop(header, n, {header})
             todo = [n]
             while todo:
                 block = todo.pop()

@@ -1,6 +1,8 @@
 """The value path: what it launches in a step without and with gradient, at the target sizes."""
 
-from .selection import TRITON_DRAW
+from dataclasses import replace
+
+from .selection import SELECTION_SHARPENED, TRITON_DRAW
 from .table import Kernel, Path
 
 CELLS = {
@@ -19,10 +21,11 @@ CELLS = {
     "most_flagged": 3.6,
     "steep": 0,
     "raced": 128,  # latents
+    "sharpened": 0,  # 1 at a temperature other than 1
 }
 
 
-def _step_arguments() -> tuple:
+def _step_arguments(inverse_temperature: float = 1.0) -> tuple:
     """Of the step of scalar values at the target size, on tensors without content."""
     import torch
 
@@ -37,14 +40,15 @@ def _step_arguments() -> tuple:
     cells = Cells(torch.empty(512, 20000), None, None, None, 20000)
     choice = Choice(None, None, 0.3, None, 38)
     draw = Draw(torch.tensor(5), torch.tensor(5), None)
-    return cells, parameters, CELLS["H"], choice, Weighting(1e-8, 1.0), draw, False
+    weighting = Weighting(1e-8, inverse_temperature)
+    return cells, parameters, CELLS["H"], choice, weighting, draw, False
 
 
-def call_values() -> None:
+def call_values(inverse_temperature: float = 1.0) -> None:
     """The whole step at the target size, by Triton."""
     from mam_kernels.ops.value_attention import triton
 
-    triton.step(*_step_arguments())
+    triton.step(*_step_arguments(inverse_temperature))
 
 
 VALUE_PATH = Path(
@@ -93,6 +97,27 @@ VALUE_PATH = Path(
         | {"first_list": 22.1, "second_list": 10.8 // 4, "third_list": 10.8 % 4},
     },
 )
+
+_project, _value, _finish = VALUE_PATH.cuda
+_sharpened = SELECTION_SHARPENED.cuda[0]
+VALUE_PATH_SHARPENED = replace(
+    VALUE_PATH,
+    name="value_path_sharpened",  # at a temperature of 1/2: the draw has launches of its own
+    sizes=CELLS | {"sharpened": 1},
+    cuda=(
+        _project,
+        _value,
+        Kernel(
+            "count", "csrc/cuda/value_attention.cu", "count_kernel", blocks="B", threads="128",
+            bytes="4 * B",
+        ),
+        replace(_sharpened, sizes=SELECTION_SHARPENED.sizes),
+        _finish,
+    ),
+    triton=lambda: call_values(2.0),
+    triton_bytes={**VALUE_PATH.triton_bytes, **SELECTION_SHARPENED.triton_bytes},
+    triton_sizes={**VALUE_PATH.triton_sizes, **SELECTION_SHARPENED.triton_sizes},
+)  # fmt: skip
 
 
 def call_values_backward() -> None:

@@ -32,24 +32,21 @@ __device__ int positions_to_hide(const ValueStep& step, int64_t row, int64_t mas
   return static_cast<int>(floor(step.mask_ratio * static_cast<double>(maskable)));
 }
 
-// How many positions of a row are hidden.
-__device__ int number_to_hide(const ValueStep& step, int64_t row) {
-  const int64_t positions = step.values.positions;
-  const FlagRow maskable = flag_row(step.maskable, row);
-  int64_t count = positions;
-  if (maskable.data != nullptr) {  // share: 0
-    count = block_reduce(count_flags(maskable, positions), Sum());
-  }
-  return positions_to_hide(step, row, count);
+__device__ int64_t count_maskable(const FlagRow& maskable, int64_t positions) {
+  if (maskable.data == nullptr) return positions;
+  // share: 0
+  return block_reduce(count_flags(maskable, positions), Sum());
 }
 
 // The mask of a row whose importance is written.
-__device__ void draw_cell_by_all_keys(const ValueStep& step, int64_t row, int to_hide) {
+__device__ void draw_cell_by_all_keys(const ValueStep& step, int64_t row, const float* importance,
+                                      const FlagRow& maskable, const RandomRow& random,
+                                      uint8_t* mask) {
   const int64_t positions = step.values.positions;
-  const Weights weights{step.importance + row * positions, DType::float32,    0, 1,
-                        flag_row(step.maskable, row),      step.weighting.eps};
-  draw_by_all_keys(weights, positions, to_hide, random_row(step.draw, row), step.weighting,
-                   step.mask + row * positions);
+  const int64_t count = count_maskable(maskable, positions);
+  const Weights weights{importance, DType::float32, 0, 1, maskable, step.weighting.eps};
+  draw_by_all_keys(weights, positions, positions_to_hide(step, row, count), random, step.weighting,
+                   mask);
 }
 
 // Sums over the latents of the means of 8 heads and of their products with those of 8 others: the
@@ -206,19 +203,20 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
   if (step.context.affine != nullptr) {
     write_context(step, index, panel.valid > 0);
   }
-  if (drawn || step.mask == nullptr) return;
+  if (drawn || step.mask == nullptr || step.counts != nullptr) return;
   // phase: all keys
   __syncthreads();
-  // share: sharpened
-  {
-    const int all_to_hide = number_to_hide(step, index);
-    if (step.counts == nullptr) {
-      // share: 0
-      draw_cell_by_all_keys(step, index, all_to_hide);
-    } else if (threadIdx.x == 0) {
-      step.counts[index] = all_to_hide;
-    }
-  }
+  // share: 0
+  draw_cell_by_all_keys(step, index, step.importance + index * step.values.positions,
+                        flag_row(step.maskable, index), random_row(step.draw, index),
+                        step.mask + index * step.values.positions);
+}
+
+// How many positions of each row are hidden, for a draw in a launch of its own; one block a row.
+__global__ void __launch_bounds__(kRowThreads) count_kernel(ValueStep step) {
+  const int64_t row = blockIdx.x;
+  const int64_t count = count_maskable(flag_row(step.maskable, row), step.values.positions);
+  if (threadIdx.x == 0) step.counts[row] = positions_to_hide(step, row, count);
 }
 
 }  // namespace
@@ -237,9 +235,11 @@ void launch_value_step(ValueStep step, const Launch& where) {
   const size_t bytes = 2 * (sizes.words + sizes.most) * sizeof(uint32_t);
   launch("value_attention", value_kernel, values.rows, kRowThreads,
          bytes < sizeof(GeneralMemory) ? sizeof(GeneralMemory) : bytes, where, step, sizes);
-  if (step.counts != nullptr)
+  if (step.counts != nullptr) {
+    launch("count_hidden", count_kernel, values.rows, kRowThreads, 0, where, step);
     select(contiguous(step.importance, values.rows, values.positions), step.maskable, step.counts,
            step.draw, step.weighting, step.mask, nullptr, where);
+  }
 }
 
 size_t value_workspace(const Values& values, int64_t slopes) {

@@ -87,7 +87,7 @@ MIXED = """
         /*0000*/                   S2R R0, SR_TID.X ;
 .L_x_0:
 {lines}
-	//## File "{file}", line 8
+	//## File "{file}", line {last}
         /*0f00*/              @!P0 BRA `(.L_x_0) ;
         /*0f10*/                   EXIT ;
 """
@@ -103,8 +103,10 @@ TWO_LOOPS = """__global__ void mixed_kernel() {
 """
 
 
-def mixed_loop(folder: Path, lines: list[int]) -> count.Counted:
-    """The count of a loop with an instruction of each of these lines of TWO_LOOPS."""
+def mixed_loop(folder: Path, lines: list[int], last: int = 8) -> count.Counted:
+    """The count of a loop with an instruction of each of these lines of TWO_LOOPS, and a branch
+    back of the `last`.
+    """
     file = folder / "mixed.cu"
     file.write_text(TWO_LOOPS)
     annotations.notes.cache_clear()
@@ -112,7 +114,8 @@ def mixed_loop(folder: Path, lines: list[int]) -> count.Counted:
         f'\t//## File "{{file}}", line {line}\n        /*{16 * n:04x}*/    FADD R1, R1, R2 ;'
         for n, line in enumerate(lines, 1)
     ]
-    listing = MIXED.replace("{lines}", "\n".join(listed)).replace("{file}", str(file))
+    listing = MIXED.replace("{lines}", "\n".join(listed)).replace("{last}", str(last))
+    listing = listing.replace("{file}", str(file))
     (parsed,) = sass.parse(listing)
     return count.count(parsed, {"rows": 5, "columns": 7})
 
@@ -128,6 +131,71 @@ def test_a_fifth_of_the_lines_states_a_loop_whose_others_lie_in_none(tmp_path):
     assert not counted.unstated
     assert counted.total.issue == 2 + 5 * 10
     assert len(mixed_loop(tmp_path, [3] * 2 + [8] * 8).unstated) == 1
+
+
+def test_no_note_states_a_loop_of_which_others_hold_as_much(tmp_path):
+    assert len(mixed_loop(tmp_path, [3] * 4 + [6] * 4 + [8] * 2).unstated) == 1
+    assert mixed_loop(tmp_path, [3] * 5 + [6] * 4 + [8] * 2).total.issue == 2 + 5 * 12
+
+
+def test_the_branch_back_states_a_loop_that_its_lines_do_not(tmp_path):
+    assert mixed_loop(tmp_path, [3] + [8] * 8, last=5).total.issue == 2 + 7 * 10
+
+
+LEFTOVERS = """
+	.section	.text.nested,"ax",@progbits
+	//## File "{file}", line 1
+        /*0000*/                   S2R R0, SR_TID.X ;
+.L_x_0:
+	//## File "{file}", line 6
+        /*0010*/                   FADD R1, R1, R2 ;
+        /*0020*/                   FADD R1, R1, R2 ;
+        /*0030*/                   FADD R1, R1, R2 ;
+        /*0040*/                   FADD R1, R1, R2 ;
+	//## File "{file}", line 3
+        /*0050*/                   FADD R1, R1, R2 ;
+        /*0060*/                   FADD R1, R1, R2 ;
+        /*0070*/                   FADD R1, R1, R2 ;
+.L_x_1:
+	//## File "{file}", line 6
+        /*0080*/                   FADD R1, R1, R2 ;
+        /*0090*/              @!P0 BRA `(.L_x_1) ;
+	//## File "{file}", line 8
+        /*00a0*/              @!P1 BRA `(.L_x_0) ;
+        /*00b0*/                   EXIT ;
+"""
+
+
+def test_what_is_left_of_a_loop_inside_does_not_state_the_one_around_it(tmp_path):
+    file = tmp_path / "nested.cu"
+    file.write_text(TWO_LOOPS)
+    (parsed,) = sass.parse(LEFTOVERS.replace("{file}", str(file)))
+    counted = count.count(parsed, {"rows": 5, "columns": 7})
+    assert not counted.unstated
+    assert counted.total.issue == 2 + 5 * 8 + 5 * 7 * 2
+
+
+FAR = """
+	.section	.text.far,"ax",@progbits
+	//## File "{file}", line 8
+        /*0000*/              @!P1 CALL.REL.NOINC `(.L_x_1) ;
+        /*0010*/                   BRA `(.L_x_0) ;
+.L_x_1:
+        /*0020*/                   FADD R1, R1, R2 ;
+        /*0030*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_rn_f64_full) ;
+.L_x_0:
+        /*0040*/                   EXIT ;
+$__internal_0_$__cuda_sm20_div_rn_f64_full:
+        /*0050*/                   DADD R2, R2, R2 ;
+        /*0060*/                   RET.REL.NODEC R4 `(far) ;
+"""
+
+
+def test_a_call_of_a_label_of_the_kernel_is_a_branch(tmp_path):
+    file = tmp_path / "mixed.cu"
+    file.write_text(TWO_LOOPS)
+    (parsed,) = sass.parse(FAR.replace("{file}", str(file)))
+    assert count.count(parsed, {}).total.issue == 5
 
 
 DIVERGED = """

@@ -162,7 +162,8 @@ def jets(series_ptr, giants, y):
 def polynomial(series_ptr, giants, y):
     """A polynomial at y, by Horner's rule."""
     p = y * 0.0 + tl.load(series_ptr + BABIES * giants)
-    for g in range(giants):  # trips: giants
+    # trips: giants // 4 | giants % 4 | giants | giants // 4 | giants % 4
+    for g in range(giants):
         at = series_ptr + BABIES * (giants - 1 - g)
         for b in tl.static_range(BABIES):
             p = p * y + tl.load(at + BABIES - 1 - b)
