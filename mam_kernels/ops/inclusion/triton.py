@@ -12,6 +12,11 @@ from ..selection.triton.one_pass import sample_of_row
 
 BLOCK = 512
 WARPS = 4
+REGISTERS = 128
+"""A thread of the probabilities may have so many, for four programs a multiprocessor; left alone
+the assembler spills two for a fifth.
+"""
+
 MOST_PASSES = tl.constexpr(100)
 EARLY = tl.constexpr(1e-6)
 """Of the heaviest: so early that a step leads to where weights alike would be."""
@@ -75,14 +80,14 @@ def far_step(time, count, arrived, missing, drawable, rate, low, high):
 
 @triton.jit
 def time_factors(time):
-    """Two float32 factors of a time that may be beyond float32, 0 of one that is infinite, and
-    whether the row has a gradient.
+    """Two float32 factors of a time that may be beyond float32; the first is 0 of one that is 0 or
+    infinite, whose row has no gradient.
     """
     some = (time > 0.0) & (time < float("inf"))
     time = tl.where(some, time, 1.0)
     first = tl.sqrt(time).to(tl.float32)
     second = (time / first.to(tl.float64)).to(tl.float32)
-    return tl.where(some, first, 0.0), second, some
+    return tl.where(some, first, 0.0), second
 
 
 @triton.jit
@@ -128,7 +133,7 @@ def probabilities_kernel(
     going = (count >= 0).to(tl.int32)
     passes = 0
     while (going > 0) & (passes < MOST_PASSES):  # trips: passes
-        first, second, some = time_factors(time)
+        first, second = time_factors(time)
         least = (smallest * time).to(tl.float32)
         largest = tl.zeros([BLOCK_L], dtype=tl.float32)
         drawable = tl.zeros([BLOCK_L], dtype=tl.int32)
@@ -199,7 +204,7 @@ def probabilities_kernel(
     # phase: probabilities
     tl.store(time_ptr + row, time)
     whole = time == float("inf")
-    first, second, some = time_factors(time)
+    first, second = time_factors(time)
     least = tl.where(whole, 2.0 * FURTHEST, (smallest * tl.where(whole, 0.0, time))).to(tl.float32)
     for start in range(0, num_positions, BLOCK_L):  # trips: L / BLOCK_L
         position = start + tl.arange(0, BLOCK_L)
@@ -231,7 +236,7 @@ def inclusion_gradient_kernel(
     grad_ptr += row * num_positions
     probability_ptr += row * num_positions
     grad_weights_ptr += row * num_positions
-    first, second, some = time_factors(tl.load(time_ptr + row))
+    first, second = time_factors(tl.load(time_ptr + row))
     products = tl.zeros([BLOCK_L], dtype=tl.float32)
     totals = tl.zeros([BLOCK_L], dtype=tl.float32)
     for start in range(0, num_positions, BLOCK_L):  # trips: L / BLOCK_L
@@ -262,7 +267,7 @@ def inclusion_gradient_kernel(
         half = power + power * less_one  # its square may be beyond float32, as the time
         found = (half * first * (grad - average)) * (half * second)
         found = tl.where(0.5 * u < FURTHEST, found, 0.0)
-        found = tl.where(some, found, 0.0)
+        found = tl.where(first > 0.0, found, 0.0)
         tl.store(
             grad_weights_ptr + position,
             found.to(grad_weights_ptr.dtype.element_ty),
@@ -292,6 +297,7 @@ def probabilities(
             HAS_VALID=valid is not None,
             BLOCK_L=BLOCK,
             num_warps=WARPS,
+            **launch.register_limit(None if launch.INTERPRETED else REGISTERS),
         )
     return probability, time
 
