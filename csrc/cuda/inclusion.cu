@@ -14,6 +14,7 @@ namespace mam::cuda {
 namespace {
 
 constexpr int kThreads = kRaceThreads, kWarps = kThreads / kWarp;
+constexpr int kBlocks = 4;  // rows at a time: left alone, the assembler spills two registers for 7
 constexpr float kFurthest = 87.0f;  // beyond it exp(-u) counts as 0
 constexpr int kMostPasses = 100;
 
@@ -157,7 +158,7 @@ __device__ double solved_time(const Quads<Whole, Flagged>& quads, double count, 
 }
 
 template <bool Whole, bool Flagged>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     inclusion_kernel(Values values, Flags valid, const int32_t* num_samples, float* probability,
                      double* times) {
   const int64_t row = blockIdx.x, positions = values.positions;
