@@ -30,7 +30,8 @@ def setting(name: str, flag: str, *, metavar: str | None = None, help: str | Non
     shown = "none" if default is None else default
     if isinstance(default, list):
         shown = ",".join(map(str, default))
-    text = f"{help or info.description} ({name}; default: {shown})"
+    description = help or " ".join((info.description or "").split())
+    text = f"{description} ({name}; default: {shown})"
     return typer.Option(
         flag, metavar=metavar, help=text, show_default=False, rich_help_panel=SETTINGS
     )
