@@ -19,30 +19,18 @@ MovedData = Annotated[
 
 
 @ends_tidily("the last checkpoint is kept; the same command goes on from there")
+@options.settable(
+    *("data", "label", "donor", "counts", "strategy", "injection", "start_from", "size", "steps"),
+    *("batch_size", "lr", "seed", "device"),
+)
 def pretrain(
-    out: Annotated[
-        Path,
-        options.out("RUN", "folder of the run, new or to be continued"),
-    ],
-    data: options.DataFile = None,
-    label: options.Label = None,
-    donor: options.Donor = None,
-    counts: options.Counts = None,
+    *,
+    out: Annotated[Path, options.out("RUN", "folder of the run, new or to be continued")],
     arm: Annotated[
         str | None,
         options.own("--arm", "NAME", "a set of masking settings; see `scmam config --arms`"),
     ] = None,
-    strategy: options.Strategy = None,
-    injection: options.Injection = None,
-    start_from: options.StartFrom = None,
-    size: options.Size = None,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    config: options.ConfigFile = None,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Pretrain one model on the cells of a file, with one way of masking.
@@ -61,9 +49,9 @@ def pretrain(
       scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
       scmam pretrain --out runs/example             the 700 example cells
     """
-    settings = options.configuration(config, assignments, options.given(locals()))
+    settings = options.configuration(*given)
     if arm is not None:
-        settings = _as_arm(settings, arm, strategy)
+        settings = _as_arm(settings, arm, "masking.strategy" in given.flags)
     from ..training import pretrain as train
 
     run = train(settings, out, progress=not quiet)
@@ -74,11 +62,11 @@ def pretrain(
     print(f"Next: scmam evaluate {run.folder}; scmam genes {run.folder}; scmam report {run.folder}")
 
 
-def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
+def _as_arm(settings: Config, arm: str, has_strategy: bool) -> Config:
     from ..errors import ConfigError
     from ..study import arm_config
 
-    if strategy is not None:
+    if has_strategy:
         raise ConfigError("--arm and --strategy both say how to mask; give one of them")
     settings = arm_config(settings, arm, settings.training.seed)
     target = settings.masking.matched_to
@@ -91,14 +79,12 @@ def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
 
 
 @ends_tidily("methods that were finished are kept; the same command does the rest")
+@options.settable("label", "donor", "methods", "folds", file=False)
 def evaluate(
+    *,
     run: RunFolder,
     data: MovedData = None,
-    label: options.Label = None,
-    donor: options.Donor = None,
-    methods: options.Methods = None,
-    folds: options.Folds = None,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Predict cell types from a pretrained encoder, by cross-validation.
@@ -116,14 +102,13 @@ def evaluate(
       scmam evaluate runs/mam --methods linear-probe --folds 10
       scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
     """
-    flags = options.given(locals())
     from ..data import open_cells
     from ..evaluation import evaluate as score
     from ..runs import open_run
     from .tables import evaluations_text
 
     opened = open_run(run)
-    settings = _changed(opened.config, assignments, flags)
+    settings = _changed(opened.config, given, data)
     cells = open_cells(settings.data, need_label=True)
     evaluations = score(opened, cells, settings.evaluation, progress=not quiet)
     print(evaluations_text(evaluations.values()))
@@ -131,7 +116,9 @@ def evaluate(
 
 
 @ends_tidily("nothing was written; the same command starts again")
+@options.settable(file=False)
 def genes(
+    *,
     run: RunFolder,
     data: MovedData = None,
     draws: Annotated[int, typer.Option(min=1, help="masks of every cell")] = 20,
@@ -143,7 +130,7 @@ def genes(
         int, typer.Option(min=1, help="genes, hidden most, that are tested against the gene sets")
     ] = 100,
     seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Say which genes the masks of a run hide, for all cells and by cell type.
@@ -166,8 +153,7 @@ def genes(
     from .tables import genes_text
 
     opened = open_run(run)
-    settings = _changed(opened.config, assignments, {"data.path": data})
-    cells = open_cells(settings.data)
+    cells = open_cells(_changed(opened.config, given, data).data)
     found = interpret(opened, cells, draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
     print(genes_text(found))
     print(f"Written: {found.folder}")
@@ -177,8 +163,7 @@ def genes(
 def export(
     run: RunFolder,
     out: Annotated[
-        Path,
-        typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced"),
+        Path, typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced")
     ],
 ) -> None:
     """Write the model of a finished run to one file, to be kept, passed on and used without the
@@ -205,13 +190,13 @@ def export(
     print(f'Next: scmam.load_model("{path}") in Python')
 
 
-def _changed(config: Config, assignments: list[str] | None, flags: dict[str, object]) -> Config:
+def _changed(config: Config, given: options.Given, data: Path | None) -> Config:
     """The configuration of a run with what this call changes."""
     from ..config import validated
 
     settings = config.model_dump(mode="json")
-    given = options.configuration(None, assignments, flags)
-    for section in given.model_fields_set:
-        changes = getattr(given, section)
+    changed = options.configuration(None, given.assignments, given.flags | {"data.path": data})
+    for section in changed.model_fields_set:
+        changes = getattr(changed, section)
         settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))
     return validated(settings)
