@@ -5,8 +5,6 @@ All draw among the non-zeros of a cell; zeros are drawn uniformly, at another sh
 is a buffer, so that it is saved with the weights of a run.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +15,7 @@ from mam_kernels.randomness import substream
 from mam_kernels.shares import Draw, Share, ids_of
 from mam_kernels.strategies import CellValues, Masking, MaskingStrategy, Uniform
 
-if TYPE_CHECKING:
-    from .data import Cells
+from .data import Cells
 
 SPREAD = 3.0
 """Natural logarithm of the ratio between the largest and the smallest weight of ranked genes."""
@@ -143,7 +140,7 @@ def ranked(scores: Tensor) -> Tensor:
     return torch.exp(SPREAD * rank)
 
 
-def knowledge_of(strategy: str, cells: "Cells", transform: str) -> Tensor:
+def knowledge_of(strategy: str, cells: Cells, transform: str) -> Tensor:
     """Knowledge of the genes (G,) for a strategy. "labels": weights by how well each gene separates
     the cell types; "modules": the module of each gene; "harder": the variance of each gene.
     """
@@ -175,7 +172,7 @@ def coexpressed(values: np.ndarray) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def dense_values(cells: "Cells", transform: str) -> np.ndarray:
+def dense_values(cells: Cells, transform: str) -> np.ndarray:
     """(cells, G) float32: the values that the model reads."""
     from .sequences import expression
 

@@ -8,22 +8,19 @@ kept, passed on and used without the run::
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 
 from mam_kernels.weights import WeightsError
 from mam_kernels.weights.files import fill, read, require_tensors, write
 
 from .config import PATHS, Config, validated
+from .data import Cells
 from .errors import RunError, one_line
 from .objective import Pretraining, build_pretraining
 from .runs import SECTIONS, Run, by_batch, open_run, read_schedule
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from .data import Cells
 
 KIND = "scmam.Pretraining"
 SUFFIX = ".safetensors"
@@ -42,7 +39,7 @@ class ExportedModel:
     record: dict[str, Any]  #: of the run: steps, cells, unit, date, versions
     pretraining: Pretraining  #: encoder-decoder, masking and injection, in evaluation mode
 
-    def embed(self, cells: "Cells", *, max_tokens: int | None = None) -> "np.ndarray":
+    def embed(self, cells: Cells, *, max_tokens: int | None = None) -> np.ndarray:
         """The pooled output of the encoder, nothing hidden: what ``scmam evaluate`` classifies.
 
         Args:

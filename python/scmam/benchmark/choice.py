@@ -1,11 +1,9 @@
 """Choosing an arm on development cells, and testing the choice on other cells."""
 
-from typing import TYPE_CHECKING
+import pandas
 
+from ..evaluation.intervals import interval
 from .arms import ARMS, UNIFORM, UNTRAINED
-
-if TYPE_CHECKING:
-    import pandas
 
 SCREENING = 3
 """Seeds, the first of a data set, by which arms are chosen. The others test the choice ..."""
@@ -18,7 +16,7 @@ EVERY = "all sets"
 
 NO_CHOICE = (UNTRAINED, "labels-50")  # a control, and the arm that saw the labels of all cells
 PARTS = ("development", "rest")
-Gains = tuple["pandas.DataFrame", ...]
+Gains = tuple[pandas.DataFrame, ...]
 """Of each of `PARTS`: differences to uniform in points; rows are seeds, columns arms."""
 
 COLUMNS = (
@@ -27,7 +25,7 @@ COLUMNS = (
 )
 
 
-def choices_of(runs: "pandas.DataFrame") -> "pandas.DataFrame":
+def choices_of(runs: pandas.DataFrame) -> pandas.DataFrame:
     """The arm with the highest score on development cells, and its score on the other cells.
 
     A row for each data set and metric, and for all sets of as many genes together, where an arm
@@ -41,7 +39,6 @@ def choices_of(runs: "pandas.DataFrame") -> "pandas.DataFrame":
     Args:
         runs: as `scmam.benchmark.folder.read_runs` gives them.
     """
-    import pandas
 
     rows = []
     for (genes, metric), group in runs[runs.part != "masks"].groupby(["genes", "metric"]):
@@ -59,7 +56,7 @@ def choices_of(runs: "pandas.DataFrame") -> "pandas.DataFrame":
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _gains(runs: "pandas.DataFrame") -> Gains:
+def _gains(runs: pandas.DataFrame) -> Gains:
     """Of the parts that are there, of one data set and metric."""
     found = []
     for part in PARTS:
@@ -70,18 +67,16 @@ def _gains(runs: "pandas.DataFrame") -> Gains:
     return tuple(found)
 
 
-def _mean_over_sets(gains: "list[pandas.DataFrame]") -> "pandas.DataFrame":
+def _mean_over_sets(gains: list[pandas.DataFrame]) -> pandas.DataFrame:
     """The mean over sets, of the seeds and arms that all of them have."""
     arms = [arm for arm in gains[0] if all(arm in table for table in gains)]
     return (sum(table[arms] for table in gains) / len(gains)).dropna(how="all")
 
 
 def _choice(
-    development: "pandas.DataFrame", rest: "pandas.DataFrame"
+    development: pandas.DataFrame, rest: pandas.DataFrame
 ) -> tuple[int, str, float, float, float, float, int, bool] | None:
     """`COLUMNS` from "candidates" on; None where no arm has all seeds."""
-    from ..evaluation import interval
-
     screened = development.sort_index().head(SCREENING).dropna(axis=1)
     if len(screened) < SCREENING or len(screened.columns) < 2:
         return None

@@ -4,7 +4,11 @@ learning curves.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..drawing import CLASSES, INK, Drawing, Options
 from ..storage import write_file
@@ -12,11 +16,6 @@ from .arms import ARMS, CORRUPTIONS, SHARES, UNIFORM, UNTRAINED, ZEROS
 from .choice import choices_of
 from .folder import read_curves, read_runs
 from .summary import summarize
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PAGE = "benchmark.html"
 TITLES = {
@@ -80,13 +79,13 @@ def draw_page(folder: str | Path) -> Path:
     return folder / PAGE
 
 
-def by_genes(summary: "pandas.DataFrame") -> "list[pandas.DataFrame]":
+def by_genes(summary: pandas.DataFrame) -> list[pandas.DataFrame]:
     """The rows with the fewest genes, and those with more, which are drawn apart."""
     fewest = summary.genes == summary.genes.min()
     return [part for part in (summary[fewest], summary[~fewest]) if not part.empty]
 
 
-def _choice_table(choices: "pandas.DataFrame") -> str:
+def _choice_table(choices: pandas.DataFrame) -> str:
     """The choices as an HTML table."""
     table = choices[[metric in TITLES for metric in choices.metric]]
     shown = {
@@ -105,7 +104,7 @@ def _choice_table(choices: "pandas.DataFrame") -> str:
     return table.assign(**shown)[list(shown)].to_html(index=False, border=0) + "\n"
 
 
-def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
+def shares_drawing(summary: pandas.DataFrame, metric: str) -> Drawing | None:
     """Difference to uniform over all positions against the share of the non-zeros that is hidden,
     with intervals: a panel for each data set, a colour for each share of the zeros, broken lines
     where the decoder's input is corrupted 80/10/10; hollow: one seed, no interval. None where there
@@ -118,7 +117,7 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
     if not panels:
         return None
 
-    def paint(axes: "Axes", group: "pandas.DataFrame") -> None:
+    def paint(axes: Axes, group: pandas.DataFrame) -> None:
         axes.axhline(0, color=INK, linewidth=1)
         for place, line in enumerate(LINES):
             _share_line(axes, group.set_index("arm"), line, (place - (len(LINES) - 1) / 2) * DODGE)
@@ -132,7 +131,7 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
     )  # fmt: skip
 
 
-def _share_line(axes: "Axes", group: "pandas.DataFrame", line: str, shift: float) -> None:
+def _share_line(axes: Axes, group: pandas.DataFrame, line: str, shift: float) -> None:
     """Differences of the arms of a line, with intervals."""
     points = [(s, group.loc[arm]) for s in SHARES if (arm := f"{s}-{line}") in group.index]
     if not points:
@@ -150,7 +149,7 @@ def _share_line(axes: "Axes", group: "pandas.DataFrame", line: str, shift: float
             axes.plot(place, row.difference, "o", color=colour, mfc="white", markersize=3.5)
 
 
-def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
+def curves_drawing(curves: pandas.DataFrame, metric: str) -> Drawing | None:
     """Score against the steps of pretraining: a panel for each data set, a colour for each of
     `CURVES`; thick lines are means over the seeds that all of them have, thin lines the seeds. None
     where there is nothing to draw.
@@ -164,7 +163,7 @@ def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
     if not panels:
         return None
 
-    def paint(axes: "Axes", group: "pandas.DataFrame") -> None:
+    def paint(axes: Axes, group: pandas.DataFrame) -> None:
         table = group.pivot(index=["arm", "seed"], columns="step", values="value")
         arms = [arm for arm in CURVES if arm in group.arm.values]
         seeds = [set(table.loc[arm].index) for arm in arms]
@@ -191,8 +190,8 @@ def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
 def _lines_drawing(
     alt: str,
     title: str,
-    panels: "dict[Key, pandas.DataFrame]",
-    paint: "Callable[[Axes, pandas.DataFrame], None]",
+    panels: dict[Key, pandas.DataFrame],
+    paint: Callable[[Axes, pandas.DataFrame], None],
     xlabel: str,
     ylabel: str,
     sharey: bool = True,
@@ -200,7 +199,7 @@ def _lines_drawing(
     """Panels of lines in rows, under one legend."""
     rows, columns = -(-len(panels) // ABREAST), min(ABREAST, len(panels))
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: Figure) -> None:
         every = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
         handles: dict[str, Any] = {}
         for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
@@ -220,7 +219,7 @@ def _lines_drawing(
 
 
 def arms_drawing(
-    summary: "pandas.DataFrame",
+    summary: pandas.DataFrame,
     metric: str,
     against: str = "same share",
     arms: Sequence[str] = tuple(ARMS),
@@ -237,7 +236,7 @@ def arms_drawing(
         return None
     beside = "uniform over all" if against == UNIFORM else "uniform at the same shares"
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         for axes, group in _side_by_side(figure, panels):
             axes.axvline(0, color=INK, linewidth=1)
             for row in group.itertuples():
@@ -256,8 +255,8 @@ def arms_drawing(
 
 
 def _side_by_side(
-    figure: "Figure", panels: "dict[Key, pandas.DataFrame]"
-) -> "Iterator[tuple[Axes, pandas.DataFrame]]":
+    figure: Figure, panels: dict[Key, pandas.DataFrame]
+) -> Iterator[tuple[Axes, pandas.DataFrame]]:
     """Axes beside each other, titled, and the rows that go into each."""
     every = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, ((data, genes), group) in zip(every, panels.items(), strict=True):
@@ -265,7 +264,7 @@ def _side_by_side(
         yield axes, group
 
 
-def _against(summary: "pandas.DataFrame", metric: str, against: str) -> "pandas.DataFrame":
+def _against(summary: pandas.DataFrame, metric: str, against: str) -> pandas.DataFrame:
     """Rows of one metric, on the cells that are scored, against one reference."""
     scored = summary[(summary.part == "rest") & (summary.metric == metric)]
     return scored[(scored.against == against) & (scored.seeds > 0)]

@@ -3,14 +3,14 @@ were chosen on development cells do on the others.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas
+
+from ..evaluation.intervals import paired_difference
 from ..storage import write_file
 from .arms import ARMS, UNIFORM
+from .choice import choices_of
 from .folder import read_curves, read_runs
-
-if TYPE_CHECKING:
-    import pandas
 
 NONE = (float("nan"),) * 3
 RUNS, SUMMARY, CHOICES, CURVES = "runs.csv", "summary.csv", "choices.csv", "curves.csv"
@@ -20,7 +20,7 @@ COLUMNS = (
 )
 
 
-def summarize(folder: Path) -> "pandas.DataFrame":
+def summarize(folder: Path) -> pandas.DataFrame:
     """Write the tables of a benchmark, and return the summary.
 
     A row for each data set, arm, part, metric and reference (`against`): "uniform" is uniform over
@@ -32,11 +32,9 @@ def summarize(folder: Path) -> "pandas.DataFrame":
 
 
 def write_tables(
-    folder: Path, runs: "pandas.DataFrame", curves: "pandas.DataFrame"
-) -> "pandas.DataFrame":
+    folder: Path, runs: pandas.DataFrame, curves: pandas.DataFrame
+) -> pandas.DataFrame:
     """The tables of `summarize`, of runs as `read_runs` and `read_curves` give them."""
-    from .choice import choices_of
-
     table = summary_of(runs)
     write_file(folder / RUNS, runs.to_csv(index=False, float_format="%.5g"))
     write_file(folder / SUMMARY, table.to_csv(index=False, float_format="%.2f"))
@@ -46,9 +44,8 @@ def write_tables(
     return table
 
 
-def summary_of(runs: "pandas.DataFrame") -> "pandas.DataFrame":
+def summary_of(runs: pandas.DataFrame) -> pandas.DataFrame:
     """The summary of a table as `read_runs` gives it."""
-    import pandas
 
     rows = []
     scored = runs[runs.part != "masks"]
@@ -72,9 +69,7 @@ def _references(arm: str) -> list[tuple[str, str]]:
     return found + ([] if same_share is None else [("same share", same_share)])
 
 
-def _difference(table: "pandas.DataFrame", arm: str, other: str) -> tuple[float, float, float, int]:
-    from ..evaluation import paired_difference
-
+def _difference(table: pandas.DataFrame, arm: str, other: str) -> tuple[float, float, float, int]:
     pairs = table[[arm, other]].dropna()
     if pairs.empty:
         return *NONE, 0

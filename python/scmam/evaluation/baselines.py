@@ -1,18 +1,14 @@
 """Baselines: plain classifiers of the log-normalised counts, without any pretraining."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from ..config import Evaluation as Settings
+from ..data import Cells
 from ..errors import ConfigError
 from ..sequences import COUNTS_PER
 from .cross_validation import Predict, Say, cross_validate, describe, scored, silent
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 COMPONENTS = 64
 PENALTIES = {"logistic-regression": 1.0, "pca": 0.1}
@@ -22,7 +18,7 @@ components have the larger variances.
 ITERATIONS = 5000
 
 
-def baseline(name: str, cells: "Cells", settings: Settings, *, say: Say = silent) -> Evaluation:
+def baseline(name: str, cells: Cells, settings: Settings, *, say: Say = silent) -> Evaluation:
     """Classify cells by their expression, log1p of counts per 10k.
 
     Args:
@@ -50,7 +46,7 @@ def baseline(name: str, cells: "Cells", settings: Settings, *, say: Say = silent
     )
 
 
-def log_normalised(cells: "Cells") -> csr_matrix:
+def log_normalised(cells: Cells) -> csr_matrix:
     """``log(1 + 10000 count / depth)``; (cells, genes) float32, sparse."""
     counts = cells.counts.whole()
     factors = COUNTS_PER / np.maximum(cells.depth, 1.0)

@@ -6,17 +6,14 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..config import Evaluation as Settings
-from ..data import development_split, folds, stratified
+from ..data import Cells, development_split, folds, stratified
 from ..errors import CellsError
 from .scores import Evaluation, FoldScores, score
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 Predict = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 """(fold, train, test) -> codes of the test cells; train and test are int64 positions among the
@@ -29,7 +26,7 @@ def silent(_: str) -> None:
     """Report nothing."""
 
 
-def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
+def scored_positions(cells: Cells, settings: Settings) -> np.ndarray:
     """(n,) int64 positions of the cells that are scored: those with a label, or the part of them
     that ``settings.part`` names.
 
@@ -40,13 +37,13 @@ def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
     return development if settings.part == "development" else rest
 
 
-def scored(cells: "Cells", settings: Settings) -> "Cells":
+def scored(cells: Cells, settings: Settings) -> Cells:
     """The cells of `scored_positions`, and the classes that occur among them."""
     kept = cells.subset(scored_positions(cells, settings))
     return kept if kept.labels is None else replace(kept, classes=())  # which are found anew
 
 
-def splits(cells: "Cells", settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits(cells: Cells, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
     """(train, test) positions among the cells: of each fold, or of the one test set of protocol
     "published".
 
@@ -72,7 +69,7 @@ def splits(cells: "Cells", settings: Settings) -> list[tuple[np.ndarray, np.ndar
     return [(train, test)]
 
 
-def without_test(cells: "Cells", settings: Settings) -> np.ndarray:
+def without_test(cells: Cells, settings: Settings) -> np.ndarray:
     """(n,) int64 positions of all cells but the test cells of protocol "published"; those without a
     label stay.
     """
@@ -84,7 +81,7 @@ def without_test(cells: "Cells", settings: Settings) -> np.ndarray:
 
 def cross_validate(
     method: str,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     predict: Predict,
     recorded: dict[str, Any],
@@ -140,7 +137,7 @@ def _bootstraps(cells: int, settings: Settings) -> list[np.ndarray | slice]:
     return [random.integers(cells, size=cells) for _ in range(settings.folds)]
 
 
-def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
+def describe(method: str, cells: Cells, settings: Settings, **more: Any) -> dict[str, Any]:
     """Everything that decides the scores of a method, for `Evaluation.settings`: the cells, the
     folds, and the method's own settings.
 
@@ -176,7 +173,7 @@ def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> di
     }
 
 
-def _require_classes(cells: "Cells", fold: int, train: np.ndarray) -> None:
+def _require_classes(cells: Cells, fold: int, train: np.ndarray) -> None:
     present = np.unique(cells.codes[train])
     if len(present) < 2:
         raise CellsError(

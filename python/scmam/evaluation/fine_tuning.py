@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
 
 from ..config import Evaluation as Settings
+from ..data import Cells
 from ..errors import ConfigError, RunError
 from ..model import CellModel
 from ..objective import Pretraining
@@ -24,9 +25,6 @@ from .cross_validation import Say, cross_validate, describe, scored, silent
 from .embedding import embed, sequence_reader
 from .reading import SequenceReader
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 METHOD = "fine-tuning"
 DROPOUT = 0.1
@@ -104,7 +102,7 @@ class Classifier(nn.Module):
 
 def fine_tune(
     pretraining: Pretraining,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     seed: int = 0,
     *,
@@ -145,7 +143,7 @@ def fine_tune(
 def fine_tune_from(
     features: np.ndarray,
     pretraining: Pretraining,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     seed: int,
     *,
@@ -174,7 +172,7 @@ def fine_tune_from(
     )
 
 
-def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
+def fine_tuning_record(cells: Cells, settings: Settings, seed: int) -> dict[str, Any]:
     """`Evaluation.settings` of fine-tuning."""
     if settings.protocol == "published":
         from .published import record

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,16 +16,13 @@ from ..data import Cells
 from ..data.rows import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
-from ..runs import GENES, WEIGHTS
+from ..runs import GENES, WEIGHTS, Run
 from ..settings import SPLIT
 from ..storage import require_writable, write_file, writing
 from . import fine_tuning, probing, published
 from .cross_validation import Say, scored, scored_positions, silent, splits
 from .embedding import embed
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..runs import Run
 
 FOLDER = "evaluation"
 EMBEDDING = "embedding.npz"
@@ -61,7 +58,7 @@ METHODS = {
 
 
 def evaluate(
-    run: "Run",
+    run: Run,
     cells: Cells,
     settings: Settings,
     *,
@@ -241,7 +238,7 @@ def _require_methods(methods: tuple[str, ...]) -> None:
             )
 
 
-def _require_unseen(run: "Run", settings: Settings, say: Say) -> None:
+def _require_unseen(run: Run, settings: Settings, say: Say) -> None:
     """Or a `ConfigError`: a run that was pretrained without test cells is tested on those."""
     if settings.protocol != "published":
         return

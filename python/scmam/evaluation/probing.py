@@ -1,19 +1,16 @@
 """Linear probe: a linear classifier of the frozen features."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from ..config import Evaluation as Settings
+from ..data import Cells
 from ..objective import Pretraining
 from .cross_validation import Say, cross_validate, describe, scored, silent
 from .embedding import embed
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
-
-    from ..data import Cells
 
 METHOD = "linear-probe"
 PENALTY = 0.1
@@ -29,7 +26,7 @@ ITERATIONS = 2000
 
 def linear_probe(
     pretraining: Pretraining,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     seed: int = 0,
     *,
@@ -63,7 +60,7 @@ def linear_probe(
 
 
 def probe_features(
-    features: np.ndarray, cells: "Cells", settings: Settings, seed: int, *, say: Say = silent
+    features: np.ndarray, cells: Cells, settings: Settings, seed: int, *, say: Say = silent
 ) -> Evaluation:
     """`linear_probe` of features (cells, F) that were computed before; every cell has a label."""
     from sklearn.decomposition import PCA
@@ -81,14 +78,13 @@ def probe_features(
     )
 
 
-def fitted_probe(features: np.ndarray, codes: np.ndarray) -> "LogisticRegression":
+def fitted_probe(features: np.ndarray, codes: np.ndarray) -> LogisticRegression:
     """The classifier of a probe, fitted to whitened features (n, F) and classes (n,)."""
-    from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=PENALTY, max_iter=ITERATIONS).fit(features, codes)
 
 
-def probe_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
+def probe_record(cells: Cells, settings: Settings, seed: int) -> dict[str, Any]:
     """`Evaluation.settings` of a probe."""
     return describe(
         METHOD,

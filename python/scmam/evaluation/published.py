@@ -7,7 +7,7 @@ adapters are frozen here; the published code trains those that reach the encoder
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mam_kernels.randomness import substream
 
 from ..config import Evaluation as Settings
-from ..data import stratified
+from ..data import Cells, stratified
 from ..errors import CellsError, RunError
 from ..model import CellModel
 from ..model.cell_model import Encoded
@@ -28,9 +28,6 @@ from .fine_tuning import METHOD as FINE_TUNING
 from .fine_tuning import seeded, trained_block
 from .reading import SequenceReader
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 PROBE = "mlp-probe"
 WEIGHT_DECAY = 5e-4
@@ -82,7 +79,7 @@ def largest(encoded: Encoded) -> Tensor:
 def classify(
     method: str,
     pretraining: Pretraining,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     seed: int,
     *,
@@ -120,7 +117,7 @@ def classify(
     )
 
 
-def record(method: str, cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
+def record(method: str, cells: Cells, settings: Settings, seed: int) -> dict[str, Any]:
     """`Evaluation.settings` of `classify`."""
     trained = f"embeddings, encoder block {settings.block}, head"
     return describe(
@@ -146,7 +143,7 @@ def _fit(
     classifier: Classifier,
     reader: SequenceReader,
     train: np.ndarray,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     order: torch.Generator,
 ) -> None:

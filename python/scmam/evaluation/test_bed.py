@@ -2,16 +2,11 @@
 for every run of a data set, so that differences are paired.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..config import Evaluation as Settings
-from ..data import development_split, stratified
+from ..data import Cells, development_split, stratified
 from .probing import LEAST_VARIANCE, fitted_probe
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 SPLITS = 10
 NEIGHBOURS = 15
@@ -21,7 +16,7 @@ METRICS = ("probe", "k-nn", "ari", "silhouette")
 
 
 def bed_scores(
-    features: np.ndarray, cells: "Cells", settings: Settings
+    features: np.ndarray, cells: Cells, settings: Settings
 ) -> dict[str, dict[str, float]]:
     """Scores of the features of cells, for each of `PARTS`.
 

@@ -1,21 +1,17 @@
 """How often a trained strategy hides each gene, as weights that hide it as often again."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from ..data import Cells
 from ..gene_strategies import permuted
+from ..runs import Run
 from .tally import Draws, batch_cells, count_masks
-
-if TYPE_CHECKING:
-    from ..data import Cells
-    from ..runs import Run
 
 DRAWS = 4  # masks of each cell
 
 
-def race_weights(run: "Run", cells: "Cells", *, permute: int | None = None) -> Tensor:
+def race_weights(run: Run, cells: Cells, *, permute: int | None = None) -> Tensor:
     """(G,) float32 weights ``-log(1 - p)``, with ``p`` the share of the cells with a non-zero value
     of the gene in which a finished run hides it: in a race of exponentials at these rates,
     positions are hidden about as often.

@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 
 from ..config import validated
 from ..errors import ConfigError, ReportError, one_line
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from ..evaluation import Evaluation
-    from ..study.published import Backbone
+from ..evaluation import Evaluation
+from ..study.published import Backbone
 
 LEARNED = ("mam", "mam-embedding")
 METHODS = ("fine-tuning", "mlp-probe", "linear-probe")
@@ -78,11 +75,11 @@ class Reader:
         """The settings of a YAML file; empty where there is none."""
         return self.read(path, lambda path: _mapping(yaml.safe_load(path.read_text("utf-8")))) or {}
 
-    def table(self, path: Path, *columns: str) -> "pd.DataFrame | None":
+    def table(self, path: Path, *columns: str) -> pd.DataFrame | None:
         """A CSV file with at least these columns; None where it has no row."""
         return self.read(path, lambda path: _table(path, columns))
 
-    def evaluations(self, paths: dict[str, Path]) -> "dict[str, Evaluation]":
+    def evaluations(self, paths: dict[str, Path]) -> dict[str, Evaluation]:
         """The evaluations that are there, by name."""
         found = {name: self.read(path, _evaluation) for name, path in paths.items()}
         return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
@@ -94,8 +91,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame | None":
-    import pandas as pd
+def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
 
     table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan", "NaN"])
     if missing := [column for column in columns if column not in table.columns]:
@@ -103,8 +99,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame | None":
     return None if table.empty else table
 
 
-def _arrays(path: Path, names: tuple[str, ...], alike: int, axes: int) -> "dict[str, np.ndarray]":
-    import numpy as np
+def _arrays(path: Path, names: tuple[str, ...], alike: int, axes: int) -> dict[str, np.ndarray]:
 
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -119,8 +114,7 @@ def _arrays(path: Path, names: tuple[str, ...], alike: int, axes: int) -> "dict[
     return arrays
 
 
-def _evaluation(path: Path) -> "Evaluation":
-    from ..evaluation import Evaluation
+def _evaluation(path: Path) -> Evaluation:
 
     found = Evaluation.from_json(path.read_text(encoding="utf-8"))
     if not found.folds or not found.classes:
@@ -146,7 +140,7 @@ class RunFiles:
         return self.reader.yaml(self.folder / "config.yaml")
 
     @cached_property
-    def evaluations(self) -> "dict[str, Evaluation]":
+    def evaluations(self) -> dict[str, Evaluation]:
         """By method."""
         folder = self.folder / "evaluation"
         return self.reader.evaluations({method: folder / f"{method}.json" for method in METHODS})
@@ -157,15 +151,15 @@ class RunFiles:
         return self.reader.json(self.folder / "genes" / "latents.json")
 
     @cached_property
-    def metrics(self) -> "pd.DataFrame | None":
+    def metrics(self) -> pd.DataFrame | None:
         return self.table("metrics")
 
-    def table(self, name: str) -> "pd.DataFrame | None":
+    def table(self, name: str) -> pd.DataFrame | None:
         """One of `TABLES`."""
         file, columns = TABLES[name]
         return self.reader.table(self.folder / file, *columns)
 
-    def arrays(self, name: str) -> "dict[str, np.ndarray] | None":
+    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """One of `ARRAYS`."""
         file, names, alike, axes = ARRAYS[name]
         return self.reader.read(self.folder / file, lambda path: _arrays(path, names, alike, axes))
@@ -197,9 +191,9 @@ class StudyFiles:
     arms: tuple[str, ...]
     runs: tuple[RunFiles, ...]
     reader: Reader = field(repr=False)
-    results: "pd.DataFrame | None" = None
-    summary: "pd.DataFrame | None" = None
-    baselines: "dict[str, Evaluation]" = field(default_factory=dict)
+    results: pd.DataFrame | None = None
+    summary: pd.DataFrame | None = None
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
     reference: str | None = None
 
     @property
@@ -270,7 +264,7 @@ class StudyFiles:
         return next(arms, None)
 
     @cached_property
-    def backbones(self) -> "list[Backbone]":
+    def backbones(self) -> list[Backbone]:
         """By method, how the model that training continued from does beside an untrained one."""
         from ..study.published import backbones
 
@@ -286,7 +280,7 @@ class StudyFiles:
         settings = self.config.get("study")
         return tuple((settings.get("seeds") if isinstance(settings, dict) else None) or self.seeds)
 
-    def evaluations(self, arm: str, method: str) -> "list[Evaluation]":
+    def evaluations(self, arm: str, method: str) -> list[Evaluation]:
         """One a seed that was evaluated."""
         return [run.evaluations[method] for run in self.of(arm) if method in run.evaluations]
 

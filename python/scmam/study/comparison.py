@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import Config, digest, fingerprint, with_absolute_paths
+from ..data import Cells
 from ..doctor import versions
 from ..errors import RunError
 from ..storage import alone, new_file, writing
@@ -17,9 +18,6 @@ from .progress import shown
 from .queue import Outcome, run_tasks, worker_command
 from .statistics import summarize
 from .tasks import Task, planned
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 BUSY = (
     "another process (started by {owner}) computes this study; wait for it, or end it and start"
@@ -31,7 +29,7 @@ def compare(
     config: Config,
     folder: str | Path,
     *,
-    cells: "Cells | None" = None,
+    cells: Cells | None = None,
     interpret: bool = True,
     progress: bool = True,
 ) -> Study:
@@ -135,7 +133,7 @@ def _recorded(study: Study) -> Iterator[None]:
 
 
 @contextmanager
-def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
+def _handed_over(cells: Cells | None, folder: Path) -> Iterator[Path | None]:
     """A file from which the workers read the cells that the caller gave, while they run."""
     path = folder / ".cells.pickle"
     try:
@@ -164,7 +162,7 @@ def _earlier(folder: Path) -> Study | None:
     return None
 
 
-def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
+def _cells_summary(config: Config, cells: Cells | None) -> dict[str, Any]:
     """Description of the cells, for the record.
 
     Raises:
@@ -190,7 +188,7 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
     }
 
 
-def _digest(cells: "Cells") -> str:
+def _digest(cells: Cells) -> str:
     """A hash of the chosen cells, genes, depths and labels."""
     arrays = (cells.cell_ids, cells.depth, cells.codes)
     return digest(b"\0".join(["\n".join(cells.genes).encode(), *(x.tobytes() for x in arrays)]))

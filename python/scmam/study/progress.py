@@ -6,13 +6,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+
+from rich import progress as rich
+from rich.progress import TaskID
 
 from .queue import Outcome, Silent
 from .tasks import Task
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
 REDRAW = 0.5
@@ -64,7 +63,6 @@ class Bars(Lines):
     """A line for each end, above a bar for all tasks and one for each running task."""
 
     def __init__(self, total: int) -> None:
-        from rich import progress as rich
 
         super().__init__(total)
         name, bar = rich.TextColumn("{task.description}", markup=False), rich.BarColumn(20)

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import pandas
 
 from .folder import Study
-
-if TYPE_CHECKING:
-    import pandas
 
 NAMES = {"accuracy": "accuracy", "micro_f1": "micro-F1"}
 DASH = "-"  # what one seed cannot tell is not 0
@@ -39,7 +37,7 @@ def summary_text(study: Study) -> str:
     return "\n\n".join(blocks)
 
 
-def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str:
+def _headline(study: Study, arms: list[str], summary: pandas.DataFrame) -> str:
     cells = study.record["cells"]
     counts = sorted(set(summary[summary.arm.isin(arms)].seeds))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -57,7 +55,7 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
 
 
 def _block(
-    rows: "pandas.DataFrame",
+    rows: pandas.DataFrame,
     method: str,
     arms: list[str],
     reference: str,
@@ -78,7 +76,7 @@ def _block(
     return "\n".join(lines)
 
 
-def _baselines(summary: "pandas.DataFrame", names: Sequence[str], width: int, beside: str) -> str:
+def _baselines(summary: pandas.DataFrame, names: Sequence[str], width: int, beside: str) -> str:
     lines = [f"{'on the data itself':{width}}{NAMES[beside]:>13}{'macro-F1':>13}"]
     for name in names:
         means = summary[summary.arm == name].set_index("metric")["mean"]

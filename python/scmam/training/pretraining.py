@@ -7,12 +7,13 @@ import platform
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import Config, with_absolute_paths, with_settings
+from ..data import Cells
 from ..doctor import versions
 from ..errors import ConfigError, RunError
 from ..gene_strategies import knowledge_of
@@ -34,15 +35,12 @@ from ..storage import alone, remove_unfinished, writing
 from .processes import check_processes, global_rank, num_processes
 from .start import start_from
 
-if TYPE_CHECKING:
-    from ..data import Cells
-
 
 def pretrain(
     config: Config,
     folder: str | Path,
     *,
-    cells: "Cells | None" = None,
+    cells: Cells | None = None,
     schedule: Tensor | None = None,
     knowledge: Tensor | None = None,
     snapshot_every: int | None = None,
@@ -106,7 +104,7 @@ def _go_on(
     config: Config,
     folder: Path,
     run: Run | None,
-    cells: "Cells | None",
+    cells: Cells | None,
     schedule: Tensor | None,
     knowledge: Tensor | None,
     snapshot_every: int | None,
@@ -153,7 +151,7 @@ def _go_on(
 def _train(
     config: Config,
     folder: Path,
-    cells: "Cells",
+    cells: Cells,
     pretraining: Pretraining,
     snapshot_every: int | None,
     progress: bool,
@@ -272,7 +270,7 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     return schedule
 
 
-def _knowledge(config: Config, cells: "Cells") -> Tensor | None:
+def _knowledge(config: Config, cells: Cells) -> Tensor | None:
     """Knowledge of the genes that the strategy needs, (G,); None: it needs none."""
     masking = config.masking
     if masking.strategy in ("modules", "harder", "labels"):
@@ -301,7 +299,7 @@ def _with_absolute_paths(config: Config) -> Config:
     return config
 
 
-def _record(config: Config, cells: "Cells", pretraining: Pretraining) -> dict[str, Any]:
+def _record(config: Config, cells: Cells, pretraining: Pretraining) -> dict[str, Any]:
     """run.json at the start."""
     processor = f"CPU ({platform.processor() or platform.machine()})"
     latents = [p for name, p in pretraining.named_parameters() if not name.startswith("model.")]
