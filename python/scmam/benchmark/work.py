@@ -14,7 +14,7 @@ from mam_kernels.weights.files import fill
 from ..config import Config, Evaluation, with_settings
 from ..data import Cells, open_cells
 from ..evaluation.embedding import embed
-from ..evaluation.fine_tuning import fine_tune
+from ..evaluation.methods import fine_tune
 from ..evaluation.test_bed import bed_scores
 from ..objective import Pretraining
 from ..runs import Run

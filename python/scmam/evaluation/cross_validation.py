@@ -2,7 +2,6 @@
 scores can be paired.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Evaluation as Settings
+from ..config import digest
 from ..data import Cells, development_split, folds, stratified
 from ..errors import CellsError
 from .scores import Evaluation, FoldScores, score
@@ -106,25 +106,17 @@ def cross_validate(
     scores: list[FoldScores] = []
     for number, (train, test) in enumerate(splits(cells, settings)):
         if settings.train_cells is not None:
-            train = train[
-                stratified(cells.codes[train], settings.train_cells, settings.fold_seed + number)
-            ]
+            seed = settings.fold_seed + number
+            train = train[stratified(cells.codes[train], settings.train_cells, seed)]
         _require_classes(cells, number, train)
         begin = time.perf_counter()
         predicted = predict(number, train, test)
         seconds = time.perf_counter() - begin
         truth = cells.codes[test]
+        effort = {"train_cells": len(train), "seconds": seconds}
         for drawn in _bootstraps(len(test), settings):
-            scores.append(
-                score(
-                    len(scores),
-                    truth[drawn],
-                    predicted[drawn],
-                    len(cells.classes),
-                    train_cells=len(train),
-                    seconds=seconds,
-                )
-            )
+            classes, pair = len(cells.classes), (truth[drawn], predicted[drawn])
+            scores.append(score(len(scores), *pair, classes, **effort))
             say(_line(method, scores[-1], settings))
     return Evaluation(method, cells.classes, tuple(scores), recorded)
 
@@ -144,31 +136,21 @@ def describe(method: str, cells: Cells, settings: Settings, **more: Any) -> dict
     Args:
         cells: from `scored`.
     """
-    content = hashlib.sha256()
-    for part in (cells.cell_ids, cells.codes, cells.depth):
-        content.update(np.ascontiguousarray(part).tobytes())
-    for names in (
-        cells.genes,
-        cells.classes,
-        () if cells.donors is None else cells.donors.tolist(),
-    ):
-        content.update("\n".join(names).encode() + b"\0")
-    test = {} if settings.protocol == "folds" else {"test": settings.test}
+    donors = () if cells.donors is None else cells.donors.tolist()
+    arrays = (cells.cell_ids, cells.codes, cells.depth)
+    content = [np.ascontiguousarray(array).tobytes() for array in arrays]
+    content += ["\n".join(names).encode() + b"\0" for names in (cells.genes, cells.classes, donors)]
+    test = () if settings.protocol == "folds" else ("test",)
+    names = ("protocol", *test, "folds", "fold_seed", "development", "part", "train_cells")
     return {
         "method": method,
-        "protocol": settings.protocol,
-        **test,
-        "folds": settings.folds,
-        "fold_seed": settings.fold_seed,
-        "development": settings.development,
-        "part": settings.part,
-        "train_cells": settings.train_cells,
+        **{name: getattr(settings, name) for name in names},
         "source": cells.source,
         "label": cells.label,
         "donor": cells.donor,
         "cells": len(cells),
         "genes": cells.num_genes,
-        "content": content.hexdigest()[:16],
+        "content": digest(b"".join(content)),
         **more,
     }
 

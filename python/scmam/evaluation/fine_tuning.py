@@ -21,10 +21,9 @@ from ..data import Cells
 from ..errors import ConfigError, RunError
 from ..model import CellModel
 from ..objective import Pretraining
-from .cross_validation import Say, cross_validate, describe, scored, silent
-from .embedding import embed, sequence_reader
+from .cross_validation import Predict
+from .embedding import sequence_reader
 from .reading import SequenceReader
-from .scores import Evaluation
 
 METHOD = "fine-tuning"
 DROPOUT = 0.1
@@ -100,62 +99,19 @@ class Classifier(nn.Module):
         return self.head((features - self.mean) @ self.axes)
 
 
-def fine_tune(
-    pretraining: Pretraining,
-    cells: Cells,
-    settings: Settings,
-    seed: int = 0,
-    *,
-    say: Say = silent,
-) -> Evaluation:
-    """Fine-tune on the training cells of each fold, each time from the pretrained weights, and
-    score on its test cells.
+def predictor(
+    features: np.ndarray, pretraining: Pretraining, cells: Cells, settings: Settings, seed: int
+) -> Predict:
+    """Fine-tune on the training cells of each fold, each time from the pretrained weights;
+    ``features`` (cells, F) are those before.
 
     AdamW minimises the plain cross-entropy for a fixed number of epochs; the learning rate rises
     from 0 in the first tenth of the steps and falls to 0 along a cosine. Before that, the head
-    alone learns in the same way. The masking module has no part in it. The same (seed, fold) gives
-    the same scores: to the bit with as many threads of a CPU, to rounding on a GPU, which sums the
+    alone learns in the same way. The masking module has no part in it. Seed and fold decide the
+    head's first weights, the order of the cells and the dropout: the same (seed, fold) gives the
+    same scores, to the bit with as many threads of a CPU, to rounding on a GPU, which sums the
     gradients of embeddings in no fixed order.
-
-    Args:
-        pretraining: stays as it is; the work is done on its device.
-        cells: with the genes of the model, and labels; cells without one are left out.
-        settings: the `evaluation` section of a configuration.
-        seed: of the pretraining; with the number of the fold it decides the head's first weights,
-            the order of the cells and the dropout.
-        say: is told of each fold.
-
-    Raises:
-        CellsError: the labels do not allow the folds.
-        RunError: it diverges.
     """
-    cells = scored(cells, settings)
-    return fine_tune_from(
-        embed(pretraining, cells, max_tokens=settings.max_tokens, say=say),
-        pretraining,
-        cells,
-        settings,
-        seed,
-        say=say,
-    )
-
-
-def fine_tune_from(
-    features: np.ndarray,
-    pretraining: Pretraining,
-    cells: Cells,
-    settings: Settings,
-    seed: int,
-    *,
-    say: Say = silent,
-) -> Evaluation:
-    """`fine_tune` of cells that all have a label, with their features (cells, F) before
-    fine-tuning.
-    """
-    if settings.protocol == "published":
-        from .published import classify
-
-        return classify(METHOD, pretraining, cells, settings, seed, say=say)
     reader = sequence_reader(pretraining, cells, settings.max_tokens)
 
     def predict(fold: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -167,37 +123,23 @@ def fine_tune_from(
             fit(classifier, reader, train, cells.codes, settings, order)
             return predictions(classifier, reader, test)
 
-    return cross_validate(
-        METHOD, cells, settings, predict, fine_tuning_record(cells, settings, seed), say
-    )
+    return predict
 
 
-def fine_tuning_record(cells: Cells, settings: Settings, seed: int) -> dict[str, Any]:
-    """`Evaluation.settings` of fine-tuning."""
-    if settings.protocol == "published":
-        from .published import record
-
-        return record(METHOD, cells, settings, seed)
-    return describe(
-        METHOD,
-        cells,
-        settings,
-        seed=seed,
-        max_tokens=settings.max_tokens,
-        hidden=settings.hidden,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        dropout=DROPOUT,
-        head_epochs=HEAD_EPOCHS,
-        warmup=WARMUP,
-        weight_decay=WEIGHT_DECAY,
-        clip=CLIP,
-        loss="cross-entropy",
-        optimizer="AdamW",
-        trained=f"embeddings, encoder block {settings.block}, final norm, head on"
+def details(settings: Settings) -> dict[str, Any]:
+    """Entries of `Evaluation.settings` of fine-tuning."""
+    return {
+        **{name: getattr(settings, name) for name in ("hidden", "epochs", "batch_size", "lr")},
+        "dropout": DROPOUT,
+        "head_epochs": HEAD_EPOCHS,
+        "warmup": WARMUP,
+        "weight_decay": WEIGHT_DECAY,
+        "clip": CLIP,
+        "loss": "cross-entropy",
+        "optimizer": "AdamW",
+        "trained": f"embeddings, encoder block {settings.block}, final norm, head on"
         f" {settings.head_input} features",
-    )
+    }
 
 
 def fit_head(

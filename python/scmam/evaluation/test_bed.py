@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import Evaluation as Settings
 from ..data import Cells, development_split, stratified
-from .probing import LEAST_VARIANCE, fitted_probe
+from .probing import fitted_probe, whitened
 
 SPLITS = 10
 NEIGHBOURS = 15
@@ -47,7 +47,7 @@ def _scores(features: np.ndarray, codes: np.ndarray, settings: Settings) -> dict
     probe, neighbours = [], []
     for split in range(SPLITS):
         train, test = _split(codes, settings, split)
-        inside, outside = _whitened(features[train], features[test])
+        inside, outside = whitened(features[train], features[test])
         probe.append(_macro_f1(codes[test], fitted_probe(inside, codes[train]).predict(outside)))
         neighbours.append(_macro_f1(codes[test], _vote(inside, codes[train], outside)))
     ari, silhouette = _clusters(features, codes)
@@ -61,14 +61,6 @@ def _split(codes: np.ndarray, settings: Settings, split: int) -> tuple[np.ndarra
     left = np.ones(len(codes), dtype=bool)
     left[train] = False
     return train, np.flatnonzero(left)
-
-
-def _whitened(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.decomposition import PCA
-
-    axes = PCA(whiten=True, svd_solver="full").fit(train)
-    kept = axes.explained_variance_ > LEAST_VARIANCE * axes.explained_variance_[0]
-    return axes.transform(train)[:, kept], axes.transform(test)[:, kept]
 
 
 def _vote(train: np.ndarray, codes: np.ndarray, test: np.ndarray) -> np.ndarray:
