@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import mam_kernels as mam
+from mam_kernels.gene_strategies import GeneModules, GeneWeights, HarderFirst
 from mam_kernels.shares import Share
 from mam_kernels.strategies import (
     ContextOnly,
@@ -17,8 +18,6 @@ from mam_kernels.strategies import (
     Uniform,
     ValueAttention,
 )
-
-from .gene_strategies import GeneModules, GeneWeights, HarderFirst
 
 BY_GENE = {
     "modules": GeneModules,
@@ -44,8 +43,8 @@ def build_strategy(
         embed_dim: width of the embeddings, for "mam-embedding".
         num_genes: G.
         schedule: (steps, 2), for "matched".
-        knowledge: (G,) what a strategy of `scmam.gene_strategies` knows of the genes; None: it is
-            filled in with the weights of a run.
+        knowledge: (G,) what a strategy of `mam_kernels.gene_strategies` knows of the genes; None:
+            it is filled in with the weights of a run.
     """
     ratio, zero_ratio = _shares(settings)
     if settings.strategy == "none":

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 import mam_kernels as mam
 from mam_kernels.corruption import corrupt
+from mam_kernels.gene_strategies import HarderFirst
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
 from mam_kernels.reward import strategy_reward_loss
 from mam_kernels.sequences import Sequences, gather
 from mam_kernels.strategies import CellValues, Draw, Masking, MaskingStrategy, masking_entropy
 
-from .gene_strategies import HarderFirst
 from .masking import build_strategy
 from .model import CellModel, build_model
 from .sequences import CellBatch, expression

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..data import Cells
-from ..gene_strategies import permuted
+from ..gene_knowledge import permuted
 from ..runs import Run
 from .tally import Draws, batch_cells, count_masks
 

@@ -16,7 +16,6 @@ from ..config import Config, with_absolute_paths, with_settings
 from ..data import Cells
 from ..doctor import versions
 from ..errors import ConfigError, RunError
-from ..gene_strategies import knowledge_of
 from ..objective import Pretraining, build_pretraining
 from ..runs import (
     CHECKPOINTS,
@@ -68,7 +67,7 @@ def pretrain(
         cells: the result of ``open_cells(config.data)``; None: it is called.
         schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None:
             those of the run folder `masking.matched_to`.
-        knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_strategies`; None: it
+        knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_knowledge`; None: it
             is computed from the cells, or from the run `masking.matched_to`.
         snapshot_every: steps after which the weights are kept, each time; None: never.
         progress: show a progress bar.
@@ -274,6 +273,8 @@ def _knowledge(config: Config, cells: Cells) -> Tensor | None:
     """Knowledge of the genes that the strategy needs, (G,); None: it needs none."""
     masking = config.masking
     if masking.strategy in ("modules", "harder", "labels"):
+        from ..gene_knowledge import knowledge_of  # scikit-learn takes a second to import
+
         return knowledge_of(masking.strategy, cells, config.data.transform)
     if masking.strategy not in ("replayed", "permuted") or masking.matched_to is None:
         return None
