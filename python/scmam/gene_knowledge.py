@@ -10,18 +10,31 @@ from torch import Tensor
 from mam_kernels.gene_strategies import MODULES, ranked
 from mam_kernels.randomness import substream
 
+from .config import Config
 from .data import Cells
+from .interpretation.tally import Draws, batch_cells, count_masks
+from .runs import Run, open_run
 from .sequences import expression
 
+DRAWS = 4
+"""Masks of each cell, of which rates are taken."""
 BINS = 20
 """Of genes by their mean, in which `permuted` exchanges weights."""
 
 
-def knowledge_of(strategy: str, cells: Cells, transform: str) -> Tensor:
-    """Knowledge of the genes (G,) for a strategy. "labels": weights by how well each gene separates
-    the cell types; "modules": the module of each gene; "harder": the variance of each gene.
+def knowledge_of(config: Config, cells: Cells) -> Tensor:
+    """Knowledge of the genes (G,) for the strategy of a configuration, one of `scmam.masking.BY_GENE`.
+
+    "labels": weights by how well each gene separates the cell types; "modules": the module of each
+    gene; "harder": the variance of each gene; "replayed" and "permuted": `race_weights` of the run
+    ``masking.matched_to``.
     """
-    values = dense_values(cells, transform)
+    strategy = config.masking.strategy
+    if strategy in ("replayed", "permuted"):
+        exchanged = config.training.seed if strategy == "permuted" else None
+        return race_weights(open_run(str(config.masking.matched_to)), cells, permute=exchanged)
+    batch = cells.batch(np.arange(len(cells)))
+    values = expression(batch.counts, batch.depth, config.data.transform).numpy()
     if strategy == "harder":
         return torch.from_numpy(values.var(axis=0))
     if strategy == "modules":
@@ -44,12 +57,6 @@ def coexpressed(values: np.ndarray) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def dense_values(cells: Cells, transform: str) -> np.ndarray:
-    """(cells, G) float32: the values that the model reads."""
-    batch = cells.batch(np.arange(len(cells)))
-    return expression(batch.counts, batch.depth, transform).numpy()
-
-
 def permuted(weights: Tensor, means: Tensor, seed: int) -> Tensor:
     """Weights (G,) exchanged at random among genes of about equal mean (G,)."""
     random = torch.Generator().manual_seed(substream(seed, "permuted"))
@@ -57,3 +64,31 @@ def permuted(weights: Tensor, means: Tensor, seed: int) -> Tensor:
     for genes in means.argsort(stable=True).tensor_split(min(BINS, len(means))):
         result[genes] = weights[genes[torch.randperm(len(genes), generator=random)]]
     return result
+
+
+def race_weights(run: Run, cells: Cells, *, permute: int | None = None) -> Tensor:
+    """(G,) float32 weights ``-log(1 - p)``, with ``p`` the share of the cells with a non-zero value
+    of the gene in which a finished run hides it: in a race of exponentials at these rates,
+    positions are hidden about as often.
+
+    Args:
+        run: of a strategy that hides something.
+        cells: over the genes of the run.
+        permute: a seed: the weights are exchanged at random among genes of about equal mean. None:
+            they are not.
+    """
+    config = run.config
+    pretraining = run.load()
+    rows = batch_cells(
+        cells.num_genes, config.training.batch_size, config.masking.strategy == "mam-embedding"
+    )
+    draws = Draws(DRAWS, config.training.seed, config.training.steps)
+    tally = count_masks(
+        pretraining, cells, draws, rows=rows, split=True, device=torch.device("cpu")
+    )
+    detected, hidden = tally.detected.sum(dim=0), tally.hidden_nonzero.sum(dim=0)
+    rate = hidden / (DRAWS * detected).clamp(min=1)
+    weights = -torch.log1p(-rate.clamp(min=1e-4, max=0.999)).float()
+    if permute is None:
+        return weights
+    return permuted(weights, tally.expression.sum(dim=0), permute)

@@ -4,6 +4,7 @@ checkpoint.
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..config import Config, with_absolute_paths, with_settings
 from ..data import Cells
 from ..doctor import versions
 from ..errors import ConfigError, RunError
+from ..masking import BY_GENE
 from ..objective import Pretraining, build_pretraining
 from ..runs import (
     CHECKPOINTS,
@@ -111,7 +113,7 @@ def _go_on(
     writes: bool,
 ) -> None:
     """Train a run that is not done, from its last checkpoint or, where there is none, from the
-    beginning.
+    beginning, and write the results into the folder.
     """
     if cells is None:
         from ..data import open_cells
@@ -126,8 +128,10 @@ def _go_on(
             f" {cells.num_genes}, or other genes; name another folder, or delete this one to train"
             " it anew"
         )
-    if knowledge is None:
-        knowledge = _knowledge(config, cells)
+    if knowledge is None and config.masking.strategy in BY_GENE:
+        from ..gene_knowledge import knowledge_of  # scikit-learn takes a second to import
+
+        knowledge = knowledge_of(config, cells)
     pretraining = build_pretraining(
         config, cells.num_genes, schedule=by_batch(schedule, config), knowledge=knowledge
     )
@@ -144,24 +148,8 @@ def _go_on(
         from ..evaluation.cross_validation import without_test
 
         cells = cells.subset(without_test(cells, config.evaluation))
-    _train(config, folder, cells, pretraining, snapshot_every, progress, writes)
-
-
-def _train(
-    config: Config,
-    folder: Path,
-    cells: Cells,
-    pretraining: Pretraining,
-    snapshot_every: int | None,
-    progress: bool,
-    writes: bool,
-) -> None:
-    """Train, and write the results into the folder.
-
-    The error that ends it early is written into run.json, by the process that writes.
-    """
     results, wait_for_others = {"steps": 0, "seconds": 0.0}, None
-    try:
+    with _interruption_recorded(folder) if writes else contextlib.nullcontext():
         if config.masking.strategy != "none" and config.training.steps > 0:
             from .fitting import fit  # Lightning takes seconds to import
 
@@ -171,13 +159,19 @@ def _train(
         if writes:
             write_weights(folder, config, cells.genes, pretraining.state_dict())
             update_record(folder, status="done", **results)
-    except BaseException as error:
-        if writes:
-            with contextlib.suppress(OSError):  # it may be the full disk that ended the run
-                update_record(folder, status="interrupted", reason=_reason(error))
-        raise
     if wait_for_others is not None:
         wait_for_others()
+
+
+@contextlib.contextmanager
+def _interruption_recorded(folder: Path) -> Iterator[None]:
+    """Write the error that ends training early into run.json."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # it may be the full disk that ended the run
+            update_record(folder, status="interrupted", reason=_reason(error))
+        raise
 
 
 def _reason(error: BaseException) -> str:
@@ -267,22 +261,6 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
             f" {config.masking.matched_to} now; delete it to train it anew"
         )
     return schedule
-
-
-def _knowledge(config: Config, cells: Cells) -> Tensor | None:
-    """Knowledge of the genes that the strategy needs, (G,); None: it needs none."""
-    masking = config.masking
-    if masking.strategy in ("modules", "harder", "labels"):
-        from ..gene_knowledge import knowledge_of  # scikit-learn takes a second to import
-
-        return knowledge_of(masking.strategy, cells, config.data.transform)
-    if masking.strategy not in ("replayed", "permuted") or masking.matched_to is None:
-        return None
-    from ..interpretation.rates import race_weights
-
-    run = open_run(masking.matched_to)
-    exchanged = config.training.seed if masking.strategy == "permuted" else None
-    return race_weights(run, cells, permute=exchanged)
 
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[int]:
