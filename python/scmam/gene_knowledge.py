@@ -23,7 +23,7 @@ BINS = 20
 
 
 def knowledge_of(config: Config, cells: Cells) -> Tensor:
-    """Knowledge of the genes (G,) for the strategy of a configuration, one of `scmam.masking.BY_GENE`.
+    """Knowledge of the genes (G,) for the strategy of a configuration.
 
     "labels": weights by how well each gene separates the cell types; "modules": the module of each
     gene; "harder": the variance of each gene; "replayed" and "permuted": `race_weights` of the run

@@ -4,7 +4,7 @@ checkpoint.
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, with_absolute_paths, with_settings
-from ..data import Cells
+from ..data import Cells, open_cells
 from ..doctor import versions
 from ..errors import ConfigError, RunError
 from ..masking import BY_GENE
@@ -95,30 +95,27 @@ def pretrain(
         if run is None or not run.done:
             if writes:
                 remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
-            _go_on(
-                config, folder, run, cells, schedule, knowledge, snapshot_every, progress, writes
-            )
+            needs_label = config.training.cells == "training"
+            cells = open_cells(config.data, need_label=needs_label) if cells is None else cells
+            pretraining = _begun(config, folder, run, cells, schedule, knowledge, writes)
+            with _interruption_recorded(folder) if writes else contextlib.nullcontext():
+                wait_for_others = _train(
+                    config, folder, cells, pretraining, writes, progress, snapshot_every
+                )
+            wait_for_others()
     return open_run(folder)
 
 
-def _go_on(
+def _begun(
     config: Config,
     folder: Path,
     run: Run | None,
-    cells: Cells | None,
+    cells: Cells,
     schedule: Tensor | None,
     knowledge: Tensor | None,
-    snapshot_every: int | None,
-    progress: bool,
     writes: bool,
-) -> None:
-    """Train a run that is not done, from its last checkpoint or, where there is none, from the
-    beginning, and write the results into the folder.
-    """
-    if cells is None:
-        from ..data import open_cells
-
-        cells = open_cells(config.data, need_label=config.training.cells == "training")
+) -> Pretraining:
+    """The objective with its first weights, and a folder that says that it is trained."""
     schedule = _schedule(config, schedule, run)
     found = (tuple(cells.genes), cells.num_cells)
     if run is not None and (run.genes, run.record.get("cells")) != found:
@@ -144,23 +141,34 @@ def _go_on(
         create_folder(folder, config, cells.genes, record, schedule)
     elif writes:
         update_record(folder, status="running", reason=None, **source)
+    return pretraining
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    cells: Cells,
+    pretraining: Pretraining,
+    writes: bool,
+    progress: bool,
+    snapshot_every: int | None,
+) -> Callable[[], None]:
+    """Train from the last checkpoint or, where there is none, from the beginning, and write the
+    results into the folder. The result waits until every process has called it.
+    """
+    results, wait_for_others = {"steps": 0, "seconds": 0.0}, lambda: None
     if config.training.cells == "training":
         from ..evaluation.cross_validation import without_test
 
         cells = cells.subset(without_test(cells, config.evaluation))
-    results, wait_for_others = {"steps": 0, "seconds": 0.0}, None
-    with _interruption_recorded(folder) if writes else contextlib.nullcontext():
-        if config.masking.strategy != "none" and config.training.steps > 0:
-            from .fitting import fit  # Lightning takes seconds to import
+    if config.masking.strategy != "none" and config.training.steps > 0:
+        from .fitting import fit  # Lightning takes seconds to import
 
-            results, wait_for_others = fit(
-                config, folder, cells, pretraining, progress, snapshot_every
-            )
-        if writes:
-            write_weights(folder, config, cells.genes, pretraining.state_dict())
-            update_record(folder, status="done", **results)
-    if wait_for_others is not None:
-        wait_for_others()
+        results, wait_for_others = fit(config, folder, cells, pretraining, progress, snapshot_every)
+    if writes:
+        write_weights(folder, config, cells.genes, pretraining.state_dict())
+        update_record(folder, status="done", **results)
+    return wait_for_others
 
 
 @contextlib.contextmanager
