@@ -45,22 +45,19 @@ def interval_text(found: Score, *, signed: bool = True) -> str:
 
 def compared(arm: str, other: str, method: str, found: Difference) -> str:
     """One difference of macro-F1 as a sentence; the arm that is ahead is its subject."""
-    under = UNDER[method]
-    size, seeds = points(abs(found.mean), 2), amount(found.number, "paired seed")
-    size = f"{size} points of macro-F1"
-    match found.verdict:
-        case "ahead":
-            spread = interval_text(found)
-            return f"{arm} is ahead of {other} {under} by {size} ({spread}; {seeds})."
-        case "behind":
-            spread = interval_text(found.reversed())
-            return f"{other} is ahead of {arm} {under} by {size} ({spread}; {seeds})."
-        case "not shown":
-            mean, spread = signed_points(found.mean), interval_text(found)
-            return (
-                f"no difference is shown between {arm} and {other} {under}: {mean} points of"
-                f" macro-F1 ({spread}, which covers 0; {seeds})."
-            )
+    if found.verdict == "behind":
+        return compared(other, arm, method, found.reversed())
+    under, seeds = UNDER[method], amount(found.number, "paired seed")
+    size = f"{points(abs(found.mean), 2)} points of macro-F1"
+    spread = interval_text(found)
+    if found.verdict == "ahead":
+        return f"{arm} is ahead of {other} {under} by {size} ({spread}; {seeds})."
+    if found.verdict == "not shown":
+        mean = signed_points(found.mean)
+        return (
+            f"no difference is shown between {arm} and {other} {under}: {mean} points of"
+            f" macro-F1 ({spread}, which covers 0; {seeds})."
+        )
     side = "above" if found.mean >= 0 else "below"
     return (
         f"{arm} came out {size} {side} {other} {under}, from one seed: there is no interval,"

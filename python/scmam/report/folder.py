@@ -67,13 +67,9 @@ class Reader:
                 self.problems.append(problem)
             return None
 
-    def json(self, path: Path) -> dict[str, Any]:
-        """A JSON object; empty where there is none."""
-        return self.read(path, lambda path: _mapping(json.loads(path.read_text("utf-8")))) or {}
-
-    def yaml(self, path: Path) -> dict[str, Any]:
-        """The settings of a YAML file; empty where there is none."""
-        return self.read(path, lambda path: _mapping(yaml.safe_load(path.read_text("utf-8")))) or {}
+    def mapping(self, path: Path) -> dict[str, Any]:
+        """The named values of a JSON or YAML file; empty where there is none."""
+        return self.read(path, _mapping) or {}
 
     def table(self, path: Path, *columns: str) -> pd.DataFrame | None:
         """A CSV file with at least these columns; None where it has no row."""
@@ -85,7 +81,8 @@ class Reader:
         return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
+    value = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text("utf-8"))
     if not isinstance(value, dict):
         raise ValueError(f"expected named values, got {type(value).__name__}")
     return value
@@ -133,11 +130,11 @@ class RunFiles:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return self.reader.json(self.folder / "run.json")
+        return self.reader.mapping(self.folder / "run.json")
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return self.reader.yaml(self.folder / "config.yaml")
+        return self.reader.mapping(self.folder / "config.yaml")
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -148,7 +145,7 @@ class RunFiles:
     @cached_property
     def latents(self) -> dict[str, Any]:
         """The summary of what the masks hide: ``latents.json``."""
-        return self.reader.json(self.folder / "genes" / "latents.json")
+        return self.reader.mapping(self.folder / "genes" / "latents.json")
 
     @cached_property
     def metrics(self) -> pd.DataFrame | None:
@@ -178,6 +175,12 @@ def number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     return float(value)
+
+
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of settings; empty where there is none."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,7 @@ class StudyFiles:
     def masking(self, arm: str) -> dict[str, Any]:
         """The masking settings of an arm: of its first run that has some, else as planned."""
         config = next((run.config for run in self.of(arm) if run.config), {})
-        masking = config.get("masking")
-        return masking if isinstance(masking, dict) else self.planned.get(arm, {})
+        return section(config, "masking") or self.planned.get(arm, {})
 
     @cached_property
     def planned(self) -> dict[str, dict[str, Any]]:
@@ -277,8 +279,7 @@ class StudyFiles:
     @property
     def wanted_seeds(self) -> tuple[int, ...]:
         """The seeds that were asked for; those that are there, where that is not recorded."""
-        settings = self.config.get("study")
-        return tuple((settings.get("seeds") if isinstance(settings, dict) else None) or self.seeds)
+        return tuple(section(self.config, "study").get("seeds") or self.seeds)
 
     def evaluations(self, arm: str, method: str) -> list[Evaluation]:
         """One a seed that was evaluated."""
@@ -326,8 +327,7 @@ class StudyFiles:
     @property
     def source_name(self) -> str:
         """The name of the data in a few letters: that of the file, where there is one."""
-        data = self.config.get("data")
-        path = data.get("path") if isinstance(data, dict) else None
+        path = section(self.config, "data").get("path")
         source = str(self.cells.get("source") or "").partition(":")[0]
         return Path(str(path)).name if path else source or self.folder.resolve().name
 
@@ -362,9 +362,8 @@ def open_study_files(folder: str | Path) -> StudyFiles:
 
 def _study(folder: Path) -> StudyFiles:
     reader = Reader(folder)
-    record, config = reader.json(folder / "study.json"), reader.yaml(folder / "config.yaml")
-    settings = config.get("study")
-    settings = settings if isinstance(settings, dict) else {}
+    record, config = (reader.mapping(folder / name) for name in ("study.json", "config.yaml"))
+    settings = section(config, "study")
     runs = _runs(folder / "runs", reader)
     wanted = [str(arm) for arm in settings.get("arms") or record.get("arms") or ()]
     arms = tuple(dict.fromkeys([*wanted, *sorted({run.arm for run in runs})]))
@@ -391,11 +390,9 @@ def _study(folder: Path) -> StudyFiles:
 
 def _single_run(folder: Path) -> StudyFiles:
     reader = Reader(folder)
-    config = reader.yaml(folder / "config.yaml")
-    sections = [config.get(name) for name in ("masking", "training")]
-    masking, training = (part if isinstance(part, dict) else {} for part in sections)
-    name, seed = str(masking.get("strategy", "run")), int(training.get("seed", 0))
-    run = RunFiles(name, seed, folder, reader)
+    config = reader.mapping(folder / "config.yaml")
+    name = str(section(config, "masking").get("strategy", "run"))
+    run = RunFiles(name, int(section(config, "training").get("seed", 0)), folder, reader)
     return StudyFiles(folder, False, run.record, config, (run.arm,), (run,), reader)
 
 

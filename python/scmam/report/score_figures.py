@@ -1,7 +1,6 @@
 """Figures of scores: dots with intervals, and confusion matrices."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from ..evaluation import Evaluation
 from .findings import METHOD_NAMES
 from .folder import StudyFiles
 from .formatting import points, signed_points
-from .palette import ArmStyle
+from .palette import ArmStyle, Styles
 from .scores import METRICS, Score, baseline_scores, by_seed, difference, score
 
 WIDTH = 500
@@ -22,7 +21,7 @@ MOST_NUMBERS = 20
 
 
 def scores_figure(
-    study: StudyFiles, styles: Mapping[str, ArmStyle], method: str, metric: str = "macro_f1"
+    study: StudyFiles, styles: Styles, method: str, metric: str = "macro_f1"
 ) -> Drawing | None:
     """Mean and interval of every arm, its seeds as small dots, the baselines below."""
     arms = {arm: found for arm in study.arms if (found := score(study, arm, method, metric))}
@@ -52,7 +51,7 @@ def scores_figure(
 
 
 def differences_figure(
-    study: StudyFiles, styles: Mapping[str, ArmStyle], method: str, metric: str = "macro_f1"
+    study: StudyFiles, styles: Styles, method: str, metric: str = "macro_f1"
 ) -> Drawing | None:
     """Difference of every arm to the reference with its interval, about a line at 0."""
     arms = {arm: found for arm in study.arms if (found := difference(study, arm, method, metric))}

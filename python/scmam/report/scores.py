@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..evaluation import Evaluation
 from ..evaluation.intervals import interval, paired_difference
-from .folder import METHODS, StudyFiles
+from .folder import METHODS, StudyFiles, section
 
 Over = Literal["seed", "fold", "bootstrap"]
 Verdict = Literal["ahead", "behind", "not shown", "one seed"]
@@ -55,9 +55,8 @@ class Difference(Score):
 
 def asked_methods(study: StudyFiles) -> list[str]:
     """The methods of evaluation that the settings name, in the order of the report."""
-    settings = study.config.get("evaluation")
-    names = settings.get("methods") if isinstance(settings, dict) else None
-    return [method for method in METHODS if method in (names or DEFAULT_METHODS)]
+    names = section(study.config, "evaluation").get("methods") or DEFAULT_METHODS
+    return [method for method in METHODS if method in names]
 
 
 def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Score | None:

@@ -4,7 +4,6 @@ that never change are in the templates.
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -23,8 +22,8 @@ from .findings import (
     masking_share,
 )
 from .folder import METHODS, StudyFiles, number
-from .formatting import amount, count, duration, listed, milliseconds, percent
-from .palette import ArmStyle
+from .formatting import Writers, amount, count, duration, listed, milliseconds, percent
+from .palette import Styles
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
 from .scores import (
     METRICS,
@@ -38,8 +37,6 @@ from .scores import (
 from .training_figures import loss_figures
 
 Content = dict[str, Any] | None
-Styles = Mapping[str, ArmStyle]
-Writers = dict[str, Callable[[float], str]]
 
 FEW_ARMS = 4
 """Up to so many arms, the genes of all are shown; of more, those with fixed masks fold away."""

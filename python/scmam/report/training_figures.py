@@ -1,7 +1,6 @@
 """Figures of pretraining: losses, and what the masks hide, over the steps."""
 
 import math
-from collections.abc import Mapping
 from statistics import fmean
 
 import numpy as np
@@ -13,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ..drawing import GROUND, Drawing, Options, shortened
 from .folder import StudyFiles
 from .formatting import amount, decimal, percent
-from .palette import ArmStyle
+from .palette import ArmStyle, Styles
 
 WIDTH = 350
 HEIGHT = 230
@@ -28,7 +27,7 @@ MEASURES = {
 }
 
 
-def loss_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
+def loss_figures(study: StudyFiles, styles: Styles) -> list[Drawing]:
     """A panel an arm with the same vertical axis: training loss smoothed, validation as dots."""
     tables = {
         arm: [run.metrics for run in study.of(arm) if run.metrics is not None] for arm in study.arms
@@ -76,7 +75,7 @@ def _common_range(tables: list[pd.DataFrame]) -> tuple[float, float]:
     return min(lows) - margin, max(highs) + margin
 
 
-def mask_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
+def mask_figures(study: StudyFiles, styles: Styles) -> list[Drawing]:
     """Hidden shares and entropy over the steps: thick lines are means of arms, thin lines seeds."""
     drawn = [_mask_figure(study, styles, *measure) for measure in MEASURES.items()]
     return [one for one in drawn if one]
@@ -99,9 +98,7 @@ def hidden_shares(study: StudyFiles, arm: str) -> dict[str, float]:
     return {name: fmean(values) if values else math.nan for name, values in ends.items()}
 
 
-def _mask_figure(
-    study: StudyFiles, styles: Mapping[str, ArmStyle], name: str, title: str
-) -> Drawing | None:
+def _mask_figure(study: StudyFiles, styles: Styles, name: str, title: str) -> Drawing | None:
 
     arms = {arm: curves for arm in study.arms if (curves := _curves(study, arm, name))}
     if not arms:
