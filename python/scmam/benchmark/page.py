@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawing import CLASSES, INK, Drawing, Options
+from ..report.page import environment
 from ..storage import write_file
 from .arms import ARMS, CORRUPTIONS, SHARES, UNIFORM, UNTRAINED, ZEROS
 from .choice import choices_of
@@ -39,20 +40,6 @@ CURVES = (UNIFORM, "50-tenth", "70-tenth", "mam", "random-ratio", "mam-reward-50
 """Arms whose learning curves are drawn, where they are there; others are in ``curves.csv``."""
 
 Key = tuple[str, int]  # data and genes
-HEAD = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Benchmark of maskings</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
-figure { margin: 2.5rem 0; overflow-x: auto } svg { max-width: 100%; height: auto }
-table { border-collapse: collapse } th, td { padding: .2rem .8rem; text-align: right }
-thead { border-bottom: 1px solid } td:nth-child(-n+3), th:nth-child(-n+3) { text-align: left }
-</style>
-"""
-CHOICE = """<h2>The arm that development cells choose, on other cells</h2>
-<p>Of the candidates, the arm with the highest score on the cells that were set aside, over the
-first three seeds; then its difference to uniform masks over all positions on all other cells, in
-points of 100 with its 95&nbsp;% interval. Where other seeds are there, that is over those.</p>
-"""
 
 
 def draw_page(folder: str | Path) -> Path:
@@ -69,12 +56,9 @@ def draw_page(folder: str | Path) -> Path:
         )
         if drawing is not None
     ]
-    figures = "\n".join(
-        f'<figure role="img" aria-label="{drawing.alt}">{drawing.svg()}</figure>'
-        for drawing in drawings
-    )
-    chosen = "" if choices.empty else CHOICE + _choice_table(choices)
-    text = f"{HEAD}<body><h1>Benchmark of maskings</h1>\n{chosen}{figures}</body></html>\n"
+    choices = choices[choices.metric.isin(TITLES)]
+    page = environment().get_template("benchmark.html")
+    text = page.render(drawings=drawings, choices=list(choices.itertuples()), titles=TITLES)
     write_file(folder / PAGE, text)
     return folder / PAGE
 
@@ -83,25 +67,6 @@ def by_genes(summary: pandas.DataFrame) -> list[pandas.DataFrame]:
     """The rows with the fewest genes, and those with more, which are drawn apart."""
     fewest = summary.genes == summary.genes.min()
     return [part for part in (summary[fewest], summary[~fewest]) if not part.empty]
-
-
-def _choice_table(choices: pandas.DataFrame) -> str:
-    """The choices as an HTML table."""
-    table = choices[[metric in TITLES for metric in choices.metric]]
-    shown = {
-        "data": table.data,
-        "genes": table.genes,
-        "score": table.metric.map(TITLES),
-        "chosen of": table.candidates,
-        "arm": table.arm,
-        "on development cells": table.on_development.map("{:+.1f}".format),
-        "on other cells": [
-            f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in table.itertuples()
-        ],
-        "seeds": table.seeds,
-        "other seeds": table.other_seeds.map({True: "yes", False: "no"}),
-    }
-    return table.assign(**shown)[list(shown)].to_html(index=False, border=0) + "\n"
 
 
 def shares_drawing(summary: pandas.DataFrame, metric: str) -> Drawing | None:
