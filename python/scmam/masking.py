@@ -83,18 +83,13 @@ def _shares(settings: Any) -> tuple[float | Share, float | Share | None]:
 
 
 def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMasking:
-    options = {
-        "input_dim": input_dim,
-        "latent_dim": settings.latent_dim,
-        "num_latents": settings.num_latents,
-        "num_heads": settings.latent_heads,
-        "mask_ratio": settings.ratio,
-        "latent_fraction": settings.latent_fraction,
-        "temperature": settings.temperature,
-        "context_from": settings.context_from,
-    }
-    if input_dim is None:
-        options["slope_norm"] = settings.slope_norm
-    latents = mam.MultinomialAttentionMasking(**options)
+    alike = ["latent_dim", "num_latents", "latent_fraction", "temperature", "context_from"]
+    alike += ["slope_norm"] if input_dim is None else []
+    latents = mam.MultinomialAttentionMasking(
+        input_dim,
+        num_heads=settings.latent_heads,
+        mask_ratio=settings.ratio,
+        **{name: getattr(settings, name) for name in alike},
+    )
     latents.reset_parameters(settings.latent_start)
     return latents

@@ -3,7 +3,7 @@
 import math
 import warnings
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,13 +27,12 @@ def checked_projection(name: str) -> Projection:
     """
     installed = find_spec("umap") is not None
     if name == "auto":
-        return "umap" if installed else "pca"
+        name = "umap" if installed else "pca"
+    if name not in get_args(Projection):
+        raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
     if name == "umap" and not installed:
         raise ReportError("projection: umap needs the package umap-learn; install it, or take pca")
-    for known in get_args(Projection):
-        if name == known:
-            return known
-    raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
+    return cast(Projection, name)
 
 
 def shown_cells(number: int) -> np.ndarray:
