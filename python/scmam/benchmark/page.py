@@ -14,9 +14,8 @@ from ..drawing import CLASSES, INK, Drawing, Options
 from ..report.page import environment
 from ..storage import write_file
 from .arms import ARMS, CORRUPTIONS, SHARES, UNIFORM, UNTRAINED, ZEROS
-from .choice import choices_of
 from .folder import read_curves, read_runs
-from .summary import summarize
+from .summary import choices_of, summarize
 
 PAGE = "benchmark.html"
 TITLES = {

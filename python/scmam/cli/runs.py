@@ -1,13 +1,20 @@
 """``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: commands on one model."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..config import Config
 from . import options
 from .endings import ends_tidily
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+    from ..interpretation import Interpretation
+
+SHOWN_GENES = 10
 
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")
@@ -105,13 +112,12 @@ def evaluate(
     from ..data import open_cells
     from ..evaluation import evaluate as score
     from ..runs import open_run
-    from .tables import evaluations_text
 
     opened = open_run(run)
     settings = _changed(opened.config, given, data)
     cells = open_cells(settings.data, need_label=True)
     evaluations = score(opened, cells, settings.evaluation, progress=not quiet)
-    print(evaluations_text(evaluations.values()))
+    print(_evaluations_text(evaluations.values()))
     print(f"Written: {opened.folder / 'evaluation'}")
 
 
@@ -150,12 +156,11 @@ def genes(
     from ..data import open_cells
     from ..interpretation import interpret
     from ..runs import open_run
-    from .tables import genes_text
 
     opened = open_run(run)
     cells = open_cells(_changed(opened.config, given, data).data)
     found = interpret(opened, cells, draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
-    print(genes_text(found))
+    print(_genes_text(found))
     print(f"Written: {found.folder}")
 
 
@@ -200,3 +205,43 @@ def _changed(config: Config, given: options.Given, data: Path | None) -> Config:
         changes = getattr(changed, section)
         settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))
     return validated(settings)
+
+
+def _evaluations_text(evaluations: Iterable["Evaluation"]) -> str:
+    """A line per method: mean and standard deviation over its folds, in per cent."""
+    lines = [
+        f"{'method':22}{'accuracy':>14}{'macro-F1':>14}{'micro-F1':>14}   (per cent, mean ±"
+        " standard deviation over the folds)"
+    ]
+    for evaluation in evaluations:
+        line = f"{evaluation.method:22}"
+        for metric in ("accuracy", "macro_f1", "micro_f1"):
+            scores = 100 * evaluation.values(metric)
+            line += f"{f'{scores.mean():.1f} ± {scores.std(ddof=1):.1f}':>14}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _genes_text(found: "Interpretation") -> str:
+    """The genes hidden most, how far the masks are from uniform, and warnings."""
+    most = found.frequencies.nlargest(SHOWN_GENES, "hidden")
+    lines = [f"{'gene':20}{'hidden':>10}{'mean expression':>18}{'detected':>10}"]
+    lines += [
+        f"{row.gene:20}{row.hidden:>10.1%}{row.mean_expression:>18.3f}{row.detected:>10.1%}"
+        for row in most.itertuples()
+    ]
+    summary = found.latents
+    if summary["spearman"] is not None:
+        lines.append(
+            f"Spearman correlation of hidden with mean expression: {summary['spearman']:+.2f}"
+        )
+    if summary["entropy"] is not None:
+        lines.append(
+            f"entropy of the masking distribution: {summary['entropy']:.4f} of its maximum, which"
+            " is uniform"
+        )
+    if (scatter := summary["dispersion"]) is not None:
+        chance = f"uniform draws: {scatter['low']:.2f} to {scatter['high']:.2f}"
+        lines.append(f"variance over genes, chi^2/df: {scatter['chi_square']:.2f} ({chance})")
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    return "\n".join(lines)
