@@ -5,6 +5,7 @@ scores can be paired.
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,10 @@ def cross_validate(
         predicted = predict(number, train, test)
         seconds = time.perf_counter() - begin
         truth = cells.codes[test]
-        effort = {"train_cells": len(train), "seconds": seconds}
+        classes = len(cells.classes)
+        of_fold = partial(score, num_classes=classes, train_cells=len(train), seconds=seconds)
         for drawn in _bootstraps(len(test), settings):
-            classes, pair = len(cells.classes), (truth[drawn], predicted[drawn])
-            scores.append(score(len(scores), *pair, classes, **effort))
+            scores.append(of_fold(len(scores), truth[drawn], predicted[drawn]))
             say(_line(method, scores[-1], settings))
     return Evaluation(method, cells.classes, tuple(scores), recorded)
 

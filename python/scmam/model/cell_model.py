@@ -262,8 +262,8 @@ class CellModel(nn.Module):
         if limit is None or limit >= self.num_genes:
             return None
         counts = hidden.sum(dim=1).clamp(max=limit)
-        draw = {"seed": substream(seed, "decoder"), "step": step, "sample_ids": cell_ids}
-        sample = partial(mam.sample_without_replacement, **draw)
-        drawn = sample(hidden.float(), counts) | sample((~hidden).float(), limit - counts)
+        seed = substream(seed, "decoder")
+        draw = partial(mam.sample_without_replacement, seed=seed, step=step, sample_ids=cell_ids)
+        drawn = draw(hidden.float(), counts) | draw((~hidden).float(), limit - counts)
         # Every row draws exactly as many: there are G >= limit genes.
         return drawn.nonzero()[:, 1].view(len(hidden), limit)
