@@ -188,6 +188,25 @@ def writing(
 
 
 @contextmanager
+def held(folder: Path, busy: str) -> Iterator[int]:
+    """`alone` with a folder of many runs, whose errors say how to go on.
+
+    Args:
+        folder: made where there is none.
+        busy: what another process computes; see `alone`.
+
+    Yields:
+        The descriptor of the lock.
+
+    Raises:
+        RunError: another process holds it, or it cannot be written to.
+    """
+    remedy = "make room, or give another folder; the same command goes on with what is done"
+    with writing(folder, remedy), alone(folder / ".lock", f"{folder}: {busy}") as lock:
+        yield lock
+
+
+@contextmanager
 def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
     """A new hidden file or folder beside `path`, locked while the block runs, and removed then
     where it is still there.

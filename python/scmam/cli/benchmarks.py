@@ -40,12 +40,11 @@ def benchmark(
     ] = "all",
     curve: Annotated[
         int | None,
-        typer.Option(
+        options.own(
             "--curve",
-            metavar="STEPS",
-            min=1,
-            help="score runs after every so many steps too, for learning curves",
-            show_default=False,
+            "STEPS",
+            "score runs after every so many steps too, for learning curves",
+            least=1,
         ),
     ] = None,
     given: options.Given,

@@ -18,9 +18,9 @@ from ..errors import ConfigError
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def own(flag: str, metavar: str, help: str, *short: str) -> Any:
+def own(flag: str, metavar: str, help: str, *short: str, least: int | None = None) -> Any:
     """An option of a command that is no setting, and has no default to be shown."""
-    return typer.Option(flag, *short, metavar=metavar, help=help, show_default=False)
+    return typer.Option(flag, *short, metavar=metavar, help=help, min=least, show_default=False)
 
 
 def out(metavar: str, help: str) -> Any:

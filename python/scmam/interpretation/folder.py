@@ -27,6 +27,10 @@ from .tally import Draws, batch_cells, count_masks
 __all__ = ["GeneSetError", "Interpretation", "interpret"]
 
 FOLDER = "genes"
+TABLES = (
+    *("frequencies", "frequencies_by_type", "ranking"),
+    *("enrichment", "enrichment_beyond_expression"),
+)
 
 
 @dataclass(frozen=True)
@@ -163,15 +167,8 @@ def _notes(
 
 
 def _fill(folder: Path, found: Interpretation) -> None:
-    tables = {
-        "frequencies": found.frequencies,
-        "frequencies_by_type": found.frequencies_by_type,
-        "ranking": found.ranking,
-        "enrichment": found.enrichment,
-        "enrichment_beyond_expression": found.enrichment_beyond_expression,
-    }
-    for name, table in tables.items():
-        if table is not None:
+    for name in TABLES:
+        if (table := getattr(found, name)) is not None:
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     latents = json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n"
     (folder / "latents.json").write_text(latents, encoding="utf-8")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from ..config import Config, digest, fingerprint, with_absolute_paths
 from ..data import Cells
 from ..doctor import versions
 from ..errors import RunError
-from ..storage import alone, new_file, writing
+from ..storage import held, new_file
 from .folder import RECORD, Failure, Study, is_study, joined, open_study, save
-from .progress import shown
-from .queue import Outcome, run_tasks, worker_command
+from .progress import carry_out
+from .queue import Outcome, worker_command
 from .statistics import summarize
 from .tasks import Task, planned
 
@@ -69,9 +70,7 @@ def compare(
         summary = earlier.record["cells"]
     if earlier is not None:
         _check_same_cells(earlier, summary)
-    remedy = "make room, or give another folder; the same command goes on with what is done"
-    busy = f"{folder}: {BUSY}"
-    with writing(folder, remedy), alone(folder / ".lock", busy) as lock:
+    with held(folder, BUSY) as lock:
         study = Study(folder, config, _record(config, summary, earlier))
         with _handed_over(cells, folder) as pickled, _recorded(study):
             outcomes = _run(study, tasks, lock, pickled, progress)
@@ -89,18 +88,9 @@ def _run(
     to_do = [task for task in tasks if not task.done()]
     if progress:
         print(_opening(study, len(tasks), len(to_do)), flush=True)
-    settings = study.config.study
-    with shown(len(to_do), progress=progress) as watcher:
-        return run_tasks(
-            to_do,
-            worker_command(study.folder, cells),
-            jobs=settings.jobs,
-            watcher=watcher,
-            after=lambda: summarize(study.folder),
-            scheduler=settings.scheduler,
-            retries=settings.retries,
-            lock=lock,
-        )
+    command = worker_command(study.folder, cells)
+    after = partial(summarize, study.folder)
+    return carry_out(to_do, command, study.config.study, lock, after, progress=progress)
 
 
 def _opening(study: Study, total: int, to_do: int) -> str:

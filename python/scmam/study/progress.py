@@ -4,13 +4,14 @@ log.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from rich import progress as rich
 from rich.progress import TaskID
 
-from .queue import Outcome, Silent
+from ..settings import Study
+from .queue import Outcome, Silent, run_tasks
 from .tasks import Task
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
@@ -109,6 +110,20 @@ def shown(total: int, *, progress: bool) -> Iterator[Silent]:
             yield bars
     else:
         yield Lines(total)
+
+
+def carry_out(
+    tasks: Sequence[Task],
+    command: Sequence[str],
+    settings: Study,
+    lock: int,
+    after: Callable[[], None],
+    *,
+    progress: bool,
+) -> list[Outcome]:
+    """`run_tasks` as the settings say, and show it."""
+    with shown(len(tasks), progress=progress) as watcher:
+        return run_tasks(tasks, command, settings, watcher=watcher, after=after, lock=lock)
 
 
 def _now(task: Task, stage: str) -> str:
