@@ -13,8 +13,8 @@ scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data  # noqa: E402
 from scmam.data import inspect  # noqa: E402
-from scmam.data.inspection import DENSE, GENES, SPARSE  # noqa: E402
 from scmam.data.columns import categorical_columns  # noqa: E402
+from scmam.data.inspection import DENSE, GENES, SPARSE  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
 
 COUNTS = np.random.default_rng(0).poisson(0.8, (40, 25)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_advises_a_masking_by_how_sparse_the_variable_genes_are(saved, density, 
 def test_the_advice_is_what_the_committed_benchmark_says():
     results = Path(__file__).parents[2] / "benchmarks" / "results" / "maskings"
     runs, summary = (
-        pandas.read_csv(results / name).query("genes == @GENES and arm == '50-tenth'")
+        pandas.read_csv(results / name).query(f"genes == {GENES} and arm == '50-tenth'")
         for name in ("runs.csv", "summary.csv")
     )
     masks = runs[runs.part == "masks"].pivot_table(index="data", columns="metric", values="value")
