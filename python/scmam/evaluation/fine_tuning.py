@@ -152,15 +152,12 @@ def fit_head(
     """Train the head alone, in place, on features of the training cells (n, F) and their classes
     (n,).
     """
-    inputs, targets = (
-        torch.from_numpy(array).to(classifier.mean.device) for array in (features, codes)
-    )
-    descent = _Descent(list(classifier.head.parameters()), HEAD_EPOCHS, len(features), settings)
+    device = classifier.mean.device
+    inputs, targets = (torch.from_numpy(array).to(device) for array in (features, codes))
+    parameters = list(classifier.head.parameters())
     classifier.train()
-    for _ in range(HEAD_EPOCHS):
-        for chosen in torch.randperm(len(features), generator=order).split(settings.batch_size):
-            with descent.step():
-                F.cross_entropy(classifier.classify(inputs[chosen]), targets[chosen]).backward()
+    for chosen in _steps(parameters, HEAD_EPOCHS, len(features), settings, order):
+        F.cross_entropy(classifier.classify(inputs[chosen]), targets[chosen]).backward()
 
 
 def fit(
@@ -182,20 +179,15 @@ def fit(
         order: draws the order of the cells.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    descent = _Descent(parameters, settings.epochs, len(train), settings)
     classifier.train()
-    for _ in range(settings.epochs):
-        for chosen in torch.randperm(len(train), generator=order).split(settings.batch_size):
-            batch = train[chosen.numpy()]
-            # The batch is random, for an unbiased gradient, and split by length, so that hardly any
-            # of the work goes into padding.
-            with descent.step():
-                for part in reader.parts(batch):
-                    target = torch.from_numpy(codes[batch[part.positions]]).to(reader.device)
-                    loss = F.cross_entropy(
-                        classifier(part.sequences, part.depth, part.shift), target, reduction="sum"
-                    ) / len(batch)
-                    loss.backward()
+    for chosen in _steps(parameters, settings.epochs, len(train), settings, order):
+        batch = train[chosen.numpy()]
+        # The batch is random, for an unbiased gradient, and split by length, so that hardly any of
+        # the work goes into padding.
+        for part in reader.parts(batch):
+            target = torch.from_numpy(codes[batch[part.positions]]).to(reader.device)
+            logits = classifier(part.sequences, part.depth, part.shift)
+            (F.cross_entropy(logits, target, reduction="sum") / len(batch)).backward()
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise RunError(f"fine-tuning: diverged at evaluation.lr = {settings.lr:g}; set a lower one")
 
@@ -212,29 +204,26 @@ def predictions(classifier: Classifier, reader: SequenceReader, indices: np.ndar
     return predicted
 
 
-class _Descent:
-    """AdamW with clipped gradients, and a learning rate that rises and falls over a number of
-    epochs of ``cells`` cells.
+def _steps(
+    parameters: list[nn.Parameter],
+    epochs: int,
+    cells: int,
+    settings: Settings,
+    order: torch.Generator,
+) -> Iterator[Tensor]:
+    """The cells of each step, int64 positions. The gradients that the caller accumulates become a
+    step of AdamW, clipped, at a learning rate that rises and falls over all steps.
     """
-
-    def __init__(
-        self, parameters: list[nn.Parameter], epochs: int, cells: int, settings: Settings
-    ) -> None:
-        steps = epochs * math.ceil(cells / settings.batch_size)
-        self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step, steps)
-        )
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Make an optimizer step at the end, from the gradients that were accumulated inside."""
-        self.optimizer.zero_grad()
-        yield
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        self.optimizer.step()
-        self.schedule.step()
+    steps = epochs * math.ceil(cells / settings.batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    for _ in range(epochs):
+        for chosen in torch.randperm(cells, generator=order).split(settings.batch_size):
+            optimizer.zero_grad()
+            yield chosen
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            schedule.step()
 
 
 def learning_rate(step: int, steps: int) -> float:
