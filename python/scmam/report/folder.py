@@ -1,6 +1,6 @@
 """Reads the files of a study or run folder, for all parts of the report.
 
-Absent files are None or empty. Files that cannot be read are named in `StudyFiles.problems`, which
+Absent files are None or empty. Files that cannot be read are named in `Reader.problems`, which
 the page shows.
 """
 
@@ -47,7 +47,7 @@ ARRAYS = {
 
 
 class Reader:
-    """Reads files of a folder, and lists those that cannot be read."""
+    """Reads files of a folder; `problems` has a sentence for each that could not be read so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,8 +77,8 @@ class Reader:
 
     def evaluations(self, paths: dict[str, Path]) -> dict[str, Evaluation]:
         """The evaluations that are there, by name."""
-        found = {name: self.read(path, _evaluation) for name, path in paths.items()}
-        return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+        found = ((name, self.read(path, _evaluation)) for name, path in paths.items())
+        return {name: evaluation for name, evaluation in found if evaluation is not None}
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -199,11 +199,6 @@ class StudyFiles:
     baselines: dict[str, Evaluation] = field(default_factory=dict)
     reference: str | None = None
 
-    @property
-    def problems(self) -> list[str]:
-        """A sentence for each file that could not be read so far."""
-        return self.reader.problems
-
     def of(self, arm: str) -> tuple[RunFiles, ...]:
         """The runs of an arm, by seed."""
         return tuple(run for run in self.runs if run.arm == arm)
@@ -255,10 +250,6 @@ class StudyFiles:
         names = (target, Path(target).parent.name)
         return next((name for name in names if name in self.arms), None)
 
-    def spoken(self, arm: str | None) -> str:
-        """Its name in a sentence, where an arm called "none" would be misread."""
-        return {"none": "no pretraining", None: "the reference"}.get(arm, str(arm))
-
     @property
     def untrained(self) -> str | None:
         """The arm without pretraining."""
@@ -293,19 +284,21 @@ class StudyFiles:
         found |= {method for run in self.runs for method in run.evaluations}
         return tuple(method for method in METHODS if method in found)
 
+    @cached_property
+    def _all_evaluations(self) -> list[Evaluation]:
+        return [found for run in self.runs for found in run.evaluations.values()]
+
     @property
     def num_folds(self) -> int:
         """Folds of an evaluation; 0 where there is none."""
-        counts = [len(found.folds) for run in self.runs for found in run.evaluations.values()]
-        return max(counts, default=0)
+        return max((len(one.folds) for one in self._all_evaluations), default=0)
 
     @cached_property
     def is_published(self) -> bool:
         """Whether scores are of the published protocol: of bootstraps of one test set, not of
         folds.
         """
-        evaluations = (found for run in self.runs for found in run.evaluations.values())
-        return any(found.settings.get("protocol") == "published" for found in evaluations)
+        return any(one.settings.get("protocol") == "published" for one in self._all_evaluations)
 
     @property
     def tested_on(self) -> str:
@@ -337,9 +330,9 @@ class StudyFiles:
         sizes = self.cells.get("classes")
         if isinstance(sizes, dict):
             return {str(name): int(size) for name, size in sizes.items()}
-        evaluations = (found for run in self.runs for found in run.evaluations.values())
-        if (found := next(evaluations, None)) is None:
+        if not self._all_evaluations:
             return {}
+        found = self._all_evaluations[0]
         return dict(zip(found.classes, map(int, found.confusion().sum(axis=1)), strict=True))
 
 

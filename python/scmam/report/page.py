@@ -10,7 +10,7 @@ from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, RULE, UNTRAINED, short
 from ..errors import ReportError
 from ..storage import require_writable, write_file, writing
 from . import formatting, mask_section, sections
-from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text
+from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text, spoken
 from .folder import StudyFiles, number, open_study_files
 from .maps import Projection, checked_projection, class_style
 from .palette import arm_styles
@@ -69,7 +69,7 @@ def environment() -> Environment:
     )
     found.filters |= dict(inspect.getmembers(formatting, inspect.isfunction))
     found.filters |= {"shade": shade, "class_style": class_style, "interval": interval_text}
-    found.filters |= {"number": number, "shortened": shortened}
+    found.filters |= {"number": number, "shortened": shortened, "spoken": spoken}
     found.globals |= {
         "METHOD_NAMES": METHOD_NAMES,
         "METRICS": METRICS,

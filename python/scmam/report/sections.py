@@ -97,7 +97,7 @@ def notes(study: StudyFiles) -> list[str]:
         for found in study.backbones
         if not found.is_worth
     ]
-    return told + study.problems
+    return told + study.reader.problems
 
 
 def found(study: StudyFiles) -> dict[str, Any]:

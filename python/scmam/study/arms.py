@@ -41,7 +41,7 @@ PUBLISHED = {
 }
 
 
-def _mam(what: str, training: Mapping[str, Any] = {}, **masking: Any) -> Arm:
+def _mam(what: str, masking: Mapping[str, Any], training: Mapping[str, Any] = {}) -> Arm:
     return Arm(f"mam {what}", {**MAM, **masking}, training)
 
 
@@ -82,7 +82,7 @@ ARMS: dict[str, Arm] = {
     "mam": Arm(
         "Multinomial Attention Masking on the values, the context injected into the decoder", MAM
     ),
-    "mam-mixed": _mam("with the corruption that uniform masks have, 80/10/10", **MIXED),
+    "mam-mixed": _mam("with the corruption that uniform masks have, 80/10/10", MIXED),
     "mam-mixed-both": Arm(
         "the same, the corrupted values read by the encoder too",
         {**MAM, **MIXED, "corruption_view": "both"},
@@ -90,15 +90,15 @@ ARMS: dict[str, Arm] = {
     "mam-visible": Arm(
         "mam, its context without the hidden values", {**MAM, "context_from": "visible"}
     ),
-    "mam-sharp": _mam("at a temperature that makes its masks sharp", temperature=0.1),
+    "mam-sharp": _mam("at a temperature that makes its masks sharp", {"temperature": 0.1}),
     "mam-undecayed": _mam(
-        "without weight decay on the latents, which can flatten their masks", UNDECAYED
+        "without weight decay on the latents, which can flatten their masks", {}, UNDECAYED
     ),
     "mam-fixed-norm": _mam(
-        "with slopes of fixed norm, so that its masks cannot flatten", slope_norm=1.0
+        "with slopes of fixed norm, so that its masks cannot flatten", {"slope_norm": 1.0}
     ),
-    "mam-nonzero": _mam("over the non-zeros", zero_ratio=0.0),
-    "mam-embedding": _mam("on gene and value embeddings of the non-zeros", **EMBEDDING),
+    "mam-nonzero": _mam("over the non-zeros", {"zero_ratio": 0.0}),
+    "mam-embedding": _mam("on gene and value embeddings of the non-zeros", EMBEDDING),
     "mam-embedding-mixed": Arm(
         "the same with the corruption that uniform masks have, 80/10/10",
         {**INJECTED, **EMBEDDING, **MIXED},
@@ -117,9 +117,7 @@ ARMS: dict[str, Arm] = {
         f"mam-published-{scheme}{suffix}": _mam(
             f"with the published first weights, penalty and random values, injected: {scheme};"
             f" {corruption if suffix else 'mask tokens'}",
-            corruption=corruption,
-            injection=scheme,
-            **PUBLISHED,
+            {"corruption": corruption, "injection": scheme, **PUBLISHED},
         )
         for scheme in ("encoder", "decoder", "both", "separate")
         for suffix, corruption in (("", "all"), ("-mixed", "80/10/10"))
