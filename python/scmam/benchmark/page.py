@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -97,20 +98,19 @@ def shares_drawing(summary: pandas.DataFrame, metric: str) -> Drawing | None:
 
 def _share_line(axes: Axes, group: pandas.DataFrame, line: str, shift: float) -> None:
     """Differences of the arms of a line, with intervals."""
-    points = [(s, group.loc[arm]) for s in SHARES if (arm := f"{s}-{line}") in group.index]
-    if not points:
+    present = [share for share in SHARES if f"{share}-{line}" in group.index]
+    if not present:
         return
+    rows = group.loc[[f"{share}-{line}" for share in present]]
     colour, style = LINES[line]
     zeros, _, mixed = line.partition("-")
     names = {"tenth": "a tenth of that", "same": "as many", "none": "none"}
     label = f"zeros: {names[zeros]}, {'80/10/10' if mixed else 'mask tokens'}"
-    places = [share + shift for share, _ in points]
-    middle = [row.difference for _, row in points]
-    axes.plot(places, middle, color=colour, ls=style, marker="o", markersize=3.5, label=label)
-    for place, (_, row) in zip(places, points, strict=True):
-        axes.plot([place] * 2, [row.low, row.high], color=colour, linewidth=1, alpha=0.7)
-        if row.low != row.low:  # one seed
-            axes.plot(place, row.difference, "o", color=colour, mfc="white", markersize=3.5)
+    dots: Options = {"color": colour, "marker": "o", "markersize": 3.5}
+    places, single = np.array(present) + shift, rows.low.isna().to_numpy()  # of one seed
+    axes.plot(places, rows.difference, ls=style, label=label, **dots)
+    axes.vlines(places, rows.low, rows.high, color=colour, linewidth=1, alpha=0.7)
+    axes.plot(places[single], rows.difference[single], ls="none", mfc="white", **dots)
 
 
 def curves_drawing(curves: pandas.DataFrame, metric: str) -> Drawing | None:
@@ -131,18 +131,14 @@ def curves_drawing(curves: pandas.DataFrame, metric: str) -> Drawing | None:
         table = group.pivot(index=["arm", "seed"], columns="step", values="value")
         arms = [arm for arm in CURVES if arm in group.arm.values]
         seeds = [set(table.loc[arm].index) for arm in arms]
+        # The first weights of a seed are those of every arm.
+        start = table.query(f"arm == {UNTRAINED!r}").droplevel("arm")
         for arm in arms:
-            # The first weights of a seed are those of every arm.
-            start = (
-                table.loc[[UNTRAINED]].droplevel("arm") if UNTRAINED in group.arm.values else None
-            )
-            lines = table.loc[arm] if start is None else table.loc[arm].combine_first(start)
+            lines = table.loc[arm].combine_first(start)
             lines = 100 * lines.loc[sorted(set.intersection(*seeds))]
-            colour = CLASSES[CURVES.index(arm)]
-            axes.plot(lines.columns, lines.T, color=colour, linewidth=0.6, alpha=0.5)
-            axes.plot(
-                lines.columns, lines.mean(), color=colour, marker="o", markersize=4, label=arm
-            )
+            look: Options = {"color": CLASSES[CURVES.index(arm)]}
+            axes.plot(lines.columns, lines.T, linewidth=0.6, alpha=0.5, **look)
+            axes.plot(lines.columns, lines.mean(), marker="o", markersize=4, label=arm, **look)
 
     title = TITLES[metric]
     return _lines_drawing(
@@ -166,8 +162,7 @@ def _lines_drawing(
     def draw(figure: Figure) -> None:
         every = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
         handles: dict[str, Any] = {}
-        for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
-            axes.set_title(f"{data}, {genes} genes", fontsize=10)
+        for axes, group in _titled(every, panels, ", "):
             axes.tick_params(labelbottom=True)
             paint(axes, group)
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -201,7 +196,8 @@ def arms_drawing(
     beside = "uniform over all" if against == UNIFORM else "uniform at the same shares"
 
     def paint(figure: Figure) -> None:
-        for axes, group in _side_by_side(figure, panels):
+        every = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, group in _titled(every, panels, "\n"):
             axes.axvline(0, color=INK, linewidth=1)
             for row in group.itertuples():
                 place = shown.index(row.arm)
@@ -218,13 +214,12 @@ def arms_drawing(
     return Drawing(LABELS + PANEL * len(panels), 120 + ROW * len(shown), alt, paint)
 
 
-def _side_by_side(
-    figure: Figure, panels: dict[Key, pandas.DataFrame]
+def _titled(
+    every: Sequence[Axes], panels: dict[Key, pandas.DataFrame], between: str
 ) -> Iterator[tuple[Axes, pandas.DataFrame]]:
-    """Axes beside each other, titled, and the rows that go into each."""
-    every = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, ((data, genes), group) in zip(every, panels.items(), strict=True):
-        axes.set_title(f"{data}\n{genes} genes", fontsize=10)
+    """Axes, with data and genes as their title, and the rows that go into each."""
+    for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
+        axes.set_title(f"{data}{between}{genes} genes", fontsize=10)
         yield axes, group
 
 
