@@ -16,7 +16,7 @@ import torch
 from mam_kernels.weights import WeightsError
 from mam_kernels.weights.files import fill, read, require_tensors, write
 
-from .config import PATHS, Config, validated
+from .config import Config, validated, with_paths
 from .data import Cells
 from .errors import RunError, one_line
 from .objective import Pretraining, build_pretraining
@@ -91,8 +91,9 @@ def export_model(run: Run | str | Path, path: str | Path) -> Path:
     tensors, schedule = run.load().state_dict(), read_schedule(run.folder)
     if schedule is not None:
         tensors[SCHEDULE] = schedule
+    settings = run.config.model_dump(mode="json", include=set(SECTIONS))
     arguments = {
-        "config": _without_folders(run.config.model_dump(mode="json", include=set(SECTIONS))),
+        "config": with_paths(settings, lambda path: path.name, [("masking", "matched_to")]),
         "genes": list(run.genes),
         "record": {name: run.record[name] for name in KEPT if name in run.record},
     }
@@ -147,12 +148,3 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
         contents.arguments["record"],
         pretraining.to(device).eval(),
     )
-
-
-def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose paths are names."""
-    for section, name in (*PATHS, ("masking", "matched_to")):
-        if value := settings[section][name]:
-            named = [Path(one).name for one in ([value] if isinstance(value, str) else value)]
-            settings[section][name] = named[0] if isinstance(value, str) else named
-    return settings
