@@ -62,8 +62,8 @@ class Pretraining(nn.Module):
     Args:
         model: the encoder-decoder.
         strategy: which genes are hidden.
-        config: of sections `masking` and `training` that which concerns corruption, injection and
-            loss, and of `data` the transform.
+        config: `masking` says how values are corrupted, where the context is injected and what
+            teaches the latents, `training` what the loss is, `data.transform` what the model reads.
     """
 
     def __init__(self, model: CellModel, strategy: MaskingStrategy, config: Config) -> None:

@@ -30,7 +30,7 @@ from .config import Config, as_yaml, digest, flat, load_config
 from .errors import CellsError, ConfigError, RunError, one_line
 from .objective import Pretraining, build_pretraining
 from .settings import SPLIT
-from .storage import new_file, new_folder, read_json, write_file
+from .storage import new_file, new_folder, read_csv, read_json, write_file
 
 CONFIG, RECORD, GENES, METRICS = "config.yaml", "run.json", "genes.txt", "metrics.csv"
 WEIGHTS, SCHEDULE, CHECKPOINTS = "model.pt", "schedule.csv", "checkpoints"
@@ -84,10 +84,7 @@ class Run:
         path = self.folder / METRICS
         if not path.is_file():
             return pd.DataFrame(columns=list(METRIC_COLUMNS))
-        try:
-            table = pd.read_csv(path)
-        except ValueError as error:  # pandas raises what derives from it
-            raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
+        table = read_csv(path, AGAIN)
         missing = [column for column in METRIC_COLUMNS if column not in table.columns]
         if missing:
             raise RunError(

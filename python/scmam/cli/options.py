@@ -113,7 +113,7 @@ class Given(NamedTuple):
 
 
 def settable(*flags: str, file: bool = True) -> Callable[[Command], Command]:
-    """A decorator of commands: options take the place of their parameter ``given``.
+    """A decorator of commands: their parameter ``given`` becomes options of the command line.
 
     Args:
         flags: names of `FLAGS`; --set is always there.

@@ -53,8 +53,8 @@ def classify(
         pretraining: stays as it is; the work is done on its device.
         cells: with the genes of the model, and labels; cells without one are left out.
         settings: the `evaluation` section of a configuration.
-        seed: of the pretraining, which is recorded; where something is drawn, it decides it,
-            together with the number of the fold.
+        seed: of the pretraining. It is recorded. With the number of the fold it decides whatever
+            the method draws.
         features: (cells, F) float32, of cells that all have a label; None: they are computed.
         say: is told of the progress.
 
@@ -79,7 +79,9 @@ def record(method: str, cells: Cells, settings: Settings, seed: int) -> dict[str
 
 
 linear_probe = partial(classify, probing.METHOD)
+"""`classify` by logistic regression on the frozen features."""
 fine_tune = partial(classify, fine_tuning.METHOD)
+"""`classify` by an encoder of which embeddings and a block learn, together with a head."""
 
 
 def _method(name: str, settings: Settings) -> Method:
