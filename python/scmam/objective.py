@@ -114,7 +114,8 @@ class Pretraining(nn.Module):
             seen = _of_genes(values, gene_ids) != 0
             self.strategy.observe(errors.detach(), scored & seen, gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
-        if self.config.masking.penalty_norm == "plain":  # below the smallest number it has no slope
+        if self.config.masking.penalty_norm == "plain":
+            # Below the smallest number the root has no slope.
             penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
         entropy = masking_entropy(masking, *self.strategy.weighting())
         total = reconstruction + self.config.training.cell_loss * cell
