@@ -2,7 +2,7 @@
 learning curves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ def arms_drawing(
 
 
 def _titled(
-    every: Sequence[Axes], panels: dict[Key, pandas.DataFrame], between: str
+    every: Iterable[Axes], panels: dict[Key, pandas.DataFrame], between: str
 ) -> Iterator[tuple[Axes, pandas.DataFrame]]:
     """Axes, with data and genes as their title, and the rows that go into each."""
     for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
