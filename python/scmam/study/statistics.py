@@ -7,11 +7,10 @@ from pathlib import Path
 import pandas
 
 from ..evaluation.intervals import interval, paired_difference
-from ..evaluation.scores import Evaluation
+from ..evaluation.scores import METRICS, Evaluation
 from ..storage import write_file
 from .folder import RESULTS, SUMMARY, Study, baseline_file, evaluation_files, open_study, run_folder
 
-METRICS = ("accuracy", "macro_f1", "micro_f1")
 RESULT_COLUMNS = ("arm", "seed", "fold", "method", *METRICS)
 SUMMARY_COLUMNS = (
     *("arm", "method", "metric", "mean", "low", "high", "seeds"),
