@@ -6,7 +6,7 @@ results is saved with each run.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,19 @@ def with_settings(config: Config, **sections: Mapping[str, Any]) -> Config:
 
 def with_absolute_paths(config: Config) -> Config:
     """A copy whose `PATHS` mean the same from any working directory."""
-    changes: dict[str, dict[str, Any]] = {}
-    for section, name in PATHS:
-        path = getattr(getattr(config, section), name)
-        if path is not None:
-            several = isinstance(path, tuple)
-            absolute = tuple(Path(one).absolute() for one in (path if several else (path,)))
-            changes.setdefault(section, {})[name] = absolute if several else absolute[0]
-    return with_settings(config, **changes)
+    return validated(with_paths(config.model_dump(mode="json"), lambda path: str(path.absolute())))
+
+
+def with_paths(
+    settings: dict[str, Any], change: Callable[[Path], str], more: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """Settings in values of JSON, of which those of `PATHS` and `more` are changed in place."""
+    for section, name in (*PATHS, *more):
+        if value := settings[section][name]:
+            several = isinstance(value, list)
+            changed = [change(Path(one)) for one in (value if several else [value])]
+            settings[section][name] = changed if several else changed[0]
+    return settings
 
 
 def as_yaml(config: Config) -> str:

@@ -1,12 +1,9 @@
 """The demo: a small study of 700 real blood cells, some minutes on two cores."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .settings import Config, Data, Evaluation, Masking, Study, Training
-
-if TYPE_CHECKING:
-    from .study.folder import Study as StudyFolder
+from .study.folder import Study as StudyFolder
 
 # The latents are as wide as the model, and without the weight decay that would make their masks
 # uniform.
@@ -30,7 +27,7 @@ DEMO = Config(
 
 def run(
     folder: str | Path, *, config: Config = DEMO, jobs: int | None = None, progress: bool = True
-) -> "StudyFolder":
+) -> StudyFolder:
     """Compare the arms of the demo in `folder`, a study folder, whose finished runs are kept.
 
     Args:

@@ -8,11 +8,12 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 
 INK, QUIET, RULE, GROUND = "#1c2127", "#5d6773", "#d9dee4", "#fefefe"
 FIXED = ("#d55e00", "#e69f00", "#882255", "#8a8f2f", "#7f4f24")
@@ -74,7 +75,7 @@ class Drawing:
     width: float
     height: float
     alt: str
-    paint: Callable[["Figure"], None]
+    paint: Callable[[Figure], None]
 
     def svg(self) -> str:
         """The ``<svg>`` element; the same text each time."""
@@ -96,8 +97,6 @@ class Drawing:
 
     def _save(self, file: Any, style: Options, **options: Any) -> None:
         # Without pyplot, so that no global state, window or notebook backend is touched.
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
 
         settings: Any = STYLE | style
         with rc_context(settings):
@@ -108,7 +107,6 @@ class Drawing:
 
 def blues() -> Any:
     """A colour map from a pale ground to dark blue, in steps that a grey print keeps."""
-    from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("blues", ["#f3f6f9", "#9cc3df", "#2b7bb3", "#0b3c66"])
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import mam_kernels as mam
+from mam_kernels.gene_strategies import GeneModules, GeneWeights, HarderFirst
 from mam_kernels.shares import Share
 from mam_kernels.strategies import (
     ContextOnly,
@@ -17,8 +18,6 @@ from mam_kernels.strategies import (
     Uniform,
     ValueAttention,
 )
-
-from .gene_strategies import GeneModules, GeneWeights, HarderFirst
 
 BY_GENE = {
     "modules": GeneModules,
@@ -44,8 +43,8 @@ def build_strategy(
         embed_dim: width of the embeddings, for "mam-embedding".
         num_genes: G.
         schedule: (steps, 2), for "matched".
-        knowledge: (G,) what a strategy of `scmam.gene_strategies` knows of the genes; None: it is
-            filled in with the weights of a run.
+        knowledge: (G,) what a strategy of `mam_kernels.gene_strategies` knows of the genes; None:
+            it is filled in with the weights of a run.
     """
     ratio, zero_ratio = _shares(settings)
     if settings.strategy == "none":
@@ -84,18 +83,13 @@ def _shares(settings: Any) -> tuple[float | Share, float | Share | None]:
 
 
 def _latents(settings: Any, input_dim: int | None) -> mam.MultinomialAttentionMasking:
-    options = {
-        "input_dim": input_dim,
-        "latent_dim": settings.latent_dim,
-        "num_latents": settings.num_latents,
-        "num_heads": settings.latent_heads,
-        "mask_ratio": settings.ratio,
-        "latent_fraction": settings.latent_fraction,
-        "temperature": settings.temperature,
-        "context_from": settings.context_from,
-    }
-    if input_dim is None:
-        options["slope_norm"] = settings.slope_norm
-    latents = mam.MultinomialAttentionMasking(**options)
+    alike = ["latent_dim", "num_latents", "latent_fraction", "temperature", "context_from"]
+    alike += ["slope_norm"] if input_dim is None else []
+    latents = mam.MultinomialAttentionMasking(
+        input_dim,
+        num_heads=settings.latent_heads,
+        mask_ratio=settings.ratio,
+        **{name: getattr(settings, name) for name in alike},
+    )
     latents.reset_parameters(settings.latent_start)
     return latents

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 import mam_kernels as mam
 from mam_kernels.corruption import corrupt
+from mam_kernels.gene_strategies import HarderFirst
 from mam_kernels.integrations.parameter_groups import parameter_groups
 from mam_kernels.randomness import substream
 from mam_kernels.reward import strategy_reward_loss
 from mam_kernels.sequences import Sequences, gather
 from mam_kernels.strategies import CellValues, Draw, Masking, MaskingStrategy, masking_entropy
 
-from .gene_strategies import HarderFirst
+from .config import Config
 from .masking import build_strategy
 from .model import CellModel, build_model
 from .sequences import CellBatch, expression
@@ -61,60 +62,22 @@ class Pretraining(nn.Module):
     Args:
         model: the encoder-decoder.
         strategy: which genes are hidden.
-        injection: scheme of ``mam_kernels.ContextInjection``, or "none".
-        injection_start: first weights of its adapters, "random" or "zero".
-        corruption: one of ``mam_kernels.corruption.CORRUPTIONS``.
-        corruption_view: who reads a hidden position that is not behind a mask token: "decoder", as
-            published, so that the encoder reads true values alone; "both": the encoder reads it
-            too.
-        random_values: one of ``mam_kernels.corruption.RANDOM_VALUES``.
-        transform: one of ``scmam.sequences.TRANSFORMS``.
-        loss: "mse" or "nb".
-        cell_loss: weight of the second head.
-        penalty: weight of the latents' output norm.
-        penalty_norm: "squared": the mean over cells of the squared norm; "plain": its root.
-        reward_temperature: of the rewards that teach a strategy of latents for embeddings what to
-            hide (``mam_kernels.reward``): the errors at hidden positions, standardised over the
-            batch. None: nothing teaches it.
+        config: `masking` says how values are corrupted, where the context is injected and what
+            teaches the latents, `training` what the loss is, `data.transform` what the model reads.
     """
 
-    def __init__(
-        self,
-        model: CellModel,
-        strategy: MaskingStrategy,
-        *,
-        injection: str = "none",
-        injection_start: str = "random",
-        corruption: str = "all",
-        corruption_view: str = "decoder",
-        random_values: str = "observed",
-        transform: str = "log1p_counts",
-        loss: str = "mse",
-        cell_loss: float = 1.0,
-        penalty: float = 1e-5,
-        penalty_norm: str = "squared",
-        reward_temperature: float | None = None,
-    ) -> None:
+    def __init__(self, model: CellModel, strategy: MaskingStrategy, config: Config) -> None:
         super().__init__()
-        self.model = model
-        self.strategy = strategy
-        self.corruption = corruption
-        self.corruption_view = corruption_view
-        self.random_values = random_values
-        self.transform = transform
-        self.loss = loss
-        self.cell_loss = cell_loss
-        self.penalty = penalty
-        self.penalty_norm = penalty_norm
-        self.reward_temperature = reward_temperature
+        self.model, self.strategy, self.config = model, strategy, config
+        self.transform = config.data.transform
         self.injection: mam.ContextInjection | None = None
-        if injection != "none":
+        scheme, start = config.masking.injection, config.masking.injection_start
+        if scheme != "none":
             if strategy.latents is None:
                 wanted = "a strategy without latents has no context to inject"
-                raise ValueError(f"injection: {wanted}; got {injection!r}")
-            self.injection = mam.ContextInjection(
-                strategy.latents.latent_dim, model.width, injection, start=injection_start
-            )
+                raise ValueError(f"injection: {wanted}; got {scheme!r}")
+            latent_dim = strategy.latents.latent_dim
+            self.injection = mam.ContextInjection(latent_dim, model.width, scheme, start=start)
 
     def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no
@@ -142,40 +105,27 @@ class Pretraining(nn.Module):
             decoder_shift=decoder_shift,
             gene_ids=gene_ids,
         )
-        target = values if self.loss == "mse" else _dense(batch.counts)
-        sampled = (
-            (target, mask)
-            if gene_ids is None
-            else (target.gather(1, gene_ids), mask.gather(1, gene_ids))
-        )
-        errors = self._errors(predicted.genes, sampled[0], batch.depth)
-        reconstruction = _mean(errors, sampled[1])
+        target = values if self.config.training.loss == "mse" else _dense(batch.counts)
+        scored = _of_genes(mask, gene_ids)
+        errors = self._errors(predicted.genes, _of_genes(target, gene_ids), batch.depth)
+        reconstruction = _mean(errors, scored)
         cell = _mean(self._errors(predicted.cell, target, batch.depth), mask)
         if isinstance(self.strategy, HarderFirst) and self.training:
-            seen = values if gene_ids is None else values.gather(1, gene_ids)
-            self.strategy.observe(errors.detach(), sampled[1] & (seen != 0), gene_ids)
+            seen = _of_genes(values, gene_ids) != 0
+            self.strategy.observe(errors.detach(), scored & seen, gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
-        if self.penalty_norm == "plain":  # below the smallest number, where the root has no slope
+        if self.config.masking.penalty_norm == "plain":
+            # Below the smallest number the root has no slope.
             penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
         entropy = masking_entropy(masking, *self.strategy.weighting())
-        total = reconstruction + self.cell_loss * cell + self.penalty * penalty
-        if self.reward_temperature is not None and torch.is_grad_enabled():
+        total = reconstruction + self.config.training.cell_loss * cell
+        total = total + self.config.masking.penalty * penalty
+        if self.config.masking.gradient == "reward" and torch.is_grad_enabled():
             total = total + self._reward_loss(
-                cells,
-                draw,
-                masking,
-                errors.detach(),
-                sampled[1],
-                gene_ids,
-                self.reward_temperature,
+                cells, draw, masking, errors.detach(), scored, gene_ids
             )
-        return Losses(
-            total,
-            *(
-                x.detach()
-                for x in (reconstruction, cell, penalty, *self._shares(values, mask), entropy)
-            ),
-        )
+        parts = (reconstruction, cell, penalty, *_hidden_shares(values, mask), entropy)
+        return Losses(total, *(part.detach() for part in parts))
 
     def hide(
         self, values: Tensor, mask: Tensor, cell_ids: Tensor, *, seed: int, step: int
@@ -189,16 +139,11 @@ class Pretraining(nn.Module):
             seed, step: of the draw.
         """
         mask = _keep_something(values, mask)
+        how, taken_from = self.config.masking.corruption, self.config.masking.random_values
         corrupted, token = corrupt(
-            values,
-            mask,
-            self.corruption,
-            cell_ids,
-            seed=seed,
-            step=step,
-            random_values=self.random_values,
+            values, mask, how, cell_ids, seed=seed, step=step, random_values=taken_from
         )
-        kept_from_encoder = mask if self.corruption_view == "decoder" else token
+        kept_from_encoder = mask if self.config.masking.corruption_view == "decoder" else token
         visible = (corrupted != 0) & ~kept_from_encoder
         excess = self._excess(visible, cell_ids, seed, step)
         if excess is not None:
@@ -291,13 +236,10 @@ class Pretraining(nn.Module):
 
     def _errors(self, predicted: Tensor, target: Tensor, depth: Tensor) -> Tensor:
         """Of each prediction; as ``target``."""
-        if self.loss == "mse":
+        if self.config.training.loss == "mse":
             return F.mse_loss(predicted[..., 0], target, reduction="none")
-        return negative_binomial_loss(
-            target,
-            predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None],
-            predicted[..., 1],
-        )
+        log_mean = predicted[..., 0] + torch.log(depth.clamp(min=1.0))[:, None]
+        return negative_binomial_loss(target, log_mean, predicted[..., 1])
 
     def _reward_loss(
         self,
@@ -307,7 +249,6 @@ class Pretraining(nn.Module):
         errors: Tensor,
         scored: Tensor,
         gene_ids: Tensor | None,
-        temperature: float,
     ) -> Tensor:
         """A loss that teaches the strategy to hide genes of large error; its value is 0."""
         if gene_ids is not None:  # the errors of some genes, to those of all
@@ -319,20 +260,9 @@ class Pretraining(nn.Module):
         mean = _mean(errors, scored)
         deviation = _mean((errors - mean).square(), scored).sqrt().clamp(min=1e-6)
         reward = (errors - mean) / deviation
+        temperature = self.config.masking.reward_temperature
         return strategy_reward_loss(
-            self.strategy, cells, draw, masking, reward,
-            temperature=temperature, scored=scored,
-        )  # fmt: skip
-
-    @staticmethod
-    def _shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nonzero = values != 0
-        hidden, both, there = mask.sum(), (mask & nonzero).sum(), nonzero.sum()
-        zeros = values.numel() - there
-        return (
-            hidden / values.numel(),
-            both / there.clamp(min=1),
-            (hidden - both) / zeros.clamp(min=1),
+            self.strategy, cells, draw, masking, reward, temperature=temperature, scored=scored
         )
 
 
@@ -357,7 +287,7 @@ def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Ten
 
 
 def build_pretraining(
-    config: Any,
+    config: Config,
     num_genes: int,
     *,
     schedule: Tensor | None = None,
@@ -373,30 +303,29 @@ def build_pretraining(
         torch.manual_seed(substream(config.training.seed, "model"))
         model = build_model(config.model, num_genes, loss=config.training.loss)
         torch.manual_seed(substream(config.training.seed, "strategy"))
-        return Pretraining(
-            model,
-            build_strategy(
-                config.masking, model.width, num_genes, schedule=schedule, knowledge=knowledge
-            ),
-            injection=config.masking.injection,
-            injection_start=config.masking.injection_start,
-            corruption=config.masking.corruption,
-            corruption_view=config.masking.corruption_view,
-            random_values=config.masking.random_values,
-            transform=config.data.transform,
-            loss=config.training.loss,
-            cell_loss=config.training.cell_loss,
-            penalty=config.masking.penalty,
-            penalty_norm=config.masking.penalty_norm,
-            reward_temperature=(
-                config.masking.reward_temperature if config.masking.gradient == "reward" else None
-            ),
+        width = model.width
+        strategy = build_strategy(
+            config.masking, width, num_genes, schedule=schedule, knowledge=knowledge
         )
+        return Pretraining(model, strategy, config)
 
 
 def _dense(values: Tensor) -> Tensor:
     """Values (B, G), dense or sparse CSR, as a dense tensor."""
     return values.to_dense() if values.layout == torch.sparse_csr else values
+
+
+def _of_genes(values: Tensor, gene_ids: Tensor | None) -> Tensor:
+    """The columns (B, M) of values (B, G) that the decoder predicts."""
+    return values if gene_ids is None else values.gather(1, gene_ids)
+
+
+def _hidden_shares(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares of all genes, of the non-zeros and of the zeros that are hidden."""
+    nonzero = values != 0
+    hidden, both, there = mask.sum(), (mask & nonzero).sum(), nonzero.sum()
+    zeros = values.numel() - there
+    return hidden / values.numel(), both / there.clamp(min=1), (hidden - both) / zeros.clamp(min=1)
 
 
 def _mean(errors: Tensor, where: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,10 +30,7 @@ from .config import Config, as_yaml, digest, flat, load_config
 from .errors import CellsError, ConfigError, RunError, one_line
 from .objective import Pretraining, build_pretraining
 from .settings import SPLIT
-from .storage import new_file, new_folder, read_json, write_file
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .storage import new_file, new_folder, read_csv, read_json, write_file
 
 CONFIG, RECORD, GENES, METRICS = "config.yaml", "run.json", "genes.txt", "metrics.csv"
 WEIGHTS, SCHEDULE, CHECKPOINTS = "model.pt", "schedule.csv", "checkpoints"
@@ -74,7 +72,7 @@ class Run:
         on_gpu = self.config.training.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if on_gpu else "cpu")
 
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """metrics.csv: a row for each step (phase "train") and each validation, in order; no row
         where no step was made.
 
@@ -82,15 +80,11 @@ class Run:
         shares of all, the non-zero and the zero genes; ``entropy`` is that of the masking
         distribution over its maximum.
         """
-        import pandas as pd
 
         path = self.folder / METRICS
         if not path.is_file():
             return pd.DataFrame(columns=list(METRIC_COLUMNS))
-        try:
-            table = pd.read_csv(path)
-        except ValueError as error:  # pandas raises what derives from it
-            raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
+        table = read_csv(path, AGAIN)
         missing = [column for column in METRIC_COLUMNS if column not in table.columns]
         if missing:
             raise RunError(

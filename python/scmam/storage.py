@@ -15,9 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, ScmamError, one_line
+
+if TYPE_CHECKING:
+    import pandas
 
 UNFINISHED = ".unfinished"  # how hidden names end
 LONGEST = 100  # characters of a name that its hidden name repeats
@@ -72,6 +75,16 @@ def read_json(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({one_line(error)}); {remedy}") from error
+
+
+def read_csv(path: Path, remedy: str) -> "pandas.DataFrame":
+    """Read a CSV file; as `read_json`."""
+    import pandas
+
+    try:
+        return pandas.read_csv(path)
+    except ValueError as error:  # pandas raises what derives from it
         raise RunError(f"{path}: damaged ({one_line(error)}); {remedy}") from error
 
 
@@ -185,6 +198,25 @@ def writing(
             raise
         reason = os.strerror(error.errno)
         raise error_type(f"{where}: cannot be written ({reason}); {remedy}") from error
+
+
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[int]:
+    """`alone` with a folder of many runs, whose errors say how to go on.
+
+    Args:
+        folder: made where there is none.
+        busy: what another process computes; see `alone`.
+
+    Yields:
+        The descriptor of the lock.
+
+    Raises:
+        RunError: another process holds it, or it cannot be written to.
+    """
+    remedy = "make room, or give another folder; the same command goes on with what is done"
+    with writing(folder, remedy), alone(folder / ".lock", f"{folder}: {busy}") as lock:
+        yield lock
 
 
 @contextmanager

@@ -8,22 +8,19 @@ kept, passed on and used without the run::
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 
 from mam_kernels.weights import WeightsError
 from mam_kernels.weights.files import fill, read, require_tensors, write
 
-from .config import PATHS, Config, validated
+from .config import Config, validated, with_paths
+from .data import Cells
 from .errors import RunError, one_line
 from .objective import Pretraining, build_pretraining
 from .runs import SECTIONS, Run, by_batch, open_run, read_schedule
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from .data import Cells
 
 KIND = "scmam.Pretraining"
 SUFFIX = ".safetensors"
@@ -42,7 +39,7 @@ class ExportedModel:
     record: dict[str, Any]  #: of the run: steps, cells, unit, date, versions
     pretraining: Pretraining  #: encoder-decoder, masking and injection, in evaluation mode
 
-    def embed(self, cells: "Cells", *, max_tokens: int | None = None) -> "np.ndarray":
+    def embed(self, cells: Cells, *, max_tokens: int | None = None) -> np.ndarray:
         """The pooled output of the encoder, nothing hidden: what ``scmam evaluate`` classifies.
 
         Args:
@@ -94,8 +91,9 @@ def export_model(run: Run | str | Path, path: str | Path) -> Path:
     tensors, schedule = run.load().state_dict(), read_schedule(run.folder)
     if schedule is not None:
         tensors[SCHEDULE] = schedule
+    settings = run.config.model_dump(mode="json", include=set(SECTIONS))
     arguments = {
-        "config": _without_folders(run.config.model_dump(mode="json", include=set(SECTIONS))),
+        "config": with_paths(settings, lambda path: path.name, [("masking", "matched_to")]),
         "genes": list(run.genes),
         "record": {name: run.record[name] for name in KEPT if name in run.record},
     }
@@ -150,12 +148,3 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
         contents.arguments["record"],
         pretraining.to(device).eval(),
     )
-
-
-def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose paths are names."""
-    for section, name in (*PATHS, ("masking", "matched_to")):
-        if value := settings[section][name]:
-            named = [Path(one).name for one in ([value] if isinstance(value, str) else value)]
-            settings[section][name] = named[0] if isinstance(value, str) else named
-    return settings

@@ -7,6 +7,7 @@ named here and cannot run fails its tests; it is never skipped.
 """
 
 import collections
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -14,6 +15,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,15 +59,16 @@ def dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _replaced_once_a_launch() -> None:
-    # Triton's interpreter replaces the built-in functions of a module at a launch. It then lists
-    # the whole module again at each call of a device function, a quarter of its time, and finds
-    # nothing to replace. It replaces all or none, so the first of them tells.
+def _interpreted_faster() -> None:
+    """The interpreter does not do three things that took half its time and changed no result."""
     if not dispatch.interpreting():
         return
     from triton.language import core
     from triton.runtime import interpreter
 
+    # It replaces the built-in functions of a module at a launch. It then lists the whole module
+    # again at each call of a device function, and finds nothing to replace. It replaces all or
+    # none, so the first of them tells.
     @functools.cache
     def built_in(module: object) -> list[str]:
         return [name for name, member in inspect.getmembers(module) if core.is_builtin(member)]
@@ -77,6 +80,18 @@ def _replaced_once_a_launch() -> None:
                 interpreter._patch_attr(module, name, getattr(module, name), builder, scope)
 
     interpreter._patch_builtin = replace
+    # It computes whether an operation on integers overflows, and asserts it only with `debug`.
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    # It writes down all types to look up one. Types of pointers have no hash.
+    of_scalar = functools.cache(interpreter._get_np_dtype)
+
+    def numpy_type(kind: core.dtype) -> np.dtype:
+        kind = kind.element_ty if isinstance(kind, core.block_type) else kind
+        return np.dtype(np.uint64) if isinstance(kind, core.pointer_type) else of_scalar(kind)
+
+    interpreter._get_np_dtype = numpy_type
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

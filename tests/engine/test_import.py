@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import mam_kernels as mam
 PACKAGE = Path(mam.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 BACKEND_MODULES = {"reference", "native", "triton"}
+ENGINE = r"(?:from|import) mam_kernels\.(\w+)"
 OPERATIONS = ("value_attention", "latent_attention", "selection", "inclusion")
 
 
@@ -270,6 +272,13 @@ def test_the_engine_never_imports_the_single_cell_layer_or_its_libraries():
         and (found := {i for i in imports if i.split(".")[0] in outside})
     }
     assert wrong == {}
+
+
+def test_the_single_cell_layer_imports_nothing_below_the_modules_of_the_engine():
+    study = PACKAGE.parent / "python" / "scmam"
+    names = {name for path in study.rglob("*.py") for name in re.findall(ENGINE, path.read_text())}
+    assert {"strategies", "corruption"} <= names
+    assert not {name for name in names if name.startswith("_") or name in ("ops", "reference")}
 
 
 def test_only_the_triton_files_import_triton():

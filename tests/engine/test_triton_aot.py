@@ -3,8 +3,9 @@ spills, shared memory within bounds.
 
 The launches are the launchers' own: they are called with tensors on the CPU, and what they would
 launch is recorded and compiled. It runs in a process of its own, because Triton decides when it is
-imported whether to interpret. The tests compile variants with every tile, type, stride and flag;
-`PYTHONPATH=. python tests/engine/test_triton_aot.py` compiles all, and prints the table.
+imported whether to interpret. The tests compile variants with every tile, type, stride and flag for
+sm_80 and sm_90, and with every tile for the others; with MAM_TEST_EVERY_VARIANT=1 in the
+environment, all. `PYTHONPATH=. python tests/engine/test_triton_aot.py` prints the table of all.
 """
 
 import importlib.util
@@ -22,7 +23,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from benchmarks.machine_code.launches import Variant
-from tests.engine.triton_launches import LAUNCHES, TARGETS, covering, launched, launches
+from tests.engine.triton_launches import (
+    LAUNCHES,
+    TARGETS,
+    covering,
+    launched,
+    launches,
+    tiles,
+    traits,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKERS = 2
@@ -119,13 +128,13 @@ def counted() -> frozenset[Variant]:
 def compile_everything(every: bool) -> list[Resources]:
     """Launches for every target, two compilations at a time: all of them, or those that cover."""
     known = {"sm_90": counted()}
-    jobs = [
-        (launch, name)
-        for name in TARGETS
-        for launch in (
-            launches(name) if every else covering(launches(name), known.get(name, frozenset()))
-        )
-    ]
+    jobs = []
+    for name, target in TARGETS.items():
+        chosen = launches(name)
+        if not every:
+            seen = traits if target.every_trait else tiles
+            chosen = covering(chosen, known.get(name, frozenset()), seen)
+        jobs += [(launch, name) for launch in chosen]
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(compile_one, *zip(*jobs, strict=True)))
 
@@ -176,6 +185,7 @@ def test_few_variants_have_every_trait_of_all() -> None:
     half = variant("*fp16", BLOCK=16, A=True, B=False)
     assert covering([plain, one, both]) == [both, plain]
     assert covering([plain, one, both, wide, half]) == [both, wide, half, plain]
+    assert covering([plain, one, both, wide, half], traits=tiles) == [both, wide]
 
 
 @needs_triton
@@ -226,6 +236,7 @@ def table(kernels: list[Resources]) -> str:
 
 if __name__ == "__main__":
     if "--json" in sys.argv:
-        print(json.dumps({"launches": launched(), "compiled": compile_everything(every=False)}))
+        every = os.environ.get("MAM_TEST_EVERY_VARIANT") == "1"
+        print(json.dumps({"launches": launched(), "compiled": compile_everything(every)}))
     else:
         print(table(compile_everything(every=True)))

@@ -10,19 +10,22 @@ from benchmarks.machine_code.launches import Variant, recording
 
 
 class Target(NamedTuple):
-    """A GPU to compile for, and the shared memory that one program may have there."""
+    """A GPU to compile for, the shared memory that one program may have there, and whether the
+    tests compile each type, stride and flag for it, or each tile once.
+    """
 
     backend: str
     arch: int | str
     warp_size: int
     shared_bytes: int
+    every_trait: bool
 
 
 TARGETS = {
-    "sm_80": Target("cuda", 80, 32, 163 * 1024),
-    "sm_90": Target("cuda", 90, 32, 227 * 1024),
-    "sm_100": Target("cuda", 100, 32, 227 * 1024),
-    "gfx942": Target("hip", "gfx942", 64, 64 * 1024),
+    "sm_80": Target("cuda", 80, 32, 163 * 1024, True),
+    "sm_90": Target("cuda", 90, 32, 227 * 1024, True),
+    "sm_100": Target("cuda", 100, 32, 227 * 1024, False),
+    "gfx942": Target("hip", "gfx942", 64, 64 * 1024, False),
 }
 
 
@@ -310,18 +313,36 @@ def launched() -> dict[str, list[str]]:
     return found
 
 
+def tile(variant: Variant) -> tuple:
+    """The sizes that a variant is compiled for."""
+    return tuple(
+        (name, x)
+        for name, x in variant.constants
+        if name.isupper() and not isinstance(x, bool) and "STRIDE" not in name
+    )
+
+
+def tiles(variant: Variant) -> set[tuple]:
+    """The tile of a variant as its only trait."""
+    return {(variant.kernel, tile(variant))}
+
+
 def traits(variant: Variant) -> set[tuple]:
     """What a variant has that others may have too: its tile, types and options together, the
     strides that it was compiled with, and the value of each flag.
     """
+    sizes = tile(variant)
     constants = [(name, x) for name, x in variant.constants if name.isupper()]
-    tile = [(name, x) for name, x in constants if not isinstance(x, bool) and "STRIDE" not in name]
     types = [kind for _, kind in variant.signature if kind in ("*fp32", "*fp16", "*bf16")]
-    together = (tuple(tile), tuple(sorted(set(types))), variant.options)
-    return {(variant.kernel, x) for x in (together, *constants) if x not in tile}
+    together = (sizes, tuple(sorted(set(types))), variant.options)
+    return {(variant.kernel, x) for x in (together, *constants) if x not in sizes}
 
 
-def covering(variants: list[Variant], known: frozenset[Variant] = frozenset()) -> list[Variant]:
+def covering(
+    variants: list[Variant],
+    known: frozenset[Variant] = frozenset(),
+    traits: Callable[[Variant], set[tuple]] = traits,
+) -> list[Variant]:
     """As few of the variants as have every trait of all of them. Of two that add the same, one that
     is ``known``, then the one with more flags, which needs more registers.
     """

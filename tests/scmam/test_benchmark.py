@@ -13,7 +13,6 @@ import numpy as np
 import pandas
 from scmam.benchmark import ARMS, DataSet, chosen_arms
 from scmam.benchmark.arms import with_arms
-from scmam.benchmark.choice import EVERY, choices_of
 from scmam.benchmark.folder import (
     Benchmark,
     open_benchmark,
@@ -25,7 +24,7 @@ from scmam.benchmark.folder import (
 )
 from scmam.benchmark.page import draw_page
 from scmam.benchmark.running import _groups, benchmark
-from scmam.benchmark.summary import summarize, summary_of
+from scmam.benchmark.summary import EVERY, choices_of, summarize, summary_of
 from scmam.benchmark.work import do_arms
 from scmam.config import load_config
 from scmam.data import open_cells

@@ -12,8 +12,9 @@ pandas = pytest.importorskip("pandas")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
 from scmam.config import Data  # noqa: E402
-from scmam.data import advice, inspect  # noqa: E402
+from scmam.data import inspect  # noqa: E402
 from scmam.data.columns import categorical_columns  # noqa: E402
+from scmam.data.inspection import DENSE, GENES, SPARSE  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
 
 COUNTS = np.random.default_rng(0).poisson(0.8, (40, 25)).astype(np.float32)
@@ -73,7 +74,7 @@ def test_advises_a_masking_by_how_sparse_the_variable_genes_are(saved, density, 
 def test_the_advice_is_what_the_committed_benchmark_says():
     results = Path(__file__).parents[2] / "benchmarks" / "results" / "maskings"
     runs, summary = (
-        pandas.read_csv(results / name).query("genes == @advice.GENES and arm == '50-tenth'")
+        pandas.read_csv(results / name).query(f"genes == {GENES} and arm == '50-tenth'")
         for name in ("runs.csv", "summary.csv")
     )
     masks = runs[runs.part == "masks"].pivot_table(index="data", columns="metric", values="value")
@@ -81,10 +82,10 @@ def test_the_advice_is_what_the_committed_benchmark_says():
     density = (of_all - zeros) / (masks.hidden_nonzero - zeros)  # what the masks say of the values
     probe = summary.query("metric == 'probe' and part == 'rest' and against == 'uniform'")
     gain = probe.set_index("data").difference
-    assert (density <= advice.SPARSE).sum() == 3
-    assert (density >= advice.DENSE).sum() == 2
-    assert (gain[density <= advice.SPARSE] > 0).all()
-    assert (gain[density >= advice.DENSE] <= 0).all()
+    assert (density <= SPARSE).sum() == 3
+    assert (density >= DENSE).sum() == 2
+    assert (gain[density <= SPARSE] > 0).all()
+    assert (gain[density >= DENSE] <= 0).all()
 
 
 def test_as_text_and_json(saved):

@@ -225,14 +225,13 @@ def test_probe_uses_nothing_of_the_test_cells(cells, pretraining):
     other prediction of it.
     """
     from scmam.data import folds
-    from scmam.evaluation.probing import probe_features
 
     features = embed(pretraining, cells)
-    plain = probe_features(features, cells, SETTINGS, 0)
+    plain = linear_probe(pretraining, cells, SETTINGS, features=features)
     changed = features.copy()
     test = folds(cells, 3, 0)[0][1]
     changed[test[0]] *= 100
-    other = probe_features(changed, cells, SETTINGS, 0)
+    other = linear_probe(pretraining, cells, SETTINGS, features=changed)
     moved = np.abs(np.subtract(plain.folds[0].confusion, other.folds[0].confusion)).sum()
     assert moved in (0, 2)  # the one cell, at most
 
@@ -443,7 +442,7 @@ def test_fine_tuning_that_diverges_is_an_error(cells, pretraining):
     with pytest.raises(
         RunError, match=r"fine-tuning: diverged at evaluation.lr = 0.003; set a lower one"
     ):
-        fine_tuning.fine_tune_from(features, broken, cells, SETTINGS, 0)
+        fine_tune(broken, cells, SETTINGS, features=features)
 
 
 @pytest.mark.gpu

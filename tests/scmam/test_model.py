@@ -286,6 +286,7 @@ BOUNDED = """
 import resource, torch
 from types import SimpleNamespace
 from mam_kernels.strategies import Uniform
+from scmam.config import load_config
 from scmam.model import build_model
 from scmam.objective import Pretraining
 from scmam.sequences import CellBatch
@@ -294,7 +295,8 @@ torch.set_num_threads(1)
 names = ("width", "heads", "encoder_layers", "decoder_layers", "bins", "max_encoder_tokens",
          "decoder_genes", "recompute")
 size = SimpleNamespace(**dict.fromkeys(names), size="tiny", depth="token", dropout=0.0)
-objective = Pretraining(build_model(size, 20000), Uniform(0.3, 0.03), corruption="80/10/10")
+config = load_config(overrides=["masking.corruption=80/10/10"])
+objective = Pretraining(build_model(size, 20000), Uniform(0.3, 0.03), config)
 counts = torch.poisson(torch.full((8, 20000), 0.1))
 batch = CellBatch(counts, counts.sum(1), torch.arange(8), torch.zeros(8, dtype=torch.int64))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -328,16 +328,17 @@ def test_adapters_fit_a_decoder_of_another_width(scheme, batch):
         decoder_heads=3,
     )
     strategy = pretraining("mam").strategy
-    objective = Pretraining(model, strategy, injection=scheme)
+    config = with_settings(load_config(), masking={"injection": scheme})
+    objective = Pretraining(model, strategy, config)
     losses = objective(batch, seed=0, step=0)
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert all(parameter.grad.any() for parameter in objective.injection.parameters())
     with pytest.raises(
         ValueError,
-        match="injection: a strategy without latents has no context to inject; got 'decoder'",
+        match=f"injection: a strategy without latents has no context to inject; got {scheme!r}",
     ):
-        Pretraining(model, pretraining("uniform").strategy, injection="decoder")
+        Pretraining(model, pretraining("uniform").strategy, config)
 
 
 def test_negative_binomial_is_the_distribution():

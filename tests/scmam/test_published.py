@@ -17,7 +17,7 @@ from scmam.config import Config, with_settings
 from scmam.config import Evaluation as Settings
 from scmam.data import Cells
 from scmam.errors import CellsError, ConfigError, RunError
-from scmam.evaluation import baseline, embed, evaluate, published
+from scmam.evaluation import baseline, classify, embed, evaluate, published
 from scmam.evaluation.cross_validation import scored_positions, splits, without_test
 from scmam.evaluation.embedding import sequence_reader
 from scmam.objective import Pretraining, build_pretraining
@@ -104,14 +104,14 @@ def test_it_pools_the_largest_of_the_valid_genes(cells: Cells, pretraining: Pret
 @pytest.mark.parametrize("method", ["mlp-probe", "fine-tuning"])
 def test_it_tells_planted_classes_apart(method: str, cells: Cells, pretraining: Pretraining):
     before = copy.deepcopy(pretraining.state_dict())
-    found = published.classify(method, pretraining, cells, SETTINGS, 7)
+    found = classify(method, pretraining, cells, SETTINGS, 7)
     assert found.method == method
     assert found.classes == CLASSES
     assert found.mean("macro_f1") > 0.8
     assert found.values("micro_f1").tolist() == found.values("accuracy").tolist()
     assert found.settings["optimizer"] == "Adam, amsgrad"
     if method == "mlp-probe":
-        assert scores(published.classify(method, pretraining, cells, SETTINGS, 7)) == scores(found)
+        assert scores(classify(method, pretraining, cells, SETTINGS, 7)) == scores(found)
     assert all(torch.equal(before[name], value) for name, value in pretraining.state_dict().items())
 
 
@@ -169,14 +169,12 @@ def test_it_stops_early_and_takes_the_best_epoch(
 
 def test_what_it_refuses(cells: Cells, pretraining: Pretraining):
     with pytest.raises(ConfigError, match=r"evaluation.block: expected .*, -2 to -1; got -3"):
-        published.classify(
-            "fine-tuning", pretraining, cells, SETTINGS.model_copy(update={"block": -3}), 0
-        )
-    broken = copy.deepcopy(pretraining)
+        classify("fine-tuning", pretraining, cells, SETTINGS.model_copy(update={"block": -3}))
+    features, broken = embed(pretraining, cells), copy.deepcopy(pretraining)
     with torch.no_grad():
         broken.model.embedding.gene.weight[12] = 1e38  # of a gene that every cell has
     with pytest.raises(RunError, match=r"diverged at evaluation.lr = 0.01; set a lower one"):
-        published.classify("mlp-probe", broken, cells, SETTINGS, 0)
+        classify("mlp-probe", broken, cells, SETTINGS, features=features)
 
 
 def test_the_encoder_is_shifted_as_in_training(cells: Cells):

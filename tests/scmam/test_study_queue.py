@@ -22,6 +22,7 @@ pytest.importorskip("distributed", reason="the single-cell layer is not installe
 
 from distributed import Client, LocalCluster
 from scmam.errors import ConfigError, RunError
+from scmam.settings import Study
 from scmam.storage import alone
 from scmam.study.progress import Lines, Silent, shown
 from scmam.study.queue import run_tasks, thread_share
@@ -79,16 +80,11 @@ open(OUT, 'w').close()
 
 @pytest.fixture
 def run(tmp_path):
-    def go(tasks, jobs=2, watcher=None, after=lambda: None, **options):
+    def go(tasks, jobs=2, watcher=None, after=lambda: None, retries=0, **options):
+        settings = Study(jobs=jobs, retries=retries, **options)
         with alone(tmp_path / ".lock", "held by {owner}") as lock:
             return run_tasks(
-                tasks,
-                [],
-                jobs=jobs,
-                lock=lock,
-                watcher=watcher or Silent(),
-                after=after,
-                **options,
+                tasks, [], settings, lock=lock, watcher=watcher or Silent(), after=after
             )
 
     return go
@@ -223,6 +219,7 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
     """
     study = f"""
         from pathlib import Path
+        from scmam.settings import Study
         from scmam.storage import alone
         from scmam.study.progress import Silent
         from scmam.study.queue import run_tasks
@@ -231,7 +228,8 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
         script = {f"OUT = {str(tmp_path / 'mam')!r}" + textwrap.dedent(worker)!r}
         with alone(folder / ".lock", "held") as lock:
             task = Task("mam", ("-c", script), folder / "log.txt", (folder / "mam",))
-            run_tasks([task], [], jobs=1, lock=lock, watcher=Silent(), after=lambda: None)
+            options = {{"lock": lock, "watcher": Silent(), "after": lambda: None}}
+            run_tasks([task], [], Study(jobs=1, retries=0), **options)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(study)], env=_with_path())
     _wait_for(tmp_path / "mam.running")
@@ -304,10 +302,9 @@ def test_on_a_cluster_a_task_survives_the_worker_that_ran_it(tmp_path):
         outcomes = run_tasks(
             [task(tmp_path, "mam", script), task(tmp_path, "matched", WRITE, needs="mam")],
             [],
-            jobs=1,
+            Study(jobs=1, retries=0, scheduler=cluster.scheduler_address),
             watcher=Silent(),
             after=lambda: None,
-            scheduler=cluster.scheduler_address,
         )
         thread.join()
         with Client(cluster) as client:

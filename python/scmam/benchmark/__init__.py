@@ -5,9 +5,14 @@
 out.
 """
 
-from .arms import ARMS, GROUPS, chosen_arms
-from .folder import DataSet
-from .running import benchmark
-from .summary import summarize
+from ..lazy import lazy_names
 
-__all__ = ["ARMS", "GROUPS", "DataSet", "benchmark", "chosen_arms", "summarize"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".arms": ("ARMS", "GROUPS", "chosen_arms"),
+        ".folder": ("DataSet",),
+        ".running": ("benchmark",),
+        ".summary": ("summarize",),
+    },
+)

@@ -5,6 +5,7 @@ In all of them corruption concerns the decoder's input alone, as published.
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
+from itertools import product
 from typing import Any, NamedTuple
 
 from ..config import Config, with_settings
@@ -34,96 +35,65 @@ class BenchmarkArm(NamedTuple):
 
 def _shares() -> dict[str, BenchmarkArm]:
     arms = {}
-    for share in SHARES:
-        for zeros, factor in ZEROS.items():
-            for ending, corruption in CORRUPTIONS.items():
-                of_zeros = share * factor  # per cent
-                settings = {
-                    "ratio": share / 100,
-                    "zero_ratio": of_zeros / 100,
-                    "corruption": corruption,
-                }
-                behind = "80/10/10" if ending else "tokens"
-                arms[f"{share}-{zeros}{ending}"] = BenchmarkArm(
-                    f"{share} % of non-zeros, {of_zeros:g} % of zeros, {behind}",
-                    settings,
-                )
+    for share, (zeros, factor), (ending, corruption) in product(
+        SHARES, ZEROS.items(), CORRUPTIONS.items()
+    ):
+        of_zeros = share * factor  # per cent
+        behind = "80/10/10" if ending else "tokens"
+        arms[f"{share}-{zeros}{ending}"] = BenchmarkArm(
+            f"{share} % of non-zeros, {of_zeros:g} % of zeros, {behind}",
+            {"ratio": share / 100, "zero_ratio": of_zeros / 100, "corruption": corruption},
+        )
     return arms
 
 
+AT_50 = "50-tenth"
 MAM = {"strategy": "mam", "corruption": "all", "injection": "decoder"}
 SPLIT = {"ratio": 0.5, "zero_ratio": 0.05, "corruption": "all"}
-AT_50 = "50-tenth"
+UNDECAYED = {"training.masking_weight_decay": 0.0}
+
+
+def _mam(what: str, same_share: str = "uniform-token", **settings: Any) -> BenchmarkArm:
+    return BenchmarkArm(f"MAM on values, {what}", {**MAM, **settings}, same_share)
+
+
+def _at_50(what: str, settings: Mapping[str, Any], follows: str | None = None) -> BenchmarkArm:
+    return BenchmarkArm(what, {**SPLIT, **settings}, AT_50, follows)
+
+
+REWARDED = {"strategy": "mam-embedding", "gradient": "reward", "penalty": 0.0, **UNDECAYED}
+SHARP = {**MAM, "strategy": "mam-embedding", "temperature": 0.3, **UNDECAYED}
+WIDE = {"ratio": 0.15, "ratio_to": 0.85, "zero_ratio": 0.015}
+TAUGHT = "mam-sharp-50"
+"""The arm whose rates are replayed."""
 
 STRATEGIES: dict[str, BenchmarkArm] = {
-    "mam": BenchmarkArm("MAM on values, as published", MAM, "uniform-token"),
-    "mam-mixed": BenchmarkArm(
-        "MAM on values, 80/10/10", {**MAM, "corruption": "80/10/10"}, UNIFORM
-    ),
+    "mam": _mam("as published"),
+    "mam-mixed": _mam("80/10/10", UNIFORM, corruption="80/10/10"),
     "mam-published": BenchmarkArm(
-        "MAM on values, published first weights",
-        {"like": "mam-published-decoder"},
-        "uniform-token",
+        "MAM on values, published first weights", {"like": "mam-published-decoder"}, "uniform-token"
     ),
-    "mam-encoder": BenchmarkArm(
-        "MAM on values, context in the encoder", {**MAM, "injection": "encoder"}, "uniform-token"
-    ),
-    "mam-both": BenchmarkArm(
-        "MAM on values, context in both", {**MAM, "injection": "both"}, "uniform-token"
-    ),
-    "mam-separate": BenchmarkArm(
-        "MAM on values, an adapter each", {**MAM, "injection": "separate"}, "uniform-token"
-    ),
-    "mam-50": BenchmarkArm("MAM on values", {**MAM, **SPLIT}, AT_50),
-    "mam-embedding-50": BenchmarkArm(
-        "MAM on embeddings", {**MAM, **SPLIT, "strategy": "mam-embedding"}, AT_50
-    ),
-    "mam-sharp-50": BenchmarkArm(
-        "MAM on embeddings, not decayed, temperature 0.3",
-        {
-            **MAM,
-            **SPLIT,
-            "strategy": "mam-embedding",
-            "temperature": 0.3,
-            "training.masking_weight_decay": 0.0,
-        },
-        AT_50,
-    ),
-    "mam-reward-50": BenchmarkArm(
-        "MAM on embeddings, taught by the errors",
-        {
-            **SPLIT,
-            "strategy": "mam-embedding",
-            "gradient": "reward",
-            "penalty": 0.0,
-            "training.masking_weight_decay": 0.0,
-        },
-        AT_50,
-    ),
-    "expression-50": BenchmarkArm(
-        "in proportion to expression", {**SPLIT, "strategy": "expression"}, AT_50
-    ),
-    "random-ratio": BenchmarkArm(
-        "15 to 85 %, each cell its own",
-        {**SPLIT, "ratio": 0.15, "ratio_to": 0.85, "zero_ratio": 0.015},
-        AT_50,
-    ),
-    "modules-50": BenchmarkArm("co-expressed modules", {**SPLIT, "strategy": "modules"}, AT_50),
-    "harder-50": BenchmarkArm("harder genes more often", {**SPLIT, "strategy": "harder"}, AT_50),
-    "labels-50": BenchmarkArm(
-        "informative genes more often (uses the labels)", {**SPLIT, "strategy": "labels"}, AT_50
-    ),
-    "replayed-50": BenchmarkArm(
+    "mam-encoder": _mam("context in the encoder", injection="encoder"),
+    "mam-both": _mam("context in both", injection="both"),
+    "mam-separate": _mam("an adapter each", injection="separate"),
+    "mam-50": _at_50("MAM on values", MAM),
+    "mam-embedding-50": _at_50("MAM on embeddings", {**MAM, "strategy": "mam-embedding"}),
+    TAUGHT: _at_50("MAM on embeddings, not decayed, temperature 0.3", SHARP),
+    "mam-reward-50": _at_50("MAM on embeddings, taught by the errors", REWARDED),
+    "expression-50": _at_50("in proportion to expression", {"strategy": "expression"}),
+    "random-ratio": _at_50("15 to 85 %, each cell its own", WIDE),
+    "modules-50": _at_50("co-expressed modules", {"strategy": "modules"}),
+    "harder-50": _at_50("harder genes more often", {"strategy": "harder"}),
+    "labels-50": _at_50("informative genes more often (uses the labels)", {"strategy": "labels"}),
+    "replayed-50": _at_50(
         "rates of MAM on embeddings, replayed",
-        {**SPLIT, "strategy": "replayed", "matched_to": "mam-sharp-50"},
-        AT_50,
-        "mam-sharp-50",
+        {"strategy": "replayed", "matched_to": TAUGHT},
+        TAUGHT,
     ),
-    "permuted-50": BenchmarkArm(
+    "permuted-50": _at_50(
         "the same, exchanged among genes of equal mean",
-        {**SPLIT, "strategy": "permuted", "matched_to": "mam-sharp-50"},
-        AT_50,
-        "mam-sharp-50",
+        {"strategy": "permuted", "matched_to": TAUGHT},
+        TAUGHT,
     ),
 }
 

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import pandas
 
 from ..config import Config, as_yaml, load_config, with_settings
 from ..errors import RunError
 from ..storage import write_file
-
-if TYPE_CHECKING:
-    import pandas
 
 CONFIG, RECORD = "config.yaml", "benchmark.json"
 RUN, SCORE = ("data", "genes", "arm", "seed"), ("part", "metric", "value")
@@ -81,9 +80,8 @@ def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
     write_file(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def read_runs(folder: Path) -> "pandas.DataFrame":
+def read_runs(folder: Path) -> pandas.DataFrame:
     """All scores that are there: data, genes, arm, seed, part, metric, value."""
-    import pandas
 
     rows = []
     for head, run in _records(folder):
@@ -92,11 +90,10 @@ def read_runs(folder: Path) -> "pandas.DataFrame":
     return pandas.DataFrame(rows, columns=[*RUN, *SCORE])
 
 
-def read_curves(folder: Path) -> "pandas.DataFrame":
+def read_curves(folder: Path) -> pandas.DataFrame:
     """The scores at each step that was scored, of runs with a curve: data, genes, arm, seed, step,
     part, metric, value.
     """
-    import pandas
 
     rows = [
         (*head, int(step), *score)

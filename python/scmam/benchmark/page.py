@@ -2,21 +2,21 @@
 learning curves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..drawing import CLASSES, INK, Drawing, Options
+from ..report.page import environment
 from ..storage import write_file
 from .arms import ARMS, CORRUPTIONS, SHARES, UNIFORM, UNTRAINED, ZEROS
-from .choice import choices_of
 from .folder import read_curves, read_runs
-from .summary import summarize
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .summary import choices_of, summarize
 
 PAGE = "benchmark.html"
 TITLES = {
@@ -40,20 +40,6 @@ CURVES = (UNIFORM, "50-tenth", "70-tenth", "mam", "random-ratio", "mam-reward-50
 """Arms whose learning curves are drawn, where they are there; others are in ``curves.csv``."""
 
 Key = tuple[str, int]  # data and genes
-HEAD = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Benchmark of maskings</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
-figure { margin: 2.5rem 0; overflow-x: auto } svg { max-width: 100%; height: auto }
-table { border-collapse: collapse } th, td { padding: .2rem .8rem; text-align: right }
-thead { border-bottom: 1px solid } td:nth-child(-n+3), th:nth-child(-n+3) { text-align: left }
-</style>
-"""
-CHOICE = """<h2>The arm that development cells choose, on other cells</h2>
-<p>Of the candidates, the arm with the highest score on the cells that were set aside, over the
-first three seeds; then its difference to uniform masks over all positions on all other cells, in
-points of 100 with its 95&nbsp;% interval. Where other seeds are there, that is over those.</p>
-"""
 
 
 def draw_page(folder: str | Path) -> Path:
@@ -70,42 +56,20 @@ def draw_page(folder: str | Path) -> Path:
         )
         if drawing is not None
     ]
-    figures = "\n".join(
-        f'<figure role="img" aria-label="{drawing.alt}">{drawing.svg()}</figure>'
-        for drawing in drawings
-    )
-    chosen = "" if choices.empty else CHOICE + _choice_table(choices)
-    text = f"{HEAD}<body><h1>Benchmark of maskings</h1>\n{chosen}{figures}</body></html>\n"
+    choices = choices[choices.metric.isin(TITLES)]
+    page = environment().get_template("benchmark.html")
+    text = page.render(drawings=drawings, choices=list(choices.itertuples()), titles=TITLES)
     write_file(folder / PAGE, text)
     return folder / PAGE
 
 
-def by_genes(summary: "pandas.DataFrame") -> "list[pandas.DataFrame]":
+def by_genes(summary: pandas.DataFrame) -> list[pandas.DataFrame]:
     """The rows with the fewest genes, and those with more, which are drawn apart."""
     fewest = summary.genes == summary.genes.min()
     return [part for part in (summary[fewest], summary[~fewest]) if not part.empty]
 
 
-def _choice_table(choices: "pandas.DataFrame") -> str:
-    """The choices as an HTML table."""
-    table = choices[[metric in TITLES for metric in choices.metric]]
-    shown = {
-        "data": table.data,
-        "genes": table.genes,
-        "score": table.metric.map(TITLES),
-        "chosen of": table.candidates,
-        "arm": table.arm,
-        "on development cells": table.on_development.map("{:+.1f}".format),
-        "on other cells": [
-            f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" for row in table.itertuples()
-        ],
-        "seeds": table.seeds,
-        "other seeds": table.other_seeds.map({True: "yes", False: "no"}),
-    }
-    return table.assign(**shown)[list(shown)].to_html(index=False, border=0) + "\n"
-
-
-def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
+def shares_drawing(summary: pandas.DataFrame, metric: str) -> Drawing | None:
     """Difference to uniform over all positions against the share of the non-zeros that is hidden,
     with intervals: a panel for each data set, a colour for each share of the zeros, broken lines
     where the decoder's input is corrupted 80/10/10; hollow: one seed, no interval. None where there
@@ -118,7 +82,7 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
     if not panels:
         return None
 
-    def paint(axes: "Axes", group: "pandas.DataFrame") -> None:
+    def paint(axes: Axes, group: pandas.DataFrame) -> None:
         axes.axhline(0, color=INK, linewidth=1)
         for place, line in enumerate(LINES):
             _share_line(axes, group.set_index("arm"), line, (place - (len(LINES) - 1) / 2) * DODGE)
@@ -132,25 +96,24 @@ def shares_drawing(summary: "pandas.DataFrame", metric: str) -> Drawing | None:
     )  # fmt: skip
 
 
-def _share_line(axes: "Axes", group: "pandas.DataFrame", line: str, shift: float) -> None:
+def _share_line(axes: Axes, group: pandas.DataFrame, line: str, shift: float) -> None:
     """Differences of the arms of a line, with intervals."""
-    points = [(s, group.loc[arm]) for s in SHARES if (arm := f"{s}-{line}") in group.index]
-    if not points:
+    present = [share for share in SHARES if f"{share}-{line}" in group.index]
+    if not present:
         return
+    rows = group.loc[[f"{share}-{line}" for share in present]]
     colour, style = LINES[line]
     zeros, _, mixed = line.partition("-")
     names = {"tenth": "a tenth of that", "same": "as many", "none": "none"}
     label = f"zeros: {names[zeros]}, {'80/10/10' if mixed else 'mask tokens'}"
-    places = [share + shift for share, _ in points]
-    middle = [row.difference for _, row in points]
-    axes.plot(places, middle, color=colour, ls=style, marker="o", markersize=3.5, label=label)
-    for place, (_, row) in zip(places, points, strict=True):
-        axes.plot([place] * 2, [row.low, row.high], color=colour, linewidth=1, alpha=0.7)
-        if row.low != row.low:  # one seed
-            axes.plot(place, row.difference, "o", color=colour, mfc="white", markersize=3.5)
+    dots: Options = {"color": colour, "marker": "o", "markersize": 3.5}
+    places, single = np.array(present) + shift, rows.low.isna().to_numpy()  # of one seed
+    axes.plot(places, rows.difference, ls=style, label=label, **dots)
+    axes.vlines(places, rows.low, rows.high, color=colour, linewidth=1, alpha=0.7)
+    axes.plot(places[single], rows.difference[single], ls="none", mfc="white", **dots)
 
 
-def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
+def curves_drawing(curves: pandas.DataFrame, metric: str) -> Drawing | None:
     """Score against the steps of pretraining: a panel for each data set, a colour for each of
     `CURVES`; thick lines are means over the seeds that all of them have, thin lines the seeds. None
     where there is nothing to draw.
@@ -164,22 +127,18 @@ def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
     if not panels:
         return None
 
-    def paint(axes: "Axes", group: "pandas.DataFrame") -> None:
+    def paint(axes: Axes, group: pandas.DataFrame) -> None:
         table = group.pivot(index=["arm", "seed"], columns="step", values="value")
         arms = [arm for arm in CURVES if arm in group.arm.values]
         seeds = [set(table.loc[arm].index) for arm in arms]
+        # The first weights of a seed are those of every arm.
+        start = table.query(f"arm == {UNTRAINED!r}").droplevel("arm")
         for arm in arms:
-            # The first weights of a seed are those of every arm.
-            start = (
-                table.loc[[UNTRAINED]].droplevel("arm") if UNTRAINED in group.arm.values else None
-            )
-            lines = table.loc[arm] if start is None else table.loc[arm].combine_first(start)
+            lines = table.loc[arm].combine_first(start)
             lines = 100 * lines.loc[sorted(set.intersection(*seeds))]
-            colour = CLASSES[CURVES.index(arm)]
-            axes.plot(lines.columns, lines.T, color=colour, linewidth=0.6, alpha=0.5)
-            axes.plot(
-                lines.columns, lines.mean(), color=colour, marker="o", markersize=4, label=arm
-            )
+            look: Options = {"color": CLASSES[CURVES.index(arm)]}
+            axes.plot(lines.columns, lines.T, linewidth=0.6, alpha=0.5, **look)
+            axes.plot(lines.columns, lines.mean(), marker="o", markersize=4, label=arm, **look)
 
     title = TITLES[metric]
     return _lines_drawing(
@@ -191,8 +150,8 @@ def curves_drawing(curves: "pandas.DataFrame", metric: str) -> Drawing | None:
 def _lines_drawing(
     alt: str,
     title: str,
-    panels: "dict[Key, pandas.DataFrame]",
-    paint: "Callable[[Axes, pandas.DataFrame], None]",
+    panels: dict[Key, pandas.DataFrame],
+    paint: Callable[[Axes, pandas.DataFrame], None],
     xlabel: str,
     ylabel: str,
     sharey: bool = True,
@@ -200,11 +159,10 @@ def _lines_drawing(
     """Panels of lines in rows, under one legend."""
     rows, columns = -(-len(panels) // ABREAST), min(ABREAST, len(panels))
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: Figure) -> None:
         every = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
         handles: dict[str, Any] = {}
-        for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
-            axes.set_title(f"{data}, {genes} genes", fontsize=10)
+        for axes, group in _titled(every, panels, ", "):
             axes.tick_params(labelbottom=True)
             paint(axes, group)
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -220,7 +178,7 @@ def _lines_drawing(
 
 
 def arms_drawing(
-    summary: "pandas.DataFrame",
+    summary: pandas.DataFrame,
     metric: str,
     against: str = "same share",
     arms: Sequence[str] = tuple(ARMS),
@@ -237,8 +195,9 @@ def arms_drawing(
         return None
     beside = "uniform over all" if against == UNIFORM else "uniform at the same shares"
 
-    def paint(figure: "Figure") -> None:
-        for axes, group in _side_by_side(figure, panels):
+    def paint(figure: Figure) -> None:
+        every = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, group in _titled(every, panels, "\n"):
             axes.axvline(0, color=INK, linewidth=1)
             for row in group.itertuples():
                 place = shown.index(row.arm)
@@ -255,17 +214,16 @@ def arms_drawing(
     return Drawing(LABELS + PANEL * len(panels), 120 + ROW * len(shown), alt, paint)
 
 
-def _side_by_side(
-    figure: "Figure", panels: "dict[Key, pandas.DataFrame]"
-) -> "Iterator[tuple[Axes, pandas.DataFrame]]":
-    """Axes beside each other, titled, and the rows that go into each."""
-    every = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, ((data, genes), group) in zip(every, panels.items(), strict=True):
-        axes.set_title(f"{data}\n{genes} genes", fontsize=10)
+def _titled(
+    every: Iterable[Axes], panels: dict[Key, pandas.DataFrame], between: str
+) -> Iterator[tuple[Axes, pandas.DataFrame]]:
+    """Axes, with data and genes as their title, and the rows that go into each."""
+    for axes, ((data, genes), group) in zip(every, panels.items(), strict=False):
+        axes.set_title(f"{data}{between}{genes} genes", fontsize=10)
         yield axes, group
 
 
-def _against(summary: "pandas.DataFrame", metric: str, against: str) -> "pandas.DataFrame":
+def _against(summary: pandas.DataFrame, metric: str, against: str) -> pandas.DataFrame:
     """Rows of one metric, on the cells that are scored, against one reference."""
     scored = summary[(summary.part == "rest") & (summary.metric == metric)]
     return scored[(scored.against == against) & (scored.seeds > 0)]

@@ -1,14 +1,15 @@
 """`benchmark`: run what is missing, and bring tables and pictures up to date."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..config import Config, fingerprint
 from ..errors import ConfigError, RunError
-from ..storage import alone, writing
+from ..storage import held
 from ..study.folder import log_file
-from ..study.progress import shown
-from ..study.queue import Outcome, run_tasks
+from ..study.progress import carry_out
+from ..study.queue import Outcome
 from ..study.tasks import Task
 from .arms import ARMS, chosen_arms, with_arms
 from .folder import RECORD, Benchmark, DataSet, open_benchmark, save_benchmark, scores_file
@@ -70,24 +71,10 @@ def benchmark(
         for task in _tasks(folder, one, seed, names)
         if not task.done()
     ]
-    remedy = "make room, or give another folder; the same command goes on with what is done"
-    with (
-        writing(folder, remedy),
-        alone(folder / ".lock", f"{folder}: {BUSY}") as lock,
-        shown(len(tasks), progress=progress) as watcher,
-    ):
+    command, after = ["-m", "scmam.study.worker", str(folder)], partial(summarize, folder)
+    with held(folder, BUSY) as lock:
         save_benchmark(folder, now)
-        study = config.study
-        outcomes = run_tasks(
-            tasks,
-            ["-m", "scmam.study.worker", str(folder)],
-            jobs=study.jobs,
-            watcher=watcher,
-            after=lambda: summarize(folder),
-            scheduler=study.scheduler,
-            retries=study.retries,
-            lock=lock,
-        )
+        outcomes = carry_out(tasks, command, config.study, lock, after, progress=progress)
         summarize(folder)
     return outcomes
 

@@ -7,18 +7,23 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mam_kernels.weights.files import fill
 
 from ..config import Config, Evaluation, with_settings
+from ..data import Cells, open_cells
+from ..evaluation.embedding import embed
+from ..evaluation.methods import fine_tune
+from ..evaluation.test_bed import bed_scores
+from ..objective import Pretraining
+from ..runs import Run
 from ..storage import write_file
 from ..study.arms import arm_config
+from ..training import pretrain
+from ..training.checkpoints import read_snapshot, snapshots
 from .arms import ARMS
 from .folder import DataSet, open_benchmark, scores_file, work_folder
-
-if TYPE_CHECKING:
-    from ..data import Cells
-    from ..objective import Pretraining
-    from ..runs import Run
 
 Scores = dict[str, dict[str, float]]
 """By part of the cells, and metric."""
@@ -41,8 +46,6 @@ def do_arms(
     Raises:
         ScmamError: an arm failed; those before it are kept.
     """
-    from ..data import open_cells
-
     opened = open_benchmark(folder)
     one = opened.sets[name]
     config = one.config(opened.config)
@@ -80,11 +83,9 @@ def _pretrained(
     one: DataSet,
     arm: str,
     seed: int,
-    cells: "Cells",
+    cells: Cells,
     curve: int | None,
-) -> "Run":
-    from ..training import pretrain
-
+) -> Run:
     settings, leader = arm_config(config, arm, seed), ARMS[arm].follows
     if leader is not None:
         run = work_folder(folder, one.name, leader, seed)
@@ -93,12 +94,10 @@ def _pretrained(
     return pretrain(settings, place, cells=cells, snapshot_every=curve, progress=False)
 
 
-def _scores(run: "Run", cells: "Cells", settings: Evaluation) -> Scores:
+def _scores(run: Run, cells: Cells, settings: Evaluation) -> Scores:
     """Of the final weights: those of the test bed and, where the settings ask for it, of
     fine-tuning.
     """
-    from ..evaluation import fine_tune
-
     pretraining = run.load()
     scores = _bed(pretraining, cells, settings)
     if FINE_TUNING in settings.methods:
@@ -107,12 +106,8 @@ def _scores(run: "Run", cells: "Cells", settings: Evaluation) -> Scores:
     return scores
 
 
-def _curve(run: "Run", cells: "Cells", settings: Evaluation, last: Scores) -> dict[int, Scores]:
+def _curve(run: Run, cells: Cells, settings: Evaluation, last: Scores) -> dict[int, Scores]:
     """Scores of the test bed by steps; `last`: those of the final weights."""
-    from mam_kernels.weights.files import fill
-
-    from ..training.checkpoints import read_snapshot, snapshots
-
     pretraining, curve = run.load(), {}
     for step, path in snapshots(run.folder).items():
         if step < run.record["steps"]:
@@ -121,14 +116,11 @@ def _curve(run: "Run", cells: "Cells", settings: Evaluation, last: Scores) -> di
     return {**curve, run.record["steps"]: last}
 
 
-def _bed(pretraining: "Pretraining", cells: "Cells", settings: Evaluation) -> Scores:
-    from ..evaluation import embed
-    from ..evaluation.test_bed import bed_scores
-
+def _bed(pretraining: Pretraining, cells: Cells, settings: Evaluation) -> Scores:
     return bed_scores(embed(pretraining, cells, max_tokens=settings.max_tokens), cells, settings)
 
 
-def _masks(run: "Run") -> dict[str, Any]:
+def _masks(run: Run) -> dict[str, Any]:
     """What the masks hid, mean over the steps, and how far they were from uniform in the end; of a
     run without steps nothing.
     """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import benchmarks, data, health, runs, studies
+from . import benchmarks, look, runs, studies
 
 app = typer.Typer(
     name="scmam",
@@ -61,10 +61,10 @@ def _top() -> None:
 
 
 for command in (
-    *(data.inspect, data.config),
+    *(look.inspect, look.config),
     *(runs.pretrain, runs.evaluate, runs.genes, runs.export),
     *(studies.compare, studies.report, studies.demo),
-    *(benchmarks.benchmark, health.doctor),
+    *(benchmarks.benchmark, look.doctor),
 ):
     app.command(help=reflowed(command.__doc__ or ""))(command)
 

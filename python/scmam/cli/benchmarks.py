@@ -17,7 +17,9 @@ SETTINGS = (
 
 
 @ends_tidily(GOES_ON)
+@options.settable("seeds", "jobs", "scheduler", "steps")
 def benchmark(
+    *,
     out: Annotated[Path, options.out("FOLDER", "of the benchmark, new or to be continued")],
     data: Annotated[
         list[Path] | None,
@@ -36,22 +38,16 @@ def benchmark(
             help="grid (shares, zeros, corruption), strategies, all, names, or patterns like 50-*",
         ),
     ] = "all",
-    seeds: options.Seeds = None,
-    jobs: options.Jobs = None,
-    scheduler: options.Scheduler = None,
-    steps: options.Steps = None,
     curve: Annotated[
         int | None,
-        typer.Option(
+        options.own(
             "--curve",
-            metavar="STEPS",
-            min=1,
-            help="score runs after every so many steps too, for learning curves",
-            show_default=False,
+            "STEPS",
+            "score runs after every so many steps too, for learning curves",
+            least=1,
         ),
     ] = None,
-    config: options.ConfigFile = None,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Benchmark maskings: arms x data sets x seeds, paired, as tables and a page of pictures.
@@ -83,13 +79,8 @@ def benchmark(
     from ..benchmark import benchmark as run
     from ..benchmark.page import draw_page
 
-    flags = {
-        "study.seeds": options.numbers(seeds, "--seeds"),
-        "study.jobs": jobs,
-        "study.scheduler": scheduler,
-        "training.steps": steps,
-    }
-    settings = options.configuration(config, [*SETTINGS, *(assignments or ())], flags)
+    assignments = [*SETTINGS, *given.assignments]
+    settings = options.configuration(given.file, assignments, given.flags)
     paths = [str(path.absolute()) for path in data or ()]
     files: list[str | None] = [*([None] if example or not paths else []), *paths]
     sizes = options.numbers(genes, "--genes") or ()

@@ -3,14 +3,13 @@
 import functools
 import sys
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import cast
 
 import typer
 
 from ..errors import WRONG_INPUT, ScmamError, missing_package
 from ..storage import CANNOT_WRITE
-
-Command = TypeVar("Command", bound=Callable[..., None])
+from .options import Command
 
 FAILED, INTERRUPTED = 1, 130  # exit statuses
 GOES_ON = (

@@ -1,44 +1,26 @@
-"""Options that several commands share, with the help and defaults of the settings themselves, and
-how they become a `Config`.
+"""Options of settings, with the help and defaults of the settings themselves, and how they become a
+`Config`.
 """
 
+import functools
+import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import typer
 
 from ..config import Config, load_config
 from ..errors import ConfigError
 
-SETTINGS = "Settings"
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
-SETTING_OF: dict[str, str] = {}  # "section.name" of the flags that set one
-
-
-def setting(name: str, flag: str, *, metavar: str | None = None, help: str | None = None) -> Any:
-    """An option that sets ``section.name``; its help is the setting's description, its default is
-    said and not set. The parameter that has it is named as the flag.
-    """
-    SETTING_OF[flag.removeprefix("--").replace("-", "_")] = name
-    section, _, field = name.partition(".")
-    info = type(getattr(Config(), section)).model_fields[field]
-    default = json.loads(Config().model_dump_json())[section][field]
-    shown = "none" if default is None else default
-    if isinstance(default, list):
-        shown = ",".join(map(str, default))
-    text = f"{help or info.description} ({name}; default: {shown})"
-    return typer.Option(
-        flag, metavar=metavar, help=text, show_default=False, rich_help_panel=SETTINGS
-    )
-
-
-def own(flag: str, metavar: str, help: str, *short: str) -> Any:
+def own(flag: str, metavar: str, help: str, *short: str, least: int | None = None) -> Any:
     """An option of a command that is no setting, and has no default to be shown."""
-    return typer.Option(flag, *short, metavar=metavar, help=help, show_default=False)
+    return typer.Option(flag, *short, metavar=metavar, help=help, min=least, show_default=False)
 
 
 def out(metavar: str, help: str) -> Any:
@@ -46,6 +28,7 @@ def out(metavar: str, help: str) -> Any:
     return typer.Option("--out", "-o", metavar=metavar, help=help)
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 ConfigFile = Annotated[
     Path | None, own("--config", "FILE", "YAML file with settings; see `scmam config`", "-c")
 ]
@@ -53,78 +36,118 @@ Assignments = Annotated[
     list[str] | None,
     own("--set", "SECTION.NAME=VALUE", "another setting, over the file; may be repeated", "-s"),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 
-DataFile = Annotated[Path | None, setting("data.path", "--data", metavar="PATH")]
-Label = Annotated[str | None, setting("data.label", "--label", metavar="COLUMN")]
-Donor = Annotated[str | None, setting("data.donor", "--donor", metavar="COLUMN")]
-Counts = Annotated[str | None, setting("data.counts", "--counts", metavar="WHERE")]
-Size = Annotated[
-    str | None, setting("model.size", "--size", metavar="SIZE", help="tiny, small, base or paper")
-]
-Strategy = Annotated[
-    str | None,
-    setting(
+
+class Flag(NamedTuple):
+    """An option that sets ``section.name``; its default is said and not set."""
+
+    setting: str
+    kind: type = str
+    metavar: str | None = None
+    help: str | None = None  #: None: the setting's description
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """The parameter of a command that takes it."""
+        section, _, field = self.setting.partition(".")
+        info = type(getattr(Config(), section)).model_fields[field]
+        default = json.loads(Config().model_dump_json())[section][field]
+        shown = "none" if default is None else default
+        if isinstance(default, list):
+            shown = ",".join(map(str, default))
+        description = self.help or " ".join((info.description or "").split())
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            metavar=self.metavar,
+            help=f"{description} ({self.setting}; default: {shown})",
+            show_default=False,
+            rich_help_panel="Settings",
+        )
+        return _keyword(name, Annotated[self.kind | None, option])
+
+    def value(self, name: str, text: Any) -> Any:
+        """The value of the setting: lists are taken apart."""
+        if self.setting == "study.seeds":
+            return numbers(text, f"--{name}")
+        if self.setting in ("study.arms", "study.baselines", "evaluation.methods"):
+            return names(text)
+        return text
+
+
+FLAGS = {
+    "data": Flag("data.path", Path, "PATH"),
+    "label": Flag("data.label", str, "COLUMN"),
+    "donor": Flag("data.donor", str, "COLUMN"),
+    "counts": Flag("data.counts", str, "WHERE"),
+    "size": Flag("model.size", str, "SIZE", "tiny, small, base or paper"),
+    "strategy": Flag(
         "masking.strategy",
-        "--strategy",
-        metavar="NAME",
-        help="which genes are hidden: none, uniform, expression, mam, mam-embedding or matched",
+        str,
+        "NAME",
+        "which genes are hidden: none, uniform, expression, mam, mam-embedding or matched",
     ),
-]
-Injection = Annotated[str | None, setting("masking.injection", "--injection", metavar="SCHEME")]
-Steps = Annotated[int | None, setting("training.steps", "--steps")]
-BatchSize = Annotated[int | None, setting("training.batch_size", "--batch-size")]
-LearningRate = Annotated[float | None, setting("training.lr", "--lr")]
-Seed = Annotated[
-    int | None,
-    setting("training.seed", "--seed", help="of the weights, the order of cells and the masks"),
-]
-StartFrom = Annotated[Path | None, setting("training.start_from", "--start-from", metavar="MODEL")]
-Device = Annotated[
-    str | None, setting("training.device", "--device", metavar="DEVICE", help="auto, cpu or cuda")
-]
-Methods = Annotated[
-    str | None,
-    setting("evaluation.methods", "--methods", metavar="A,B", help="how cell types are predicted"),
-]
-Folds = Annotated[
-    int | None, setting("evaluation.folds", "--folds", help="folds of the cross-validation")
-]
-Arms = Annotated[
-    str | None,
-    setting("study.arms", "--arms", metavar="A,B", help="see `scmam config --arms`"),
-]
-Seeds = Annotated[
-    str | None,
-    setting("study.seeds", "--seeds", metavar="0-4,7", help="of every arm; numbers and ranges"),
-]
-Reference = Annotated[str | None, setting("study.reference", "--reference", metavar="ARM")]
-Baselines = Annotated[
-    str | None,
-    setting(
-        "study.baselines", "--baselines", metavar="A,B", help="classifiers of the data; '': none"
-    ),
-]
-Jobs = Annotated[int | None, setting("study.jobs", "--jobs", metavar="N")]
-Scheduler = Annotated[str | None, setting("study.scheduler", "--scheduler", metavar="ADDRESS")]
+    "injection": Flag("masking.injection", str, "SCHEME"),
+    "steps": Flag("training.steps", int),
+    "batch_size": Flag("training.batch_size", int),
+    "lr": Flag("training.lr", float),
+    "seed": Flag("training.seed", int, None, "of the weights, the order of cells and the masks"),
+    "start_from": Flag("training.start_from", Path, "MODEL"),
+    "device": Flag("training.device", str, "DEVICE", "auto, cpu or cuda"),
+    "methods": Flag("evaluation.methods", str, "A,B", "how cell types are predicted"),
+    "folds": Flag("evaluation.folds", int, None, "folds of the cross-validation"),
+    "arms": Flag("study.arms", str, "A,B", "see `scmam config --arms`"),
+    "seeds": Flag("study.seeds", str, "0-4,7", "of every arm; numbers and ranges"),
+    "reference": Flag("study.reference", str, "ARM"),
+    "baselines": Flag("study.baselines", str, "A,B", "classifiers of the data; '': none"),
+    "jobs": Flag("study.jobs", int, "N"),
+    "scheduler": Flag("study.scheduler", str, "ADDRESS"),
+}
+"""By the name of the option."""
 
 
-def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings among the parameters of a command, ``{"section.name": value}``; lists are taken
-    apart.
+class Given(NamedTuple):
+    """The settings of a command line, for `configuration`."""
+
+    file: Path | None
+    assignments: list[str]
+    flags: dict[str, Any]  #: ``"section.name": value``, of the options that were given
+
+
+def settable(*flags: str, file: bool = True) -> Callable[[Command], Command]:
+    """A decorator of commands: their parameter ``given`` becomes options of the command line.
+
+    Args:
+        flags: names of `FLAGS`; --set is always there.
+        file: whether there is --config.
     """
-    flags = {SETTING_OF[name]: value for name, value in parameters.items() if name in SETTING_OF}
-    for name, value in flags.items():
-        if name == "study.seeds":
-            flags[name] = numbers(value, "--seeds")
-        elif name in ("study.arms", "study.baselines", "evaluation.methods"):
-            flags[name] = names(value)
-    return flags
+    options = [FLAGS[flag].parameter(flag) for flag in flags]
+    options += [_keyword("config", ConfigFile)] if file else []
+    options += [_keyword("assignments", Assignments)]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:
+            said = {FLAGS[flag]: FLAGS[flag].value(flag, values.pop(flag)) for flag in flags}
+            known = {flag.setting: value for flag, value in said.items() if value is not None}
+            given = Given(values.pop("config", None), values.pop("assignments") or [], known)
+            command(given=given, **values)
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            parameters += options if parameter.name == "given" else [parameter]
+        cast(Any, wrapped).__signature__ = inspect.Signature(parameters)  # typer reads it
+        return cast(Command, wrapped)
+
+    return decorate
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
 
 
 def configuration(
     file: Path | None,
-    assignments: Iterable[str] | None,
+    assignments: Iterable[str],
     flags: Mapping[str, Any],
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
@@ -136,7 +159,7 @@ def configuration(
         for name, value in flags.items()
         if value is not None
     ]
-    return load_config(file, [*(assignments or ()), *given], defaults)
+    return load_config(file, [*assignments, *given], defaults)
 
 
 def names(text: str | None) -> list[str] | None:

@@ -1,13 +1,20 @@
 """``scmam pretrain``, ``evaluate``, ``genes`` and ``export``: commands on one model."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..config import Config
 from . import options
 from .endings import ends_tidily
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+    from ..interpretation import Interpretation
+
+SHOWN_GENES = 10
 
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder of a run, as `scmam pretrain` writes it")
@@ -19,30 +26,18 @@ MovedData = Annotated[
 
 
 @ends_tidily("the last checkpoint is kept; the same command goes on from there")
+@options.settable(
+    *("data", "label", "donor", "counts", "strategy", "injection", "start_from", "size", "steps"),
+    *("batch_size", "lr", "seed", "device"),
+)
 def pretrain(
-    out: Annotated[
-        Path,
-        options.out("RUN", "folder of the run, new or to be continued"),
-    ],
-    data: options.DataFile = None,
-    label: options.Label = None,
-    donor: options.Donor = None,
-    counts: options.Counts = None,
+    *,
+    out: Annotated[Path, options.out("RUN", "folder of the run, new or to be continued")],
     arm: Annotated[
         str | None,
         options.own("--arm", "NAME", "a set of masking settings; see `scmam config --arms`"),
     ] = None,
-    strategy: options.Strategy = None,
-    injection: options.Injection = None,
-    start_from: options.StartFrom = None,
-    size: options.Size = None,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    config: options.ConfigFile = None,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Pretrain one model on the cells of a file, with one way of masking.
@@ -61,9 +56,9 @@ def pretrain(
       scmam pretrain --config my.yaml --set training.clip=0 --out runs/2
       scmam pretrain --out runs/example             the 700 example cells
     """
-    settings = options.configuration(config, assignments, options.given(locals()))
+    settings = options.configuration(*given)
     if arm is not None:
-        settings = _as_arm(settings, arm, strategy)
+        settings = _as_arm(settings, arm, "masking.strategy" in given.flags)
     from ..training import pretrain as train
 
     run = train(settings, out, progress=not quiet)
@@ -74,11 +69,11 @@ def pretrain(
     print(f"Next: scmam evaluate {run.folder}; scmam genes {run.folder}; scmam report {run.folder}")
 
 
-def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
+def _as_arm(settings: Config, arm: str, has_strategy: bool) -> Config:
     from ..errors import ConfigError
     from ..study import arm_config
 
-    if strategy is not None:
+    if has_strategy:
         raise ConfigError("--arm and --strategy both say how to mask; give one of them")
     settings = arm_config(settings, arm, settings.training.seed)
     target = settings.masking.matched_to
@@ -91,14 +86,12 @@ def _as_arm(settings: Config, arm: str, strategy: str | None) -> Config:
 
 
 @ends_tidily("methods that were finished are kept; the same command does the rest")
+@options.settable("label", "donor", "methods", "folds", file=False)
 def evaluate(
+    *,
     run: RunFolder,
     data: MovedData = None,
-    label: options.Label = None,
-    donor: options.Donor = None,
-    methods: options.Methods = None,
-    folds: options.Folds = None,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Predict cell types from a pretrained encoder, by cross-validation.
@@ -116,22 +109,22 @@ def evaluate(
       scmam evaluate runs/mam --methods linear-probe --folds 10
       scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
     """
-    flags = options.given(locals())
     from ..data import open_cells
     from ..evaluation import evaluate as score
     from ..runs import open_run
-    from .tables import evaluations_text
 
     opened = open_run(run)
-    settings = _changed(opened.config, assignments, flags)
+    settings = _changed(opened.config, given, data)
     cells = open_cells(settings.data, need_label=True)
     evaluations = score(opened, cells, settings.evaluation, progress=not quiet)
-    print(evaluations_text(evaluations.values()))
+    print(_evaluations_text(evaluations.values()))
     print(f"Written: {opened.folder / 'evaluation'}")
 
 
 @ends_tidily("nothing was written; the same command starts again")
+@options.settable(file=False)
 def genes(
+    *,
     run: RunFolder,
     data: MovedData = None,
     draws: Annotated[int, typer.Option(min=1, help="masks of every cell")] = 20,
@@ -143,7 +136,7 @@ def genes(
         int, typer.Option(min=1, help="genes, hidden most, that are tested against the gene sets")
     ] = 100,
     seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
-    assignments: options.Assignments = None,
+    given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
     """Say which genes the masks of a run hide, for all cells and by cell type.
@@ -163,13 +156,11 @@ def genes(
     from ..data import open_cells
     from ..interpretation import interpret
     from ..runs import open_run
-    from .tables import genes_text
 
     opened = open_run(run)
-    settings = _changed(opened.config, assignments, {"data.path": data})
-    cells = open_cells(settings.data)
+    cells = open_cells(_changed(opened.config, given, data).data)
     found = interpret(opened, cells, draws=draws, gmt=gmt, top=top, seed=seed, progress=not quiet)
-    print(genes_text(found))
+    print(_genes_text(found))
     print(f"Written: {found.folder}")
 
 
@@ -177,8 +168,7 @@ def genes(
 def export(
     run: RunFolder,
     out: Annotated[
-        Path,
-        typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced"),
+        Path, typer.Argument(metavar="OUT.safetensors", help="the file; what is there is replaced")
     ],
 ) -> None:
     """Write the model of a finished run to one file, to be kept, passed on and used without the
@@ -205,13 +195,53 @@ def export(
     print(f'Next: scmam.load_model("{path}") in Python')
 
 
-def _changed(config: Config, assignments: list[str] | None, flags: dict[str, object]) -> Config:
+def _changed(config: Config, given: options.Given, data: Path | None) -> Config:
     """The configuration of a run with what this call changes."""
     from ..config import validated
 
     settings = config.model_dump(mode="json")
-    given = options.configuration(None, assignments, flags)
-    for section in given.model_fields_set:
-        changes = getattr(given, section)
+    changed = options.configuration(None, given.assignments, given.flags | {"data.path": data})
+    for section in changed.model_fields_set:
+        changes = getattr(changed, section)
         settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))
     return validated(settings)
+
+
+def _evaluations_text(evaluations: Iterable["Evaluation"]) -> str:
+    """A line per method: mean and standard deviation over its folds, in per cent."""
+    lines = [
+        f"{'method':22}{'accuracy':>14}{'macro-F1':>14}{'micro-F1':>14}   (per cent, mean ±"
+        " standard deviation over the folds)"
+    ]
+    for evaluation in evaluations:
+        line = f"{evaluation.method:22}"
+        for metric in ("accuracy", "macro_f1", "micro_f1"):
+            scores = 100 * evaluation.values(metric)
+            line += f"{f'{scores.mean():.1f} ± {scores.std(ddof=1):.1f}':>14}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _genes_text(found: "Interpretation") -> str:
+    """The genes hidden most, how far the masks are from uniform, and warnings."""
+    most = found.frequencies.nlargest(SHOWN_GENES, "hidden")
+    lines = [f"{'gene':20}{'hidden':>10}{'mean expression':>18}{'detected':>10}"]
+    lines += [
+        f"{row.gene:20}{row.hidden:>10.1%}{row.mean_expression:>18.3f}{row.detected:>10.1%}"
+        for row in most.itertuples()
+    ]
+    summary = found.latents
+    if summary["spearman"] is not None:
+        lines.append(
+            f"Spearman correlation of hidden with mean expression: {summary['spearman']:+.2f}"
+        )
+    if summary["entropy"] is not None:
+        lines.append(
+            f"entropy of the masking distribution: {summary['entropy']:.4f} of its maximum, which"
+            " is uniform"
+        )
+    if (scatter := summary["dispersion"]) is not None:
+        chance = f"uniform draws: {scatter['low']:.2f} to {scatter['high']:.2f}"
+        lines.append(f"variance over genes, chi^2/df: {scatter['chi_square']:.2f} ({chance})")
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    return "\n".join(lines)

@@ -44,7 +44,7 @@ def _summary(text: str | None) -> str:
 
 def _explained(schema: dict[str, Any], default: Any) -> str:
     facts = f"{_allowed(schema)}; default {_flow(default)}"
-    description = schema.get("description")
+    description = " ".join(schema.get("description", "").split())
     return f"{description} ({facts})" if description else facts
 
 

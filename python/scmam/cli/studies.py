@@ -12,18 +12,13 @@ from .endings import FAILED, GOES_ON, ends_tidily
 
 
 @ends_tidily(GOES_ON)
+@options.settable(
+    *("data", "label", "donor", "counts", "arms", "seeds", "reference", "baselines", "jobs"),
+    *("scheduler", "start_from", "size", "steps", "batch_size", "methods", "folds", "device"),
+)
 def compare(
+    *,
     out: Annotated[Path, options.out("STUDY", "folder of the study, new or to be continued")],
-    data: options.DataFile = None,
-    label: options.Label = None,
-    donor: options.Donor = None,
-    counts: options.Counts = None,
-    arms: options.Arms = None,
-    seeds: options.Seeds = None,
-    reference: options.Reference = None,
-    baselines: options.Baselines = None,
-    jobs: options.Jobs = None,
-    scheduler: options.Scheduler = None,
     protocol: Annotated[
         str | None,
         options.own(
@@ -33,15 +28,7 @@ def compare(
             " and flags say nothing else; needs --start-from",
         ),
     ] = None,
-    start_from: options.StartFrom = None,
-    size: options.Size = None,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = None,
-    methods: options.Methods = None,
-    folds: options.Folds = None,
-    device: options.Device = None,
-    config: options.ConfigFile = None,
-    assignments: options.Assignments = None,
+    given: options.Given,
     genes: Annotated[
         bool,
         typer.Option(
@@ -75,15 +62,13 @@ def compare(
       scmam compare --out try --steps 50 --seeds 0,1    the 700 example cells
       scmam compare --protocol published --start-from RUN --data cells.h5ad --out table
     """
-    flags = options.given(locals())
     from ..study import compare as run
     from ..study import published
 
     if protocol not in (None, "published"):
         raise ConfigError(f"--protocol: expected published; got {protocol!r}")
     defaults = published.SETTINGS if protocol else None
-    settings = options.configuration(config, assignments, flags, defaults)
-    study = run(settings, out, interpret=genes, progress=not quiet)
+    study = run(options.configuration(*given, defaults), out, interpret=genes, progress=not quiet)
     _conclude(study)
 
 

@@ -2,14 +2,12 @@
 
 import difflib
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
+from pandas import DataFrame, Series
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..errors import CellsError, listing
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 # In the order in which they are preferred, written as `_plain` gives them.
 LABEL_NAMES = (
@@ -40,7 +38,7 @@ SHOWN = 30  # columns that an error lists at most
 
 
 def label_column(
-    obs: "DataFrame", name: str | None, source: str, *, required: bool
+    obs: DataFrame, name: str | None, source: str, *, required: bool
 ) -> tuple[str | None, str]:
     """The column with the cell types, and a sentence on how it was found.
 
@@ -79,7 +77,7 @@ def label_column(
     return None, f"No labels are used: {problem} ({listed})."
 
 
-def require_column(obs: "DataFrame", name: str, setting: str, source: str) -> str:
+def require_column(obs: DataFrame, name: str, setting: str, source: str) -> str:
     """Return the name if there is such a column, or raise an error that lists the columns, the
     most similar first.
     """
@@ -107,9 +105,8 @@ def _listing(names: list[str]) -> str:
     return listing(names, SHOWN) or "no columns"
 
 
-def categorical_columns(obs: "DataFrame") -> list[str]:
+def categorical_columns(obs: DataFrame) -> list[str]:
     """Columns that may divide the cells into classes: neither numbers nor a name for each cell."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     found = []
     for column in obs.columns:
@@ -126,7 +123,7 @@ def categorical_columns(obs: "DataFrame") -> list[str]:
     return found
 
 
-def label_columns(obs: "DataFrame") -> list[str]:
+def label_columns(obs: DataFrame) -> list[str]:
     """Categorical columns whose names do not exclude labels."""
     return [
         column
@@ -135,7 +132,7 @@ def label_columns(obs: "DataFrame") -> list[str]:
     ]
 
 
-def donor_columns(obs: "DataFrame") -> list[str]:
+def donor_columns(obs: DataFrame) -> list[str]:
     """Columns named after donors, samples or batches, with at least two values."""
     return [
         str(column)
@@ -144,9 +141,8 @@ def donor_columns(obs: "DataFrame") -> list[str]:
     ]
 
 
-def total_columns(obs: "DataFrame") -> list[str]:
+def total_columns(obs: DataFrame) -> list[str]:
     """Numeric columns named after the total count of a cell, the commonest name first."""
-    from pandas.api.types import is_numeric_dtype
 
     named = [
         str(column)
@@ -156,7 +152,7 @@ def total_columns(obs: "DataFrame") -> list[str]:
     return sorted(named, key=lambda column: TOTAL_NAMES.index(_plain(column)))
 
 
-def as_text(values: "Series") -> np.ndarray:
+def as_text(values: Series) -> np.ndarray:
     """(cells,) str, "" where a value is missing."""
     text = values.astype(object).where(values.notna().to_numpy(), "").map(_text)
     return text.to_numpy(dtype=object).astype(str)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
 
@@ -36,8 +37,6 @@ class FileMatrix(Matrix):
     in_memory = False
 
     def __init__(self, path: Path, key: str) -> None:
-        import h5py
-
         self.path, self.key = Path(path), key
         self._file: Any = None  # h5py.File
         self._opened_by: int | None = None
@@ -106,8 +105,6 @@ class FileMatrix(Matrix):
         """The matrix in the file, open."""
         try:
             if self._file is None or self._opened_by != os.getpid():
-                import h5py
-
                 self._file, self._opened_by = h5py.File(self.path, "r"), os.getpid()
             yield self._file[self.key]
         except (OSError, LookupError, ValueError, TypeError, OverflowError) as error:

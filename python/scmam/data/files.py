@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import anndata
 import numpy as np
 import scipy.sparse
+from pandas import DataFrame
 from scipy.sparse import csr_matrix
 
 from ..errors import CellsError, listing
@@ -15,9 +16,6 @@ from .counts import look_at
 from .genes import gene_names
 from .matrix import Matrix, canonical
 from .source import Source, open_file
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 LOOKED_AT = 64  # first cells of each file, by which the kind of its values is decided
 SHOWN = 3  # genes or files that a message names at most
@@ -79,8 +77,7 @@ class JoinedSource(Source):
         self.log_base = self.sources[0].log_base
 
     @cached_property
-    def obs(self) -> "DataFrame":
-        import anndata
+    def obs(self) -> DataFrame:
 
         with warnings.catch_warnings():
             # Of names that occur in several files: cells are told apart by their row.
@@ -92,7 +89,7 @@ class JoinedSource(Source):
     def matrix(self, place: str) -> Matrix:
         return JoinedMatrix([source.matrix(place) for source in self.sources], self._columns[place])
 
-    def var(self, place: str) -> "DataFrame":
+    def var(self, place: str) -> DataFrame:
         return self.sources[0].var(place)
 
     def _refusal(self, place: str) -> str | None:

@@ -3,23 +3,21 @@
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from anndata import AnnData
+from pandas import DataFrame
 
 from ..errors import CellsError, listing
 from .counts import PER_10K
 from .rows import Rows
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 SMALLEST_SHARE, FEWEST = 0.1, 50  # of a vocabulary's genes that have to be in a file
 VARIABLE_SAMPLE = 10_000  # cells that variable genes are chosen on at most: bounded memory
 MISSING = ("", "nan", "none", "na", "<na>")
 
 
-def gene_names(var: "DataFrame", where: str) -> tuple[str, ...]:
+def gene_names(var: DataFrame, where: str) -> tuple[str, ...]:
     """The gene names of a table, without blanks around them.
 
     Raises:
@@ -85,7 +83,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def vocabulary_columns(
-    vocabulary: tuple[str, ...], names: tuple[str, ...], *, path: Path, where: str, var: "DataFrame"
+    vocabulary: tuple[str, ...], names: tuple[str, ...], *, path: Path, where: str, var: DataFrame
 ) -> tuple[np.ndarray, str]:
     """Where a vocabulary's genes are, and a sentence on how many are there.
 
@@ -116,7 +114,7 @@ def vocabulary_columns(
     return columns, f"{said}; the other {missing} are taken to be zero in every cell."
 
 
-def _better_column(vocabulary: tuple[str, ...], var: "DataFrame") -> str | None:
+def _better_column(vocabulary: tuple[str, ...], var: DataFrame) -> str | None:
     """A column of .var that holds at least half of a vocabulary."""
     known = set(vocabulary)
     for column in var.columns:
@@ -143,7 +141,6 @@ def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
     if count >= genes:
         return np.arange(genes), f"All {genes} genes are taken: data.num_genes is {count}."
     import scanpy
-    from anndata import AnnData
 
     chosen, on = np.arange(cells), ""
     if cells > VARIABLE_SAMPLE:

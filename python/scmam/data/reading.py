@@ -2,9 +2,9 @@
 each step is noted in a sentence.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from anndata import AnnData
+from pandas import DataFrame
 
 from ..config import Data
 from ..errors import CellsError, listing
@@ -15,10 +15,6 @@ from .files import open_source
 from .genes import gene_names, numbered, read_vocabulary, variable_genes, vocabulary_columns
 from .rows import Rows
 from .source import MemorySource, Source
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from pandas import DataFrame
 
 DEFAULTS = Data()
 BLOCK = 16  # cells that are drawn together from a large matrix, unless the settings say otherwise
@@ -49,7 +45,7 @@ def open_cells(data: Data = DEFAULTS, *, need_label: bool = False) -> Cells:
 
 
 def from_anndata(
-    adata: "AnnData", data: Data = DEFAULTS, *, need_label: bool = False, name: str = "AnnData"
+    adata: AnnData, data: Data = DEFAULTS, *, need_label: bool = False, name: str = "AnnData"
 ) -> Cells:
     """Read the cells of an AnnData in memory, which is not changed; `data.path` and `data.backed`
     are ignored.
@@ -173,7 +169,7 @@ def _kept_genes(
     cells: np.ndarray,
     names: tuple[str, ...],
     data: Data,
-    var: "DataFrame",
+    var: DataFrame,
     where: str,
 ) -> tuple[np.ndarray | None, tuple[str, ...], list[str]]:
     """Columns that are taken (None: all), their names, and a sentence on each choice."""

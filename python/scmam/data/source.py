@@ -8,17 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
+from anndata import AnnData, read_h5ad
+from anndata.io import read_elem
+from pandas import DataFrame
 
 from ..errors import CellsError, one_line
 from .file_matrix import FileMatrix, encoding
 from .matrix import Matrix, MemoryMatrix
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from pandas import DataFrame
 
 EXAMPLE = "pbmc68k_reduced"
 FIXED = {"X": "X", "raw": "raw/X"}  # places that are no layers, and where files hold them
@@ -36,7 +36,7 @@ class Source(ABC):
     """
 
     name: str
-    obs: "DataFrame"
+    obs: DataFrame
     places: tuple[str, ...]
     log_base: float | None
     refused: Mapping[str, str] = MappingProxyType({})
@@ -46,7 +46,7 @@ class Source(ABC):
         """The values at one of `places`."""
 
     @abstractmethod
-    def var(self, place: str) -> "DataFrame":
+    def var(self, place: str) -> DataFrame:
         """A row a gene of that place."""
 
     def where(self, place: str) -> str:
@@ -57,8 +57,7 @@ class Source(ABC):
 class MemorySource(Source):
     """An AnnData in memory."""
 
-    def __init__(self, data: "AnnData", name: str = "AnnData") -> None:
-        from anndata import AnnData
+    def __init__(self, data: AnnData, name: str = "AnnData") -> None:
 
         if not isinstance(data, AnnData):
             raise CellsError(
@@ -78,7 +77,7 @@ class MemorySource(Source):
             self._matrices[place] = MemoryMatrix(values, f"{self.name}: {self.where(place)}")
         return self._matrices[place]
 
-    def var(self, place: str) -> "DataFrame":
+    def var(self, place: str) -> DataFrame:
         return self._data.raw.var if place == "raw" else self._data.var
 
 
@@ -86,8 +85,6 @@ class FileSource(Source):
     """An `.h5ad` file, of which only the tables are read at first."""
 
     def __init__(self, path: Path) -> None:
-        import h5py
-        from anndata.io import read_elem
 
         self.path, self.name = path, path.name
         with h5py.File(path, "r") as file:
@@ -115,7 +112,7 @@ class FileSource(Source):
                 " write it again"
             )
 
-    def var(self, place: str) -> "DataFrame":
+    def var(self, place: str) -> DataFrame:
         return self._var["raw" if place == "raw" else "X"]
 
 
@@ -137,7 +134,6 @@ def _read(path: Path) -> Source:
     try:
         if _is_current(path):
             return FileSource(path)
-        from anndata import read_h5ad
 
         with warnings.catch_warnings():
             # A layout that was current when the file was written.
@@ -156,7 +152,6 @@ def _is_current(path: Path) -> bool:
     """Whether every part says what it is, as anndata has written them since 0.7, so that it can be
     read by itself.
     """
-    import h5py
 
     with h5py.File(path, "r") as file:
         if "obs" not in file or "var" not in file:

@@ -23,10 +23,9 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         ".baselines": ("baseline",),
         ".embedding": ("embed",),
-        ".fine_tuning": ("fine_tune",),
         ".folder": ("evaluate",),
         ".intervals": ("Interval", "PairedDifference", "interval", "paired_difference"),
-        ".probing": ("linear_probe",),
+        ".methods": ("classify", "fine_tune", "linear_probe"),
         ".scores": ("Evaluation", "FoldScores"),
     },
 )

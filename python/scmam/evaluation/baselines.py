@@ -1,18 +1,16 @@
 """Baselines: plain classifiers of the log-normalised counts, without any pretraining."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy.sparse import csr_matrix
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 
 from ..config import Evaluation as Settings
+from ..data import Cells
 from ..errors import ConfigError
 from ..sequences import COUNTS_PER
-from .cross_validation import Predict, Say, cross_validate, describe, scored, silent
+from .cross_validation import Say, cross_validate, describe, scored, silent
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 COMPONENTS = 64
 PENALTIES = {"logistic-regression": 1.0, "pca": 0.1}
@@ -22,7 +20,7 @@ components have the larger variances.
 ITERATIONS = 5000
 
 
-def baseline(name: str, cells: "Cells", settings: Settings, *, say: Say = silent) -> Evaluation:
+def baseline(name: str, cells: Cells, settings: Settings, *, say: Say = silent) -> Evaluation:
     """Classify cells by their expression, log1p of counts per 10k.
 
     Args:
@@ -39,18 +37,22 @@ def baseline(name: str, cells: "Cells", settings: Settings, *, say: Say = silent
     if name not in PENALTIES:
         raise ConfigError(f"study.baselines: expected one of {', '.join(PENALTIES)}; got {name!r}")
     cells = scored(cells, settings)
-    values = log_normalised(cells)
-    predict, classifier = (
-        _by_genes(values, cells.codes)
-        if name == "logistic-regression"
-        else _by_components(values, cells.codes)
-    )
-    return cross_validate(
-        name, cells, settings, predict, describe(name, cells, settings, classifier=classifier), say
-    )
+    values, penalty, by_components = log_normalised(cells), PENALTIES[name], name == "pca"
+
+    def predict(_: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        inside, outside = values[train], values[test]
+        if by_components:
+            inside, outside = _components(inside, outside)
+        classifier = LogisticRegression(C=penalty, max_iter=ITERATIONS)
+        return classifier.fit(inside, cells.codes[train]).predict(outside)
+
+    on = f"{COMPONENTS} principal components of " if by_components else ""
+    told = f"logistic regression (lbfgs, L2, C = {penalty:g}) on {on}log1p of counts per 10k"
+    recorded = describe(name, cells, settings, classifier=told)
+    return cross_validate(name, cells, settings, predict, recorded, say)
 
 
-def log_normalised(cells: "Cells") -> csr_matrix:
+def log_normalised(cells: Cells) -> csr_matrix:
     """``log(1 + 10000 count / depth)``; (cells, genes) float32, sparse."""
     counts = cells.counts.whole()
     factors = COUNTS_PER / np.maximum(cells.depth, 1.0)
@@ -58,44 +60,10 @@ def log_normalised(cells: "Cells") -> csr_matrix:
     return csr_matrix((np.log1p(values), counts.indices, counts.indptr), shape=counts.shape)
 
 
-def _by_genes(values: csr_matrix, codes: np.ndarray) -> tuple[Predict, str]:
-    from sklearn.linear_model import LogisticRegression
-
-    penalty = PENALTIES["logistic-regression"]
-
-    def predict(_: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        return (
-            LogisticRegression(C=penalty, max_iter=ITERATIONS)
-            .fit(values[train], codes[train])
-            .predict(values[test])
-        )
-
-    return predict, f"logistic regression (lbfgs, L2, C = {penalty:g}) on log1p of counts per 10k"
-
-
-def _by_components(values: csr_matrix, codes: np.ndarray) -> tuple[Predict, str]:
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-
-    penalty = PENALTIES["pca"]
-
-    def predict(_: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        # ARPACK finds fewer than there are.
-        components = min(COMPONENTS, len(train) - 1, values.shape[1] - 1)
-        # arpack centres without making the matrix dense; a fixed random_state fixes the vector that
-        # it starts from
-        reduce = PCA(components, svd_solver="arpack", random_state=0).fit(values[train])
-        inside, outside = (
-            reduce.transform(values[rows]).astype(np.float64) for rows in (train, test)
-        )
-        return (
-            LogisticRegression(C=penalty, max_iter=ITERATIONS)
-            .fit(inside, codes[train])
-            .predict(outside)
-        )
-
-    return (
-        predict,
-        f"logistic regression (lbfgs, L2, C = {penalty:g}) on {COMPONENTS} principal components of"
-        " log1p of counts per 10k",
-    )
+def _components(train: csr_matrix, test: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The first principal components of the training cells, float64 (n, C)."""
+    # ARPACK finds fewer than there are. It centres without making the matrix dense; a fixed
+    # random_state fixes the vector that it starts from.
+    components = min(COMPONENTS, train.shape[0] - 1, train.shape[1] - 1)
+    reduce = PCA(components, svd_solver="arpack", random_state=0).fit(train)
+    return reduce.transform(train).astype(np.float64), reduce.transform(test).astype(np.float64)

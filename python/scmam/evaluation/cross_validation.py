@@ -2,21 +2,19 @@
 scores can be paired.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ..config import Evaluation as Settings
-from ..data import development_split, folds, stratified
+from ..config import digest
+from ..data import Cells, development_split, folds, stratified
 from ..errors import CellsError
 from .scores import Evaluation, FoldScores, score
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 Predict = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 """(fold, train, test) -> codes of the test cells; train and test are int64 positions among the
@@ -29,7 +27,7 @@ def silent(_: str) -> None:
     """Report nothing."""
 
 
-def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
+def scored_positions(cells: Cells, settings: Settings) -> np.ndarray:
     """(n,) int64 positions of the cells that are scored: those with a label, or the part of them
     that ``settings.part`` names.
 
@@ -40,13 +38,13 @@ def scored_positions(cells: "Cells", settings: Settings) -> np.ndarray:
     return development if settings.part == "development" else rest
 
 
-def scored(cells: "Cells", settings: Settings) -> "Cells":
+def scored(cells: Cells, settings: Settings) -> Cells:
     """The cells of `scored_positions`, and the classes that occur among them."""
     kept = cells.subset(scored_positions(cells, settings))
     return kept if kept.labels is None else replace(kept, classes=())  # which are found anew
 
 
-def splits(cells: "Cells", settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits(cells: Cells, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
     """(train, test) positions among the cells: of each fold, or of the one test set of protocol
     "published".
 
@@ -72,7 +70,7 @@ def splits(cells: "Cells", settings: Settings) -> list[tuple[np.ndarray, np.ndar
     return [(train, test)]
 
 
-def without_test(cells: "Cells", settings: Settings) -> np.ndarray:
+def without_test(cells: Cells, settings: Settings) -> np.ndarray:
     """(n,) int64 positions of all cells but the test cells of protocol "published"; those without a
     label stay.
     """
@@ -84,7 +82,7 @@ def without_test(cells: "Cells", settings: Settings) -> np.ndarray:
 
 def cross_validate(
     method: str,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     predict: Predict,
     recorded: dict[str, Any],
@@ -109,25 +107,17 @@ def cross_validate(
     scores: list[FoldScores] = []
     for number, (train, test) in enumerate(splits(cells, settings)):
         if settings.train_cells is not None:
-            train = train[
-                stratified(cells.codes[train], settings.train_cells, settings.fold_seed + number)
-            ]
+            seed = settings.fold_seed + number
+            train = train[stratified(cells.codes[train], settings.train_cells, seed)]
         _require_classes(cells, number, train)
         begin = time.perf_counter()
         predicted = predict(number, train, test)
         seconds = time.perf_counter() - begin
         truth = cells.codes[test]
+        classes = len(cells.classes)
+        of_fold = partial(score, num_classes=classes, train_cells=len(train), seconds=seconds)
         for drawn in _bootstraps(len(test), settings):
-            scores.append(
-                score(
-                    len(scores),
-                    truth[drawn],
-                    predicted[drawn],
-                    len(cells.classes),
-                    train_cells=len(train),
-                    seconds=seconds,
-                )
-            )
+            scores.append(of_fold(len(scores), truth[drawn], predicted[drawn]))
             say(_line(method, scores[-1], settings))
     return Evaluation(method, cells.classes, tuple(scores), recorded)
 
@@ -140,43 +130,33 @@ def _bootstraps(cells: int, settings: Settings) -> list[np.ndarray | slice]:
     return [random.integers(cells, size=cells) for _ in range(settings.folds)]
 
 
-def describe(method: str, cells: "Cells", settings: Settings, **more: Any) -> dict[str, Any]:
+def describe(method: str, cells: Cells, settings: Settings, **more: Any) -> dict[str, Any]:
     """Everything that decides the scores of a method, for `Evaluation.settings`: the cells, the
     folds, and the method's own settings.
 
     Args:
         cells: from `scored`.
     """
-    content = hashlib.sha256()
-    for part in (cells.cell_ids, cells.codes, cells.depth):
-        content.update(np.ascontiguousarray(part).tobytes())
-    for names in (
-        cells.genes,
-        cells.classes,
-        () if cells.donors is None else cells.donors.tolist(),
-    ):
-        content.update("\n".join(names).encode() + b"\0")
-    test = {} if settings.protocol == "folds" else {"test": settings.test}
+    donors = () if cells.donors is None else cells.donors.tolist()
+    arrays = (cells.cell_ids, cells.codes, cells.depth)
+    content = [np.ascontiguousarray(array).tobytes() for array in arrays]
+    content += ["\n".join(names).encode() + b"\0" for names in (cells.genes, cells.classes, donors)]
+    test = () if settings.protocol == "folds" else ("test",)
+    names = ("protocol", *test, "folds", "fold_seed", "development", "part", "train_cells")
     return {
         "method": method,
-        "protocol": settings.protocol,
-        **test,
-        "folds": settings.folds,
-        "fold_seed": settings.fold_seed,
-        "development": settings.development,
-        "part": settings.part,
-        "train_cells": settings.train_cells,
+        **{name: getattr(settings, name) for name in names},
         "source": cells.source,
         "label": cells.label,
         "donor": cells.donor,
         "cells": len(cells),
         "genes": cells.num_genes,
-        "content": content.hexdigest()[:16],
+        "content": digest(b"".join(content)),
         **more,
     }
 
 
-def _require_classes(cells: "Cells", fold: int, train: np.ndarray) -> None:
+def _require_classes(cells: Cells, fold: int, train: np.ndarray) -> None:
     present = np.unique(cells.codes[train])
     if len(present) < 2:
         raise CellsError(

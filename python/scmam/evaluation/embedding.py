@@ -1,24 +1,20 @@
 """The features of cells: the pooled output of the frozen encoder."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
+from ..data import Cells
 from ..errors import CellsError, RunError
 from ..objective import Pretraining
 from .cross_validation import Say, silent
 from .reading import SequenceReader, token_limit
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 TOLD_EVERY = 20_000
 """Cells between lines of progress."""
 
 
 def sequence_reader(
-    pretraining: Pretraining, cells: "Cells", max_tokens: int | None
+    pretraining: Pretraining, cells: Cells, max_tokens: int | None
 ) -> SequenceReader:
     """The reader of cells for a pretrained model, on its device.
 
@@ -43,7 +39,7 @@ def sequence_reader(
 
 @torch.inference_mode()
 def embed(
-    pretraining: Pretraining, cells: "Cells", *, max_tokens: int | None = None, say: Say = silent
+    pretraining: Pretraining, cells: Cells, *, max_tokens: int | None = None, say: Say = silent
 ) -> np.ndarray:
     """`Pretraining.features` of cells, without gradient, dropout or masking; memory beyond the
     result is bounded.

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,13 @@ from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
 
 from ..config import Evaluation as Settings
+from ..data import Cells
 from ..errors import ConfigError, RunError
 from ..model import CellModel
 from ..objective import Pretraining
-from .cross_validation import Say, cross_validate, describe, scored, silent
-from .embedding import embed, sequence_reader
+from .cross_validation import Predict
+from .embedding import sequence_reader
 from .reading import SequenceReader
-from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 METHOD = "fine-tuning"
 DROPOUT = 0.1
@@ -102,62 +99,19 @@ class Classifier(nn.Module):
         return self.head((features - self.mean) @ self.axes)
 
 
-def fine_tune(
-    pretraining: Pretraining,
-    cells: "Cells",
-    settings: Settings,
-    seed: int = 0,
-    *,
-    say: Say = silent,
-) -> Evaluation:
-    """Fine-tune on the training cells of each fold, each time from the pretrained weights, and
-    score on its test cells.
+def predictor(
+    features: np.ndarray, pretraining: Pretraining, cells: Cells, settings: Settings, seed: int
+) -> Predict:
+    """Fine-tune on the training cells of each fold, each time from the pretrained weights;
+    ``features`` (cells, F) are those before.
 
     AdamW minimises the plain cross-entropy for a fixed number of epochs; the learning rate rises
     from 0 in the first tenth of the steps and falls to 0 along a cosine. Before that, the head
-    alone learns in the same way. The masking module has no part in it. The same (seed, fold) gives
-    the same scores: to the bit with as many threads of a CPU, to rounding on a GPU, which sums the
+    alone learns in the same way. The masking module has no part in it. Seed and fold decide the
+    head's first weights, the order of the cells and the dropout: the same (seed, fold) gives the
+    same scores, to the bit with as many threads of a CPU, to rounding on a GPU, which sums the
     gradients of embeddings in no fixed order.
-
-    Args:
-        pretraining: stays as it is; the work is done on its device.
-        cells: with the genes of the model, and labels; cells without one are left out.
-        settings: the `evaluation` section of a configuration.
-        seed: of the pretraining; with the number of the fold it decides the head's first weights,
-            the order of the cells and the dropout.
-        say: is told of each fold.
-
-    Raises:
-        CellsError: the labels do not allow the folds.
-        RunError: it diverges.
     """
-    cells = scored(cells, settings)
-    return fine_tune_from(
-        embed(pretraining, cells, max_tokens=settings.max_tokens, say=say),
-        pretraining,
-        cells,
-        settings,
-        seed,
-        say=say,
-    )
-
-
-def fine_tune_from(
-    features: np.ndarray,
-    pretraining: Pretraining,
-    cells: "Cells",
-    settings: Settings,
-    seed: int,
-    *,
-    say: Say = silent,
-) -> Evaluation:
-    """`fine_tune` of cells that all have a label, with their features (cells, F) before
-    fine-tuning.
-    """
-    if settings.protocol == "published":
-        from .published import classify
-
-        return classify(METHOD, pretraining, cells, settings, seed, say=say)
     reader = sequence_reader(pretraining, cells, settings.max_tokens)
 
     def predict(fold: int, train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -169,37 +123,23 @@ def fine_tune_from(
             fit(classifier, reader, train, cells.codes, settings, order)
             return predictions(classifier, reader, test)
 
-    return cross_validate(
-        METHOD, cells, settings, predict, fine_tuning_record(cells, settings, seed), say
-    )
+    return predict
 
 
-def fine_tuning_record(cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
-    """`Evaluation.settings` of fine-tuning."""
-    if settings.protocol == "published":
-        from .published import record
-
-        return record(METHOD, cells, settings, seed)
-    return describe(
-        METHOD,
-        cells,
-        settings,
-        seed=seed,
-        max_tokens=settings.max_tokens,
-        hidden=settings.hidden,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        dropout=DROPOUT,
-        head_epochs=HEAD_EPOCHS,
-        warmup=WARMUP,
-        weight_decay=WEIGHT_DECAY,
-        clip=CLIP,
-        loss="cross-entropy",
-        optimizer="AdamW",
-        trained=f"embeddings, encoder block {settings.block}, final norm, head on"
+def details(settings: Settings) -> dict[str, Any]:
+    """Entries of `Evaluation.settings` of fine-tuning."""
+    return {
+        **{name: getattr(settings, name) for name in ("hidden", "epochs", "batch_size", "lr")},
+        "dropout": DROPOUT,
+        "head_epochs": HEAD_EPOCHS,
+        "warmup": WARMUP,
+        "weight_decay": WEIGHT_DECAY,
+        "clip": CLIP,
+        "loss": "cross-entropy",
+        "optimizer": "AdamW",
+        "trained": f"embeddings, encoder block {settings.block}, final norm, head on"
         f" {settings.head_input} features",
-    )
+    }
 
 
 def fit_head(
@@ -212,15 +152,12 @@ def fit_head(
     """Train the head alone, in place, on features of the training cells (n, F) and their classes
     (n,).
     """
-    inputs, targets = (
-        torch.from_numpy(array).to(classifier.mean.device) for array in (features, codes)
-    )
-    descent = _Descent(list(classifier.head.parameters()), HEAD_EPOCHS, len(features), settings)
+    device = classifier.mean.device
+    inputs, targets = (torch.from_numpy(array).to(device) for array in (features, codes))
+    parameters = list(classifier.head.parameters())
     classifier.train()
-    for _ in range(HEAD_EPOCHS):
-        for chosen in torch.randperm(len(features), generator=order).split(settings.batch_size):
-            with descent.step():
-                F.cross_entropy(classifier.classify(inputs[chosen]), targets[chosen]).backward()
+    for chosen in _steps(parameters, HEAD_EPOCHS, len(features), settings, order):
+        F.cross_entropy(classifier.classify(inputs[chosen]), targets[chosen]).backward()
 
 
 def fit(
@@ -242,20 +179,15 @@ def fit(
         order: draws the order of the cells.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    descent = _Descent(parameters, settings.epochs, len(train), settings)
     classifier.train()
-    for _ in range(settings.epochs):
-        for chosen in torch.randperm(len(train), generator=order).split(settings.batch_size):
-            batch = train[chosen.numpy()]
-            # The batch is random, for an unbiased gradient, and split by length, so that hardly any
-            # of the work goes into padding.
-            with descent.step():
-                for part in reader.parts(batch):
-                    target = torch.from_numpy(codes[batch[part.positions]]).to(reader.device)
-                    loss = F.cross_entropy(
-                        classifier(part.sequences, part.depth, part.shift), target, reduction="sum"
-                    ) / len(batch)
-                    loss.backward()
+    for chosen in _steps(parameters, settings.epochs, len(train), settings, order):
+        batch = train[chosen.numpy()]
+        # The batch is random, for an unbiased gradient, and split by length, so that hardly any of
+        # the work goes into padding.
+        for part in reader.parts(batch):
+            target = torch.from_numpy(codes[batch[part.positions]]).to(reader.device)
+            logits = classifier(part.sequences, part.depth, part.shift)
+            (F.cross_entropy(logits, target, reduction="sum") / len(batch)).backward()
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise RunError(f"fine-tuning: diverged at evaluation.lr = {settings.lr:g}; set a lower one")
 
@@ -272,29 +204,26 @@ def predictions(classifier: Classifier, reader: SequenceReader, indices: np.ndar
     return predicted
 
 
-class _Descent:
-    """AdamW with clipped gradients, and a learning rate that rises and falls over a number of
-    epochs of ``cells`` cells.
+def _steps(
+    parameters: list[nn.Parameter],
+    epochs: int,
+    cells: int,
+    settings: Settings,
+    order: torch.Generator,
+) -> Iterator[Tensor]:
+    """The cells of each step, int64 positions. The gradients that the caller accumulates become a
+    step of AdamW, clipped, at a learning rate that rises and falls over all steps.
     """
-
-    def __init__(
-        self, parameters: list[nn.Parameter], epochs: int, cells: int, settings: Settings
-    ) -> None:
-        steps = epochs * math.ceil(cells / settings.batch_size)
-        self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step, steps)
-        )
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Make an optimizer step at the end, from the gradients that were accumulated inside."""
-        self.optimizer.zero_grad()
-        yield
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        self.optimizer.step()
-        self.schedule.step()
+    steps = epochs * math.ceil(cells / settings.batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    for _ in range(epochs):
+        for chosen in torch.randperm(cells, generator=order).split(settings.batch_size):
+            optimizer.zero_grad()
+            yield chosen
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            schedule.step()
 
 
 def learning_rate(step: int, steps: int) -> float:

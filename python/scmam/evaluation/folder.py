@@ -1,67 +1,36 @@
 """`evaluate`: a run folder and labelled cells in, scores and features into the folder."""
 
-import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..config import Evaluation as Settings
+from ..config import digest
 from ..data import Cells
 from ..data.rows import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
-from ..runs import GENES, WEIGHTS
+from ..runs import GENES, WEIGHTS, Run
 from ..settings import SPLIT
 from ..storage import require_writable, write_file, writing
-from . import fine_tuning, probing, published
+from . import fine_tuning
 from .cross_validation import Say, scored, scored_positions, silent, splits
 from .embedding import embed
+from .methods import METHODS, classify, record
 from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..runs import Run
 
 FOLDER = "evaluation"
 EMBEDDING = "embedding.npz"
 
 
-class Method(NamedTuple):
-    """A way to classify cells with a run."""
-
-    run: Callable[..., Evaluation]  # (features, pretraining, cells, settings, seed, say)
-    record: Callable[[Cells, Settings, int], dict[str, Any]]
-
-
-METHODS = {
-    probing.METHOD: Method(
-        lambda features, _, cells, settings, seed, say: probing.probe_features(
-            features, cells, settings, seed, say=say
-        ),
-        probing.probe_record,
-    ),
-    published.PROBE: Method(
-        lambda _, pretraining, cells, settings, seed, say: published.classify(
-            published.PROBE, pretraining, cells, settings, seed, say=say
-        ),
-        lambda cells, settings, seed: published.record(published.PROBE, cells, settings, seed),
-    ),
-    fine_tuning.METHOD: Method(
-        lambda features, pretraining, cells, settings, seed, say: fine_tuning.fine_tune_from(
-            features, pretraining, cells, settings, seed, say=say
-        ),
-        fine_tuning.fine_tuning_record,
-    ),
-}
-
-
 def evaluate(
-    run: "Run",
+    run: Run,
     cells: Cells,
     settings: Settings,
     *,
@@ -104,19 +73,10 @@ def evaluate(
     pretraining = run.load(run.device)
     if fine_tuning.METHOD in methods:
         fine_tuning.trained_block(pretraining.model, settings.block)
-    folder, seed, weights = (
-        run.folder / FOLDER,
-        run.config.training.seed,
-        _digest(run.folder / WEIGHTS),
-    )
-    records = {
-        method: {
-            **METHODS[method].record(known, settings, seed),
-            "encoder_shift": pretraining.shifts_encoder,
-            "weights": weights,
-        }
-        for method in methods
-    }
+    folder, seed = run.folder / FOLDER, run.config.training.seed
+    weights = digest((run.folder / WEIGHTS).read_bytes())
+    of_run = {"encoder_shift": pretraining.shifts_encoder, "weights": weights}
+    records = {method: record(method, known, settings, seed) | of_run for method in methods}
     done = {
         method: found
         for method in methods
@@ -126,12 +86,11 @@ def evaluate(
     if len(done) < len(methods) or _key_of(folder / EMBEDDING) != key:
         with writing(folder, "make room, or copy the run to a place that can be written to"):
             require_writable(folder)  # before the work
-            features = _embedded(pretraining, cells, settings, folder, key, say)[
-                scored_positions(cells, settings)
-            ]
+            features = _embedded(pretraining, cells, settings, folder, key, say)
+            options = {"features": features[scored_positions(cells, settings)], "say": say}
             for method in methods:
                 if method not in done:
-                    found = METHODS[method].run(features, pretraining, known, settings, seed, say)
+                    found = classify(method, pretraining, known, settings, seed, **options)
                     done[method] = replace(found, settings=records[method])
                     done[method].save(folder / f"{method}.json")
     return {method: done[method] for method in methods}
@@ -189,19 +148,15 @@ def _embedded(
 
 
 def _embedding_key(cells: Cells, settings: Settings, weights: str) -> str:
-    content = hashlib.sha256(
-        np.ascontiguousarray(cells.cell_ids).tobytes() + np.ascontiguousarray(cells.codes).tobytes()
-    )
-    content.update(np.ascontiguousarray(cells.depth).tobytes())
-    content.update("\n".join(cells.classes).encode())
-    return json.dumps(
-        {
-            "source": cells.source,
-            "content": content.hexdigest()[:16],
-            "max_tokens": settings.max_tokens,
-            "weights": weights,
-        }
-    )
+    arrays = (cells.cell_ids, cells.codes, cells.depth)
+    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    key = {
+        "source": cells.source,
+        "content": digest(content + "\n".join(cells.classes).encode()),
+        "max_tokens": settings.max_tokens,
+        "weights": weights,
+    }
+    return json.dumps(key)
 
 
 def _key_of(path: Path) -> str | None:
@@ -217,7 +172,7 @@ def _key_of(path: Path) -> str | None:
         return None
 
 
-def _finished(path: Path, record: dict[str, Any], say: Say) -> Evaluation | None:
+def _finished(path: Path, wanted: dict[str, Any], say: Say) -> Evaluation | None:
     """The evaluation in a file, if its settings are the requested ones."""
     if not path.is_file():
         return None
@@ -226,7 +181,7 @@ def _finished(path: Path, record: dict[str, Any], say: Say) -> Evaluation | None
     except RunError as error:
         say(f"{error} (done now)")
         return None
-    if found.settings != json.loads(json.dumps(record)):
+    if found.settings != json.loads(json.dumps(wanted)):
         say(f"{found.method}: computed again, for its cells, settings or weights have changed")
         return None
     say(f"{found.method}: already there")
@@ -241,7 +196,7 @@ def _require_methods(methods: tuple[str, ...]) -> None:
             )
 
 
-def _require_unseen(run: "Run", settings: Settings, say: Say) -> None:
+def _require_unseen(run: Run, settings: Settings, say: Say) -> None:
     """Or a `ConfigError`: a run that was pretrained without test cells is tested on those."""
     if settings.protocol != "published":
         return
@@ -255,11 +210,6 @@ def _require_unseen(run: "Run", settings: Settings, say: Say) -> None:
                 f"evaluation.{name}: expected {kept}, for {run.folder} was pretrained without the"
                 f" test cells of that; got {wanted}"
             )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _print(line: str) -> None:

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 
 class Interval(NamedTuple):
@@ -87,8 +86,7 @@ def paired_difference(
     return PairedDifference(mean, low, high, p_value, number)
 
 
-def _checked(values: Sequence[float]) -> "np.ndarray":
-    import numpy as np
+def _checked(values: Sequence[float]) -> np.ndarray:
 
     array = np.asarray(values, dtype=np.float64)
     if not array.size:

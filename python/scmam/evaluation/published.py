@@ -7,7 +7,7 @@ adapters are frozen here; the published code trains those that reach the encoder
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +17,16 @@ from torch import Tensor, nn
 from mam_kernels.randomness import substream
 
 from ..config import Evaluation as Settings
-from ..data import stratified
+from ..data import Cells, stratified
 from ..errors import CellsError, RunError
 from ..model import CellModel
 from ..model.cell_model import Encoded
 from ..objective import Pretraining
-from .cross_validation import Say, cross_validate, describe, silent
+from .cross_validation import Predict
 from .embedding import sequence_reader
 from .fine_tuning import METHOD as FINE_TUNING
 from .fine_tuning import seeded, trained_block
 from .reading import SequenceReader
-from .scores import Evaluation
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 PROBE = "mlp-probe"
 WEIGHT_DECAY = 5e-4
@@ -79,29 +75,27 @@ def largest(encoded: Encoded) -> Tensor:
     return torch.where(encoded.valid.any(dim=1)[:, None], tokens.amax(dim=1), encoded.cell)
 
 
-def classify(
+def predictor(
     method: str,
+    features: np.ndarray,
     pretraining: Pretraining,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     seed: int,
-    *,
-    say: Say = silent,
-) -> Evaluation:
-    """Train the published classifier, and score it.
+) -> Predict:
+    """The published classifier, trained for each fold.
 
     Args:
         method: "fine-tuning" or "mlp-probe", which freezes the encoder.
+        features: not looked at.
         pretraining: stays as it is; the work is done on its device.
         cells: with the genes of the model; all have a label.
         settings: the `evaluation` section of a configuration.
         seed: of the pretraining; it decides the head's first weights and the order of the cells.
-        say: is told of each score.
 
     Raises:
-        CellsError: the labels do not allow the folds, or too few cells to stop early by.
-        ConfigError: the encoder has no such block.
-        RunError: it diverges.
+        ConfigError: the encoder has no such block. The result raises a `CellsError` where too few
+            cells are there to stop early by, and a `RunError` where training diverges.
     """
     reader = sequence_reader(pretraining, cells, settings.max_tokens)
     block = trained_block(pretraining.model, settings.block) if method == FINE_TUNING else None
@@ -115,38 +109,27 @@ def classify(
             with torch.inference_mode():
                 return classifier(classifier.pooled(reader, test)).argmax(dim=1).cpu().numpy()
 
-    return cross_validate(
-        method, cells, settings, predict, record(method, cells, settings, seed), say
-    )
+    return predict
 
 
-def record(method: str, cells: "Cells", settings: Settings, seed: int) -> dict[str, Any]:
-    """`Evaluation.settings` of `classify`."""
+def details(method: str, settings: Settings) -> dict[str, Any]:
+    """Entries of `Evaluation.settings` of the published classifier."""
+    names = ("hidden", "epochs", "patience", "validation", "batch_size", "lr")
     trained = f"embeddings, encoder block {settings.block}, head"
-    return describe(
-        method,
-        cells,
-        settings,
-        seed=seed,
-        max_tokens=settings.max_tokens,
-        hidden=settings.hidden,
-        epochs=settings.epochs,
-        patience=settings.patience,
-        validation=settings.validation,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        weight_decay=WEIGHT_DECAY,
-        loss="cross-entropy, classes weighted alike",
-        optimizer="Adam, amsgrad",
-        trained=trained if method == FINE_TUNING else "head",
-    )
+    return {
+        **{name: getattr(settings, name) for name in names},
+        "weight_decay": WEIGHT_DECAY,
+        "loss": "cross-entropy, classes weighted alike",
+        "optimizer": "Adam, amsgrad",
+        "trained": trained if method == FINE_TUNING else "head",
+    }
 
 
 def _fit(
     classifier: Classifier,
     reader: SequenceReader,
     train: np.ndarray,
-    cells: "Cells",
+    cells: Cells,
     settings: Settings,
     order: torch.Generator,
 ) -> None:

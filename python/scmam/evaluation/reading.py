@@ -3,7 +3,7 @@ padding.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from mam_kernels.sequences import Sequences
 
+from ..data import Cells
 from ..sequences import csr_tensor, expression
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 CPU_TOKENS = 4096
 """Genes, padding included, that pass through the encoder at a time: few enough for their
@@ -51,7 +49,7 @@ class SequenceReader:
 
     def __init__(
         self,
-        cells: "Cells",
+        cells: Cells,
         transform: str,
         limit: int | None,
         device: torch.device,

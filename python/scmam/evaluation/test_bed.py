@@ -2,16 +2,11 @@
 for every run of a data set, so that differences are paired.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..config import Evaluation as Settings
-from ..data import development_split, stratified
-from .probing import LEAST_VARIANCE, fitted_probe
-
-if TYPE_CHECKING:
-    from ..data import Cells
+from ..data import Cells, development_split, stratified
+from .probing import fitted_probe, whitened
 
 SPLITS = 10
 NEIGHBOURS = 15
@@ -21,7 +16,7 @@ METRICS = ("probe", "k-nn", "ari", "silhouette")
 
 
 def bed_scores(
-    features: np.ndarray, cells: "Cells", settings: Settings
+    features: np.ndarray, cells: Cells, settings: Settings
 ) -> dict[str, dict[str, float]]:
     """Scores of the features of cells, for each of `PARTS`.
 
@@ -52,7 +47,7 @@ def _scores(features: np.ndarray, codes: np.ndarray, settings: Settings) -> dict
     probe, neighbours = [], []
     for split in range(SPLITS):
         train, test = _split(codes, settings, split)
-        inside, outside = _whitened(features[train], features[test])
+        inside, outside = whitened(features[train], features[test])
         probe.append(_macro_f1(codes[test], fitted_probe(inside, codes[train]).predict(outside)))
         neighbours.append(_macro_f1(codes[test], _vote(inside, codes[train], outside)))
     ari, silhouette = _clusters(features, codes)
@@ -66,14 +61,6 @@ def _split(codes: np.ndarray, settings: Settings, split: int) -> tuple[np.ndarra
     left = np.ones(len(codes), dtype=bool)
     left[train] = False
     return train, np.flatnonzero(left)
-
-
-def _whitened(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.decomposition import PCA
-
-    axes = PCA(whiten=True, svd_solver="full").fit(train)
-    kept = axes.explained_variance_ > LEAST_VARIANCE * axes.explained_variance_[0]
-    return axes.transform(train)[:, kept], axes.transform(test)[:, kept]
 
 
 def _vote(train: np.ndarray, codes: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,11 +11,9 @@ from torch import Tensor
 import mam_kernels as mam
 from mam_kernels.sequences import gather
 
+from ..data import Cells
 from ..objective import Pretraining
 from ..sequences import expression
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 OVERLAP_CELLS = 16
 """Cells whose attention is compared.
@@ -84,7 +81,7 @@ def slopes_of(latents: mam.MultinomialAttentionMasking) -> Slopes | None:
 
 
 @torch.no_grad()
-def overlap_of(pretraining: Pretraining, cells: "Cells", device: torch.device) -> Overlap | None:
+def overlap_of(pretraining: Pretraining, cells: Cells, device: torch.device) -> Overlap | None:
     """The overlap of the latents' attention on real cells, spread evenly over the file.
 
     None with a single latent, or where no cell has two genes.

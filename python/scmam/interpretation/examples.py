@@ -1,19 +1,16 @@
 """A few cells and their masks, for pictures."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mam_kernels.entropy import drawing_logits
 
+from ..data import Cells
 from ..objective import Pretraining
 from ..sequences import expression
 from .tally import Draws, draw_masks
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 EXAMPLES = 6
 EXAMPLE_DRAWS = 200
@@ -37,7 +34,7 @@ class Examples:
 
 @torch.no_grad()
 def example_masks(
-    pretraining: Pretraining, cells: "Cells", draws: Draws, device: torch.device
+    pretraining: Pretraining, cells: Cells, draws: Draws, device: torch.device
 ) -> Examples:
     """The typical cell of each of the largest types, many masks of each."""
     chosen = typical_cells(cells)
@@ -67,7 +64,7 @@ def example_masks(
     )
 
 
-def typical_cells(cells: "Cells") -> np.ndarray:
+def typical_cells(cells: Cells) -> np.ndarray:
     """Positions of a few cells: of each of the largest types the one of median depth.
 
     Without types, the cells are spread over the depths.

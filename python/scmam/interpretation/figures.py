@@ -1,16 +1,16 @@
 """Figures of masks: as PNG beside a run, and in the report."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, Drawing, Options, blues, shortened
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 480, 330
 WIDE = 860
@@ -31,13 +31,13 @@ CHANCE_Z = 1.96
 DOTS: Options = {"linewidths": 0, "rasterized": True}
 
 
-def highest(table: "pd.DataFrame") -> float:
+def highest(table: pd.DataFrame) -> float:
     """Where the vertical axis of hidden rates ends, a share of 1."""
     return 1.08 * max(float(table["hidden"].max()), 0.01)
 
 
 def hidden_by_expression(
-    title: str, table: "pd.DataFrame", masks: int | None, *, colour: str = LEARNED[0], top: float
+    title: str, table: pd.DataFrame, masks: int | None, *, colour: str = LEARNED[0], top: float
 ) -> Drawing:
     """The paper's figure 2: a dot a gene, how often it is hidden against its mean expression.
 
@@ -54,7 +54,7 @@ def hidden_by_expression(
         f" {high:.1f} % of the masks, against the gene's mean expression."
     )
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         _uniform_rates(axes, table, masks)
         size = 16.0 if len(table) < 500 else 10.0 if len(table) < 5000 else 5.0
@@ -77,7 +77,7 @@ def hidden_by_expression(
 
 
 def hidden_by_type(
-    title: str, table: "pd.DataFrame", draws: int | None, *, colour: str = LEARNED[0]
+    title: str, table: pd.DataFrame, draws: int | None, *, colour: str = LEARNED[0]
 ) -> Drawing:
     """The same for each of the largest cell types, on common axes.
 
@@ -95,7 +95,7 @@ def hidden_by_type(
     alt = f"How often genes are hidden against their mean expression, {title}, by type: {which}."
     left = f" (the {len(shown)} largest of {len(sizes)} types)" if len(sizes) > len(shown) else ""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         look: Options = {"s": 5, "color": colour, "alpha": 0.5, **DOTS}
         for axes, name in zip(grid.flat, shown, strict=False):
@@ -114,7 +114,7 @@ def hidden_by_type(
     return Drawing(max(360, 40 + 205 * columns), 90 + 165 * rows, alt, paint)
 
 
-def specific_genes(title: str, table: "pd.DataFrame", draws: int | None) -> Drawing:
+def specific_genes(title: str, table: pd.DataFrame, draws: int | None) -> Drawing:
     """The genes that are hidden more often in a cell type than in the others, as a heat map.
 
     Args:
@@ -126,7 +126,7 @@ def specific_genes(title: str, table: "pd.DataFrame", draws: int | None) -> Draw
     named = ", ".join(genes) or "none beyond chance"
     alt = f"Genes hidden more often in a cell type than in the others, {title}: {named}."
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         _plain(axes)
         head = f"{title}: genes hidden more often in one type"
@@ -149,7 +149,7 @@ def specific_genes(title: str, table: "pd.DataFrame", draws: int | None) -> Draw
     return Drawing(max(420, 210 + 30 * len(types)), height, alt, paint)
 
 
-def most_specific(table: "pd.DataFrame", draws: int) -> tuple[list[str], list[str], np.ndarray]:
+def most_specific(table: pd.DataFrame, draws: int) -> tuple[list[str], list[str], np.ndarray]:
     """Genes, types, and the hidden rate in each type minus that in all cells, (types, genes).
 
     The genes of a type are those whose rate is above that in the cells of all other types by most
@@ -202,8 +202,7 @@ def masks(title: str, examples: Mapping[str, np.ndarray]) -> Drawing:
     weights = _relative_weights(examples, len(values))
     fields = 2 if weights is None else 3
 
-    def paint(figure: "Figure") -> None:
-        from matplotlib.colors import ListedColormap
+    def paint(figure: Figure) -> None:
 
         grid, field = figure.subplots(fields, 1, sharex=True), {"aspect": "auto"}
         grid[0].imshow(values[:, genes], cmap=blues(), interpolation="nearest", **field)
@@ -239,12 +238,12 @@ def _relative_weights(examples: Mapping[str, np.ndarray], cells: int) -> np.ndar
     return weights * drawable / np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
 
 
-def type_sizes(table: "pd.DataFrame") -> "pd.Series":
+def type_sizes(table: pd.DataFrame) -> pd.Series:
     """Cells of each type, the largest first."""
     return table.groupby("cell_type")["cells"].first().sort_values(ascending=False, kind="stable")
 
 
-def _uniform_rates(axes: "Axes", table: "pd.DataFrame", masks: int | None) -> None:
+def _uniform_rates(axes: Axes, table: pd.DataFrame, masks: int | None) -> None:
     """What uniform masks would give: a line where that is one rate, else a point a gene.
 
     A band shows what 95 % of genes stay within by chance.
@@ -266,7 +265,7 @@ def _uniform_rates(axes: "Axes", table: "pd.DataFrame", masks: int | None) -> No
     axes.axhline(middle, label="uniform masks", **line)
 
 
-def _name_genes(figure: "Figure", axes: "Axes", table: "pd.DataFrame") -> None:
+def _name_genes(figure: Figure, axes: Axes, table: pd.DataFrame) -> None:
     """The genes hidden most, then those farthest from what their expression predicts.
 
     None is named whose rate chance explains, and none where it would cover another name.
@@ -293,9 +292,8 @@ def _name_genes(figure: "Figure", axes: "Axes", table: "pd.DataFrame") -> None:
             axes.annotate(shortened(str(gene), 14), (mean, rate), color=INK, **where, **look)
 
 
-def _expression_axis(axes: "Axes", top: float, ticks: int) -> None:
+def _expression_axis(axes: Axes, top: float, ticks: int) -> None:
     """A square-root axis: most genes have a low mean, and zero must have a place."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
@@ -304,12 +302,12 @@ def _expression_axis(axes: "Axes", top: float, ticks: int) -> None:
     axes.set_ylim(0, 100 * top)
 
 
-def _plain(axes: "Axes") -> None:
+def _plain(axes: Axes) -> None:
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _bar(figure: "Figure", axes: "Axes", image: Any, label: str) -> None:
+def _bar(figure: Figure, axes: Axes, image: Any, label: str) -> None:
     bar = figure.colorbar(image, ax=axes, label=label, fraction=0.025, pad=0.01)
     bar.outline.set_visible(False)

@@ -5,14 +5,16 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ..data import Cells
 from ..drawing import Drawing
 from ..errors import CellsError, ConfigError
+from ..runs import Run
 from ..settings import Masking
 from ..storage import new_folder, writing
 from . import figures
@@ -22,13 +24,13 @@ from .summary import summarise
 from .tables import frequencies, frequencies_by_type, ranking
 from .tally import Draws, batch_cells, count_masks
 
-if TYPE_CHECKING:
-    from ..data import Cells
-    from ..runs import Run
-
 __all__ = ["GeneSetError", "Interpretation", "interpret"]
 
 FOLDER = "genes"
+TABLES = (
+    *("frequencies", "frequencies_by_type", "ranking"),
+    *("enrichment", "enrichment_beyond_expression"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Interpretation:
 
 
 def interpret(
-    run: "Run",
-    cells: "Cells",
+    run: Run,
+    cells: Cells,
     *,
     draws: int = 20,
     gmt: str | Path | None = None,
@@ -132,7 +134,7 @@ def draws_apart(masking: Masking) -> bool:
     return masking.zero_ratio is not None or masking.strategy not in ("mam", "uniform", "none")
 
 
-def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
+def _require(run: Run, cells: Cells, draws: int, top: int | None) -> None:
     if draws < 1:
         raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
     if top is not None and not 1 <= top < cells.num_genes:
@@ -149,7 +151,7 @@ def _require(run: "Run", cells: "Cells", draws: int, top: int | None) -> None:
 
 
 def _notes(
-    cells: "Cells", by_type: pd.DataFrame, sets: dict[str, tuple[str, ...]] | None
+    cells: Cells, by_type: pd.DataFrame, sets: dict[str, tuple[str, ...]] | None
 ) -> tuple[str, ...]:
     notes = [f"cells: {cells.source} ({cells.unit})"]
     without = int((cells.codes < 0).sum())
@@ -165,15 +167,8 @@ def _notes(
 
 
 def _fill(folder: Path, found: Interpretation) -> None:
-    tables = {
-        "frequencies": found.frequencies,
-        "frequencies_by_type": found.frequencies_by_type,
-        "ranking": found.ranking,
-        "enrichment": found.enrichment,
-        "enrichment_beyond_expression": found.enrichment_beyond_expression,
-    }
-    for name, table in tables.items():
-        if table is not None:
+    for name in TABLES:
+        if (table := getattr(found, name)) is not None:
             table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     latents = json.dumps(found.latents, indent=2, ensure_ascii=False) + "\n"
     (folder / "latents.json").write_text(latents, encoding="utf-8")

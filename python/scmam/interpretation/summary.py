@@ -1,20 +1,18 @@
 """The masks and the latents in a few numbers: ``latents.json``."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from mam_kernels.strategies import ContextOnly, MaskingStrategy
 
+from ..data import Cells
 from ..objective import Pretraining
 from .attention import Overlap, Slopes, overlap_of, slopes_of
 from .tables import Dispersion, correlation, dispersion
 from .tally import EncoderView, Tally
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 ENTROPY_UNIFORM = 0.999
 """Above this share of the maximal entropy masks count as uniform.
@@ -93,7 +91,7 @@ class Summary:
 def summarise(
     pretraining: Pretraining,
     strategy: str,
-    cells: "Cells",
+    cells: Cells,
     tally: Tally,
     tables: tuple[pd.DataFrame, pd.DataFrame],
     notes: tuple[str, ...],
@@ -151,7 +149,7 @@ def decide_masks(strategy: MaskingStrategy) -> bool:
     return strategy.latents is not None and not isinstance(strategy, ContextOnly)
 
 
-def _attention(pretraining: Pretraining, cells: "Cells", device: torch.device) -> Attention | None:
+def _attention(pretraining: Pretraining, cells: Cells, device: torch.device) -> Attention | None:
     latents = pretraining.strategy.latents
     if latents is None:
         return None

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,11 +11,9 @@ from mam_kernels.entropy import drawing_entropy
 from mam_kernels.randomness import substream
 from mam_kernels.strategies import Draw, Masking
 
+from ..data import Cells
 from ..objective import Pretraining
 from ..sequences import expression
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 BATCH_VALUES = 2**22
 """Values of a batch, 16 MiB in float32: the fixed cost of a call is small, and any machine has it.
@@ -112,7 +109,7 @@ def batch_cells(num_genes: int, trained_with: int, embeds: bool) -> int:
 @torch.no_grad()
 def count_masks(
     pretraining: Pretraining,
-    cells: "Cells",
+    cells: Cells,
     draws: Draws,
     *,
     rows: int,

@@ -41,17 +41,30 @@ class Reconstruction(NamedTuple):
     cell: Tensor  # (B, G, outputs), from the pooled encoder output alone
 
 
+class Blocks(NamedTuple):
+    """The transformer blocks of an encoder or decoder."""
+
+    layers: int
+    heads: int
+    dropout: float
+    mlp_ratio: int
+    recompute: bool
+
+    def modules(self, width: int) -> nn.ModuleList:
+        """The blocks, of this width."""
+        sizes = (width, self.heads, self.dropout, self.mlp_ratio)
+        return nn.ModuleList(Block(*sizes) for _ in range(self.layers))
+
+
 class Encoder(nn.Module):
     """Self-attention over the genes of a cell and a token of the cell, which holds its depth."""
 
-    def __init__(
-        self, width: int, heads: int, layers: int, depth: str, dropout: float, mlp_ratio: int
-    ) -> None:
+    def __init__(self, width: int, depth: str, blocks: Blocks) -> None:
         super().__init__()
-        self.recompute = False
+        self.recompute = blocks.recompute
         self.cell = nn.Parameter(torch.zeros(width))
         self.depth = nn.Linear(1, width) if depth == "token" else None
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, mlp_ratio) for _ in range(layers))
+        self.blocks = blocks.modules(width)
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.cell, std=width**-0.5)
 
@@ -72,24 +85,16 @@ class Decoder(nn.Module):
     """Self-attention over genes, whose tokens hold their identity and their known input."""
 
     def __init__(
-        self,
-        num_genes: int,
-        encoder_width: int,
-        width: int,
-        heads: int,
-        layers: int,
-        dropout: float,
-        mlp_ratio: int,
-        outputs: int,
+        self, num_genes: int, encoder_width: int, width: int, outputs: int, blocks: Blocks
     ) -> None:
         super().__init__()
-        self.recompute = False
+        self.recompute = blocks.recompute
         self.gene = nn.Embedding(num_genes, width)
         nn.init.normal_(self.gene.weight, std=width**-0.5)
         self.state = nn.Embedding(3, width)
         nn.init.normal_(self.state.weight, std=width**-0.5)
         self.bridge = nn.Linear(encoder_width, width)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, mlp_ratio) for _ in range(layers))
+        self.blocks = blocks.modules(width)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
@@ -165,18 +170,10 @@ class CellModel(nn.Module):
         self.decoder_genes = decoder_genes
         self.outputs = outputs
         self.embedding = ExpressionEmbedding(num_genes, bins, width)
-        self.encoder = Encoder(width, heads, encoder_layers, depth, dropout, mlp_ratio)
-        self.decoder = Decoder(
-            num_genes,
-            width,
-            self.decoder_width,
-            decoder_heads or heads,
-            decoder_layers,
-            dropout,
-            mlp_ratio,
-            outputs,
-        )
-        self.encoder.recompute = self.decoder.recompute = recompute
+        blocks = Blocks(encoder_layers, heads, dropout, mlp_ratio, recompute)
+        self.encoder = Encoder(width, depth, blocks)
+        blocks = blocks._replace(layers=decoder_layers, heads=decoder_heads or heads)
+        self.decoder = Decoder(num_genes, width, self.decoder_width, outputs, blocks)
         self.cell_query = nn.Linear(self.feature_dim, outputs * width)
         self.gene_bias = nn.Parameter(torch.zeros(num_genes, outputs))
 
@@ -232,15 +229,11 @@ class CellModel(nn.Module):
         encoded = self.encode(gather(values, visible), depth, encoder_shift)
         state = torch.where(hidden, HIDDEN, torch.where(values != 0, VISIBLE, ZERO))
         slots = (visible.cumsum(dim=1) - 1).clamp(min=0)
-        every = (
-            torch.arange(self.num_genes, device=values.device).expand(len(values), -1)
-            if gene_ids is None
-            else gene_ids
-        )
-        if gene_ids is not None:
-            state, slots, visible, values = (
-                x.gather(1, gene_ids) for x in (state, slots, visible, values)
-            )
+        if gene_ids is None:
+            every = torch.arange(self.num_genes, device=values.device).expand(len(values), -1)
+        else:
+            every, parts = gene_ids, (state, slots, visible, values)
+            state, slots, visible, values = (x.gather(1, gene_ids) for x in parts)
         known = visible[..., None]
         output = (
             encoded.tokens.gather(1, (slots[..., None] * known).expand(-1, -1, self.width)) * known
@@ -269,12 +262,8 @@ class CellModel(nn.Module):
         if limit is None or limit >= self.num_genes:
             return None
         counts = hidden.sum(dim=1).clamp(max=limit)
-        draw = partial(
-            mam.sample_without_replacement,
-            seed=substream(seed, "decoder"),
-            step=step,
-            sample_ids=cell_ids,
-        )
+        seed = substream(seed, "decoder")
+        draw = partial(mam.sample_without_replacement, seed=seed, step=step, sample_ids=cell_ids)
         drawn = draw(hidden.float(), counts) | draw((~hidden).float(), limit - counts)
         # Every row draws exactly as many: there are G >= limit genes.
         return drawn.nonzero()[:, 1].view(len(hidden), limit)

@@ -37,6 +37,11 @@ FEW_ARMS = 3
 """Up to so many arms, the first sentence says what each one hid."""
 
 
+def spoken(arm: str | None) -> str:
+    """Its name in a sentence, where an arm called "none" would be misread."""
+    return {"none": "no pretraining", None: "the reference"}.get(arm, str(arm))
+
+
 def interval_text(found: Score, *, signed: bool = True) -> str:
     """``95 % interval +0.31 to +1.15``."""
     write = signed_points if signed else points
@@ -45,22 +50,19 @@ def interval_text(found: Score, *, signed: bool = True) -> str:
 
 def compared(arm: str, other: str, method: str, found: Difference) -> str:
     """One difference of macro-F1 as a sentence; the arm that is ahead is its subject."""
-    under = UNDER[method]
-    size, seeds = points(abs(found.mean), 2), amount(found.number, "paired seed")
-    size = f"{size} points of macro-F1"
-    match found.verdict:
-        case "ahead":
-            spread = interval_text(found)
-            return f"{arm} is ahead of {other} {under} by {size} ({spread}; {seeds})."
-        case "behind":
-            spread = interval_text(found.reversed())
-            return f"{other} is ahead of {arm} {under} by {size} ({spread}; {seeds})."
-        case "not shown":
-            mean, spread = signed_points(found.mean), interval_text(found)
-            return (
-                f"no difference is shown between {arm} and {other} {under}: {mean} points of"
-                f" macro-F1 ({spread}, which covers 0; {seeds})."
-            )
+    if found.verdict == "behind":
+        return compared(other, arm, method, found.reversed())
+    under, seeds = UNDER[method], amount(found.number, "paired seed")
+    size = f"{points(abs(found.mean), 2)} points of macro-F1"
+    spread = interval_text(found)
+    if found.verdict == "ahead":
+        return f"{arm} is ahead of {other} {under} by {size} ({spread}; {seeds})."
+    if found.verdict == "not shown":
+        mean = signed_points(found.mean)
+        return (
+            f"no difference is shown between {arm} and {other} {under}: {mean} points of"
+            f" macro-F1 ({spread}, which covers 0; {seeds})."
+        )
     side = "above" if found.mean >= 0 else "below"
     return (
         f"{arm} came out {size} {side} {other} {under}, from one seed: there is no interval,"
@@ -71,7 +73,7 @@ def compared(arm: str, other: str, method: str, found: Difference) -> str:
 def headline(study: StudyFiles) -> str:
     """The result in one sentence; empty where there is nothing to compare."""
     found = against_reference(study)
-    arm, reference = study.spoken(shown_arm(study)), study.spoken(study.reference)
+    arm, reference = spoken(shown_arm(study)), spoken(study.reference)
     clauses = {method: _clause(arm, reference, diff) for method, diff in found.items()}
     if len(set(clauses.values())) == 1 and len(clauses) > 1:
         same = next(iter(clauses.values()))
@@ -143,10 +145,10 @@ def _backbone(study: StudyFiles) -> list[str]:
 
 
 def _main(study: StudyFiles) -> list[str]:
-    found, arm, other = against_reference(study), shown_arm(study), study.spoken(study.reference)
+    found, arm, other = against_reference(study), shown_arm(study), spoken(study.reference)
     if not found or arm is None:
         return []
-    sentences = [compared(study.spoken(arm), other, *item) for item in found.items()]
+    sentences = [compared(spoken(arm), other, *item) for item in found.items()]
     if (number := candidates(study, arm)) > 1:
         kind = "arms with learned masks" if study.is_learned(arm) else "arms"
         sentences.append(
@@ -178,7 +180,7 @@ def _control(introduction: str, study: StudyFiles, arm: str, other: str) -> list
     """
     for method in METHODS if other != study.reference else ():
         if found := paired(study, arm, other, method, "macro_f1"):
-            names = study.spoken(arm), study.spoken(other)
+            names = spoken(arm), spoken(other)
             return [introduction + compared(*names, method, found)]
     return []
 
@@ -203,7 +205,7 @@ def _against_baselines(study: StudyFiles) -> list[str]:
     above = [name for name, value in baselines.items() if value > means[arm, method]]
     verb = "is" if len(above) == 1 else "are"
     ending = f": {listed(above)} {verb} above every arm" if above else ""
-    best = f"the highest arm, {study.spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
+    best = f"the highest arm, {spoken(arm)} {UNDER[method]}, {points(means[arm, method])}"
     return [
         f"on the same {study.tested_on}s, plain classifiers of the data reach a macro-F1 of"
         f" {told}, and {best}{ending}."
@@ -219,9 +221,9 @@ def _all_arms(study: StudyFiles) -> list[str]:
         groups: dict[str, list[str]] = {verdict: [] for verdict in (*HEADINGS, "one seed")}
         for arm in study.arms:
             if found := difference(study, arm, method):
-                groups[found.verdict].append(study.spoken(arm))
+                groups[found.verdict].append(spoken(arm))
         told = [
-            f"{heading} {study.spoken(study.reference)}: {listed(groups[verdict])}"
+            f"{heading} {spoken(study.reference)}: {listed(groups[verdict])}"
             for verdict, heading in HEADINGS.items()
             if groups[verdict]
         ]

@@ -1,6 +1,6 @@
 """Reads the files of a study or run folder, for all parts of the report.
 
-Absent files are None or empty. Files that cannot be read are named in `StudyFiles.problems`, which
+Absent files are None or empty. Files that cannot be read are named in `Reader.problems`, which
 the page shows.
 """
 
@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 
 from ..config import validated
 from ..errors import ConfigError, ReportError, one_line
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from ..evaluation import Evaluation
-    from ..study.published import Backbone
+from ..evaluation import Evaluation
+from ..study.published import Backbone
 
 LEARNED = ("mam", "mam-embedding")
 METHODS = ("fine-tuning", "mlp-probe", "linear-probe")
@@ -50,7 +47,7 @@ ARRAYS = {
 
 
 class Reader:
-    """Reads files of a folder, and lists those that cannot be read."""
+    """Reads files of a folder; `problems` has a sentence for each that could not be read so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,32 +67,28 @@ class Reader:
                 self.problems.append(problem)
             return None
 
-    def json(self, path: Path) -> dict[str, Any]:
-        """A JSON object; empty where there is none."""
-        return self.read(path, lambda path: _mapping(json.loads(path.read_text("utf-8")))) or {}
+    def mapping(self, path: Path) -> dict[str, Any]:
+        """The named values of a JSON or YAML file; empty where there is none."""
+        return self.read(path, _mapping) or {}
 
-    def yaml(self, path: Path) -> dict[str, Any]:
-        """The settings of a YAML file; empty where there is none."""
-        return self.read(path, lambda path: _mapping(yaml.safe_load(path.read_text("utf-8")))) or {}
-
-    def table(self, path: Path, *columns: str) -> "pd.DataFrame | None":
+    def table(self, path: Path, *columns: str) -> pd.DataFrame | None:
         """A CSV file with at least these columns; None where it has no row."""
         return self.read(path, lambda path: _table(path, columns))
 
-    def evaluations(self, paths: dict[str, Path]) -> "dict[str, Evaluation]":
+    def evaluations(self, paths: dict[str, Path]) -> dict[str, Evaluation]:
         """The evaluations that are there, by name."""
-        found = {name: self.read(path, _evaluation) for name, path in paths.items()}
-        return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+        found = ((name, self.read(path, _evaluation)) for name, path in paths.items())
+        return {name: evaluation for name, evaluation in found if evaluation is not None}
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
+    value = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text("utf-8"))
     if not isinstance(value, dict):
         raise ValueError(f"expected named values, got {type(value).__name__}")
     return value
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame | None":
-    import pandas as pd
+def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
 
     table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan", "NaN"])
     if missing := [column for column in columns if column not in table.columns]:
@@ -103,8 +96,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame | None":
     return None if table.empty else table
 
 
-def _arrays(path: Path, names: tuple[str, ...], alike: int, axes: int) -> "dict[str, np.ndarray]":
-    import numpy as np
+def _arrays(path: Path, names: tuple[str, ...], alike: int, axes: int) -> dict[str, np.ndarray]:
 
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -119,8 +111,7 @@ def _arrays(path: Path, names: tuple[str, ...], alike: int, axes: int) -> "dict[
     return arrays
 
 
-def _evaluation(path: Path) -> "Evaluation":
-    from ..evaluation import Evaluation
+def _evaluation(path: Path) -> Evaluation:
 
     found = Evaluation.from_json(path.read_text(encoding="utf-8"))
     if not found.folds or not found.classes:
@@ -139,14 +130,14 @@ class RunFiles:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return self.reader.json(self.folder / "run.json")
+        return self.reader.mapping(self.folder / "run.json")
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return self.reader.yaml(self.folder / "config.yaml")
+        return self.reader.mapping(self.folder / "config.yaml")
 
     @cached_property
-    def evaluations(self) -> "dict[str, Evaluation]":
+    def evaluations(self) -> dict[str, Evaluation]:
         """By method."""
         folder = self.folder / "evaluation"
         return self.reader.evaluations({method: folder / f"{method}.json" for method in METHODS})
@@ -154,18 +145,18 @@ class RunFiles:
     @cached_property
     def latents(self) -> dict[str, Any]:
         """The summary of what the masks hide: ``latents.json``."""
-        return self.reader.json(self.folder / "genes" / "latents.json")
+        return self.reader.mapping(self.folder / "genes" / "latents.json")
 
     @cached_property
-    def metrics(self) -> "pd.DataFrame | None":
+    def metrics(self) -> pd.DataFrame | None:
         return self.table("metrics")
 
-    def table(self, name: str) -> "pd.DataFrame | None":
+    def table(self, name: str) -> pd.DataFrame | None:
         """One of `TABLES`."""
         file, columns = TABLES[name]
         return self.reader.table(self.folder / file, *columns)
 
-    def arrays(self, name: str) -> "dict[str, np.ndarray] | None":
+    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
         """One of `ARRAYS`."""
         file, names, alike, axes = ARRAYS[name]
         return self.reader.read(self.folder / file, lambda path: _arrays(path, names, alike, axes))
@@ -186,6 +177,12 @@ def number(value: object) -> float:
     return float(value)
 
 
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of settings; empty where there is none."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True)
 class StudyFiles:
     """A study, or a single run as a study of one arm and one seed."""
@@ -197,15 +194,10 @@ class StudyFiles:
     arms: tuple[str, ...]
     runs: tuple[RunFiles, ...]
     reader: Reader = field(repr=False)
-    results: "pd.DataFrame | None" = None
-    summary: "pd.DataFrame | None" = None
-    baselines: "dict[str, Evaluation]" = field(default_factory=dict)
+    results: pd.DataFrame | None = None
+    summary: pd.DataFrame | None = None
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
     reference: str | None = None
-
-    @property
-    def problems(self) -> list[str]:
-        """A sentence for each file that could not be read so far."""
-        return self.reader.problems
 
     def of(self, arm: str) -> tuple[RunFiles, ...]:
         """The runs of an arm, by seed."""
@@ -228,8 +220,7 @@ class StudyFiles:
     def masking(self, arm: str) -> dict[str, Any]:
         """The masking settings of an arm: of its first run that has some, else as planned."""
         config = next((run.config for run in self.of(arm) if run.config), {})
-        masking = config.get("masking")
-        return masking if isinstance(masking, dict) else self.planned.get(arm, {})
+        return section(config, "masking") or self.planned.get(arm, {})
 
     @cached_property
     def planned(self) -> dict[str, dict[str, Any]]:
@@ -259,10 +250,6 @@ class StudyFiles:
         names = (target, Path(target).parent.name)
         return next((name for name in names if name in self.arms), None)
 
-    def spoken(self, arm: str | None) -> str:
-        """Its name in a sentence, where an arm called "none" would be misread."""
-        return {"none": "no pretraining", None: "the reference"}.get(arm, str(arm))
-
     @property
     def untrained(self) -> str | None:
         """The arm without pretraining."""
@@ -270,7 +257,7 @@ class StudyFiles:
         return next(arms, None)
 
     @cached_property
-    def backbones(self) -> "list[Backbone]":
+    def backbones(self) -> list[Backbone]:
         """By method, how the model that training continued from does beside an untrained one."""
         from ..study.published import backbones
 
@@ -283,10 +270,9 @@ class StudyFiles:
     @property
     def wanted_seeds(self) -> tuple[int, ...]:
         """The seeds that were asked for; those that are there, where that is not recorded."""
-        settings = self.config.get("study")
-        return tuple((settings.get("seeds") if isinstance(settings, dict) else None) or self.seeds)
+        return tuple(section(self.config, "study").get("seeds") or self.seeds)
 
-    def evaluations(self, arm: str, method: str) -> "list[Evaluation]":
+    def evaluations(self, arm: str, method: str) -> list[Evaluation]:
         """One a seed that was evaluated."""
         return [run.evaluations[method] for run in self.of(arm) if method in run.evaluations]
 
@@ -298,19 +284,21 @@ class StudyFiles:
         found |= {method for run in self.runs for method in run.evaluations}
         return tuple(method for method in METHODS if method in found)
 
+    @cached_property
+    def _all_evaluations(self) -> list[Evaluation]:
+        return [found for run in self.runs for found in run.evaluations.values()]
+
     @property
     def num_folds(self) -> int:
         """Folds of an evaluation; 0 where there is none."""
-        counts = [len(found.folds) for run in self.runs for found in run.evaluations.values()]
-        return max(counts, default=0)
+        return max((len(one.folds) for one in self._all_evaluations), default=0)
 
     @cached_property
     def is_published(self) -> bool:
         """Whether scores are of the published protocol: of bootstraps of one test set, not of
         folds.
         """
-        evaluations = (found for run in self.runs for found in run.evaluations.values())
-        return any(found.settings.get("protocol") == "published" for found in evaluations)
+        return any(one.settings.get("protocol") == "published" for one in self._all_evaluations)
 
     @property
     def tested_on(self) -> str:
@@ -332,8 +320,7 @@ class StudyFiles:
     @property
     def source_name(self) -> str:
         """The name of the data in a few letters: that of the file, where there is one."""
-        data = self.config.get("data")
-        path = data.get("path") if isinstance(data, dict) else None
+        path = section(self.config, "data").get("path")
         source = str(self.cells.get("source") or "").partition(":")[0]
         return Path(str(path)).name if path else source or self.folder.resolve().name
 
@@ -343,9 +330,9 @@ class StudyFiles:
         sizes = self.cells.get("classes")
         if isinstance(sizes, dict):
             return {str(name): int(size) for name, size in sizes.items()}
-        evaluations = (found for run in self.runs for found in run.evaluations.values())
-        if (found := next(evaluations, None)) is None:
+        if not self._all_evaluations:
             return {}
+        found = self._all_evaluations[0]
         return dict(zip(found.classes, map(int, found.confusion().sum(axis=1)), strict=True))
 
 
@@ -368,9 +355,8 @@ def open_study_files(folder: str | Path) -> StudyFiles:
 
 def _study(folder: Path) -> StudyFiles:
     reader = Reader(folder)
-    record, config = reader.json(folder / "study.json"), reader.yaml(folder / "config.yaml")
-    settings = config.get("study")
-    settings = settings if isinstance(settings, dict) else {}
+    record, config = (reader.mapping(folder / name) for name in ("study.json", "config.yaml"))
+    settings = section(config, "study")
     runs = _runs(folder / "runs", reader)
     wanted = [str(arm) for arm in settings.get("arms") or record.get("arms") or ()]
     arms = tuple(dict.fromkeys([*wanted, *sorted({run.arm for run in runs})]))
@@ -397,11 +383,9 @@ def _study(folder: Path) -> StudyFiles:
 
 def _single_run(folder: Path) -> StudyFiles:
     reader = Reader(folder)
-    config = reader.yaml(folder / "config.yaml")
-    sections = [config.get(name) for name in ("masking", "training")]
-    masking, training = (part if isinstance(part, dict) else {} for part in sections)
-    name, seed = str(masking.get("strategy", "run")), int(training.get("seed", 0))
-    run = RunFiles(name, seed, folder, reader)
+    config = reader.mapping(folder / "config.yaml")
+    name = str(section(config, "masking").get("strategy", "run"))
+    run = RunFiles(name, int(section(config, "training").get("seed", 0)), folder, reader)
     return StudyFiles(folder, False, run.record, config, (run.arm,), (run,), reader)
 
 

@@ -1,55 +1,70 @@
 """Numbers as the report writes them: scores in points of a hundred, times and counts in words."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 MINUS = "−"
 NOTHING = "–"
+Writers = dict[str, Callable[[float], str]]
+"""How numbers are written, by their names."""
 
 
+def _known(write: Callable[..., str]) -> Callable[..., str]:
+    """A dash for a number that is not known, None or nan; the true sign for a minus."""
+
+    @functools.wraps(write)
+    def written(number: float | None, *arguments: Any) -> str:
+        if number is None or math.isnan(number):
+            return NOTHING
+        return write(number, *arguments).replace("-", MINUS)
+
+    return written
+
+
+@_known
 def points(share: float, digits: int = 1) -> str:
     """A share of 1 in points of 100: 0.6531 is ``65.3``."""
-    return NOTHING if math.isnan(share) else f"{100 * share:.{digits}f}".replace("-", MINUS)
+    return f"{100 * share:.{digits}f}"
 
 
+@_known
 def signed_points(share: float, digits: int = 2) -> str:
     """A difference of shares in points, with its sign: 0.0142 is ``+1.42``."""
-    return NOTHING if math.isnan(share) else f"{100 * share:+.{digits}f}".replace("-", MINUS)
+    return f"{100 * share:+.{digits}f}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+@_known
+def percent(share: float, digits: int = 1) -> str:
     """A share in per cent; small ones keep a second significant digit."""
-    if share is None or math.isnan(share):
-        return NOTHING
     if 0 < share < 0.01:
         digits = max(digits, 2)
-    return f"{100 * share:.{digits}f} %".replace("-", MINUS)
+    return f"{100 * share:.{digits}f} %"
 
 
-def decimal(number: float | None, digits: int) -> str:
+@_known
+def decimal(number: float, digits: int) -> str:
     """A number with so many digits after the point."""
-    if number is None or math.isnan(number):
-        return NOTHING
-    return f"{number:.{digits}f}".replace("-", MINUS)
+    return f"{number:.{digits}f}"
 
 
-def count(number: float | None) -> str:
+@_known
+def count(number: float) -> str:
     """A count with its thousands set apart."""
-    return NOTHING if number is None or math.isnan(number) else f"{number:,.0f}"
+    return f"{number:,.0f}"
 
 
-def milliseconds(time: float | None) -> str:
+@_known
+def milliseconds(time: float) -> str:
     """Three significant digits, in ms."""
-    if time is None or math.isnan(time):
-        return NOTHING
     digits = 0 if time >= 100 else 1 if time >= 10 else 2 if time >= 0.1 else 3
     return f"{time:,.{digits}f}"
 
 
-def duration(seconds: float | None) -> str:
+@_known
+def duration(seconds: float) -> str:
     """``42 s``, ``7 min 40 s``, ``3 h 05 min``."""
-    if seconds is None or math.isnan(seconds):
-        return NOTHING
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -3,15 +3,14 @@
 import math
 import warnings
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, cast, get_args
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from ..drawing import CLASSES, GROUND, INK, MARKERS, Drawing, Options, shortened
 from ..errors import ReportError
 from .formatting import amount
-
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
 
 Projection = Literal["umap", "pca"]
 MOST_CELLS = 4000
@@ -28,31 +27,28 @@ def checked_projection(name: str) -> Projection:
     """
     installed = find_spec("umap") is not None
     if name == "auto":
-        return "umap" if installed else "pca"
+        name = "umap" if installed else "pca"
+    if name not in get_args(Projection):
+        raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
     if name == "umap" and not installed:
         raise ReportError("projection: umap needs the package umap-learn; install it, or take pca")
-    for known in get_args(Projection):
-        if name == known:
-            return known
-    raise ReportError(f"projection: expected auto, umap or pca; got {name!r}")
+    return cast(Projection, name)
 
 
-def shown_cells(number: int) -> "np.ndarray":
+def shown_cells(number: int) -> np.ndarray:
     """The rows that are drawn: all, or a fixed random choice of `MOST_CELLS`."""
-    import numpy as np
 
     if number <= MOST_CELLS:
         return np.arange(number)
     return np.sort(np.random.default_rng(0).choice(number, MOST_CELLS, replace=False))
 
 
-def project(features: "np.ndarray", projection: Projection) -> "np.ndarray":
+def project(features: np.ndarray, projection: Projection) -> np.ndarray:
     """Two coordinates a cell, (cells, 2), from standardised features.
 
     UMAP starts from the first 50 principal components and has a fixed seed, so that a report can be
     made again.
     """
-    import numpy as np
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
@@ -71,19 +67,18 @@ def project(features: "np.ndarray", projection: Projection) -> "np.ndarray":
 
 def map_figure(
     title: str,
-    places: "np.ndarray",
-    codes: "np.ndarray",
+    places: np.ndarray,
+    codes: np.ndarray,
     classes: list[str],
     projection: Projection,
 ) -> Drawing:
     """A dot a cell; the number of each type, as in the legend, is at the type's median."""
-    import numpy as np
 
     name = projection.upper()
     cells, types = amount(len(places), "cell"), amount(len(classes), "cell type")
     alt = f"{name} map of {cells} by the encoder of {title}, coloured by {types}."
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         size = min(14.0, max(2.5, 260 / math.sqrt(len(places))))
         look: Options = {"s": size, "alpha": 0.8, "linewidths": 0, "rasterized": True}

@@ -1,16 +1,12 @@
 """The section on what was hidden: the masking of each arm in words, and what its masks hid."""
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from .folder import StudyFiles, number
-from .formatting import count, percent
-from .palette import ArmStyle
+from .formatting import Writers, count, percent
+from .palette import Styles
 from .training_figures import arms_with_masks, hidden_shares, mask_figures
-
-Styles = Mapping[str, ArmStyle]
-Writers = dict[str, Callable[[float], str]]
 
 STRATEGIES = {
     "uniform": "uniform",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, RULE, UNTRAINED
+from ..drawing import FIXED, GROUND, INK, LEARNED, QUIET, RULE, UNTRAINED, shortened
 from ..errors import ReportError
 from ..storage import require_writable, write_file, writing
 from . import formatting, mask_section, sections
-from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text
-from .folder import StudyFiles, open_study_files
+from .findings import METHOD_NAMES, UNDER, VERDICTS, interval_text, spoken
+from .folder import StudyFiles, number, open_study_files
 from .maps import Projection, checked_projection, class_style
 from .palette import arm_styles
 from .score_figures import shade
@@ -69,6 +69,7 @@ def environment() -> Environment:
     )
     found.filters |= dict(inspect.getmembers(formatting, inspect.isfunction))
     found.filters |= {"shade": shade, "class_style": class_style, "interval": interval_text}
+    found.filters |= {"number": number, "shortened": shortened, "spoken": spoken}
     found.globals |= {
         "METHOD_NAMES": METHOD_NAMES,
         "METRICS": METRICS,
@@ -89,7 +90,7 @@ def render(study: StudyFiles, projection: Projection) -> str:
         "hidden": mask_section.hidden(study, styles),
         "findings": sections.found(study),
         "comparison": sections.comparison(study, styles),
-        "what": sections.what_was_run(study),
+        "what": {"cells": study.cells},
         "types": sections.types(study),
         "training": sections.training(study, styles),
         "genes": sections.genes(study, styles),

@@ -1,5 +1,6 @@
 """The look of the arms, the same in every figure and table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,14 @@ class ArmStyle:
         return "" if self.dash == "-" else " ".join(f"{2.2 * part:g}" for part in self.dash[1])
 
 
-def arm_styles(study: StudyFiles) -> dict[str, ArmStyle]:
+Styles = Mapping[str, ArmStyle]
+"""The style of each arm."""
+
+
+def arm_styles(study: StudyFiles) -> Styles:
     """The style of each arm: cool colours for learned masks, warm ones for others."""
-    counts, untrained, styles = {True: 0, False: 0}, 0, {}
+    counts, untrained = {True: 0, False: 0}, 0
+    styles: dict[str, ArmStyle] = {}
     for place, arm in enumerate(study.arms):
         marker = MARKERS[place % len(MARKERS)]
         if study.strategy(arm) == "none":

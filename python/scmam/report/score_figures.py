@@ -1,22 +1,18 @@
 """Figures of scores: dots with intervals, and confusion matrices."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..drawing import DARK_INK, GROUND, INK, QUIET, RULE, Drawing, Options, blues, shortened
+from ..evaluation import Evaluation
 from .findings import METHOD_NAMES
 from .folder import StudyFiles
 from .formatting import points, signed_points
-from .palette import ArmStyle
+from .palette import ArmStyle, Styles
 from .scores import METRICS, Score, baseline_scores, by_seed, difference, score
-
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from ..evaluation import Evaluation
 
 WIDTH = 500
 ROW = 24
@@ -25,7 +21,7 @@ MOST_NUMBERS = 20
 
 
 def scores_figure(
-    study: StudyFiles, styles: Mapping[str, ArmStyle], method: str, metric: str = "macro_f1"
+    study: StudyFiles, styles: Styles, method: str, metric: str = "macro_f1"
 ) -> Drawing | None:
     """Mean and interval of every arm, its seeds as small dots, the baselines below."""
     arms = {arm: found for arm in study.arms if (found := score(study, arm, method, metric))}
@@ -35,7 +31,7 @@ def scores_figure(
     told = ", ".join(f"{arm} {points(found.mean)}" for arm, found in {**arms, **baselines}.items())
     alt = f"Dots and 95 % intervals of {METRICS[metric]}, {METHOD_NAMES[method]}: {told}."
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         hollow: Options = {"marker": "d", "markersize": 8, "mfc": "none", "mec": QUIET, "mew": 1.6}
         for place, (arm, found) in enumerate(arms.items()):
@@ -55,7 +51,7 @@ def scores_figure(
 
 
 def differences_figure(
-    study: StudyFiles, styles: Mapping[str, ArmStyle], method: str, metric: str = "macro_f1"
+    study: StudyFiles, styles: Styles, method: str, metric: str = "macro_f1"
 ) -> Drawing | None:
     """Difference of every arm to the reference with its interval, about a line at 0."""
     arms = {arm: found for arm in study.arms if (found := difference(study, arm, method, metric))}
@@ -65,7 +61,7 @@ def differences_figure(
     name, reference = METHOD_NAMES[method], study.reference
     alt = f"Differences of {METRICS[metric]} to {reference}, {name}: {told} points."
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=INK, linewidth=1)
         for place, (arm, found) in enumerate(arms.items()):
@@ -79,7 +75,7 @@ def differences_figure(
     return Drawing(WIDTH, 78 + ROW * len(arms), alt, paint)
 
 
-def _dot(axes: "Axes", place: int, found: Score, style: ArmStyle) -> None:
+def _dot(axes: Axes, place: int, found: Score, style: ArmStyle) -> None:
     mark: Options = {"marker": style.marker, "markersize": 8.5, "mec": GROUND, "mew": 0.9}
     if found.has_interval:
         ends = [100 * found.low, 100 * found.high]
@@ -87,7 +83,7 @@ def _dot(axes: "Axes", place: int, found: Score, style: ArmStyle) -> None:
     axes.plot([100 * found.mean], [place], linestyle="none", color=style.colour, **mark)
 
 
-def _rows(axes: "Axes", names: list[str]) -> None:
+def _rows(axes: Axes, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), [shortened(name, 28) for name in names], color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
@@ -96,11 +92,10 @@ def _rows(axes: "Axes", names: list[str]) -> None:
     axes.margins(x=0.06)
 
 
-def confusion_of(evaluations: "list[Evaluation]") -> "tuple[tuple[str, ...], np.ndarray]":
+def confusion_of(evaluations: list[Evaluation]) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes, largest first, and the share of each true class (rows) that was taken for each
     (columns), over all folds and seeds.
     """
-    import numpy as np
 
     classes = evaluations[0].classes
     matrix = sum(found.confusion() for found in evaluations if found.classes == classes)
@@ -110,7 +105,7 @@ def confusion_of(evaluations: "list[Evaluation]") -> "tuple[tuple[str, ...], np.
     return tuple(classes[place] for place in order), shares[order][:, order]
 
 
-def confusion_figure(title: str, classes: tuple[str, ...], shares: "np.ndarray") -> Drawing:
+def confusion_figure(title: str, classes: tuple[str, ...], shares: np.ndarray) -> Drawing:
     """A row-normalised confusion matrix, with numbers in per cent from 1 on."""
     number = len(classes)
     side = min(560, max(420, 210 + 24 * number))
@@ -118,7 +113,7 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: "np.ndarray")
     told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in right)
     alt = f"Confusion matrix of {title}, rows are the true cell types. Recognised: {told}."
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.imshow(shares, cmap=blues(), vmin=0, vmax=1)
         labels = [shortened(name, 24) for name in classes]
@@ -138,7 +133,7 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: "np.ndarray")
     return Drawing(side, side, alt, paint)
 
 
-def _numbers(axes: "Axes", shares: "np.ndarray", size: float) -> None:
+def _numbers(axes: Axes, shares: np.ndarray, size: float) -> None:
     for row, column in zip(*(shares >= 0.005).nonzero(), strict=True):
         share = shares[row, column]
         look: Options = {"ha": "center", "va": "center", "fontsize": size}

@@ -4,14 +4,13 @@ taken over folds where there is one run.
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from .folder import METHODS, StudyFiles
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from ..evaluation import Evaluation
+from ..evaluation import Evaluation
+from ..evaluation.intervals import interval, paired_difference
+from .folder import METHODS, StudyFiles, section
 
 Over = Literal["seed", "fold", "bootstrap"]
 Verdict = Literal["ahead", "behind", "not shown", "one seed"]
@@ -56,9 +55,8 @@ class Difference(Score):
 
 def asked_methods(study: StudyFiles) -> list[str]:
     """The methods of evaluation that the settings name, in the order of the report."""
-    settings = study.config.get("evaluation")
-    names = settings.get("methods") if isinstance(settings, dict) else None
-    return [method for method in METHODS if method in (names or DEFAULT_METHODS)]
+    names = section(study.config, "evaluation").get("methods") or DEFAULT_METHODS
+    return [method for method in METHODS if method in names]
 
 
 def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Score | None:
@@ -83,7 +81,7 @@ def difference(
     return Difference(mean, low, high, seeds, p_value=float(row.get("p_value", math.nan)))
 
 
-def _row(table: "pd.DataFrame | None", arm: str, method: str, metric: str) -> "pd.Series | None":
+def _row(table: pd.DataFrame | None, arm: str, method: str, metric: str) -> pd.Series | None:
     if table is None:
         return None
     rows = table[(table["arm"] == arm) & (table["method"] == method) & (table["metric"] == metric)]
@@ -105,16 +103,12 @@ def paired(study: StudyFiles, arm: str, other: str, method: str, metric: str) ->
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return None
-    from ..evaluation import paired_difference
-
     found = paired_difference([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
     return Difference(found.mean, found.low, found.high, found.n, p_value=found.p_value)
 
 
-def over_folds(evaluation: "Evaluation", metric: str = "macro_f1") -> Score:
+def over_folds(evaluation: Evaluation, metric: str = "macro_f1") -> Score:
     """The mean over the folds of one evaluation, with the interval over these folds."""
-    from ..evaluation import interval
-
     found = interval(evaluation.values(metric))
     published = evaluation.settings.get("protocol") == "published"
     over: Over = "bootstrap" if published else "fold"

@@ -4,14 +4,13 @@ that never change are in the templates.
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import yaml
 
-from ..drawing import Drawing, shortened
+from ..drawing import Drawing
 from ..interpretation import figures
 from . import maps as cell_maps
 from .findings import (
@@ -23,8 +22,8 @@ from .findings import (
     masking_share,
 )
 from .folder import METHODS, StudyFiles, number
-from .formatting import amount, count, duration, listed, milliseconds, percent
-from .palette import ArmStyle
+from .formatting import amount, listed
+from .palette import Styles
 from .score_figures import confusion_figure, confusion_of, differences_figure, scores_figure
 from .scores import (
     METRICS,
@@ -38,8 +37,6 @@ from .scores import (
 from .training_figures import loss_figures
 
 Content = dict[str, Any] | None
-Styles = Mapping[str, ArmStyle]
-Writers = dict[str, Callable[[float], str]]
 
 FEW_ARMS = 4
 """Up to so many arms, the genes of all are shown; of more, those with fixed masks fold away."""
@@ -52,16 +49,6 @@ UNFINISHED = {
     "interrupted": "It was interrupted: this is what is there so far.",
     "running": "It was still running, or was killed: this is what is there so far.",
 }
-TIMES: Writers = {
-    "steps": count,
-    "step_ms": milliseconds,
-    "masking_ms": milliseconds,
-    "masking_share": percent,
-    "loader_ms": milliseconds,
-    "cells_per_second": count,
-    "seconds": duration,
-}
-"""Numbers of a run's record, and how they are written."""
 
 
 def opening(study: StudyFiles) -> dict[str, Any]:
@@ -110,7 +97,7 @@ def notes(study: StudyFiles) -> list[str]:
         for found in study.backbones
         if not found.is_worth
     ]
-    return told + study.problems
+    return told + study.reader.problems
 
 
 def found(study: StudyFiles) -> dict[str, Any]:
@@ -183,24 +170,6 @@ def comparison(study: StudyFiles, styles: Styles) -> Content:
 def _micro_differs(table: dict[str, dict[str, Any]]) -> bool:
     pairs = [(scores["micro_f1"], scores["accuracy"]) for scores in table.values()]
     return any(abs(one.mean - other.mean) > 1e-6 for one, other in pairs if one and other)
-
-
-def what_was_run(study: StudyFiles) -> dict[str, Any]:
-    """The cells."""
-    facts = study.cells
-    types = sorted(study.class_sizes.items(), key=lambda item: -item[1])
-    values = {
-        "cells": count(number(facts.get("num_cells"))),
-        "genes": count(number(facts.get("num_genes"))),
-        "non-zero": percent(number(facts.get("density"))),
-        "source": facts.get("source"),
-        "unit": facts.get("unit"),
-        "label column": facts.get("label"),
-        "donor column": facts.get("donor"),
-        "cell types": ", ".join(f"{name} {count(size)}" for name, size in types),
-        "notes": list(facts.get("notes") or ()),
-    }
-    return {"facts": values}
 
 
 def types(study: StudyFiles) -> Content:
@@ -305,23 +274,15 @@ def _genes_of(study: StudyFiles, styles: Styles, arm: str) -> dict[str, Any]:
         "types": types,
         "masks": None if masks is None else figures.masks(arm, masks),
         "chance": chance,
-        "ranking": [row | {"gene": shortened(str(row["gene"]), 30)} for row in rows],
+        "ranking": rows,
         "num_ranked": 0 if ranking is None else len(ranking),
         "sets": sets,
     }
 
 
 def _gene_sets(table: Any) -> dict[str, Any]:
-    rows = [
-        (
-            shortened(str(row["term"]), 60),
-            shortened(str(row["genes"]).replace(";", ", "), 90) if row["overlap"] else "",
-            f"{row['overlap']} of {row['set_size']}",
-            f"{row['adjusted_p_value']:.2g}",
-        )
-        for row in table.nsmallest(SHOWN_ROWS, "p_value").to_dict("records")
-    ]
     significant = int((table["adjusted_p_value"] < 0.05).sum())
+    rows = table.nsmallest(SHOWN_ROWS, "p_value").to_dict("records")
     return {"rows": rows, "significant": significant, "number": len(table)}
 
 
@@ -349,31 +310,22 @@ def maps(study: StudyFiles, projection: cell_maps.Projection) -> Content:
 
 
 def times(study: StudyFiles) -> Content:
-    """Times of a step by arm, means over the runs; arms that take no step have none."""
+    """The arms that take steps, whose times are known."""
     timed = [arm for arm in study.arms if not math.isnan(study.mean(arm, "step_ms"))]
-    rows = [(arm, *(write(study.mean(arm, x)) for x, write in TIMES.items())) for arm in timed]
-    return {"rows": rows} if rows else None
+    return {"arms": timed} if timed else None
 
 
 def again(study: StudyFiles) -> dict[str, Any]:
     """Commands, configuration, machine and versions."""
     arms = {arm: study.masking(arm) for arm in study.arms if study.is_study and study.masking(arm)}
-    record, run = study.record, next((run.record for run in study.runs if run.record), {})
-    versions = record.get("versions") or run.get("versions")
-    facts = {
-        "date": record.get("date"),
-        "duration": duration(number(record.get("seconds"))),
-        "device": run.get("device"),
-        "threads of a run": run.get("threads"),
-        "parameters": count(number(run.get("parameters"))),
-        "fingerprint": record.get("fingerprint"),
-        **(versions if isinstance(versions, dict) else {}),
-    }
+    run = next((run.record for run in study.runs if run.record), {})
+    versions = study.record.get("versions") or run.get("versions")
     return {
         "folder": shlex.quote(study.folder.resolve().name),
         "config": _as_yaml(study.config),
         "arms": _as_yaml(arms),
-        "facts": facts,
+        "run": run,
+        "versions": versions if isinstance(versions, dict) else {},
     }
 
 

@@ -1,19 +1,18 @@
 """Figures of pretraining: losses, and what the masks hide, over the steps."""
 
 import math
-from collections.abc import Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..drawing import GROUND, Drawing, Options, shortened
 from .folder import StudyFiles
 from .formatting import amount, decimal, percent
-from .palette import ArmStyle
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .palette import ArmStyle, Styles
 
 WIDTH = 350
 HEIGHT = 230
@@ -28,7 +27,7 @@ MEASURES = {
 }
 
 
-def loss_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
+def loss_figures(study: StudyFiles, styles: Styles) -> list[Drawing]:
     """A panel an arm with the same vertical axis: training loss smoothed, validation as dots."""
     tables = {
         arm: [run.metrics for run in study.of(arm) if run.metrics is not None] for arm in study.arms
@@ -41,7 +40,7 @@ def loss_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Draw
 
 
 def _loss_figure(
-    arm: str, tables: "list[pd.DataFrame]", style: ArmStyle, limits: tuple[float, float]
+    arm: str, tables: list[pd.DataFrame], style: ArmStyle, limits: tuple[float, float]
 ) -> Drawing:
     parts = [(smoothed(phase(x, "train"), "loss"), phase(x, "validation")) for x in tables]
     last = [float(table["loss"].iloc[-1]) for _, table in parts if not table.empty]
@@ -49,7 +48,7 @@ def _loss_figure(
     alt = f"Loss of {arm} over the steps of {amount(len(tables), 'seed')}{ending}."
     dots: Options = {"marker": "o", "markersize": 4, "mec": GROUND, "mew": 0.6, "linewidth": 1.2}
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for train, validation in parts:
             axes.plot(train["step"], train["loss"], color=style.colour, linewidth=1, alpha=0.6)
@@ -61,7 +60,7 @@ def _loss_figure(
     return Drawing(WIDTH, HEIGHT, alt, paint)
 
 
-def _common_range(tables: "list[pd.DataFrame]") -> tuple[float, float]:
+def _common_range(tables: list[pd.DataFrame]) -> tuple[float, float]:
     """Of the losses after the first tenth of the steps, in which losses fall from anywhere."""
     lows, highs = [], []
     for table in tables:
@@ -76,7 +75,7 @@ def _common_range(tables: "list[pd.DataFrame]") -> tuple[float, float]:
     return min(lows) - margin, max(highs) + margin
 
 
-def mask_figures(study: StudyFiles, styles: Mapping[str, ArmStyle]) -> list[Drawing]:
+def mask_figures(study: StudyFiles, styles: Styles) -> list[Drawing]:
     """Hidden shares and entropy over the steps: thick lines are means of arms, thin lines seeds."""
     drawn = [_mask_figure(study, styles, *measure) for measure in MEASURES.items()]
     return [one for one in drawn if one]
@@ -99,10 +98,7 @@ def hidden_shares(study: StudyFiles, arm: str) -> dict[str, float]:
     return {name: fmean(values) if values else math.nan for name, values in ends.items()}
 
 
-def _mask_figure(
-    study: StudyFiles, styles: Mapping[str, ArmStyle], name: str, title: str
-) -> Drawing | None:
-    import pandas as pd
+def _mask_figure(study: StudyFiles, styles: Styles, name: str, title: str) -> Drawing | None:
 
     arms = {arm: curves for arm in study.arms if (curves := _curves(study, arm, name))}
     if not arms:
@@ -112,7 +108,7 @@ def _mask_figure(
     write = percent if is_share else lambda end: decimal(end, 4)
     told = ", ".join(f"{arm} {write(end)}" for arm, end in ends.items())
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         axes, scale = figure.subplots(), 100 if is_share else 1
         for arm, curves in arms.items():
             colour, dash = styles[arm].colour, styles[arm].dash
@@ -135,23 +131,22 @@ def _mask_figure(
     return Drawing(WIDTH, HEIGHT + 10, f"{title} over the steps, by arm; at the end {told}.", paint)
 
 
-def _curves(study: StudyFiles, arm: str, name: str) -> "list[pd.DataFrame]":
+def _curves(study: StudyFiles, arm: str, name: str) -> list[pd.DataFrame]:
     tables = [run.metrics for run in study.of(arm) if run.metrics is not None]
     curves = [smoothed(phase(x, "train"), name) for x in tables if name in x.columns]
     return [curve for curve in curves if not curve.empty]
 
 
-def phase(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
+def phase(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The rows of "train" or "validation"."""
     return table[table["phase"] == name].sort_values("step")
 
 
-def smoothed(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
+def smoothed(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """An exponentially weighted mean, thinned out to what a panel can show.
 
     It reaches over about a twentieth of the steps.
     """
-    import numpy as np
 
     table = table[["step", name]].dropna()
     table = table.assign(**{name: table[name].ewm(span=max(3, len(table) / 20)).mean()})
@@ -160,8 +155,7 @@ def smoothed(table: "pd.DataFrame", name: str) -> "pd.DataFrame":
     return table.iloc[np.unique(np.linspace(0, len(table) - 1, MOST_POINTS).round().astype(int))]
 
 
-def _steps(axes: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
+def _steps(axes: Axes) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel("optimizer step")

@@ -11,50 +11,39 @@ from .section import Count, Layers, Natural, NotNegative, Positive, Ratio, Secti
 class Data(Section):
     """The cells, and how they are prepared."""
 
-    path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = Field(
-        None,
-        description="an .h5ad file, a folder of them, or a list of them with the same genes; null:"
-        " scanpy's pbmc68k_reduced",
-    )
-    counts: str = Field(
-        "auto", description="where the raw counts are: auto, X, raw, or the name of a layer"
-    )
-    label: str | None = Field(
-        None,
-        description="column of .obs with the cell types; null: found by name where only one fits",
-    )
-    donor: str | None = Field(
-        None, description="column of .obs with the donor or batch; folds are then grouped by it"
-    )
-    transform: Literal["log1p_counts", "log1p_cp10k"] = Field(
-        "log1p_counts",
-        description="what the model sees: log1p of raw counts, or of counts per 10,000",
-    )
-    genes: Literal["all", "variable", "vocabulary"] = Field(
-        "all", description="which genes are taken"
-    )
-    num_genes: Count = Field(2000, description="how many, with genes: variable")
-    vocabulary: Path | None = Field(
-        None, description="a text file with a gene name a line, with genes: vocabulary"
-    )
-    min_genes: Natural = Field(0, description="drop cells with fewer non-zero genes")
-    min_cells: Natural = Field(0, description="drop genes that are not zero in fewer cells")
-    max_mito: Ratio | None = Field(
-        None,
-        description="drop cells with a larger share of mitochondrial counts (genes MT-*, mt-*)",
-    )
-    min_class: Natural = Field(0, description="drop cells of classes with fewer cells; 0 keeps all")
-    backed: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="read rows from the file when they are needed; auto: when its matrix takes"
-        " more than 2 GiB",
-    )
-    shuffle_block: Count | None = Field(
-        None,
-        description="cells next to each other in the file that are drawn together: more of them"
-        " are read faster from a compressed file; null: 16 when its matrix takes more than 2 GiB,"
-        " else 1",
-    )
+    path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
+    """an .h5ad file, a folder of them, or a list of them with the same genes; null: scanpy's
+    pbmc68k_reduced
+    """
+
+    counts: str = "auto"
+    """where the raw counts are: auto, X, raw, or the name of a layer"""
+    label: str | None = None
+    """column of .obs with the cell types; null: found by name where only one fits"""
+    donor: str | None = None
+    """column of .obs with the donor or batch; folds are then grouped by it"""
+    transform: Literal["log1p_counts", "log1p_cp10k"] = "log1p_counts"
+    """what the model sees: log1p of raw counts, or of counts per 10,000"""
+    genes: Literal["all", "variable", "vocabulary"] = "all"
+    """which genes are taken"""
+    num_genes: Count = 2000
+    """how many, with genes: variable"""
+    vocabulary: Path | None = None
+    """a text file with a gene name a line, with genes: vocabulary"""
+    min_genes: Natural = 0
+    """drop cells with fewer non-zero genes"""
+    min_cells: Natural = 0
+    """drop genes that are not zero in fewer cells"""
+    max_mito: Ratio | None = None
+    """drop cells with a larger share of mitochondrial counts (genes MT-*, mt-*)"""
+    min_class: Natural = 0
+    """drop cells of classes with fewer cells; 0 keeps all"""
+    backed: Literal["auto", "always", "never"] = "auto"
+    """read rows from the file when they are needed; auto: when its matrix takes more than 2 GiB"""
+    shuffle_block: Count | None = None
+    """cells next to each other in the file that are drawn together: more of them are read faster
+    from a compressed file; null: 16 when its matrix takes more than 2 GiB, else 1
+    """
 
     @model_validator(mode="after")
     def _complete(self) -> "Data":
@@ -68,29 +57,28 @@ class Data(Section):
 class Model(Section):
     """The encoder-decoder. Null takes the value of the size."""
 
-    size: Literal["tiny", "small", "base", "paper"] = Field(
-        "tiny", description="preset of the values below"
-    )
-    width: Width | None = Field(None, description="of the embeddings")
-    heads: Width | None = Field(None, description="of the self-attention; divides the width")
-    encoder_layers: Layers | None = Field(None, description="blocks of the encoder")
-    decoder_layers: Layers | None = Field(None, description="blocks of the decoder")
-    bins: Width | None = Field(None, description="soft bins of the value embedding")
-    max_encoder_tokens: Count | None = Field(
-        None, description="genes of a cell that the encoder sees at most; the excess is hidden"
-    )
-    decoder_genes: Count | None = Field(
-        None, description="genes of a cell that the decoder predicts at most, hidden ones first"
-    )
-    recompute: bool | None = Field(
-        None,
-        description="compute activations again in the backward pass: less memory, a third more"
-        " time",
-    )
-    depth: Literal["token", "none"] = Field(
-        "token", description="whether the log of a cell's total count enters as a token of its own"
-    )
-    dropout: Ratio = Field(0.0, description="in the blocks, while training")
+    size: Literal["tiny", "small", "base", "paper"] = "tiny"
+    """preset of the values below"""
+    width: Width | None = None
+    """of the embeddings"""
+    heads: Width | None = None
+    """of the self-attention; divides the width"""
+    encoder_layers: Layers | None = None
+    """blocks of the encoder"""
+    decoder_layers: Layers | None = None
+    """blocks of the decoder"""
+    bins: Width | None = None
+    """soft bins of the value embedding"""
+    max_encoder_tokens: Count | None = None
+    """genes of a cell that the encoder sees at most; the excess is hidden"""
+    decoder_genes: Count | None = None
+    """genes of a cell that the decoder predicts at most, hidden ones first"""
+    recompute: bool | None = None
+    """compute activations again in the backward pass: less memory, a third more time"""
+    depth: Literal["token", "none"] = "token"
+    """whether the log of a cell's total count enters as a token of its own"""
+    dropout: Ratio = 0.0
+    """in the blocks, while training"""
 
 
 MATCHED = ("matched", "replayed", "permuted")
@@ -112,97 +100,84 @@ class Masking(Section):
         "labels",
         "replayed",
         "permuted",
-    ] = Field(
-        "uniform",
-        description="none: no pretraining; uniform; expression: in proportion to the value; mam:"
-        " by the latents' attention to values; mam-embedding: to gene and value embeddings of the"
-        " non-zero genes; matched: uniform, at the hidden fractions of another run; modules:"
-        " co-expressed genes together; harder: genes that are predicted worse more often; labels:"
-        " genes that tell the cell types apart more often, which uses the labels; replayed: each"
-        " gene as often as another run hides it in the end; permuted: the same, exchanged among"
-        " genes of about equal mean",
-    )
-    ratio: Ratio = Field(
-        0.5,
-        description="share of the positions that is hidden; of the non-zeros where zero_ratio is"
-        " given",
-    )
-    ratio_to: Ratio | None = Field(
-        None,
-        description="each cell draws its ratio between ratio and this, and its share of the zeros"
-        " in the same proportion; null: all cells alike",
-    )
-    zero_ratio: Ratio | None = Field(
-        0.05,
-        description="share of the zeros that is hidden; null: zeros and non-zeros are drawn"
-        " together",
-    )
-    matched_to: str | None = Field(
-        None,
-        description="with strategy matched, replayed or permuted: the arm, or the run folder, whose"
-        " hidden fractions are taken",
-    )
-    corruption: Literal["all", "80/10/10", "90/10"] = Field(
-        "all",
-        description="what stands at hidden positions: the mask token; the mask token at 80 % of"
-        " them, a random value at 10 %, the true one at 10 %; or the mask token at 90 %, a random"
-        " value at 10 %",
-    )
-    corruption_view: Literal["decoder", "both"] = Field(
-        "decoder",
-        description="who reads the values that stand at hidden positions: the decoder alone, as"
-        " published, while the encoder reads visible non-zeros; or both",
-    )
-    random_values: Literal["observed", "uniform"] = Field(
-        "observed",
-        description="what a random value is. observed: a non-zero value of the same cell; uniform:"
-        " U times the largest value of the batch, as published",
-    )
-    injection: Literal["none", "encoder", "decoder", "both", "separate"] = Field(
-        "none", description="where the context is added"
-    )
-    injection_start: Literal["random", "zero", "published"] = Field(
-        "random",
-        description="first weights of the injection's adapters; zero: the context comes in as far"
-        " as training wants it; published: Xavier, without bias",
-    )
-    context_from: Literal["all", "visible"] = Field(
-        "all", description="all: as published, hidden values included; visible: without them"
-    )
-    gradient: Literal["none", "reward"] = Field(
-        "none",
-        description="what teaches the latents which genes to hide; none: only what their context"
-        " and penalty do, as published; reward: the error at the genes that were hidden, with"
-        " strategy mam-embedding",
-    )
-    reward_temperature: Positive = Field(
-        1.0,
-        description="with gradient reward: in standard deviations of the error; the smaller, the"
-        " more the masks prefer genes of large error",
-    )
-    temperature: Positive = Field(1.0, description="1 is the published method, smaller is sharper")
-    slope_norm: Positive | None = Field(
-        None, description="fix the root mean square of the slopes at this; null: as trained"
-    )
-    latent_fraction: Ratio | None = Field(
-        None, description="share of the latents that decide a mask; null: ratio, as published"
-    )
-    latent_dim: Width = Field(256, description="width of the latents")
-    num_latents: Width = Field(128, description="number of latents")
-    latent_heads: Width = Field(8, description="heads of their attention; divides latent_dim")
-    latent_start: Literal["standard", "published"] = Field(
-        "standard",
-        description="first weights of latents and projection; standard: latents of standard"
-        " deviation 1; published: of 0.02, and Xavier without bias",
-    )
-    penalty: NotNegative = Field(
-        1e-5, description="weight of the norm of the attended output in the loss"
-    )
-    penalty_norm: Literal["squared", "plain"] = Field(
-        "squared",
-        description="squared: the mean over cells of the squared norm; plain: its root, which is"
-        " what the published code takes, for batches of one cell",
-    )
+    ] = "uniform"
+    """none: no pretraining; uniform; expression: in proportion to the value; mam: by the latents'
+    attention to values; mam-embedding: to gene and value embeddings of the non-zero genes; matched:
+    uniform, at the hidden fractions of another run; modules: co-expressed genes together; harder:
+    genes that are predicted worse more often; labels: genes that tell the cell types apart more
+    often, which uses the labels; replayed: each gene as often as another run hides it in the end;
+    permuted: the same, exchanged among genes of about equal mean
+    """
+    ratio: Ratio = 0.5
+    """share of the positions that is hidden; of the non-zeros where zero_ratio is given"""
+    ratio_to: Ratio | None = None
+    """each cell draws its ratio between ratio and this, and its share of the zeros in the same
+    proportion; null: all cells alike
+    """
+
+    zero_ratio: Ratio | None = 0.05
+    """share of the zeros that is hidden; null: zeros and non-zeros are drawn together"""
+    matched_to: str | None = None
+    """with strategy matched, replayed or permuted: the arm, or the run folder, whose hidden
+    fractions are taken
+    """
+
+    corruption: Literal["all", "80/10/10", "90/10"] = "all"
+    """what stands at hidden positions: the mask token; the mask token at 80 % of them, a random
+    value at 10 %, the true one at 10 %; or the mask token at 90 %, a random value at 10 %
+    """
+
+    corruption_view: Literal["decoder", "both"] = "decoder"
+    """who reads the values that stand at hidden positions: the decoder alone, as published, while
+    the encoder reads visible non-zeros; or both
+    """
+
+    random_values: Literal["observed", "uniform"] = "observed"
+    """what a random value is. observed: a non-zero value of the same cell; uniform: U times the
+    largest value of the batch, as published
+    """
+
+    injection: Literal["none", "encoder", "decoder", "both", "separate"] = "none"
+    """where the context is added"""
+    injection_start: Literal["random", "zero", "published"] = "random"
+    """first weights of the injection's adapters; zero: the context comes in as far as training
+    wants it; published: Xavier, without bias
+    """
+
+    context_from: Literal["all", "visible"] = "all"
+    """all: as published, hidden values included; visible: without them"""
+    gradient: Literal["none", "reward"] = "none"
+    """what teaches the latents which genes to hide; none: only what their context and penalty do,
+    as published; reward: the error at the genes that were hidden, with strategy mam-embedding
+    """
+
+    reward_temperature: Positive = 1.0
+    """with gradient reward: in standard deviations of the error; the smaller, the more the masks
+    prefer genes of large error
+    """
+
+    temperature: Positive = 1.0
+    """1 is the published method, smaller is sharper"""
+    slope_norm: Positive | None = None
+    """fix the root mean square of the slopes at this; null: as trained"""
+    latent_fraction: Ratio | None = None
+    """share of the latents that decide a mask; null: ratio, as published"""
+    latent_dim: Width = 256
+    """width of the latents"""
+    num_latents: Width = 128
+    """number of latents"""
+    latent_heads: Width = 8
+    """heads of their attention; divides latent_dim"""
+    latent_start: Literal["standard", "published"] = "standard"
+    """first weights of latents and projection; standard: latents of standard deviation 1;
+    published: of 0.02, and Xavier without bias
+    """
+    penalty: NotNegative = 1e-5
+    """weight of the norm of the attended output in the loss"""
+    penalty_norm: Literal["squared", "plain"] = "squared"
+    """squared: the mean over cells of the squared norm; plain: its root, which is what the
+    published code takes, for batches of one cell
+    """
 
     @model_validator(mode="after")
     def _complete(self) -> "Masking":
@@ -229,78 +204,75 @@ class Masking(Section):
 class Training(Section):
     """Pretraining."""
 
-    start_from: Path | None = Field(
-        None,
-        description="a run folder or an exported model, whose encoder-decoder training continues"
-        " from; genes are matched by name; null: from random weights",
-    )
-    steps: Natural = Field(400, description="optimizer steps")
-    batch_size: Count = Field(32, description="cells a step, on each process")
-    accumulate: Count = Field(1, description="batches whose gradients are added before a step")
-    lr: Positive = Field(3e-3, description="learning rate of the encoder and decoder")
-    masking_lr: Positive = Field(
-        3e-3, description="learning rate of latents, cross-attention and adapters"
-    )
-    rate_groups: Literal["masking", "published"] = Field(
-        "masking",
-        description="what learns at masking_lr. masking: latents, cross-attention and adapters;"
-        " published: embeddings, the decoder's input and final norm, and the heads too",
-    )
-    warmup: Ratio = Field(
-        0.1, description="share of the steps in which the learning rate rises from 0"
-    )
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="the learning rate after the warmup: it falls to 0, or stays"
-    )
-    amsgrad: bool = Field(False, description="Adam with amsgrad, as published")
-    weight_decay: NotNegative = Field(
-        5e-4, description="of Adam, whose step it enters as a gradient"
-    )
-    masking_weight_decay: NotNegative | None = Field(
-        None,
-        description="of latents, cross-attention and adapters; null: weight_decay, which can"
-        " flatten their masks; 0: none",
-    )
-    clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: not clipped")
-    loss: Literal["mse", "nb"] = Field(
-        "mse", description="mse on transformed values; nb: negative binomial on counts"
-    )
-    cell_loss: NotNegative = Field(
-        1.0, description="weight of the second head, which predicts genes from the cell embedding"
-    )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        "32-true", description="32-bit, or mixed with 16-bit (autocast)"
-    )
-    validation: Ratio = Field(
-        0.1, description="share of the cells kept aside to watch the loss; 0: none"
-    )
-    validate_every: Count = Field(100, description="steps")
-    patience: Count | None = Field(
-        None,
-        description="stop after this many validations without improvement, and keep the best"
-        " weights; null: never",
-    )
-    keep: Literal["last", "best"] = Field(
-        "last", description="the weights that are kept: the last, or those of the best validation"
-    )
-    cells: Literal["all", "training"] = Field(
-        "all",
-        description="which cells are seen: all, without their labels; or all but the test cells of"
-        " evaluation.protocol: published",
-    )
-    checkpoint_every: Count = Field(200, description="steps")
-    seed: Natural = Field(
-        0, description="of the initial weights, the order of the cells and the masks"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU where there is one"
-    )
-    devices: Count = Field(1, description="processes, each with a device, on a machine")
-    num_nodes: Count = Field(1, description="machines, started by torchrun or SLURM")
-    workers: Natural = Field(
-        0, description="processes that read cells ahead; for large backed files"
-    )
-    tensorboard: bool = Field(False, description="write TensorBoard logs beside the CSV")
+    start_from: Path | None = None
+    """a run folder or an exported model, whose encoder-decoder training continues from; genes are
+    matched by name; null: from random weights
+    """
+
+    steps: Natural = 400
+    """optimizer steps"""
+    batch_size: Count = 32
+    """cells a step, on each process"""
+    accumulate: Count = 1
+    """batches whose gradients are added before a step"""
+    lr: Positive = 3e-3
+    """learning rate of the encoder and decoder"""
+    masking_lr: Positive = 3e-3
+    """learning rate of latents, cross-attention and adapters"""
+    rate_groups: Literal["masking", "published"] = "masking"
+    """what learns at masking_lr. masking: latents, cross-attention and adapters; published:
+    embeddings, the decoder's input and final norm, and the heads too
+    """
+
+    warmup: Ratio = 0.1
+    """share of the steps in which the learning rate rises from 0"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """the learning rate after the warmup: it falls to 0, or stays"""
+    amsgrad: bool = False
+    """Adam with amsgrad, as published"""
+    weight_decay: NotNegative = 5e-4
+    """of Adam, whose step it enters as a gradient"""
+    masking_weight_decay: NotNegative | None = None
+    """of latents, cross-attention and adapters; null: weight_decay, which can flatten their masks;
+    0: none
+    """
+    clip: NotNegative = 1.0
+    """largest norm of the gradient; 0: not clipped"""
+    loss: Literal["mse", "nb"] = "mse"
+    """mse on transformed values; nb: negative binomial on counts"""
+    cell_loss: NotNegative = 1.0
+    """weight of the second head, which predicts genes from the cell embedding"""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """32-bit, or mixed with 16-bit (autocast)"""
+    validation: Ratio = 0.1
+    """share of the cells kept aside to watch the loss; 0: none"""
+    validate_every: Count = 100
+    """steps"""
+    patience: Count | None = None
+    """stop after this many validations without improvement, and keep the best weights; null: never
+    """
+
+    keep: Literal["last", "best"] = "last"
+    """the weights that are kept: the last, or those of the best validation"""
+    cells: Literal["all", "training"] = "all"
+    """which cells are seen: all, without their labels; or all but the test cells of
+    evaluation.protocol: published
+    """
+
+    checkpoint_every: Count = 200
+    """steps"""
+    seed: Natural = 0
+    """of the initial weights, the order of the cells and the masks"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    devices: Count = 1
+    """processes, each with a device, on a machine"""
+    num_nodes: Count = 1
+    """machines, started by torchrun or SLURM"""
+    workers: Natural = 0
+    """processes that read cells ahead; for large backed files"""
+    tensorboard: bool = False
+    """write TensorBoard logs beside the CSV"""
 
     @property
     def keeps_best(self) -> bool:

@@ -2,20 +2,15 @@
 paired by seed.
 """
 
-from .arms import ARMS, arm_config
-from .comparison import compare
-from .folder import Failure, Study, is_study, open_study
-from .statistics import summarize
-from .table import summary_text
+from ..lazy import lazy_names
 
-__all__ = [
-    "ARMS",
-    "Failure",
-    "Study",
-    "arm_config",
-    "compare",
-    "is_study",
-    "open_study",
-    "summarize",
-    "summary_text",
-]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".arms": ("ARMS", "arm_config"),
+        ".comparison": ("compare",),
+        ".folder": ("Failure", "Study", "is_study", "open_study"),
+        ".statistics": ("summarize",),
+        ".table": ("summary_text",),
+    },
+)

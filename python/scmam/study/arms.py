@@ -32,12 +32,18 @@ INJECTED = {**TOKENS, "injection": "decoder"}
 MAM = {"strategy": "mam", **INJECTED}
 EMBEDDING = {"strategy": "mam-embedding", "zero_ratio": 0.03}
 MIXED = {"corruption": "80/10/10"}
+UNDECAYED = {"masking_weight_decay": 0.0}
 PUBLISHED = {
     "random_values": "uniform",
     "injection_start": "published",
     "latent_start": "published",
     "penalty_norm": "plain",
 }
+
+
+def _mam(what: str, masking: Mapping[str, Any], training: Mapping[str, Any] = {}) -> Arm:
+    return Arm(f"mam {what}", {**MAM, **masking}, training)
+
 
 ARMS: dict[str, Arm] = {
     "none": Arm(
@@ -76,7 +82,7 @@ ARMS: dict[str, Arm] = {
     "mam": Arm(
         "Multinomial Attention Masking on the values, the context injected into the decoder", MAM
     ),
-    "mam-mixed": Arm("mam with the corruption that uniform masks have, 80/10/10", {**MAM, **MIXED}),
+    "mam-mixed": _mam("with the corruption that uniform masks have, 80/10/10", MIXED),
     "mam-mixed-both": Arm(
         "the same, the corrupted values read by the encoder too",
         {**MAM, **MIXED, "corruption_view": "both"},
@@ -84,22 +90,15 @@ ARMS: dict[str, Arm] = {
     "mam-visible": Arm(
         "mam, its context without the hidden values", {**MAM, "context_from": "visible"}
     ),
-    "mam-sharp": Arm(
-        "mam at a temperature that makes its masks sharp", {**MAM, "temperature": 0.1}
+    "mam-sharp": _mam("at a temperature that makes its masks sharp", {"temperature": 0.1}),
+    "mam-undecayed": _mam(
+        "without weight decay on the latents, which can flatten their masks", {}, UNDECAYED
     ),
-    "mam-undecayed": Arm(
-        "mam without weight decay on the latents, which can flatten their masks",
-        MAM,
-        {"masking_weight_decay": 0.0},
+    "mam-fixed-norm": _mam(
+        "with slopes of fixed norm, so that its masks cannot flatten", {"slope_norm": 1.0}
     ),
-    "mam-fixed-norm": Arm(
-        "mam with slopes of fixed norm, so that its masks cannot flatten",
-        {**MAM, "slope_norm": 1.0},
-    ),
-    "mam-nonzero": Arm("mam over the non-zeros", {**MAM, "zero_ratio": 0.0}),
-    "mam-embedding": Arm(
-        "mam on gene and value embeddings of the non-zeros", {**INJECTED, **EMBEDDING}
-    ),
+    "mam-nonzero": _mam("over the non-zeros", {"zero_ratio": 0.0}),
+    "mam-embedding": _mam("on gene and value embeddings of the non-zeros", EMBEDDING),
     "mam-embedding-mixed": Arm(
         "the same with the corruption that uniform masks have, 80/10/10",
         {**INJECTED, **EMBEDDING, **MIXED},
@@ -108,17 +107,17 @@ ARMS: dict[str, Arm] = {
         "mam on embeddings that learns to hide what is predicted worst; without injection, so that"
         " only which non-zeros are hidden differs from uniform masks",
         {**TOKENS, **EMBEDDING, "gradient": "reward", "penalty": 0.0},
-        {"masking_weight_decay": 0.0},
+        UNDECAYED,
     ),
     "expression": Arm(
         "in proportion to expression", {"strategy": "expression", "zero_ratio": 0.03, **TOKENS}
     ),
     "orig": Arm("the model of training.start_from as it is", {"strategy": "none"}),
     **{
-        f"mam-published-{scheme}{suffix}": Arm(
-            f"mam with the published first weights, penalty and random values, injected: {scheme};"
+        f"mam-published-{scheme}{suffix}": _mam(
+            f"with the published first weights, penalty and random values, injected: {scheme};"
             f" {corruption if suffix else 'mask tokens'}",
-            {**MAM, "corruption": corruption, "injection": scheme, **PUBLISHED},
+            {"corruption": corruption, "injection": scheme, **PUBLISHED},
         )
         for scheme in ("encoder", "decoder", "both", "separate")
         for suffix, corruption in (("", "all"), ("-mixed", "80/10/10"))

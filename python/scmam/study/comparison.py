@@ -5,21 +5,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import Config, digest, fingerprint, with_absolute_paths
+from ..data import Cells
 from ..doctor import versions
 from ..errors import RunError
-from ..storage import alone, new_file, writing
+from ..storage import held, new_file
 from .folder import RECORD, Failure, Study, is_study, joined, open_study, save
-from .progress import shown
-from .queue import Outcome, run_tasks, worker_command
+from .progress import carry_out
+from .queue import Outcome, worker_command
 from .statistics import summarize
 from .tasks import Task, planned
-
-if TYPE_CHECKING:
-    from ..data import Cells
 
 BUSY = (
     "another process (started by {owner}) computes this study; wait for it, or end it and start"
@@ -31,7 +30,7 @@ def compare(
     config: Config,
     folder: str | Path,
     *,
-    cells: "Cells | None" = None,
+    cells: Cells | None = None,
     interpret: bool = True,
     progress: bool = True,
 ) -> Study:
@@ -71,9 +70,7 @@ def compare(
         summary = earlier.record["cells"]
     if earlier is not None:
         _check_same_cells(earlier, summary)
-    remedy = "make room, or give another folder; the same command goes on with what is done"
-    busy = f"{folder}: {BUSY}"
-    with writing(folder, remedy), alone(folder / ".lock", busy) as lock:
+    with held(folder, BUSY) as lock:
         study = Study(folder, config, _record(config, summary, earlier))
         with _handed_over(cells, folder) as pickled, _recorded(study):
             outcomes = _run(study, tasks, lock, pickled, progress)
@@ -91,18 +88,9 @@ def _run(
     to_do = [task for task in tasks if not task.done()]
     if progress:
         print(_opening(study, len(tasks), len(to_do)), flush=True)
-    settings = study.config.study
-    with shown(len(to_do), progress=progress) as watcher:
-        return run_tasks(
-            to_do,
-            worker_command(study.folder, cells),
-            jobs=settings.jobs,
-            watcher=watcher,
-            after=lambda: summarize(study.folder),
-            scheduler=settings.scheduler,
-            retries=settings.retries,
-            lock=lock,
-        )
+    command = worker_command(study.folder, cells)
+    after = partial(summarize, study.folder)
+    return carry_out(to_do, command, study.config.study, lock, after, progress=progress)
 
 
 def _opening(study: Study, total: int, to_do: int) -> str:
@@ -135,7 +123,7 @@ def _recorded(study: Study) -> Iterator[None]:
 
 
 @contextmanager
-def _handed_over(cells: "Cells | None", folder: Path) -> Iterator[Path | None]:
+def _handed_over(cells: Cells | None, folder: Path) -> Iterator[Path | None]:
     """A file from which the workers read the cells that the caller gave, while they run."""
     path = folder / ".cells.pickle"
     try:
@@ -164,7 +152,7 @@ def _earlier(folder: Path) -> Study | None:
     return None
 
 
-def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
+def _cells_summary(config: Config, cells: Cells | None) -> dict[str, Any]:
     """Description of the cells, for the record.
 
     Raises:
@@ -190,7 +178,7 @@ def _cells_summary(config: Config, cells: "Cells | None") -> dict[str, Any]:
     }
 
 
-def _digest(cells: "Cells") -> str:
+def _digest(cells: Cells) -> str:
     """A hash of the chosen cells, genes, depths and labels."""
     arrays = (cells.cell_ids, cells.depth, cells.codes)
     return digest(b"\0".join(["\n".join(cells.genes).encode(), *(x.tobytes() for x in arrays)]))

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import Config, as_yaml, flat, load_config, with_settings
-from ..errors import RunError, one_line
+from ..errors import RunError
 from ..settings import METHODS
-from ..storage import read_json, write_file
+from ..storage import read_csv, read_json, write_file
 
 if TYPE_CHECKING:
     import pandas
@@ -79,20 +79,13 @@ class Study:
         return self._table(SUMMARY)
 
     def _table(self, name: str) -> "pandas.DataFrame":
-        import pandas
-
         path = self.folder / name
         if not path.is_file():
             raise RunError(
                 f"{path}: no such file; run scmam compare until a run is finished, or scmam"
                 " report, which writes it"
             )
-        try:
-            return pandas.read_csv(path)
-        except ValueError as error:  # pandas raises what derives from it
-            raise RunError(
-                f"{path}: damaged ({one_line(error)}); run scmam report, which writes it"
-            ) from error
+        return read_csv(path, "run scmam report, which writes it")
 
 
 def is_study(folder: str | Path) -> bool:

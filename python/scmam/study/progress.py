@@ -4,15 +4,15 @@ log.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
-from .queue import Outcome, Silent
+from rich import progress as rich
+from rich.progress import TaskID
+
+from ..settings import Study
+from .queue import Outcome, Silent, run_tasks
 from .tasks import Task
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 HEARTBEAT = 30.0  # seconds between plain lines when nothing ends
 REDRAW = 0.5
@@ -64,7 +64,6 @@ class Bars(Lines):
     """A line for each end, above a bar for all tasks and one for each running task."""
 
     def __init__(self, total: int) -> None:
-        from rich import progress as rich
 
         super().__init__(total)
         name, bar = rich.TextColumn("{task.description}", markup=False), rich.BarColumn(20)
@@ -111,6 +110,20 @@ def shown(total: int, *, progress: bool) -> Iterator[Silent]:
             yield bars
     else:
         yield Lines(total)
+
+
+def carry_out(
+    tasks: Sequence[Task],
+    command: Sequence[str],
+    settings: Study,
+    lock: int,
+    after: Callable[[], None],
+    *,
+    progress: bool,
+) -> list[Outcome]:
+    """`run_tasks` as the settings say, and show it."""
+    with shown(len(tasks), progress=progress) as watcher:
+        return run_tasks(tasks, command, settings, watcher=watcher, after=after, lock=lock)
 
 
 def _now(task: Task, stage: str) -> str:

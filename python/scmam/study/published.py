@@ -2,10 +2,9 @@
 one, against which it has to show that it is worth continuing from.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import pandas
+import pandas
 
 UNTRAINED, BACKBONE = "none", "orig"
 SCHEMES = ("encoder", "decoder", "both", "separate")
@@ -65,7 +64,7 @@ class Backbone(NamedTuple):
         return f"the backbone is {than}, {enough}"
 
 
-def backbones(summary: "pandas.DataFrame") -> list[Backbone]:
+def backbones(summary: pandas.DataFrame) -> list[Backbone]:
     """The backbone by each method under which the study has it and an untrained model."""
     rows = summary.query("metric == 'macro_f1'").set_index(["arm", "method"])["mean"]
     return [
@@ -75,6 +74,6 @@ def backbones(summary: "pandas.DataFrame") -> list[Backbone]:
     ]
 
 
-def verdict(summary: "pandas.DataFrame") -> str | None:
+def verdict(summary: pandas.DataFrame) -> str | None:
     """What is to be said of the backbone, a line for each method; None: nothing."""
     return "\n".join(f"{found.method}: {found}" for found in backbones(summary)) or None

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, one_line
+from ..settings import Study
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -67,12 +68,10 @@ class ProcessDied(RuntimeError):
 def run_tasks(
     tasks: Sequence[Task],
     command: Sequence[str],
+    settings: Study,
     *,
-    jobs: int,
     watcher: Silent,
     after: Callable[[], None],
-    scheduler: str | None = None,
-    retries: int = 0,
     lock: int | None = None,
 ) -> list[Outcome]:
     """Run the tasks in their order, one that needs another after it.
@@ -80,11 +79,9 @@ def run_tasks(
     Args:
         tasks: those that are to do; a task in `needs` that is not among them is taken as done.
         command: what Python runs as the worker; a task's arguments are added.
-        jobs: processes at a time, on this machine.
+        settings: `jobs`, `scheduler` and `retries` are used.
         watcher: is told what happens.
         after: called after each task that was done.
-        scheduler: address of a dask scheduler whose workers run the tasks; None: this machine.
-        retries: how often a process that died is started again.
         lock: a file descriptor that processes on this machine keep open.
 
     Returns:
@@ -103,14 +100,18 @@ def run_tasks(
     by_name = {task.name: task for task in tasks}
     outcomes: dict[str, Outcome] = {}
     running: dict[Task, tuple[str, float]] = {}  # what each is at, and since when it runs
-    with _connected(min(jobs, len(tasks)), scheduler) as client, client.as_current():
+    scheduler = settings.scheduler
+    with (
+        _connected(min(settings.jobs, len(tasks)), scheduler) as client,
+        client.as_current(),
+    ):
         watcher.opened(client.dashboard_link)
         client.subscribe_topic(topic, lambda event: reports.put(event[1]))
         futures: dict[str, Future] = {}
         for place, task in enumerate(tasks):
             shared = {"topic": topic, "lock": lock if scheduler is None else None}
             needed, key = futures.get(task.needs or ""), f"{task.name}, {topic}"
-            order = {"priority": -place, "retries": retries}
+            order = {"priority": -place, "retries": settings.retries}
             futures[task.name] = client.submit(
                 perform, task, tuple(command), needed=needed, key=key, **shared, **order
             )

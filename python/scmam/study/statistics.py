@@ -3,15 +3,14 @@ seeds, differences paired by seed.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas
+
+from ..evaluation.intervals import interval, paired_difference
+from ..evaluation.scores import METRICS, Evaluation
 from ..storage import write_file
 from .folder import RESULTS, SUMMARY, Study, baseline_file, evaluation_files, open_study, run_folder
 
-if TYPE_CHECKING:
-    import pandas
-
-METRICS = ("accuracy", "macro_f1", "micro_f1")
 RESULT_COLUMNS = ("arm", "seed", "fold", "method", *METRICS)
 SUMMARY_COLUMNS = (
     *("arm", "method", "metric", "mean", "low", "high", "seeds"),
@@ -19,7 +18,7 @@ SUMMARY_COLUMNS = (
 )
 
 
-def summarize(folder: str | Path) -> "pandas.DataFrame":
+def summarize(folder: str | Path) -> pandas.DataFrame:
     """Bring ``results.csv`` and ``summary.csv`` of a study up to date with its finished runs, and
     return the summary.
 
@@ -37,11 +36,8 @@ def summarize(folder: str | Path) -> "pandas.DataFrame":
     return table
 
 
-def collect(study: Study) -> "pandas.DataFrame":
+def collect(study: Study) -> pandas.DataFrame:
     """The scores of every fold that are in the folder; columns as in `Study.results`."""
-    import pandas
-
-    from ..evaluation import Evaluation
 
     files: list[tuple[str, int | None, Path]] = [
         (arm, seed, path)
@@ -59,11 +55,8 @@ def collect(study: Study) -> "pandas.DataFrame":
     return pandas.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"seed": "Int64"})
 
 
-def summary_of(results: "pandas.DataFrame", reference: str) -> "pandas.DataFrame":
+def summary_of(results: pandas.DataFrame, reference: str) -> pandas.DataFrame:
     """The summary of a table of fold scores; see `summarize`."""
-    import pandas
-
-    from ..evaluation import interval, paired_difference
 
     by_run = results.groupby(["arm", "method", "seed"], sort=False, dropna=False)
     means = by_run[list(METRICS)].mean().reset_index()

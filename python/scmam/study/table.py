@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import pandas
 
 from .folder import Study
-
-if TYPE_CHECKING:
-    import pandas
 
 NAMES = {"accuracy": "accuracy", "micro_f1": "micro-F1"}
 DASH = "-"  # what one seed cannot tell is not 0
@@ -17,29 +15,25 @@ def summary_text(study: Study) -> str:
     """Arms as rows, a block for each method, the baselines after them; scores in per cent,
     differences in points of macro-F1.
     """
-    summary, config = study.summary(), study.config
-    arms = [arm for arm in config.study.arms if arm in set(summary.arm)]
-    methods = [
-        method for method in dict.fromkeys(summary.method) if method not in config.study.baselines
-    ]
-    published = config.evaluation.protocol == "published"
+    summary, config = study.summary(), study.config.study
+    known = set(summary.arm)
+    arms, baselines = (
+        [name for name in names if name in known] for names in (config.arms, config.baselines)
+    )
     # The same number where every cell has one type; the published protocol names it micro-F1.
+    published = study.config.evaluation.protocol == "published"
     beside = "micro_f1" if published else "accuracy"
-    baselines = [name for name in config.study.baselines if name in set(summary.arm)]
     width = max(18, *(len(name) + 2 for name in (*arms, *baselines)))
-    blocks = [_headline(study, arms, summary)]
-    blocks += [
-        _block(
-            summary[summary.method == method], method, arms, config.study.reference, width, beside
-        )
-        for method in methods
-    ]
+    blocks = [_headline(study, arms, summary, published)]
+    for method, rows in summary.groupby("method", sort=False):
+        if method not in config.baselines:
+            blocks.append(_block(rows, method, arms, config.reference, width, beside))
     if baselines:
         blocks.append(_baselines(summary, baselines, width, beside))
     return "\n\n".join(blocks)
 
 
-def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str:
+def _headline(study: Study, arms: list[str], summary: pandas.DataFrame, published: bool) -> str:
     cells = study.record["cells"]
     counts = sorted(set(summary[summary.arm.isin(arms)].seeds))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -47,9 +41,9 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
     known = "± and [ ]: 95 % Student-t intervals over seeds"
     if counts == [1]:
         known = "one seed gives no interval"
-    evaluation = study.config.evaluation
-    published = evaluation.protocol == "published"
-    tested = f"{evaluation.folds} {'bootstraps of one test set' if published else 'folds'}"
+    tested = (
+        f"{study.config.evaluation.folds} {'bootstraps of one test set' if published else 'folds'}"
+    )
     return (
         f"{cells['num_cells']} cells, {cells['num_genes']} genes, {len(cells['classes'])} cell"
         f" types; {seeds} seed{plural}, {tested}\nper cent; {known}"
@@ -57,7 +51,7 @@ def _headline(study: Study, arms: list[str], summary: "pandas.DataFrame") -> str
 
 
 def _block(
-    rows: "pandas.DataFrame",
+    rows: pandas.DataFrame,
     method: str,
     arms: list[str],
     reference: str,
@@ -78,7 +72,7 @@ def _block(
     return "\n".join(lines)
 
 
-def _baselines(summary: "pandas.DataFrame", names: Sequence[str], width: int, beside: str) -> str:
+def _baselines(summary: pandas.DataFrame, names: Sequence[str], width: int, beside: str) -> str:
     lines = [f"{'on the data itself':{width}}{NAMES[beside]:>13}{'macro-F1':>13}"]
     for name in names:
         means = summary[summary.arm == name].set_index("metric")["mean"]

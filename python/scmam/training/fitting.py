@@ -72,10 +72,9 @@ def fit(
         unused = num_processes(training) > 1 and has_unused_parameters(
             pretraining, data.training.batch(np.arange(1))
         )
-        watchers = _watchers(folder, training, data.validation is not None)
-        if snapshot_every is not None:
-            watchers.append(Snapshots(folder, snapshot_every))
-        trainer = _trainer(config, folder, times, log, watchers, unused, progress)
+        watchers = [times, log, *([StepBar(log)] if progress else [])]
+        watchers += _watchers(folder, training, data.validation is not None, snapshot_every)
+        trainer = _trainer(config, folder, watchers, unused)
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         checkpoint = checkpoint_to_go_on_from(folder)
         with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
@@ -86,15 +85,7 @@ def fit(
     return results, trainer.strategy.barrier
 
 
-def _trainer(
-    config: Config,
-    folder: Path,
-    times: StepTimes,
-    log: LossLog,
-    watchers: list[Callback],
-    unused: bool,
-    progress: bool,
-) -> Trainer:
+def _trainer(config: Config, folder: Path, watchers: list[Callback], unused: bool) -> Trainer:
     training = config.training
     slurm = SLURMEnvironment() if SLURMEnvironment.detect() else None
     requeues = slurm is not None and slurm.auto_requeue
@@ -114,18 +105,11 @@ def _trainer(
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if training.validation else 0,
         num_sanity_val_steps=0,
-        callbacks=[
-            Restored(),
-            times,
-            log,
-            *([StepBar(log, training.steps * training.accumulate)] if progress else []),
-            *watchers,
-            LastCheckpoint(folder, training, signals),
-        ],
+        callbacks=[Restored(), *watchers, LastCheckpoint(folder, training, signals)],
         plugins=[WholeFiles(), *([] if slurm is None else [slurm])],
         logger=_tensorboard(folder) if training.tensorboard else False,
         log_every_n_steps=1,
-        enable_progress_bar=progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder / CHECKPOINTS,
@@ -148,15 +132,18 @@ def has_unused_parameters(pretraining: Pretraining, batch: CellBatch) -> bool:
     )
 
 
-def _watchers(folder: Path, training: Training, validates: bool) -> list[Callback]:
-    """The callbacks that use the validation loss."""
-    if not validates:
-        return []
-    watchers: list[Callback] = [BestCheckpoint(folder, WATCHED)]
-    if training.patience is not None:
-        patience = training.patience
+def _watchers(
+    folder: Path, training: Training, validates: bool, snapshot_every: int | None
+) -> list[Callback]:
+    """The callbacks that use the validation loss, and snapshots."""
+    watchers: list[Callback] = []
+    if validates and (patience := training.patience) is not None:
         stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
-        watchers.insert(0, stop)
+        watchers.append(stop)
+    if validates:
+        watchers.append(BestCheckpoint(folder, WATCHED))
+    if snapshot_every is not None:
+        watchers.append(Snapshots(folder, snapshot_every))
     return watchers
 
 

@@ -93,17 +93,13 @@ class LossLog(Callback):
         epoch = batches_of(trainer).epoch_of(step * self.settings.accumulate - 1)
         self._add(trainer, [self._row(step, epoch, "validation", losses)])
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
         self.write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, _: Any, exception: BaseException) -> None:
         # Other processes may not come to the reduction.
         if trainer.world_size == 1 and not isinstance(exception, RunError):
             self.write(trainer)

@@ -4,18 +4,20 @@ checkpoint.
 
 import contextlib
 import platform
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import Config, with_absolute_paths, with_settings
+from ..data import Cells, open_cells
 from ..doctor import versions
 from ..errors import ConfigError, RunError
-from ..gene_strategies import knowledge_of
+from ..masking import BY_GENE
 from ..objective import Pretraining, build_pretraining
 from ..runs import (
     CHECKPOINTS,
@@ -34,15 +36,12 @@ from ..storage import alone, remove_unfinished, writing
 from .processes import check_processes, global_rank, num_processes
 from .start import start_from
 
-if TYPE_CHECKING:
-    from ..data import Cells
-
 
 def pretrain(
     config: Config,
     folder: str | Path,
     *,
-    cells: "Cells | None" = None,
+    cells: Cells | None = None,
     schedule: Tensor | None = None,
     knowledge: Tensor | None = None,
     snapshot_every: int | None = None,
@@ -70,7 +69,7 @@ def pretrain(
         cells: the result of ``open_cells(config.data)``; None: it is called.
         schedule: (steps, 2) hidden shares of zeros and of non-zeros for strategy "matched"; None:
             those of the run folder `masking.matched_to`.
-        knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_strategies`; None: it
+        knowledge: (G,) what the strategy knows of the genes, see `scmam.gene_knowledge`; None: it
             is computed from the cells, or from the run `masking.matched_to`.
         snapshot_every: steps after which the weights are kept, each time; None: never.
         progress: show a progress bar.
@@ -96,30 +95,27 @@ def pretrain(
         if run is None or not run.done:
             if writes:
                 remove_unfinished(folder.parent, folder, folder / CHECKPOINTS)
-            _go_on(
-                config, folder, run, cells, schedule, knowledge, snapshot_every, progress, writes
-            )
+            needs_label = config.training.cells == "training"
+            cells = open_cells(config.data, need_label=needs_label) if cells is None else cells
+            pretraining = _begun(config, folder, run, cells, schedule, knowledge, writes)
+            with _interruption_recorded(folder) if writes else contextlib.nullcontext():
+                wait_for_others = _train(
+                    config, folder, cells, pretraining, writes, progress, snapshot_every
+                )
+            wait_for_others()
     return open_run(folder)
 
 
-def _go_on(
+def _begun(
     config: Config,
     folder: Path,
     run: Run | None,
-    cells: "Cells | None",
+    cells: Cells,
     schedule: Tensor | None,
     knowledge: Tensor | None,
-    snapshot_every: int | None,
-    progress: bool,
     writes: bool,
-) -> None:
-    """Train a run that is not done, from its last checkpoint or, where there is none, from the
-    beginning.
-    """
-    if cells is None:
-        from ..data import open_cells
-
-        cells = open_cells(config.data, need_label=config.training.cells == "training")
+) -> Pretraining:
+    """The objective with its first weights, and a folder that says that it is trained."""
     schedule = _schedule(config, schedule, run)
     found = (tuple(cells.genes), cells.num_cells)
     if run is not None and (run.genes, run.record.get("cells")) != found:
@@ -129,8 +125,10 @@ def _go_on(
             f" {cells.num_genes}, or other genes; name another folder, or delete this one to train"
             " it anew"
         )
-    if knowledge is None:
-        knowledge = _knowledge(config, cells)
+    if knowledge is None and config.masking.strategy in BY_GENE:
+        from ..gene_knowledge import knowledge_of  # scikit-learn takes a second to import
+
+        knowledge = knowledge_of(config, cells)
     pretraining = build_pretraining(
         config, cells.num_genes, schedule=by_batch(schedule, config), knowledge=knowledge
     )
@@ -143,44 +141,45 @@ def _go_on(
         create_folder(folder, config, cells.genes, record, schedule)
     elif writes:
         update_record(folder, status="running", reason=None, **source)
-    if config.training.cells == "training":
-        from ..evaluation.cross_validation import without_test
-
-        cells = cells.subset(without_test(cells, config.evaluation))
-    _train(config, folder, cells, pretraining, snapshot_every, progress, writes)
+    return pretraining
 
 
 def _train(
     config: Config,
     folder: Path,
-    cells: "Cells",
+    cells: Cells,
     pretraining: Pretraining,
-    snapshot_every: int | None,
-    progress: bool,
     writes: bool,
-) -> None:
-    """Train, and write the results into the folder.
-
-    The error that ends it early is written into run.json, by the process that writes.
+    progress: bool,
+    snapshot_every: int | None,
+) -> Callable[[], None]:
+    """Train from the last checkpoint or, where there is none, from the beginning, and write the
+    results into the folder. The result waits until every process has called it.
     """
-    results, wait_for_others = {"steps": 0, "seconds": 0.0}, None
-    try:
-        if config.masking.strategy != "none" and config.training.steps > 0:
-            from .fitting import fit  # Lightning takes seconds to import
+    results, wait_for_others = {"steps": 0, "seconds": 0.0}, lambda: None
+    if config.training.cells == "training":
+        from ..evaluation.cross_validation import without_test
 
-            results, wait_for_others = fit(
-                config, folder, cells, pretraining, progress, snapshot_every
-            )
-        if writes:
-            write_weights(folder, config, cells.genes, pretraining.state_dict())
-            update_record(folder, status="done", **results)
+        cells = cells.subset(without_test(cells, config.evaluation))
+    if config.masking.strategy != "none" and config.training.steps > 0:
+        from .fitting import fit  # Lightning takes seconds to import
+
+        results, wait_for_others = fit(config, folder, cells, pretraining, progress, snapshot_every)
+    if writes:
+        write_weights(folder, config, cells.genes, pretraining.state_dict())
+        update_record(folder, status="done", **results)
+    return wait_for_others
+
+
+@contextlib.contextmanager
+def _interruption_recorded(folder: Path) -> Iterator[None]:
+    """Write the error that ends training early into run.json."""
+    try:
+        yield
     except BaseException as error:
-        if writes:
-            with contextlib.suppress(OSError):  # it may be the full disk that ended the run
-                update_record(folder, status="interrupted", reason=_reason(error))
+        with contextlib.suppress(OSError):  # it may be the full disk that ended the run
+            update_record(folder, status="interrupted", reason=_reason(error))
         raise
-    if wait_for_others is not None:
-        wait_for_others()
 
 
 def _reason(error: BaseException) -> str:
@@ -272,20 +271,6 @@ def _schedule(config: Config, schedule: Tensor | None, run: Run | None) -> Tenso
     return schedule
 
 
-def _knowledge(config: Config, cells: "Cells") -> Tensor | None:
-    """Knowledge of the genes that the strategy needs, (G,); None: it needs none."""
-    masking = config.masking
-    if masking.strategy in ("modules", "harder", "labels"):
-        return knowledge_of(masking.strategy, cells, config.data.transform)
-    if masking.strategy not in ("replayed", "permuted") or masking.matched_to is None:
-        return None
-    from ..interpretation.rates import race_weights
-
-    run = open_run(masking.matched_to)
-    exchanged = config.training.seed if masking.strategy == "permuted" else None
-    return race_weights(run, cells, permute=exchanged)
-
-
 def _alone(folder: Path) -> contextlib.AbstractContextManager[int]:
     """Hold a folder against other processes."""
     busy = f"{folder}: another process is training this run; wait for it, or name another folder"
@@ -301,7 +286,7 @@ def _with_absolute_paths(config: Config) -> Config:
     return config
 
 
-def _record(config: Config, cells: "Cells", pretraining: Pretraining) -> dict[str, Any]:
+def _record(config: Config, cells: Cells, pretraining: Pretraining) -> dict[str, Any]:
     """run.json at the start."""
     processor = f"CPU ({platform.processor() or platform.machine()})"
     latents = [p for name, p in pretraining.named_parameters() if not name.startswith("model.")]

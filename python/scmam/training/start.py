@@ -3,27 +3,19 @@ matched by name.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..config import Config, digest
 from ..errors import ConfigError, listing
 from ..objective import Pretraining
-from ..runs import RECORD, WEIGHTS, open_run
+from ..runs import WEIGHTS, open_run
+from ..weights import ExportedModel, load_model
 
 OF_GENES = ("embedding.gene.weight", "decoder.gene.weight", "gene_bias")
 """Tensors of the encoder-decoder with a row for each gene."""
 SHOWN = 3  # of the tensors that do not fit
-
-
-class Source(NamedTuple):
-    """A pretrained model."""
-
-    pretraining: Pretraining
-    genes: tuple[str, ...]
-    config: Config
-    weights: Path  # the file with its weights
 
 
 def start_from(
@@ -79,22 +71,19 @@ def start_from(
                 tensor[rows] = old[name][taken]
             else:
                 tensor.copy_(old[name])
-    return {"start_digest": digest(source.weights.read_bytes()), "start_genes": len(rows)}
+    return {"start_digest": digest(source.path.read_bytes()), "start_genes": len(rows)}
 
 
-def read_source(path: Path) -> Source:
-    """The model of a run folder or of an exported file.
+def read_source(path: Path) -> ExportedModel:
+    """The model of a run folder or of an exported file; its path is that of the weights.
 
     Raises:
         RunError: there is none that can be read.
     """
-    if (path / RECORD).is_file() or not path.is_file():
-        run = open_run(path)
-        return Source(run.load(), run.genes, run.config, path / WEIGHTS)
-    from ..weights import load_model
-
-    model = load_model(path)
-    return Source(model.pretraining, model.genes, model.config, path)
+    if path.is_file():
+        return load_model(path)
+    run = open_run(path)
+    return ExportedModel(path / WEIGHTS, run.config, run.genes, run.record, run.load())
 
 
 def _sizes(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...]:

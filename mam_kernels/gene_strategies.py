@@ -2,35 +2,30 @@
 together, and weights that follow the loss.
 
 All draw among the non-zeros of a cell; zeros are drawn uniformly, at another share. The knowledge
-is a buffer, so that it is saved with the weights of a run.
+is a buffer, so that it is saved with the other weights.
 """
 
-from typing import TYPE_CHECKING
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from mam_kernels._core import philox
-from mam_kernels.ops.selection.ops import sample_without_replacement
-from mam_kernels.randomness import substream
-from mam_kernels.shares import Draw, Share, ids_of
-from mam_kernels.strategies import CellValues, Masking, MaskingStrategy, Uniform
+from ._core import philox
+from .ops.selection.ops import sample_without_replacement
+from .shares import Draw, Share, ids_of
+from .strategies import CellValues, Masking, MaskingStrategy, Uniform
 
-if TYPE_CHECKING:
-    from .data import Cells
+__all__ = ["GeneModules", "GeneWeights", "HarderFirst", "ranked"]
 
 SPREAD = 3.0
 """Natural logarithm of the ratio between the largest and the smallest weight of ranked genes."""
 MODULES = 20
+MODULE_STREAM = 5
+"""Of the random bits; `mam_kernels.shares` names those before it."""
 MODULE_STEP = 3.0
 """Natural logarithm of the ratio between the weights of one module and the next: a gene of a later
 module is hidden before one of an earlier module about once in 20 times.
 """
 FORGET = 0.02
 """Weight of a step in the running mean of the errors of `HarderFirst`."""
-BINS = 20
-"""Of genes by their mean, in which `permuted` exchanges weights."""
 
 
 class GeneWeights(MaskingStrategy):
@@ -90,10 +85,6 @@ class GeneModules(GeneWeights):
         return torch.exp(-MODULE_STEP * rank)[:, self.module_of]
 
 
-MODULE_STREAM = 5
-"""Of the random bits; `mam_kernels.shares` names those before it."""
-
-
 class HarderFirst(GeneWeights):
     """Genes that are predicted worse are hidden more often: weight ``exp(SPREAD * rank)``, the rank
     in [0, 1] of the running mean of the gene's squared error over its variance.
@@ -141,52 +132,3 @@ def ranked(scores: Tensor) -> Tensor:
     """
     rank = scores.argsort(stable=True).argsort().float() / max(1, len(scores) - 1)
     return torch.exp(SPREAD * rank)
-
-
-def knowledge_of(strategy: str, cells: "Cells", transform: str) -> Tensor:
-    """Knowledge of the genes (G,) for a strategy. "labels": weights by how well each gene separates
-    the cell types; "modules": the module of each gene; "harder": the variance of each gene.
-    """
-    values = dense_values(cells, transform)
-    if strategy == "harder":
-        return torch.from_numpy(values.var(axis=0))
-    if strategy == "modules":
-        return torch.from_numpy(coexpressed(values))
-    from sklearn.feature_selection import f_classif
-
-    labelled = cells.codes >= 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores = f_classif(values[labelled], cells.codes[labelled])[0]
-    return ranked(torch.from_numpy(np.nan_to_num(scores, nan=0.0, posinf=0.0)))
-
-
-def coexpressed(values: np.ndarray) -> np.ndarray:
-    """(G,) int64 modules of genes with correlated values (cells, G): k-means of the genes'
-    standardised profiles on their first principal components over cells.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-
-    profiles = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-6)
-    components = min(MODULES, *profiles.shape)
-    places = PCA(components, svd_solver="full").fit_transform(profiles.T)
-    clusters = min(MODULES, len(places))
-    found = KMeans(clusters, n_init=4, random_state=0).fit_predict(places)
-    return found.astype(np.int64)
-
-
-def dense_values(cells: "Cells", transform: str) -> np.ndarray:
-    """(cells, G) float32: the values that the model reads."""
-    from .sequences import expression
-
-    batch = cells.batch(np.arange(len(cells)))
-    return expression(batch.counts, batch.depth, transform).numpy()
-
-
-def permuted(weights: Tensor, means: Tensor, seed: int) -> Tensor:
-    """Weights (G,) exchanged at random among genes of about equal mean (G,)."""
-    random = torch.Generator().manual_seed(substream(seed, "permuted"))
-    result = weights.clone()
-    for genes in means.argsort(stable=True).tensor_split(min(BINS, len(means))):
-        result[genes] = weights[genes[torch.randperm(len(genes), generator=random)]]
-    return result
