@@ -215,7 +215,7 @@ def _against_baselines(study: StudyFiles) -> list[str]:
 
 def _all_arms(study: StudyFiles) -> list[str]:
     """All arms against the reference, by what was shown."""
-    if study.reference is None or len(study.arms) < 4:
+    if study.reference is None or len(study.arms) < 3:
         return []
     sentences = []
     for method in METHODS:
