@@ -109,7 +109,7 @@ class Step:
         groups = self.model.parameter_groups(
             training.lr, training.masking_lr, training.weight_decay, training.decay_of_latents
         )
-        self.optimizer = torch.optim.Adam(groups)
+        self.optimizer = torch.optim.Adam(groups, fused=True)
 
     def __call__(self, chosen: np.ndarray, number: int) -> float:
         """Seconds of processor time of a step on some cells."""

@@ -70,7 +70,10 @@ class PretrainingModule(LightningModule):
             recipe.decay_of_latents,
             recipe.rate_groups,
         )
-        optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad)
+        # One call for all parameters, which number more than they weigh. It would scale gradients
+        # back by itself, and then they could not be clipped.
+        fused = recipe.precision != "16-mixed"
+        optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad, fused=fused)
         factor = partial(rate_factor, training=self.settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
