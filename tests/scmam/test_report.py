@@ -514,7 +514,8 @@ def test_what_was_hidden_comes_first(study, shown):
     said = hidden_headline(files)
     assert said.startswith(
         "mam hid 34 % of the non-zeros and 30 % of the zeros (entropy 1.000 of the largest; the"
-        " variance over genes is 38.7 times that of uniform draws); uniform hid 34 % of the non-zeros"
+        " variance over genes is 38.7 times that of uniform draws); uniform hid 34 % of the"
+        " non-zeros"
     )  # as the table says
     assert "; uniform-matched hid 34 % of the non-zeros" in said
     assert said in shown.text
