@@ -70,9 +70,9 @@ class PretrainingModule(LightningModule):
             recipe.decay_of_latents,
             recipe.rate_groups,
         )
-        # One call for all parameters, which number more than they weigh. It would scale gradients
-        # back by itself, and then they could not be clipped.
-        fused = recipe.precision != "16-mixed"
+        # One call for all parameters, which are many and small. Lightning does not clip gradients
+        # for such an optimizer under autocast.
+        fused = recipe.precision == "32-true"
         optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad, fused=fused)
         factor = partial(rate_factor, training=self.settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
