@@ -210,7 +210,7 @@ class NativeBuild(build_ext):
         archs = cuda_archs(nvcc)
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        flags = ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_GRADIENTS"]
+        flags = ["-DMAM_BACKEND=cuda"]
         include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
         steps = []
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):

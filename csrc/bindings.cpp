@@ -13,8 +13,7 @@
 #ifdef MAM_CPU_DISPATCH
 #include "cpu/kernels.h"
 #include "cpu/step.h"
-#endif
-#ifdef MAM_TOKEN_GRADIENTS
+#else
 #include "cuda/step.h"
 #endif
 
@@ -200,7 +199,6 @@ void bind_token_ops(py::module_& m) {
       NoGil());
 }
 
-#ifdef MAM_TOKEN_GRADIENTS
 void bind_token_gradients(py::module_& m) {
   m.def("attention_backward_workspace", &backend::attention_backward_workspace,
         "Bytes of scratch memory for latent_attention_backward.");
@@ -216,7 +214,6 @@ void bind_token_gradients(py::module_& m) {
       },
       NoGil());
 }
-#endif
 
 // The whole step of scalar values, and its gradient.
 void bind_step(py::module_& m) {
@@ -310,9 +307,7 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_selection(m);
   bind_inclusion(m);
   bind_token_ops(m);
-#ifdef MAM_TOKEN_GRADIENTS
   bind_token_gradients(m);
-#endif
   bind_step(m);
   m.attr("device") = MAM_DEVICE;
   m.attr("build_info") = build_info();

@@ -23,22 +23,20 @@ def drawing_logits(importance: Tensor, eps: float, temperature: float) -> Tensor
     Returns:
         (B, L) of the same dtype; -inf where a position is never drawn.
     """
-    logits = torch.log(importance + eps) / temperature
+    logits = torch.log(importance + eps)
+    if temperature != 1.0:
+        logits = logits / temperature
     return logits.masked_fill(importance <= 0, -torch.inf)
 
 
 def drawing_entropy(importance: Tensor, eps: float, temperature: float) -> DrawingEntropy:
     """Entropy of the first draw of each row; arguments as in `drawing_logits`.
 
-    With weights ``w`` of sum ``Z`` it is ``log Z - sum w log w / Z``. Terms have the dtype of the
-    importance, and their sums are float64.
+    With the shares ``p`` of the weights it is ``-sum p log p``. Shares have the dtype of the
+    importance, and the sums are float64.
     """
     logits = drawing_logits(importance, eps, temperature)
-    never = logits == -torch.inf
-    logits = logits - logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-    weights = logits.exp()
-    total = weights.sum(dim=1, dtype=torch.float64)
-    product = (weights * logits.masked_fill(never, 0.0)).sum(dim=1, dtype=torch.float64)
-    drawable = (~never).sum(dim=1, dtype=torch.float64)
-    entropy = torch.where(drawable > 0, total.log() - product / total, 0.0)
+    drawable = (importance > 0).sum(dim=1, dtype=torch.float64)
+    terms = torch.special.entr(logits.softmax(dim=1))  # NaN where a row has nothing to draw
+    entropy = torch.where(drawable > 0, terms.sum(dim=1, dtype=torch.float64), 0.0)
     return DrawingEntropy(entropy, drawable)

@@ -21,7 +21,6 @@ from .strategies import (
     EmbeddingAttention,
     Masking,
     MaskingStrategy,
-    nonzero_sequences,
 )
 
 
@@ -128,18 +127,21 @@ def strategy_reward_loss(
         raise TypeError(f"strategy: expected EmbeddingAttention; got {type(strategy).__name__}")
     if masking.importance is None or masking.context is None or masking.penalty is None:
         raise ValueError("masking: expected what the strategy returned; got one without importance")
-    if cells.embed is None:
-        raise ValueError("cells: expected those of the call, with their embeddings; got embed=None")
     drawable = masking.importance > 0
     hidden = masking.mask & drawable
     parts = [hidden, masking.importance, reward, hidden if scored is None else scored, drawable]
     valid = cells.valid
-    if callable(cells.embed):
-        there = nonzero_sequences(cells)
-        tokens, valid = cells.embed(there), there.valid
+    if masking.attended is not None:
+        there, tokens = masking.attended
+        valid = there.valid
         parts = [x.gather(1, there.gene_ids) for x in parts]
-    else:
+    elif isinstance(cells.embed, Tensor):
         tokens = cells.embed
+    else:
+        raise ValueError(
+            "cells: expected those of the call, with their embeddings; got others, or a masking"
+            " without what it attended to"
+        )
     mask, importance, reward, known, drawable = parts
     if valid is not None:  # the padding repeats a position
         mask = mask & valid

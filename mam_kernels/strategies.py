@@ -63,6 +63,13 @@ class CellValues(NamedTuple):
         return positions if drawable is None else positions & drawable
 
 
+class Attended(NamedTuple):
+    """The non-zero genes that latents for embeddings attended to."""
+
+    sequences: Sequences  #: (B, T)
+    tokens: Tensor  #: (B, T, D), their embeddings, with their gradient
+
+
 class Masking(NamedTuple):
     """The decision of a strategy for a batch."""
 
@@ -72,6 +79,8 @@ class Masking(NamedTuple):
     context: Tensor | None  #: (B, Dz), differentiable; None: no latents
     #: scalar: mean over cells of the squared norm of the latents' output; None: no latents
     penalty: Tensor | None
+    #: what was gathered and embedded for it, so that a reward need not; None: nothing
+    attended: Attended | None = None
 
 
 class MaskingStrategy(nn.Module):
@@ -323,14 +332,13 @@ class EmbeddingAttention(_Attention):
         if cells.maskable is not None:
             maskable = taken & cells.maskable.gather(1, there.gene_ids)
         sequences = CellValues(there.values, valid=taken, maskable=maskable)
-        out = _attend(self.latents, embed(there), sequences, maskable, self.share, draw)
-        rows, slots = taken.nonzero(as_tuple=True)
-        positions = there.gene_ids[rows, slots]
-        mask = torch.zeros_like(nonzero)
-        importance = torch.zeros_like(nonzero, dtype=out.importance.dtype)
-        mask[rows, positions] = out.mask[rows, slots]
-        importance[rows, positions] = out.importance[rows, slots]
-        return Masking(mask, importance, out.context, out.penalty)
+        tokens = embed(there)
+        out = _attend(self.latents, tokens, sequences, maskable, self.share, draw)
+        valid = nonzero if cells.valid is None else nonzero & cells.valid
+        slots = (valid.cumsum(dim=1) - 1).clamp(min=0)  # of each gene in its sequence
+        mask = out.mask.gather(1, slots) & valid
+        importance = out.importance.gather(1, slots).masked_fill(~valid, 0.0)
+        return Masking(mask, importance, out.context, out.penalty, Attended(there, tokens))
 
 
 def nonzero_sequences(cells: CellValues) -> Sequences:

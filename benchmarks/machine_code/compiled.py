@@ -80,7 +80,7 @@ def cuda(source: str, arch: int) -> list[Binary]:
         cubin = Path(folder) / "kernels.cubin"
         target = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
         line = [nvcc, "-std=c++17", "-O3", f"-arch={target}", "-cubin", "-lineinfo"]
-        line += ["-DMAM_BACKEND=cuda", "-DMAM_TOKEN_GRADIENTS=1"]
+        line += ["-DMAM_BACKEND=cuda"]
         line += [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
         subprocess.run([*line, str(ROOT / source), "-o", str(cubin)], check=True)
         return disassemble(cubin.read_bytes())

@@ -12,6 +12,7 @@
 #include "cpu/race.h"
 #include "cpu/series.h"
 #include "cpu/softmax.h"
+#include "cpu/softmax_backward.h"
 
 #define MAM_STRING_OF(token) #token
 #define MAM_STRING(token) MAM_STRING_OF(token)
@@ -45,6 +46,7 @@ const Kernels table = {
     gather,
     attend,
     token_importance,
+    attend_backward,
 };
 
 }  // namespace MAM_ISA

@@ -106,6 +106,21 @@ struct SoftmaxState {
   float* output;
 };
 
+// The gradient of the attention of a tile. Latents of the outputs' gradients are stored as queries
+// are, and latents as rows too: (blocks * block, pitch).
+struct AttentionGradient {
+  AttentionTile tile;
+  const float* query_rows;  // scaled
+  const float* grad;
+  const float* grad_rows;
+  const float* logsumexp;  // (blocks, block)
+  const float* delta;      // the same: gradient times output, less that of the log-sum-exp
+  float* grad_scores;      // scratch: as scores
+  float* grad_query;       // (blocks, pitch, block): added to, without the scale
+  float* grad_key;         // (tokens, pitch)
+  float* grad_value;       // (tokens, pitch)
+};
+
 struct Kernels {
   const char* name;
 
@@ -184,6 +199,7 @@ struct Kernels {
   // importance[token] += sum over the latents of exp(score - logsumexp), which is padded as latents
   // are; the value is not read.
   void (*token_importance)(const AttentionTile& tile, const float* logsumexp, float* importance);
+  void (*attend_backward)(const AttentionGradient& gradient);
 };
 
 // The table for this machine. MAM_CPU_ISA=baseline|avx2|avx512, read once, lowers it.

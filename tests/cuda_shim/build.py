@@ -44,7 +44,6 @@ SANITIZERS = [
 MACROS = {
     "MAM_CUDA_SHIM": "1",
     "MAM_BACKEND": "cuda",
-    "MAM_TOKEN_GRADIENTS": "1",
     "MAM_MODULE": MODULE,
     "MAM_DEVICE": '"cpu"',
     "MAM_TARGETS": '"host shim"',

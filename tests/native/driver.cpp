@@ -961,6 +961,105 @@ struct Numbers {
   double operator[](int64_t at) const { return widened(data(), dtype, at); }
 };
 
+struct TokenInputs {
+  mam::Tokens queries, keys, values;
+  mam::Flags flags;
+  const Numbers& query;
+  const Numbers& tokens;  // (rows, positions, 2, heads, width)
+  const Numbers& out;
+  const float* logsumexp;
+};
+
+// Sums of doubles beside those of their absolute values, which bound the rounding.
+struct Sums {
+  Doubles sum, size;
+  explicit Sums(int64_t count)
+      : sum(static_cast<size_t>(count), 0.0), size(static_cast<size_t>(count), 0.0) {}
+  void add(int64_t at, double term, double sized) {
+    sum[static_cast<size_t>(at)] += term;
+    size[static_cast<size_t>(at)] += std::fabs(sized);
+  }
+};
+
+// `exists(b, l)`: whether a position is valid.
+template <typename Exists>
+void check_token_gradients(const TokenProblem& p, const TokenInputs& in, int threads,
+                           const Exists& exists) {
+  const int64_t heads = p.heads, width = p.width, slots = p.rows * p.latents * heads,
+                of_latents = p.latents * heads * width,
+                of_tokens = p.rows * p.positions * heads * width;
+  const Numbers grad(slots * width, p.dtype);
+  const auto grad_sums = exactly<float>(slots);
+  for (int64_t i = 0; i < slots; ++i) grad_sums[i] = static_cast<float>(random_uniform() - 0.5);
+  const auto dq = exactly<float>(of_latents), dk = exactly<float>(of_tokens),
+             dv = exactly<float>(of_tokens);
+  const float scale = static_cast<float>(p.scale);
+  const auto run = [&](int with) {
+    for (float* gradient : {dk.get(), dv.get()}) std::fill_n(gradient, of_tokens, 7.0f);
+    mam::cpu::latent_attention_backward(grad.data(), grad_sums.get(), in.queries, in.keys,
+                                        in.values, in.flags, in.out.data(), in.logsumexp, scale,
+                                        dq.get(), dk.get(), dv.get(), nullptr, {0, with});
+  };
+  run(1);
+  const Doubles q1 = as_doubles(dq, of_latents), k1 = as_doubles(dk, of_tokens),
+                v1 = as_doubles(dv, of_tokens);
+  run(threads);
+  const auto same = [&](const float* now, const Doubles& before, const char* what) {
+    for (size_t i = 0; i < before.size(); ++i)
+      expect(now[i] == before[i] || (now[i] != now[i] && before[i] != before[i]),
+             p.name + ": " + what + " by threads");
+  };
+  same(dq.get(), q1, "gradient of the query");
+  same(dk.get(), k1, "gradient of the key");
+  same(dv.get(), v1, "gradient of the value");
+  if (p.poison) return;
+
+  Sums query(of_latents), key(of_tokens), value(of_tokens);
+  double sharpest = 1;
+  for (int64_t b = 0; b < p.rows; ++b)
+    for (int64_t n = 0; n < p.latents; ++n)
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t at = (b * p.latents + n) * heads + h, latent = (n * heads + h) * width;
+        double delta = -grad_sums[at], sized = std::fabs(delta);
+        for (int64_t c = 0; c < width; ++c) {
+          const double term = grad[at * width + c] * in.out[at * width + c];
+          delta += term;
+          sized += std::fabs(term);
+        }
+        for (int64_t l = 0; l < p.positions; ++l) {
+          if (!exists(b, l)) continue;
+          const int64_t token = ((b * p.positions + l) * 2 * heads + h) * width,
+                        to = ((b * p.positions + l) * heads + h) * width;
+          double score = 0, product = 0, product_sized = 0;
+          for (int64_t c = 0; c < width; ++c) {
+            score += scale * in.query[latent + c] * in.tokens[token + c];
+            const double term = grad[at * width + c] * in.tokens[token + heads * width + c];
+            product += term;
+            product_sized += std::fabs(term);
+          }
+          sharpest = std::max(sharpest, std::fabs(score));
+          const double weight = std::exp(score - in.logsumexp[at]),
+                       of_score = weight * (product - delta),
+                       of_score_sized = weight * (product_sized + sized);
+          for (int64_t c = 0; c < width; ++c) {
+            const double k = in.tokens[token + c], q = in.query[latent + c],
+                         g = grad[at * width + c];
+            value.add(to + c, weight * g, weight * g);
+            key.add(to + c, scale * of_score * q, scale * of_score_sized * q);
+            query.add(latent + c, scale * of_score * k, scale * of_score_sized * k);
+          }
+        }
+      }
+  const auto right = [&](const float* got, const Sums& wanted, const char* what) {
+    for (size_t i = 0; i < wanted.sum.size(); ++i)
+      expect(std::fabs(got[i] - wanted.sum[i]) <= 1e-6 * (4 + sharpest) * wanted.size[i] + 1e-30,
+             p.name + ": " + what);
+  };
+  right(dq.get(), query, "gradient of the query");
+  right(dk.get(), key, "gradient of the key");
+  right(dv.get(), value, "gradient of the value");
+}
+
 void check_tokens(const TokenProblem& p, int threads) {
   const int64_t heads = p.heads, width = p.width, both = 2 * heads * width,
                 slots = p.rows * p.latents * heads;
@@ -1027,6 +1126,8 @@ void check_tokens(const TokenProblem& p, int threads) {
   for (int64_t i = 0; i < slots * width; ++i)
     expect(same(out[i], out_of_one[static_cast<size_t>(i)]), p.name + ": output by threads");
   expect_same(alone.get(), logsumexp.get(), slots, p.name + ": log-sum-exp alone");
+  check_token_gradients(p, {queries, keys, values, flags, query, tokens, out, logsumexp.get()},
+                        threads, exists);
 
   const double rounding = p.dtype == mam::DType::float32   ? 0
                           : p.dtype == mam::DType::float16 ? 0x1p-11

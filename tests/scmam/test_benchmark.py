@@ -28,7 +28,7 @@ from scmam.benchmark.summary import EVERY, choices_of, summarize, summary_of
 from scmam.benchmark.work import do_arms
 from scmam.config import load_config
 from scmam.data import open_cells
-from scmam.errors import ConfigError, RunError
+from scmam.errors import CellsError, ConfigError, RunError
 from scmam.evaluation.test_bed import METRICS, bed_scores
 from scmam.study.arms import arm_config
 
@@ -235,8 +235,35 @@ def test_fine_tuning_is_an_option(tmp_path):
 
 def test_another_model_needs_another_folder(done):
     other = load_config(None, {**TINY, "training.steps": 4})
-    with pytest.raises(RunError, match="begun with other settings of training"):
+    with pytest.raises(RunError, match=r"other settings \(training.steps: 3 -> 4\); give another"):
         benchmark(other, [SET], done, arms=["uniform"], progress=False)
+    other = load_config(None, {**TINY, "masking.num_latents": 5})
+    with pytest.raises(RunError, match=r"\(masking.num_latents: \d+ -> 5\)"):
+        benchmark(other, [SET], done, arms=["uniform"], progress=False)
+
+
+def test_data_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path):
+    config, out = load_config(None, TINY), tmp_path / "out"
+    with pytest.raises(CellsError, match=r"missing.h5ad: no such file"):
+        benchmark(config, [SET, DataSet(str(tmp_path / "missing.h5ad"), 30)], out, progress=False)
+    wrong = load_config(None, {**TINY, "data.label": "nothing"})
+    with pytest.raises(CellsError, match=r"'nothing', which is no column of .obs; there are"):
+        benchmark(wrong, [SET], out, progress=False)
+    assert not out.exists()
+
+
+def test_two_files_of_one_name_are_told_apart(tmp_path):
+    first, second = tmp_path / "a" / "cells.h5ad", tmp_path / "b" / "cells.h5ad"
+    for path in (first, second):
+        path.parent.mkdir()
+        path.touch()
+    config, sets = load_config(None, TINY), [DataSet(str(path), 30) for path in (first, second)]
+    save_benchmark(tmp_path, Benchmark(with_arms(config), {sets[0].name: sets[0]}))
+    with pytest.raises(RunError, match=r"has scores of .*a/cells.h5ad, and .*b/cells.h5ad has the"):
+        benchmark(config, sets[1:], tmp_path, progress=False)
+    first.unlink()  # it was moved, then
+    with pytest.raises(CellsError, match=r"b/cells.h5ad: not"):  # for it is empty
+        benchmark(config, sets[1:], tmp_path, progress=False)
 
 
 def test_the_bed_tells_signal_from_noise():

@@ -436,7 +436,7 @@ def test_labels_that_cannot_be_told_are_listed():
         Data(label="celltype"),
     )
     refused(
-        "data.donor names 'donor', .*There are cell_type",
+        "data.donor names 'donor', which is no column of .obs; there are cell_type",
         annotated(cell_type=LABELS),
         Data(donor="donor"),
     )

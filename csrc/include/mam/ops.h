@@ -137,7 +137,6 @@ void token_mask(const Tokens& query, const Tokens& key, const float* logsumexp,
                 const Weighting& weighting, uint8_t* mask, float* importance, void* workspace,
                 const Launch& launch);
 
-#ifdef MAM_TOKEN_GRADIENTS
 // grad_out like out, contiguous; grad_logsumexp float32 or null; dq (latents, heads, width), dk and
 // dv (batch, positions, heads, width), float32, contiguous.
 size_t attention_backward_workspace(const Tokens& query, const Tokens& key);
@@ -146,7 +145,6 @@ void latent_attention_backward(const void* grad_out, const float* grad_logsumexp
                                const Flags& valid, const void* out, const float* logsumexp,
                                float scale, float* dq, float* dk, float* dv, void* workspace,
                                const Launch& launch);
-#endif
 
 }  // namespace MAM_BACKEND
 }  // namespace mam

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..._core import extension, philox
 from ..._core.call import Choice, Draw, Weighting
-from . import blockwise
 
 
 def _tokens(lib: ModuleType, x: Tensor) -> object:
@@ -85,14 +84,7 @@ def backward(
     logsumexp: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the query (N, H, d), the key and the value (B, L, H, d), in their dtype.
-
-    Computed by the module's kernels where it has them, else by torch's products on blocks.
-    """
-    if not hasattr(lib, "latent_attention_backward"):
-        return blockwise.backward(
-            grad_output, grad_logsumexp, query, key, value, valid, output, logsumexp, scale
-        )
+    """Gradients of the query (N, H, d), the key and the value (B, L, H, d), in their dtype."""
     device, dtype = key.device, query.dtype
     grads = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in (query, key, value)]
     queries, keys = _tokens(lib, query), _tokens(lib, key)

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..config import Config, fingerprint
-from ..errors import ConfigError, RunError
+from ..config import Config, flat
+from ..data import open_cells
+from ..errors import ConfigError, RunError, listing
 from ..storage import held
 from ..study.folder import log_file
 from ..study.progress import carry_out
@@ -17,6 +18,10 @@ from .summary import summarize
 
 ARMS_A_TASK = 6
 """Arms that one process trains: it starts in seconds, and a cluster has enough to share out."""
+SECTIONS = ("data", "model", "masking", "training", "evaluation")
+OF_A_SET = ("data.path", "data.genes", "data.num_genes")
+"""Settings that decide a score, and those of them that each data set has for itself."""
+SHOWN = 5  # changed settings that an error names
 BUSY = "another process (started by {owner}) computes this benchmark; wait for it"
 
 
@@ -51,7 +56,9 @@ def benchmark(
 
     Raises:
         ConfigError: no such arm.
-        RunError: the folder is something else, of other settings, or another process computes it.
+        CellsError: the cells of a data set cannot be used.
+        RunError: the folder is something else, of other settings or of other files of the same
+            name, or another process computes it.
         KeyboardInterrupt: passed on, after the runs have written their checkpoints.
     """
     folder, names = Path(folder).absolute(), chosen_arms(arms)
@@ -59,6 +66,7 @@ def benchmark(
     if not sets:
         raise ConfigError("--data: expected at least one data set; got none")
     known = _known(folder, config)
+    _check_names(folder, [*known.sets.values(), *sets])
     now = Benchmark(
         config,
         known.sets | {one.name: one for one in sets},
@@ -72,6 +80,10 @@ def benchmark(
         if not task.done()
     ]
     command, after = ["-m", "scmam.study.worker", str(folder)], partial(summarize, folder)
+    # Errors in the data are raised here, before anything is written or trained.
+    for one in sets:
+        if any(task.arguments[1] == one.name for task in tasks):
+            open_cells(one.config(config).data, need_label=True)
     with held(folder, BUSY) as lock:
         save_benchmark(folder, now)
         outcomes = carry_out(tasks, command, config.study, lock, after, progress=progress)
@@ -86,13 +98,37 @@ def _known(folder: Path, config: Config) -> Benchmark:
             raise RunError(f"{folder}: not empty, and no benchmark; give another folder")
         return Benchmark(config, {})
     earlier = open_benchmark(folder)
-    for section in ("model", "training", "evaluation"):
-        if fingerprint(earlier.config, section) != fingerprint(config, section):
-            raise RunError(
-                f"{folder}: was begun with other settings of {section}; give another folder, or"
-                " those settings"
-            )
+    before, after = flat(earlier.config), flat(config)
+    changed = [
+        f"{name}: {before[name]} -> {value}"
+        for name, value in after.items()
+        if name.partition(".")[0] in SECTIONS and name not in OF_A_SET and before[name] != value
+    ]
+    if changed:
+        raise RunError(
+            f"{folder}: was begun with other settings ({listing(changed, SHOWN)}); give another"
+            " folder, or those settings"
+        )
     return earlier
+
+
+def _check_names(folder: Path, sets: Sequence[DataSet]) -> None:
+    """Or a `RunError`: scores are kept by the names of files."""
+    found: dict[str, str] = {}
+    for one in sets:
+        if one.path is None:
+            continue
+        other = found.setdefault(one.name, one.path)
+        # A file that is gone has been moved, here or to another machine.
+        if other != one.path and Path(other).exists() and not _is_same(other, one.path):
+            raise RunError(
+                f"{folder}: has scores of {other}, and {one.path} has the same name; rename one, or"
+                " give another folder"
+            )
+
+
+def _is_same(path: str, other: str) -> bool:
+    return Path(other).exists() and Path(path).samefile(other)
 
 
 def _tasks(folder: Path, one: DataSet, seed: int, arms: Sequence[str]) -> Iterator[Task]:

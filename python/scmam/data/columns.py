@@ -97,8 +97,8 @@ def suggestion(name: str, known: list[str]) -> str:
     by_plain = {_plain(other): other for other in known}
     similar = difflib.get_close_matches(_plain(name), list(by_plain), n=3, cutoff=0.6)
     close = [by_plain[plain] for plain in similar]
-    meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{meant}There are {_listing(close + [other for other in known if other not in close])}"
+    there = f"here are {_listing(close + [other for other in known if other not in close])}"
+    return f"did you mean {' or '.join(map(repr, close))}? T{there}" if close else f"t{there}"
 
 
 def _listing(names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-from .folder import METHODS, StudyFiles
+from .folder import METHODS, StudyFiles, number
 from .formatting import amount, decimal, listed, percent, points, signed_points
 from .scores import (
     Difference,
@@ -14,7 +14,7 @@ from .scores import (
     score,
     shown_arm,
 )
-from .training_figures import hidden_shares
+from .training_figures import measured_shares
 
 METHOD_NAMES = {
     "fine-tuning": "fine-tuning",
@@ -114,9 +114,12 @@ def hidden_headline(study: StudyFiles) -> str:
     hiding = [arm for arm in study.arms if study.strategy(arm) != "none"]
     arms += hiding if len(hiding) <= FEW_ARMS else []
     for arm in [arm for arm in dict.fromkeys(arms) if arm in hiding]:
-        if shares := hidden_shares(study, arm):
-            nonzero, zero = (percent(shares[name], 0) for name in ("hidden_nonzero", "hidden_zero"))
-            shape = f"entropy {decimal(shares['entropy'], 3)} of the largest{_scatter(study, arm)}"
+        if shares := measured_shares(study, arm):
+            nonzero, zero = (
+                percent(number(shares.get(name)), 0) for name in ("hidden_nonzero", "hidden_zero")
+            )
+            entropy = decimal(number(shares.get("entropy")), 3)
+            shape = f"entropy {entropy} of the largest{_scatter(study, arm)}"
             told.append(f"{arm} hid {nonzero} of the non-zeros and {zero} of the zeros ({shape})")
     return f"{'; '.join(told)}." if told else ""
 
@@ -214,7 +217,7 @@ def _against_baselines(study: StudyFiles) -> list[str]:
 
 def _all_arms(study: StudyFiles) -> list[str]:
     """All arms against the reference, by what was shown."""
-    if study.reference is None or len(study.arms) < 4:
+    if study.reference is None or len(study.arms) < 3:
         return []
     sentences = []
     for method in METHODS:

@@ -6,7 +6,7 @@ from typing import Any
 from .folder import StudyFiles, number
 from .formatting import Writers, count, percent
 from .palette import Styles
-from .training_figures import arms_with_masks, hidden_shares, mask_figures
+from .training_figures import arms_with_masks, mask_figures, measured_shares
 
 STRATEGIES = {
     "uniform": "uniform",
@@ -47,8 +47,7 @@ def hidden(study: StudyFiles, styles: Styles) -> dict[str, Any]:
 
 def _measured(study: StudyFiles, arm: str) -> dict[str, Any]:
     """Measures of the masks of an arm: by its final weights, else as training recorded them."""
-    latents = study.first_latents(arm)
-    found = latents or hidden_shares(study, arm)
+    found, latents = measured_shares(study, arm), study.first_latents(arm)
     if not found:
         return {}
     attention, scatter = latents.get("attention") or {}, latents.get("dispersion") or {}

@@ -2,6 +2,7 @@
 
 import math
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,13 @@ def hidden_shares(study: StudyFiles, arm: str) -> dict[str, float]:
         return {}
     ends = {name: [float(x[name].iloc[-1]) for x in found] for name, found in curves.items()}
     return {name: fmean(values) if values else math.nan for name, values in ends.items()}
+
+
+def measured_shares(study: StudyFiles, arm: str) -> dict[str, Any]:
+    """Hidden shares and entropy of masks drawn after the training of the first seed, with what else
+    was measured of them; without these, `hidden_shares`.
+    """
+    return study.first_latents(arm) or hidden_shares(study, arm)
 
 
 def _mask_figure(study: StudyFiles, styles: Styles, name: str, title: str) -> Drawing | None:

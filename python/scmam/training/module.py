@@ -70,7 +70,10 @@ class PretrainingModule(LightningModule):
             recipe.decay_of_latents,
             recipe.rate_groups,
         )
-        optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad)
+        # One call for all parameters, which are many and small. Lightning does not clip gradients
+        # for such an optimizer under autocast.
+        fused = recipe.precision == "32-true"
+        optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad, fused=fused)
         factor = partial(rate_factor, training=self.settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
