@@ -11,6 +11,11 @@ from torch import Tensor
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton runs its kernels in the interpreter; it decides that when a kernel is defined."""
 
+BEFORE_3_7 = tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 7)
+"""Whether Triton is older than 3.7, which orders instructions otherwise: the assembler then spills
+registers under other limits and of other tiles.
+"""
+
 _NO_DEVICE_CHANGE = contextlib.nullcontext()
 
 SMALLEST_ROW_BLOCK = 256

@@ -180,8 +180,10 @@ FULL_AMD = FULL | {256: (16, 16, 4)}  # in 64 KiB of shared memory
 
 
 def _tile(query: Tensor) -> Tile:
-    # left alone, the assembler spills a few registers of float32 heads of 64
-    return tile_of(query, HALF, FULL_AMD if launch.is_amd() else FULL, limited=(64,))
+    # left alone, the assembler spills a few registers of float32 heads of 64, and with Triton 3.6
+    # of 128
+    limited = (64, 128) if launch.BEFORE_3_7 else (64,)
+    return tile_of(query, HALF, FULL_AMD if launch.is_amd() else FULL, limited)
 
 
 def forward(

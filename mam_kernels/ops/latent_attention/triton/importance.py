@@ -163,6 +163,8 @@ HALF = {
     128: (64, 128, 128, 4),
     256: (64, 64, 256, 4),
 }
+# Triton 3.6 keeps more of the sums and scores at a time, which four warps spill.
+HALF_BEFORE_3_7 = {width: (64, 128, width, 8) for width in HALF}
 FULL = {
     16: (16, 32, 16, 4),
     32: (16, 32, 32, 4),
@@ -189,7 +191,8 @@ def importance(
     batch, num_positions = key.shape[:2]
     full = query.dtype == torch.float32
     from_shared = not launch.is_amd() and launch.architecture(key.device) >= 90
-    half = HALF if from_shared else HALF_FROM_REGISTERS
+    half = HALF_BEFORE_3_7 if launch.BEFORE_3_7 else HALF
+    half = half if from_shared else HALF_FROM_REGISTERS
     block, positions, columns, warps = (FULL if full else half)[padded_side(width)]
     if launch.INTERPRETED:
         positions = INTERPRETER_POSITIONS

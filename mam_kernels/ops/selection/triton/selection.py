@@ -90,6 +90,8 @@ REGISTERS = {
     (90, "2 bytes"): 64,
     (90, "4 bytes"): 64,
 }
+# Triton 3.6 orders the instructions otherwise: there, it is those limits that have it spill.
+REGISTERS_BEFORE_3_7 = {(80, "sharpened"): 80, (90, "sharpened"): 168}
 
 
 def select(
@@ -117,7 +119,8 @@ def select(
     kind = "padded" if valid is not None else f"{weights.element_size()} bytes"
     if sharpen:
         kind = "sharpened"
-    limit = REGISTERS.get((launch.architecture(weights.device), kind))
+    limits = REGISTERS_BEFORE_3_7 if launch.BEFORE_3_7 else REGISTERS
+    limit = limits.get((launch.architecture(weights.device), kind))
     options = launch.register_limit(None if launch.INTERPRETED else limit)
     with launch.on(weights.device):
         select_kernel[(rows,)](
