@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 
 import numpy as np
 import pandas
-from scmam.benchmark import ARMS, DataSet, chosen_arms
+from scmam.benchmark import ARMS, DataSet, chosen_arms, running
 from scmam.benchmark.arms import with_arms
 from scmam.benchmark.folder import (
     Benchmark,
@@ -294,3 +294,54 @@ def test_only_what_is_missing_is_run(tmp_path):
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(RunError, match="other: not empty, and no benchmark; give another folder"):
         benchmark(config, [SET], tmp_path / "other", progress=False)
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Runs take no time: scores differ from uniform by 2 points, and by twice the spread of their
+    arm in every other seed. Returns the seeds that were run, by arm.
+    """
+    spread, done = {"mam": 0.1, "50-tenth": 1.0, "70-tenth": 9.0}, {}
+
+    def carry_out(tasks, command, settings, lock, after, *, progress):
+        for task in tasks:
+            for path in task.outputs:
+                arm, seed = path.parent.name, int(path.stem.removeprefix("seed-"))
+                assert not path.exists()
+                done.setdefault(arm, []).append(seed)
+                score = 0.5 + (arm != "uniform") * (0.02 + (-1) ** seed * spread.get(arm, 0) / 100)
+                head = {"data": SET.data, "genes": 30, "arm": arm, "seed": seed, "masks": {}}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({**head, "scores": {"rest": {"probe": score}}}))
+        after()
+        return []
+
+    monkeypatch.setattr(running, "carry_out", carry_out)
+    return done
+
+
+def test_seeds_are_added_until_the_intervals_are_narrow(tmp_path, instant):
+    config = load_config(None, {**TINY, "study.seeds": [0, 5, 6]})
+    arms = ["untrained", "mam", "50-tenth", "70-tenth"]
+    benchmark(config, [SET], tmp_path / "out", arms=arms, until=1.0, most_seeds=10, progress=False)
+    assert instant["mam"] == [0, 5, 6] == instant["untrained"]  # 0.1 points; first weights
+    table = summarize(tmp_path / "out").query("against == 'uniform'").set_index("arm")
+    halves = (table.high - table.low) / 2
+    assert halves["mam"] < 1
+    assert halves["50-tenth"] < 1
+    assert halves["70-tenth"] > 1
+    assert instant["50-tenth"] == [0, 5, 6, *range(7, 7 + len(instant["50-tenth"]) - 3)]
+    assert 3 < len(instant["50-tenth"]) < 10
+    assert instant["70-tenth"] == [0, 5, 6, 7, 8, 9, 10, 11, 12, 13] == instant["uniform"]
+    before = {arm: list(seeds) for arm, seeds in instant.items()}
+    benchmark(config, [SET], tmp_path / "out", arms=arms, until=1.0, most_seeds=10, progress=False)
+    assert instant == before
+    with pytest.raises(ConfigError, match=r"--until: expected points above 0; got 0"):
+        benchmark(config, [SET], tmp_path / "out", until=0, progress=False)
+
+
+def test_a_single_seed_gets_a_second(tmp_path, instant):
+    benchmark(
+        load_config(None, TINY), [SET], tmp_path / "out", arms=["mam"], until=9, progress=False
+    )
+    assert instant["mam"] == [0, 1]

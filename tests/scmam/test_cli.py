@@ -62,6 +62,11 @@ def test_each_command_has_a_page_with_examples(scmam, command):
     assert f"scmam {command}" in page.out
 
 
+def test_brackets_of_a_list_are_shown(scmam):
+    page = " ".join(scmam("benchmark", "--help").out.split())
+    assert "evaluation.methods=[fine-tuning]" in page
+
+
 def test_the_first_page_lists_every_command(scmam):
     page = scmam("--help").out
     assert all(f"│ {command} " in page for command in COMMANDS)

@@ -50,6 +50,11 @@ def scores_file(folder: Path, name: str, arm: str, seed: int) -> Path:
     return folder / "scores" / name / arm / f"seed-{seed}.json"
 
 
+def read_score(path: Path) -> dict[str, Any]:
+    """What a `scores_file` holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def work_folder(folder: Path, name: str, arm: str, seed: int) -> Path:
     """Where a run is trained; it is deleted when it is scored and no arm follows it."""
     return folder / "work" / name / arm / f"seed-{seed}"
@@ -107,7 +112,7 @@ def read_curves(folder: Path) -> pandas.DataFrame:
 def _records(folder: Path) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     """What identifies each run that was scored, and its file."""
     for path in sorted((folder / "scores").glob("*/*/seed-*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_score(path)
         yield tuple(run[name] for name in RUN), run
 
 

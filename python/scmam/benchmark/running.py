@@ -1,19 +1,29 @@
 """`benchmark`: run what is missing, and bring tables and pictures up to date."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from math import ceil, inf
 from pathlib import Path
 
 from ..config import Config, flat
 from ..data import open_cells
 from ..errors import ConfigError, RunError, listing
+from ..evaluation.intervals import paired_difference
 from ..storage import held
 from ..study.folder import log_file
 from ..study.progress import carry_out
 from ..study.queue import Outcome
 from ..study.tasks import Task
-from .arms import ARMS, chosen_arms, with_arms
-from .folder import RECORD, Benchmark, DataSet, open_benchmark, save_benchmark, scores_file
+from .arms import ARMS, UNIFORM, UNTRAINED, chosen_arms, with_arms
+from .folder import (
+    RECORD,
+    Benchmark,
+    DataSet,
+    open_benchmark,
+    read_score,
+    save_benchmark,
+    scores_file,
+)
 from .summary import summarize
 
 ARMS_A_TASK = 6
@@ -22,6 +32,8 @@ SECTIONS = ("data", "model", "masking", "training", "evaluation")
 OF_A_SET = ("data.path", "data.genes", "data.num_genes")
 """Settings that decide a score, and those of them that each data set has for itself."""
 SHOWN = 5  # changed settings that an error names
+MEASURED = "rest", "probe"  # part and metric whose intervals decide whether seeds are added
+MOST_SEEDS = 16
 BUSY = "another process (started by {owner}) computes this benchmark; wait for it"
 
 
@@ -32,6 +44,8 @@ def benchmark(
     *,
     arms: Sequence[str] = ("all",),
     curve: int | None = None,
+    until: float | None = None,
+    most_seeds: int = MOST_SEEDS,
     progress: bool = True,
 ) -> list[Outcome]:
     """Pretrain and score every arm on every data set with every seed, and summarise.
@@ -49,13 +63,17 @@ def benchmark(
         arms: names, groups and patterns, see `chosen_arms`.
         curve: score runs each time after so many steps too; None: as in earlier calls, at first
             only at the end. Runs that are done stay as they are.
+        until: add seeds to each arm until its difference to uniform masks (linear probe, cells that
+            were not set aside) is known to so many points of 100: half the width of its 95 %
+            interval. None: the seeds of `config` alone. `untrained` gets none.
+        most_seeds: up to so many.
         progress: show it.
 
     Returns:
         How each task ended.
 
     Raises:
-        ConfigError: no such arm.
+        ConfigError: no such arm, no data set, or `until` is not positive.
         CellsError: the cells of a data set cannot be used.
         RunError: the folder is something else, of other settings or of other files of the same
             name, or another process computes it.
@@ -65,6 +83,8 @@ def benchmark(
     config = with_arms(config)
     if not sets:
         raise ConfigError("--data: expected at least one data set; got none")
+    if until is not None and not until > 0:
+        raise ConfigError(f"--until: expected points above 0; got {until}")
     known = _known(folder, config)
     _check_names(folder, [*known.sets.values(), *sets])
     now = Benchmark(
@@ -72,13 +92,8 @@ def benchmark(
         known.sets | {one.name: one for one in sets},
         known.curve if curve is None else curve,
     )
-    tasks = [
-        task
-        for seed in config.study.seeds
-        for one in sets
-        for task in _tasks(folder, one, seed, names)
-        if not task.done()
-    ]
+    asked = [(one, seed, names) for seed in config.study.seeds for one in sets]
+    tasks = _missing(folder, asked)
     command, after = ["-m", "scmam.study.worker", str(folder)], partial(summarize, folder)
     # Errors in the data are raised here, before anything is written or trained.
     for one in sets:
@@ -87,8 +102,60 @@ def benchmark(
     with held(folder, BUSY) as lock:
         save_benchmark(folder, now)
         outcomes = carry_out(tasks, command, config.study, lock, after, progress=progress)
+        seeds, last = config.study.seeds, max(config.study.seeds)
+        seeds += tuple(range(last + 1, last + 1 + most_seeds - len(seeds)))
+        while until is not None and not any(outcome.error for outcome in outcomes):
+            added = [more for one in sets for more in _added(folder, one, names, seeds, until)]
+            if not (tasks := _missing(folder, added)):
+                break
+            outcomes += carry_out(tasks, command, config.study, lock, after, progress=progress)
         summarize(folder)
     return outcomes
+
+
+def _missing(folder: Path, runs: Iterable[tuple[DataSet, int, Sequence[str]]]) -> list[Task]:
+    """The tasks that are to do, of data sets, seeds and arms."""
+    tasks = (task for one, seed, arms in runs for task in _tasks(folder, one, seed, arms))
+    return [task for task in tasks if not task.done()]
+
+
+def _added(
+    folder: Path, one: DataSet, arms: Sequence[str], seeds: Sequence[int], until: float
+) -> list[tuple[DataSet, int, tuple[str, ...]]]:
+    """The first of the seeds, and the arms that need them to be known to `until` points.
+
+    The width of an interval falls with the root of the number of seeds. That number is at most
+    doubled at a time: few differences say little about their spread.
+    """
+    uniform, needed = _measured(folder, one, UNIFORM, seeds), dict.fromkeys(arms, 0)
+    for arm in arms:
+        scores = _measured(folder, one, arm, seeds)
+        both = [seed for seed in scores if seed in uniform]
+        if arm in (UNIFORM, UNTRAINED) or not both:
+            continue
+        difference = paired_difference(
+            [scores[seed] for seed in both], [uniform[seed] for seed in both]
+        )
+        number = len(both)
+        half = inf if number == 1 else (difference.high - difference.low) / 2
+        if half > until:
+            needed[arm] = ceil(min(2 * number, number * (half / until) ** 2))
+    return [
+        (one, seed, chosen_arms(wide))
+        for place, seed in enumerate(seeds)
+        if (wide := [arm for arm in arms if place < needed[arm]])
+    ]
+
+
+def _measured(folder: Path, one: DataSet, arm: str, seeds: Iterable[int]) -> dict[int, float]:
+    """The score of `MEASURED` of each seed that has one, in points of 100."""
+    files = {seed: scores_file(folder, one.name, arm, seed) for seed in seeds}
+    part, metric = MEASURED
+    return {
+        seed: 100 * read_score(path)["scores"][part][metric]
+        for seed, path in files.items()
+        if path.is_file()
+    }
 
 
 def _known(folder: Path, config: Config) -> Benchmark:

@@ -47,6 +47,13 @@ def benchmark(
             least=1,
         ),
     ] = None,
+    until: Annotated[
+        float | None,
+        options.own("--until", "POINTS", "add seeds until each 95 % interval is +- so many points"),
+    ] = None,
+    most_seeds: Annotated[
+        int, typer.Option(metavar="N", min=2, help="of an arm on a data set, with --until")
+    ] = 16,
     given: options.Given,
     quiet: options.Quiet = False,
 ) -> None:
@@ -58,8 +65,10 @@ def benchmark(
     Shares of the non-zeros are 15, 30, 50, 70 and 85 %; of the zeros a tenth of it, the same, or
     none; behind mask tokens, or 80/10/10 in the decoder's input. Stop it at any moment and start
     the same command again: only what is missing is done. Add arms, seeds and data sets by naming
-    them; other settings need another folder. A run takes some 15 s of one core at 300 genes.
-    `--set evaluation.methods=[fine-tuning]` fine-tunes each model too, which takes 1.6 times as
+    them; other settings need another folder. With --until, arms get seeds beyond --seeds until
+    their difference to uniform (linear probe) is known to so many points, or --most-seeds are
+    reached. A run takes some 15 s of one core at 300 genes.
+    `--set 'evaluation.methods=\\[fine-tuning]'` fine-tunes each model too, which takes 1.6 times as
     long as pretraining it.
 
     Writes FOLDER/: config.yaml, benchmark.json, scores/ (a file a run), logs/, runs.csv (every
@@ -73,6 +82,7 @@ def benchmark(
       scmam benchmark --data cells.h5ad --out benchmark --jobs 8
       scmam benchmark --data a.h5ad --data b.h5ad --arms '*-tenth,random-ratio' --out shares
       scmam benchmark --arms grid --genes 300,2000 --seeds 0-7 --out benchmark
+      scmam benchmark --arms 50-tenth,mam --seeds 0-4 --until 1 --out decided
       scmam benchmark --out benchmark --scheduler tcp://host:8786   on a dask cluster
     """
     from ..benchmark import DataSet
@@ -86,8 +96,18 @@ def benchmark(
     sizes = options.numbers(genes, "--genes") or ()
     sets = [DataSet(path, size) for size in sizes for path in files]
     asked = options.names(arms) or ("all",)
-    outcomes = run(settings, sets, out, arms=asked, curve=curve, progress=not quiet)
-    print(f"Pictures: {draw_page(out)}")
+    outcomes = run(
+        settings,
+        sets,
+        out,
+        arms=asked,
+        curve=curve,
+        until=until,
+        most_seeds=most_seeds,
+        progress=not quiet,
+    )
+    if any((out / "scores").glob("*/*/seed-*.json")):
+        print(f"Pictures: {draw_page(out)}")
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
         print(f"  {outcome.task.name}: {outcome.error} (log: {outcome.task.log})")
