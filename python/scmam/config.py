@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "flat",
     "load_config",
+    "problem",
     "validated",
     "with_absolute_paths",
     "with_settings",
@@ -77,7 +78,7 @@ def validated(settings: Mapping[str, Any], source: str = "configuration") -> Con
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(_problem(detail) for detail in error.errors())
+        problems = "; ".join(map(problem, error.errors()))
         raise ConfigError(f"{source}: {problems}") from None
     except RecursionError:
         raise ConfigError(f"{source}: its settings are nested too deep") from None
@@ -163,13 +164,15 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{name.strip()}: its value is nested too deep") from None
 
 
-def _problem(detail: Mapping[str, Any]) -> str:
+def problem(detail: Mapping[str, Any]) -> str:
+    """One of the errors that pydantic found, in words: where, what is required, and what came."""
     # Not which type of a union.
-    where = ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"
+    where = "".join(f"{part}." for part in map(str, detail["loc"]) if "[" not in part)
+    where = f"{where[:-1]}: " if where else ""
     if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown setting"
+        return f"{where}unknown setting"
     message = detail["msg"].removeprefix("Value error, ")
     value = repr(detail["input"])
     value = value if len(value) <= 80 else f"{value[:80]} ..."
     shown = "" if isinstance(detail["input"], dict) else f"; got {value}"
-    return f"{where}: {message[0].lower() + message[1:]}{shown}"
+    return f"{where}{message[0].lower() + message[1:]}{shown}"

@@ -70,10 +70,13 @@ def test_the_file_gives_the_same_again(tmp_path):
     [
         ('{"method": "linear-probe"', "not the scores of an evaluation"),
         ("[]", "not the scores of an evaluation"),
-        ('{"method": "linear-probe", "classes": [], "settings": {}}', "no 'folds' in it"),
+        (
+            '{"method": "linear-probe", "classes": [], "settings": {}}',
+            "not the scores of an evaluation (folds: field required)",
+        ),
         (
             '{"method": "linear-probe", "classes": [], "settings": {}, "folds": [{"fold": 0}]}',
-            "no 'accuracy' in it",
+            "not the scores of an evaluation (folds.0.accuracy: field required)",
         ),
     ],
 )

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+Verdict = Literal["ahead", "behind", "not shown", "one seed"]
 
 
 class Interval(NamedTuple):
@@ -18,6 +20,10 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
 
 class PairedDifference(NamedTuple):
     """The mean of paired differences, its confidence interval, and the two-sided p-value of the
@@ -29,6 +35,23 @@ class PairedDifference(NamedTuple):
     high: float
     p_value: float
     n: int
+
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the interval: none for one seed, no difference where it holds 0."""
+        if not self.has_interval:
+            return "one seed"
+        if self.low > 0:
+            return "ahead"
+        return "behind" if self.high < 0 else "not shown"
+
+    def reversed(self) -> "PairedDifference":
+        """How much higher b is than a."""
+        return self._replace(mean=-self.mean, low=-self.high, high=-self.low)
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

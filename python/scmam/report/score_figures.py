@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 
 from ..drawing import DARK_INK, GROUND, INK, QUIET, RULE, Drawing, Options, blues, shortened
 from ..evaluation import Evaluation
+from ..evaluation.intervals import Interval, PairedDifference
 from .findings import METHOD_NAMES
 from .folder import StudyFiles
 from .formatting import points, signed_points
 from .palette import ArmStyle, Styles
-from .scores import METRICS, Score, baseline_scores, by_seed, difference, score
+from .scores import METRICS, baseline_scores, by_seed, difference, score
 
 WIDTH = 500
 ROW = 24
@@ -75,7 +76,7 @@ def differences_figure(
     return Drawing(WIDTH, 78 + ROW * len(arms), alt, paint)
 
 
-def _dot(axes: Axes, place: int, found: Score, style: ArmStyle) -> None:
+def _dot(axes: Axes, place: int, found: Interval | PairedDifference, style: ArmStyle) -> None:
     mark: Options = {"marker": style.marker, "markersize": 8.5, "mec": GROUND, "mew": 0.9}
     if found.has_interval:
         ends = [100 * found.low, 100 * found.high]
