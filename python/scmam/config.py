@@ -116,9 +116,8 @@ def as_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def fingerprint(config: Config, *sections: str) -> str:
-    """A short hash of the named sections, or of all."""
-    settings = config.model_dump(mode="json", include=set(sections) or None)
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A short hash of settings in values of JSON."""
     return digest(json.dumps(settings, sort_keys=True).encode())
 
 

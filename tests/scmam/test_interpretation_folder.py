@@ -204,7 +204,7 @@ def test_errors_come_before_the_work(cells, tmp_path):
     other = replace(cells, genes=("NEW", *cells.genes[1:]))
     with pytest.raises(
         CellsError,
-        match=r"expected the 765 genes that the run .* got 765 genes, 764 of them shared;"
+        match=r"1 of the 765 genes that .* was trained on are not among the 765 of these cells .*;"
         r" .*genes\.txt$",
     ):
         interpret(run, other, progress=False)

@@ -80,7 +80,7 @@ def test_donors_are_not_on_both_sides(cells: Cells):
 def test_cells_that_allow_no_test_set(cells: Cells):
     with pytest.raises(CellsError, match=r"are too few for a test set of 0\.2 of them; set"):
         splits(planted(2), SETTINGS)
-    with pytest.raises(CellsError, match="expected labels of at least two classes to tell apart"):
+    with pytest.raises(CellsError, match="set data.label to a column with at least two classes"):
         splits(replace(cells, labels=None, label=None, classes=()), SETTINGS)
 
 

@@ -884,7 +884,7 @@ def test_files_that_cannot_be_read_are_named_and_do_no_harm(small):
     assert "runs/mam/seed-1/metrics.csv could not be read" in shown.text
     assert "it has no column mean_expression" in shown.text
     assert (
-        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an"
+        "baselines/pca.json could not be read and is left out (not the scores of an"
         " evaluation" in shown.text
     )
     assert (

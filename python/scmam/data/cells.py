@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from ..config import digest
 from ..sequences import CellBatch
 from .matrix import as_tensor
 from .rows import Rows
@@ -69,6 +70,14 @@ class Cells:
         """Cells of each class, 0 for a class that a subset has none of."""
         sizes = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
         return dict(zip(self.classes, sizes.tolist(), strict=True))
+
+    def fingerprint(self) -> str:
+        """A short hash of the chosen cells, genes, depths, labels and donors."""
+        donors = () if self.donors is None else self.donors.tolist()
+        arrays = (self.cell_ids, self.codes, self.depth)
+        content = [np.ascontiguousarray(array).tobytes() for array in arrays]
+        content += ["\n".join(x).encode() + b"\0" for x in (self.genes, self.classes, donors)]
+        return digest(b"".join(content))
 
     def batch(self, indices: np.ndarray) -> CellBatch:
         """Some cells, dense.

@@ -123,6 +123,15 @@ def _better_column(vocabulary: tuple[str, ...], var: DataFrame) -> str | None:
     return None
 
 
+def sampled(cells: int) -> np.ndarray:
+    """Positions of as many cells, or of `VARIABLE_SAMPLE` of them, at random but always the same;
+    ascending.
+    """
+    if cells <= VARIABLE_SAMPLE:
+        return np.arange(cells)
+    return np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
+
+
 def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
     """The genes that vary most between cells, by scanpy: by the variance of Pearson residuals
     (Lause et al., Genome Biology 2021), which takes raw counts; by the dispersion of log1p
@@ -142,11 +151,8 @@ def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
         return np.arange(genes), f"All {genes} genes are taken: data.num_genes is {count}."
     import scanpy
 
-    chosen, on = np.arange(cells), ""
-    if cells > VARIABLE_SAMPLE:
-        chosen = np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
-        on = f", on {VARIABLE_SAMPLE} of the cells drawn at random"
-    data = AnnData(rows.take(chosen))
+    on = f", on {VARIABLE_SAMPLE} of the cells drawn at random" if cells > VARIABLE_SAMPLE else ""
+    data = AnnData(rows.take(sampled(cells)))
     if unit == PER_10K:
         how, flavor, find = "dispersion of log1p", "seurat", scanpy.pp.highly_variable_genes
         scanpy.pp.log1p(data)

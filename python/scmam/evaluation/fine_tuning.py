@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mam_kernels.sequences import Sequences
 from ..config import Evaluation as Settings
 from ..data import Cells
 from ..errors import ConfigError, RunError
+from ..learning_rate import rise_and_fall
 from ..model import CellModel
 from ..objective import Pretraining
 from .cross_validation import Predict
@@ -215,8 +217,10 @@ def _steps(
     step of AdamW, clipped, at a learning rate that rises and falls over all steps.
     """
     steps = epochs * math.ceil(cells / settings.batch_size)
+    rise = max(1, round(WARMUP * steps))
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    factor = partial(rise_and_fall, rise=rise, steps=steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for _ in range(epochs):
         for chosen in torch.randperm(cells, generator=order).split(settings.batch_size):
             optimizer.zero_grad()
@@ -224,16 +228,6 @@ def _steps(
             nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             schedule.step()
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Share of the full learning rate at a step in [0, steps): it rises linearly, and falls along a
-    cosine to 0.
-    """
-    rise = max(1, round(WARMUP * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -261,12 +255,8 @@ def standardising(features: np.ndarray) -> tuple[Tensor, Tensor]:
     """
     features = features.astype(np.float64)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
-    scale = np.divide(
-        1.0,
-        deviation,
-        out=np.zeros_like(deviation),
-        where=deviation > np.finfo(np.float32).eps * np.abs(mean),
-    )
+    varies = deviation > np.finfo(np.float32).eps * np.abs(mean)
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.diag(scale)).float()
 
 

@@ -1,6 +1,5 @@
 """`evaluate`: a run folder and labelled cells in, scores and features into the folder."""
 
-import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -11,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..config import Evaluation as Settings
-from ..config import digest
+from ..config import digest, validated
 from ..data import Cells
 from ..data.rows import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS, Run
 from ..settings import SPLIT
-from ..storage import require_writable, write_file, writing
+from ..storage import new_file, require_writable, writing
 from . import fine_tuning
 from .cross_validation import Say, scored, scored_positions, silent, splits
 from .embedding import embed
-from .methods import METHODS, classify, record
+from .methods import classify, record
 from .scores import Evaluation
 
 FOLDER = "evaluation"
@@ -62,8 +61,10 @@ def evaluate(
         RunError: the run is not done, or damaged; its fine-tuning diverges; or its folder cannot be
             written to.
     """
-    methods = tuple(settings.methods if methods is None else methods)
-    _require_methods(methods)
+    if methods is None:
+        methods = settings.methods
+    else:
+        methods = validated({"evaluation": {"methods": methods}}, "methods").evaluation.methods
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
     # An error in the labels is reported before the work, not after.
@@ -134,25 +135,22 @@ def _embedded(
 ) -> np.ndarray:
     """The features of all cells, float32, written as float16 too."""
     features = embed(pretraining, cells, max_tokens=settings.max_tokens, say=say)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        features=features.astype(np.float16),
-        codes=cells.codes,
-        classes=np.array(cells.classes, dtype=str),
-        cell_ids=cells.cell_ids,
-        settings=np.array(key),
-    )
-    write_file(folder / EMBEDDING, buffer.getvalue())
+    with new_file(folder / EMBEDDING) as beside, open(beside, "wb") as file:
+        np.savez(
+            file,
+            features=features.astype(np.float16),
+            codes=cells.codes,
+            classes=np.array(cells.classes, dtype=str),
+            cell_ids=cells.cell_ids,
+            settings=np.array(key),
+        )
     return features
 
 
 def _embedding_key(cells: Cells, settings: Settings, weights: str) -> str:
-    arrays = (cells.cell_ids, cells.codes, cells.depth)
-    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
     key = {
         "source": cells.source,
-        "content": digest(content + "\n".join(cells.classes).encode()),
+        "content": cells.fingerprint(),
         "max_tokens": settings.max_tokens,
         "weights": weights,
     }
@@ -186,14 +184,6 @@ def _finished(path: Path, wanted: dict[str, Any], say: Say) -> Evaluation | None
         return None
     say(f"{found.method}: already there")
     return found
-
-
-def _require_methods(methods: tuple[str, ...]) -> None:
-    for method in methods:
-        if method not in METHODS:
-            raise ConfigError(
-                f"evaluation.methods: expected some of {', '.join(METHODS)}; got {method!r}"
-            )
 
 
 def _require_unseen(run: Run, settings: Settings, say: Say) -> None:

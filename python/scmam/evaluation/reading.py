@@ -13,7 +13,8 @@ from torch import Tensor
 from mam_kernels.sequences import Sequences
 
 from ..data import Cells
-from ..sequences import csr_tensor, expression
+from ..data.matrix import as_tensor
+from ..sequences import expression
 
 CPU_TOKENS = 4096
 """Genes, padding included, that pass through the encoder at a time: few enough for their
@@ -90,13 +91,7 @@ class SequenceReader:
     def _shift(self, rows: csr_matrix, depth: Tensor) -> Tensor | None:
         if self.shift is None:
             return None
-        counts = csr_tensor(
-            torch.from_numpy(rows.indptr.astype(np.int64)),
-            torch.from_numpy(rows.indices.astype(np.int64)),
-            torch.from_numpy(rows.data.astype(np.float32)),
-            rows.shape,
-        )
-        return self.shift(expression(counts, depth, self.transform).to(self.device))
+        return self.shift(expression(as_tensor(rows), depth, self.transform).to(self.device))
 
     def _cut(self, sequences: Sequences) -> Sequences:
         if self.limit is None or sequences.values.shape[1] <= self.limit:

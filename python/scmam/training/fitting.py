@@ -23,7 +23,7 @@ from ..errors import RunError, ScmamError, one_line
 from ..objective import Pretraining
 from ..runs import CHECKPOINTS, METRICS, Run, load_file, open_run, update_record
 from ..sequences import CellBatch
-from .batches import CellData
+from .batches import CellData, batches_of
 from .checkpoints import (
     BEST,
     BestCheckpoint,
@@ -210,8 +210,6 @@ def _take_best(folder: Path, module: PretrainingModule) -> None:
 
 def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> dict[str, Any]:
     """Entries of run.json that are known at the end."""
-    if data.batches is None:
-        raise RuntimeError("data: expected cells that were trained on; got some without batches")
     training, timing = run.config.training, times.summary()
     per_step = training.batch_size * training.accumulate * trainer.world_size
     metrics = run.metrics()
@@ -222,7 +220,7 @@ def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> di
         best, best_step = float(row["loss"]), int(row["step"])
     return {
         "steps": trainer.global_step,
-        "epochs": trainer.global_step * training.accumulate / len(data.batches.loader),
+        "epochs": trainer.global_step * training.accumulate / len(batches_of(trainer).loader),
         "training_cells": len(data.training),
         "validation_cells": 0 if data.validation is None else len(data.validation),
         "cells_per_second": per_step / timing["step_ms"] * 1e3 if timing["step_ms"] else None,
