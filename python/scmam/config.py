@@ -7,6 +7,7 @@ results is saved with each run.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "fingerprint",
     "flat",
     "load_config",
+    "packaged",
     "problem",
     "validated",
     "with_absolute_paths",
@@ -130,6 +132,11 @@ def flat(config: Config) -> dict[str, Any]:
     """All settings as ``{"section.name": value}``, in values of JSON."""
     sections = config.model_dump(mode="json").items()
     return {f"{section}.{name}": x for section, values in sections for name, x in values.items()}
+
+
+def packaged(package: str, name: str) -> Any:
+    """The content of a YAML file beside the modules of a package."""
+    return yaml.safe_load(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def run(
         RunError: the folder is something else.
     """
     from .config import with_settings
-    from .study import compare
+    from .study.comparison import compare
 
     if jobs is not None:
         config = with_settings(config, study={"jobs": jobs})

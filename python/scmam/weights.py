@@ -55,7 +55,7 @@ class ExportedModel:
             CellsError: the cells lack genes of the model.
             RunError: the model gives features that are not finite.
         """
-        from .evaluation import embed
+        from .evaluation.embedding import embed
         from .evaluation.folder import with_genes
 
         cells = with_genes(

@@ -265,7 +265,7 @@ def test_classes_too_small_for_the_folds_are_named():
         r" evaluation.folds to 3",
     ):
         folds(from_anndata(_annotated(labels)), 5, seed=0)
-    with pytest.raises(CellsError, match="set data.label to a column with at least two classes"):
+    with pytest.raises(CellsError, match=r"set data.label to a column with at least two classes"):
         folds(from_anndata(anndata.AnnData(COUNTS)), 5, seed=0)
 
 

@@ -20,19 +20,13 @@ from scmam.config import Data, validated  # noqa: E402
 from scmam.config import Evaluation as Settings  # noqa: E402
 from scmam.data import from_anndata, open_cells  # noqa: E402
 from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
-from scmam.evaluation import (  # noqa: E402
-    baseline,
-    cross_validation,
-    embed,
-    evaluate,
-    fine_tune,
-    fine_tuning,
-    linear_probe,
-)
+from scmam.evaluation import cross_validation, fine_tuning  # noqa: E402
 from scmam.evaluation import reading as reading_module  # noqa: E402
-from scmam.evaluation.baselines import log_normalised  # noqa: E402
-from scmam.evaluation.embedding import sequence_reader  # noqa: E402
-from scmam.learning_rate import rise_and_fall
+from scmam.evaluation.baselines import baseline, log_normalised  # noqa: E402
+from scmam.evaluation.embedding import embed, sequence_reader  # noqa: E402
+from scmam.evaluation.folder import evaluate  # noqa: E402
+from scmam.evaluation.methods import fine_tune, linear_probe  # noqa: E402
+from scmam.learning_rate import rise_and_fall  # noqa: E402
 from scmam.objective import build_pretraining  # noqa: E402
 from scmam.runs import create_folder, open_run, update_record, write_weights  # noqa: E402
 

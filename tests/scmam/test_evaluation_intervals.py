@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 
-from scmam.evaluation import Interval, interval, paired_difference
+from scmam.evaluation.intervals import Interval, interval, paired_difference
 
 
 def test_interval_of_three_values():

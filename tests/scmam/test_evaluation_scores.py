@@ -7,8 +7,7 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
 from scmam.errors import RunError
-from scmam.evaluation import Evaluation
-from scmam.evaluation.scores import score
+from scmam.evaluation.scores import Evaluation, score
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 1, 0])

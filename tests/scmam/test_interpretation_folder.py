@@ -23,8 +23,10 @@ from scmam import drawing
 from scmam.config import Data
 from scmam.data import open_cells
 from scmam.errors import CellsError, ConfigError, RunError
-from scmam.interpretation import GeneSetError, figures, interpret
+from scmam.interpretation import figures
+from scmam.interpretation.enrichment import GeneSetError
 from scmam.interpretation.figures import most_specific
+from scmam.interpretation.folder import interpret
 from scmam.objective import build_pretraining
 
 from tests.scmam.interpreted import configured, finished_run, set_slopes

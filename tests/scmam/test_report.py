@@ -27,8 +27,8 @@ import pandas as pd
 from scipy import stats
 from scmam.config import Config, as_yaml, with_settings
 from scmam.errors import ReportError
-from scmam.evaluation import Evaluation, FoldScores
 from scmam.evaluation.intervals import PairedDifference
+from scmam.evaluation.scores import Evaluation, FoldScores
 from scmam.report import (
     maps,
     mask_section,

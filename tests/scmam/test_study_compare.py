@@ -28,7 +28,9 @@ from scmam.config import load_config, validated
 from scmam.data import from_anndata, open_cells
 from scmam.errors import CellsError, ConfigError, RunError
 from scmam.runs import open_run
-from scmam.study import compare, is_study, open_study, summarize
+from scmam.study.comparison import compare
+from scmam.study.folder import is_study, open_study
+from scmam.study.statistics import summarize
 from scmam.study.tasks import planned
 
 # Does what a worker leaves behind, in no time. Scores are functions of arm and seed; the arm
@@ -544,7 +546,7 @@ def test_the_worker_matches_a_run_to_another(real, work):
 
 
 def test_the_worker_scores_a_baseline(real, work):
-    from scmam.evaluation import Evaluation
+    from scmam.evaluation.scores import Evaluation
 
     assert work("baseline", "pca") == 0
     assert Evaluation.load(real.folder / "baselines" / "pca.json").mean("accuracy") > 0.5

@@ -188,6 +188,6 @@ def test_seeds_that_differ_between_arms_are_said(written):
 
 def test_the_defaults_name_arms_that_exist():
     pytest.importorskip("torch")
-    from scmam.study import ARMS
+    from scmam.study.arms import ARMS
 
     assert set(Config().study.arms) <= set(ARMS)

@@ -103,7 +103,7 @@ def doctor(
 
 
 def _arms_text() -> str:
-    from ..study import ARMS
+    from ..study.arms import ARMS
 
     width = max(map(len, ARMS)) + 2
     return "\n".join(f"{name:{width}}{arm.what}" for name, arm in ARMS.items())

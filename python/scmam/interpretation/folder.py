@@ -19,13 +19,11 @@ from ..runs import GENES, Run
 from ..settings import Masking
 from ..storage import new_folder, writing
 from . import figures
-from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among
+from .enrichment import over_representation, read_gene_sets, sets_among
 from .examples import Examples, example_masks
 from .summary import summarise
 from .tables import frequencies, frequencies_by_type, ranking
 from .tally import Draws, batch_cells, count_masks
-
-__all__ = ["GeneSetError", "Interpretation", "interpret"]
 
 FOLDER = "genes"
 TABLES = (

@@ -20,7 +20,7 @@ import yaml
 
 from ..config import validated
 from ..errors import ConfigError, ReportError, one_line
-from ..evaluation import Evaluation
+from ..evaluation.scores import Evaluation
 from ..study.published import Backbone
 
 LEARNED = ("mam", "mam-embedding")
@@ -225,7 +225,7 @@ class StudyFiles:
     @cached_property
     def planned(self) -> dict[str, dict[str, Any]]:
         """The masking settings that the configuration of the study gives each arm."""
-        from ..study import arm_config
+        from ..study.arms import arm_config
 
         planned = {}
         for arm in self.arms if self.is_study else ():

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawing import DARK_INK, GROUND, INK, QUIET, RULE, Drawing, Options, blues, shortened
-from ..evaluation import Evaluation
 from ..evaluation.intervals import Interval, PairedDifference
+from ..evaluation.scores import Evaluation
 from .findings import METHOD_NAMES
 from .folder import StudyFiles
 from .formatting import points, signed_points

@@ -3,12 +3,9 @@ them.
 """
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-import yaml
-
-from ..config import Config, with_settings
+from ..config import Config, packaged, with_settings
 from ..errors import ConfigError
 from ..settings import Masking
 
@@ -30,8 +27,10 @@ PLAIN = Masking().model_dump(exclude=OF_THE_STUDY)
 PLAIN |= {"ratio": 0.3, "zero_ratio": None, "corruption": "80/10/10"}
 """Settings of `masking` of an arm that names none."""
 
-_LISTED = yaml.safe_load(files(__package__).joinpath("arms.yaml").read_text(encoding="utf-8"))
-ARMS = {name: Arm(settings.pop("what"), settings) for name, settings in _LISTED.items()}
+ARMS = {
+    name: Arm(settings.pop("what"), settings)
+    for name, settings in packaged(__package__, "arms.yaml").items()
+}
 
 
 def arm_config(config: Config, name: str, seed: int) -> Config:
