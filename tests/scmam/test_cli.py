@@ -345,11 +345,11 @@ def test_compare_is_called_with_what_the_flags_say(scmam, monkeypatch, tmp_path)
 
 
 def test_doctor_says_what_is_wrong(scmam, monkeypatch):
-    from scmam.doctor import Check, Examination
+    from scmam.doctor import Check
 
     monkeypatch.setattr(
         "scmam.doctor.examine",
-        lambda **options: Examination((Check("disk", True, "much"), Check("gpu", False, "broken"))),
+        lambda **options: [Check("disk", True, "much"), Check("gpu", False, "broken")],
     )
     ended = scmam("doctor", "--fast")
     assert ended.status == 1

@@ -20,7 +20,8 @@ from scmam.evaluation.embedding import embed
 from scmam.evaluation.folder import evaluate
 from scmam.objective import build_pretraining
 from scmam.runs import Run
-from scmam.study.arms import ARMS, arm_configfrom scmam.study.published import SETTINGS, verdict
+from scmam.study.arms import ARMS, arm_config
+from scmam.study.published import SETTINGS, verdict
 from scmam.study.tasks import planned
 from scmam.training import pretrain
 from scmam.training.start import OF_GENES, start_from

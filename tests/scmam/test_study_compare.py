@@ -320,7 +320,7 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
                 },
             },
             ConfigError,
-            "a, seed 0, b, seed 0, a, seed 1, b, seed 1 wait for each other",
+            "study.arms: a, seed 0, b, seed 0 wait for each other",
         ),
     ],
 )

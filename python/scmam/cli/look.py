@@ -94,11 +94,11 @@ def doctor(
       scmam doctor
       scmam doctor --fast
     """
-    from ..doctor import examine
+    from ..doctor import examine, summary
 
-    examination = examine(validation=not fast, progress=not quiet)
-    print(examination.as_text())
-    if not examination.ok:
+    checks = examine(validation=not fast, progress=not quiet)
+    print(summary(checks))
+    if not all(check.ok for check in checks):
         raise typer.Exit(FAILED)
 
 

@@ -37,7 +37,8 @@ def cell_batch(counts: Any, cell_ids: Any, *, depth: Any = None, labels: Any = N
         raise ValueError(
             f"cell_ids: expected integers in [0, 2**32); got {int(ids.min())} to {int(ids.max())}"
         )
-    total = _sums(matrix) if depth is None else _vector("depth", depth, rows).float()
+    every = torch.ones(matrix.shape[1], device=matrix.device)
+    total = matrix @ every if depth is None else _vector("depth", depth, rows).float()
     codes = torch.full((rows,), -1) if labels is None else _vector("labels", labels, rows).long()
     return CellBatch(matrix, total, ids.long(), codes)
 
@@ -62,11 +63,3 @@ def _vector(name: str, values: Any, rows: int) -> Tensor:
             f"{name}: expected one for each of the {rows} cells; got shape {tuple(vector.shape)}"
         )
     return vector
-
-
-def _sums(matrix: Tensor) -> Tensor:
-    if matrix.layout == torch.strided:
-        return matrix.sum(dim=1)
-    lengths = matrix.crow_indices().diff()
-    row = torch.arange(len(lengths), device=matrix.device).repeat_interleave(lengths)
-    return torch.zeros(len(lengths), device=matrix.device).index_add_(0, row, matrix.values())

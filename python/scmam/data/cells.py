@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from pandas import Index
 from scipy.sparse import csr_matrix
 
 from ..config import digest
@@ -62,8 +63,7 @@ class Cells:
         """(cells,) int64: index into `classes`, -1 where a cell has no label."""
         if self.labels is None:
             return np.full(self.num_cells, -1, dtype=np.int64)
-        code = {name: index for index, name in enumerate(self.classes)}
-        return np.array([code.get(label, -1) for label in self.labels.tolist()], dtype=np.int64)
+        return Index(self.classes).get_indexer(self.labels).astype(np.int64)
 
     @property
     def class_sizes(self) -> dict[str, int]:

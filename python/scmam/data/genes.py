@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
-from pandas import DataFrame
+from pandas import DataFrame, Index
 
 from ..errors import CellsError, listing
 from .counts import PER_10K
@@ -24,7 +24,9 @@ def gene_names(var: DataFrame, where: str) -> tuple[str, ...]:
         CellsError: a name is missing, is no line of text, or occurs twice.
     """
     found = [str(name) for name in var.index]
-    broken = [name for name in found if "".join(name.splitlines()) != name or not _encodes(name)]
+    # Half of a character cannot be encoded, so no file takes it.
+    lines = ("".join(name.encode(errors="ignore").decode().splitlines()) for name in found)
+    broken = [name for name, line in zip(found, lines, strict=True) if name != line]
     if broken:
         raise CellsError(
             f"{where}: {len(broken)} of {len(found)} gene names are no line of text"
@@ -43,14 +45,6 @@ def gene_names(var: DataFrame, where: str) -> tuple[str, ...]:
             " add them up or call adata.var_names_make_unique(), and write the file again"
         )
     return names
-
-
-def _encodes(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # half of a character, which no file takes
-        return False
-    return True
 
 
 def numbered(names: tuple[str, ...]) -> bool:
@@ -93,8 +87,7 @@ def vocabulary_columns(
     Raises:
         CellsError: fewer than 10 % of them are there, or fewer than 50 and not all.
     """
-    place = {name: column for column, name in enumerate(names)}
-    columns = np.array([place.get(name, -1) for name in vocabulary], dtype=np.int64)
+    columns = Index(names).get_indexer(vocabulary)
     shared = int(np.count_nonzero(columns >= 0))
     said = f"{shared} of the {len(vocabulary)} genes of {path.name} are in the file"
     if shared == len(vocabulary):

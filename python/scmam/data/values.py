@@ -4,6 +4,7 @@ to counts.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -83,10 +84,7 @@ class Look:
 
 def look_at(blocks: Iterable[csr_matrix]) -> Look:
     """Statistics of the values of blocks of rows."""
-    look = Look()
-    for rows in blocks:
-        look.add(rows)
-    return look
+    return reduce(Look.add, blocks, Look())
 
 
 def row_sums(rows: csr_matrix) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pandas import Index
 
 from ..config import Evaluation as Settings
 from ..config import digest, validated
@@ -111,16 +112,14 @@ def with_genes(cells: Cells, genes: tuple[str, ...], trained: Path, vocabulary: 
     """
     if tuple(cells.genes) == tuple(genes):
         return cells
-    places = {gene: place for place, gene in enumerate(cells.genes)}
-    missing = [gene for gene in genes if gene not in places]
-    if missing:
+    chosen = Index(cells.genes).get_indexer(genes)
+    if missing := [gene for gene, place in zip(genes, chosen, strict=True) if place < 0]:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CellsError(
             f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained"
             f" on are not among the {len(cells.genes)} of these cells ({shown}); read the cells"
             f" with data.genes=vocabulary and data.vocabulary={vocabulary}"
         )
-    chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
     counts = cells.counts
     columns = chosen if counts.columns is None else counts.columns[chosen]
     return replace(

@@ -26,13 +26,13 @@ from ..sequences import CellBatch
 from .batches import CellData, batches_of
 from .checkpoints import (
     BEST,
-    BestCheckpoint,
     LastCheckpoint,
     Restored,
-    Snapshots,
     WholeFiles,
+    best_checkpoint,
     checkpoint_to_go_on_from,
     read_checkpoint,
+    snapshots_every,
     without,
 )
 from .losses import LossLog
@@ -141,9 +141,9 @@ def _watchers(
         stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
         watchers.append(stop)
     if validates:
-        watchers.append(BestCheckpoint(folder, WATCHED))
+        watchers.append(best_checkpoint(folder, WATCHED))
     if snapshot_every is not None:
-        watchers.append(Snapshots(folder, snapshot_every))
+        watchers.append(snapshots_every(folder, snapshot_every))
     return watchers
 
 
