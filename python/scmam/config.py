@@ -15,30 +15,11 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import ConfigError, one_line
-from .settings import Config, Data, Evaluation, Masking, Model, Study, Training
+from .settings import Config
+from .settings import Evaluation as Evaluation
 
 PATHS = (("data", "path"), ("data", "vocabulary"), ("training", "start_from"))
 """Settings that name files, by section."""
-
-__all__ = [
-    "Config",
-    "Data",
-    "Evaluation",
-    "Masking",
-    "Model",
-    "Study",
-    "Training",
-    "as_yaml",
-    "digest",
-    "fingerprint",
-    "flat",
-    "load_config",
-    "packaged",
-    "problem",
-    "validated",
-    "with_absolute_paths",
-    "with_settings",
-]
 
 
 def load_config(

@@ -30,7 +30,7 @@ from mam_kernels.weights.files import fill, read_checkpoint
 from .config import Config, as_yaml, flat, load_config
 from .errors import CellsError, ConfigError, RunError, one_line
 from .objective import Pretraining, build_pretraining
-from .settings import SPLIT
+from .settings.studies import SPLIT
 from .storage import new_file, new_folder, read_csv, read_json, write_file
 
 CONFIG, RECORD, GENES, METRICS = "config.yaml", "run.json", "genes.txt", "metrics.csv"

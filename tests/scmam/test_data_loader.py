@@ -13,7 +13,6 @@ anndata = pytest.importorskip("anndata", reason="the single-cell layer is not in
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
 from scmam.data import (  # noqa: E402
     CellLoader,
     development_split,
@@ -24,6 +23,7 @@ from scmam.data import (  # noqa: E402
     stratified,
 )
 from scmam.errors import CellsError  # noqa: E402
+from scmam.settings import Data  # noqa: E402
 
 COUNTS = scipy_sparse.csr_matrix(
     np.random.default_rng(0).poisson(0.7, (53, 30)).astype(np.float32)

@@ -16,8 +16,7 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Data, validated  # noqa: E402
-from scmam.config import Evaluation as Settings  # noqa: E402
+from scmam.config import validated  # noqa: E402
 from scmam.data import from_anndata, open_cells  # noqa: E402
 from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
 from scmam.evaluation import cross_validation, fine_tuning  # noqa: E402
@@ -29,6 +28,8 @@ from scmam.evaluation.methods import fine_tune, linear_probe  # noqa: E402
 from scmam.learning_rate import rise_and_fall  # noqa: E402
 from scmam.objective import build_pretraining  # noqa: E402
 from scmam.runs import create_folder, open_run, update_record, write_weights  # noqa: E402
+from scmam.settings import Data  # noqa: E402
+from scmam.settings import Evaluation as Settings  # noqa: E402
 
 CLASSES = ("B", "NK", "T")
 SETTINGS = Settings(folds=3, epochs=4, batch_size=16, hidden=16, lr=3e-3)

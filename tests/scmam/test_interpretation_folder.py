@@ -20,7 +20,6 @@ pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 import pandas as pd
 from matplotlib import image
 from scmam import drawing
-from scmam.config import Data
 from scmam.data import open_cells
 from scmam.errors import CellsError, ConfigError, RunError
 from scmam.interpretation import figures
@@ -28,6 +27,7 @@ from scmam.interpretation.enrichment import GeneSetError
 from scmam.interpretation.figures import most_specific
 from scmam.interpretation.folder import interpret
 from scmam.objective import build_pretraining
+from scmam.settings import Data
 
 from tests.scmam.interpreted import configured, finished_run, set_slopes
 

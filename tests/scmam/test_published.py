@@ -14,7 +14,6 @@ pytest.importorskip("lightning", reason="pretraining is Lightning's")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 
 from scmam.config import Config, with_settings
-from scmam.config import Evaluation as Settings
 from scmam.data import Cells
 from scmam.errors import CellsError, ConfigError, RunError
 from scmam.evaluation import published
@@ -24,6 +23,7 @@ from scmam.evaluation.embedding import embed, sequence_reader
 from scmam.evaluation.folder import evaluate
 from scmam.evaluation.methods import classify
 from scmam.objective import Pretraining, build_pretraining
+from scmam.settings import Evaluation as Settings
 from scmam.training import fitting, pretrain
 from scmam.training.module import rate_factor
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from ..config import Data
 from ..errors import CellsError, listing
+from ..settings import Data
 from .columns import SHOWN, total_columns
 from .matrix import Matrix, prepared
 from .source import FIXED, Source

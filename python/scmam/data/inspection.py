@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Data
 from ..errors import CellsError, listing
+from ..settings import Data
 from .columns import as_text, donor_columns, label_column, label_columns, require_column
 from .counts import Found, find_counts, first_look, places_in_order, require_place
 from .files import open_source

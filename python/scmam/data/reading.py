@@ -6,8 +6,8 @@ import numpy as np
 from anndata import AnnData
 from pandas import DataFrame
 
-from ..config import Data
 from ..errors import CellsError, listing
+from ..settings import Data
 from .cells import Cells
 from .columns import as_text, label_column, require_column
 from .counts import Found, find_counts

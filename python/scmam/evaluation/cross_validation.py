@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Evaluation as Settings
 from ..data import Cells, development_split, folds, stratified
 from ..data.splits import require_classes
 from ..errors import CellsError
+from ..settings import Evaluation as Settings
 from .scores import Evaluation, FoldScores, score
 
 Predict = Callable[[int, np.ndarray, np.ndarray], np.ndarray]

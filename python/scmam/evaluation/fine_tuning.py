@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
 
-from ..config import Evaluation as Settings
 from ..data import Cells
 from ..errors import ConfigError, RunError
 from ..learning_rate import rise_and_fall
 from ..model import CellModel
 from ..objective import Pretraining
+from ..settings import Evaluation as Settings
 from .cross_validation import Predict
 from .embedding import sequence_reader
 from .reading import SequenceReader

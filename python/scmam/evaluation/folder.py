@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from pandas import Index
 
-from ..config import Evaluation as Settings
 from ..config import digest, validated
 from ..data import Cells
 from ..data.rows import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS, Run
-from ..settings import SPLIT
+from ..settings import Evaluation as Settings
+from ..settings.studies import SPLIT
 from ..storage import new_file, require_writable, writing
 from . import fine_tuning
 from .cross_validation import Say, scored, scored_positions, silent, splits

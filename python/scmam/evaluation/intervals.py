@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+Values = Sequence[float] | np.ndarray
 Verdict = Literal["ahead", "behind", "not shown", "one seed"]
 
 
@@ -54,7 +55,7 @@ class PairedDifference(NamedTuple):
         return self._replace(mean=-self.mean, low=-self.high, high=-self.low)
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Values) -> Interval:
     """The mean of values and its 95 % Student t interval. Equal values have no spread: there the
     interval is the point.
 
@@ -77,7 +78,7 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, float(low), float(high), number)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
+def paired_difference(a: Values, b: Values) -> PairedDifference:
     """How much higher a is than b, pair by pair: ``a[i]`` and ``b[i]`` are scores of the same seed.
 
     Differences that are all the same have no spread: the interval is the point, and the p-value 0
@@ -104,7 +105,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifferenc
     return PairedDifference(mean, low, high, p_value, number)
 
 
-def _checked(values: Sequence[float]) -> np.ndarray:
+def _checked(values: Values) -> np.ndarray:
 
     array = np.asarray(values, dtype=np.float64)
     if not array.size:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import Evaluation as Settings
 from ..data import Cells
 from ..objective import Pretraining
+from ..settings import Evaluation as Settings
 from . import fine_tuning, probing, published
 from .cross_validation import Predict, Say, cross_validate, describe, scored, silent
 from .embedding import embed

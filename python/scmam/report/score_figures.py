@@ -99,7 +99,8 @@ def confusion_of(evaluations: list[Evaluation]) -> tuple[tuple[str, ...], np.nda
     """
 
     classes = evaluations[0].classes
-    matrix = sum(found.confusion() for found in evaluations if found.classes == classes)
+    counted = [found.confusion() for found in evaluations if found.classes == classes]
+    matrix = np.sum(counted, axis=0)
     cells = matrix.sum(axis=1)
     order = np.argsort(-cells, kind="stable")
     shares = matrix / np.maximum(cells, 1)[:, None]

@@ -23,7 +23,8 @@ def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") ->
     """The mean of an arm over its seeds, as in summary.csv; over the folds of a single run."""
     row = _row(study.summary, arm, method, metric)
     if row is not None:
-        return Interval(*map(float, row[["mean", "low", "high"]]), int(row["seeds"]))
+        mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
+        return Interval(mean, low, high, int(row["seeds"]))
     evaluations = study.evaluations(arm, method)
     return interval(evaluations[0].values(metric)) if evaluations and not study.is_study else None
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
-from ..config import Training
 from ..data import CellLoader, Cells, holdout
 from ..sequences import CellBatch
+from ..settings import Training
 
 
 class TrainingBatches:

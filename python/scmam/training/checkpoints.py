@@ -12,9 +12,9 @@ from lightning.pytorch import __version__ as lightning_version
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from ..config import Training
 from ..errors import RunError
 from ..runs import CHECKPOINTS, load_file, save_file
+from ..settings import Training
 from .signals import Interrupted, StopSignals
 
 VERSION = "pytorch-lightning_version"  # as Lightning names it in a checkpoint

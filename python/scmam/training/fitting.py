@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from mam_kernels.weights import WeightsError
 from mam_kernels.weights.files import fill
 
-from ..config import Config, Training
+from ..config import Config
 from ..data import Cells
 from ..errors import RunError, ScmamError, one_line
 from ..objective import Pretraining
@@ -72,8 +72,16 @@ def fit(
         unused = num_processes(training) > 1 and has_unused_parameters(
             pretraining, data.training.batch(np.arange(1))
         )
-        watchers = [times, log, *([StepBar(log)] if progress else [])]
-        watchers += _watchers(folder, training, data.validation is not None, snapshot_every)
+        watchers: list[Callback] = [times, log]
+        if progress:
+            watchers.append(StepBar(log))
+        if data.validation is not None:
+            watchers.append(best_checkpoint(folder, WATCHED))
+            if (patience := training.patience) is not None:
+                stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
+                watchers.append(stop)
+        if snapshot_every is not None:
+            watchers.append(snapshots_every(folder, snapshot_every))
         trainer = _trainer(config, folder, watchers, unused)
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         checkpoint = checkpoint_to_go_on_from(folder)
@@ -130,21 +138,6 @@ def has_unused_parameters(pretraining: Pretraining, batch: CellBatch) -> bool:
     return any(
         gradient is None for gradient in torch.autograd.grad(total, parameters, allow_unused=True)
     )
-
-
-def _watchers(
-    folder: Path, training: Training, validates: bool, snapshot_every: int | None
-) -> list[Callback]:
-    """The callbacks that use the validation loss, and snapshots."""
-    watchers: list[Callback] = []
-    if validates and (patience := training.patience) is not None:
-        stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
-        watchers.append(stop)
-    if validates:
-        watchers.append(best_checkpoint(folder, WATCHED))
-    if snapshot_every is not None:
-        watchers.append(snapshots_every(folder, snapshot_every))
-    return watchers
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:

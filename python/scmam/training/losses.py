@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..config import Training
 from ..errors import RunError
 from ..runs import METRIC_COLUMNS
+from ..settings import Training
 from ..storage import write_file
 from .batches import batches_of
 from .module import PretrainingModule, rate_factor

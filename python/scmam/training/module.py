@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mam_kernels.randomness import substream
 
-from ..config import Training
 from ..learning_rate import rise_and_fall
 from ..objective import Losses, Pretraining
 from ..sequences import CellBatch
+from ..settings import Training
 
 # The step of the masks of validation: always the same, so that losses can be compared.
 VALIDATION_STEP = 0
