@@ -260,7 +260,7 @@ def test_ctrl_c_says_how_to_go_on(scmam, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scmam.study.compare", interrupted)
+    monkeypatch.setattr("scmam.study.comparison.compare", interrupted)
     ended = scmam("compare", "--out", tmp_path / "study")
     assert ended.status == 130
     assert ended.err == (
@@ -318,7 +318,7 @@ def test_compare_is_called_with_what_the_flags_say(scmam, monkeypatch, tmp_path)
         calls.append((config.study, options))
         raise CellsError("stop here")
 
-    monkeypatch.setattr("scmam.study.compare", compare)
+    monkeypatch.setattr("scmam.study.comparison.compare", compare)
     arguments = [
         "--arms",
         "uniform, mam",
@@ -409,7 +409,7 @@ def test_a_place_that_cannot_be_written_to_is_said_in_one_line(scmam, monkeypatc
     def refuse(*arguments, **options):
         raise OSError(number, os.strerror(number), "place")
 
-    monkeypatch.setattr("scmam.study.compare", refuse)
+    monkeypatch.setattr("scmam.study.comparison.compare", refuse)
     done = scmam("compare", "--out", "study")
     assert done.status == 2
     assert done.err == f"error: place: {os.strerror(number)}\n"
@@ -418,7 +418,7 @@ def test_a_place_that_cannot_be_written_to_is_said_in_one_line(scmam, monkeypatc
 def test_a_scheduler_goes_into_the_configuration(scmam, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "scmam.study.compare", lambda config, *rest, **options: asked.append(config)
+        "scmam.study.comparison.compare", lambda config, *rest, **options: asked.append(config)
     )
     monkeypatch.setattr("scmam.cli.studies._conclude", lambda study: None)
     scmam("compare", "--out", "study", "--scheduler", "tcp://host:8786")

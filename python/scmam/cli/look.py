@@ -69,7 +69,10 @@ def config(
     from .settings_text import commented_yaml
 
     if arms:
-        print(_arms_text())
+        from ..study.arms import ARMS
+
+        width = max(map(len, ARMS)) + 2
+        print("\n".join(f"{name:{width}}{arm.what}" for name, arm in ARMS.items()))
     else:
         print(commented_yaml(options.configuration(*given)), end="")
 
@@ -100,10 +103,3 @@ def doctor(
     print(summary(checks))
     if not all(check.ok for check in checks):
         raise typer.Exit(FAILED)
-
-
-def _arms_text() -> str:
-    from ..study.arms import ARMS
-
-    width = max(map(len, ARMS)) + 2
-    return "\n".join(f"{name:{width}}{arm.what}" for name, arm in ARMS.items())

@@ -1,11 +1,9 @@
 """Find the raw counts of an AnnData, or recover them from their logarithm."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from ..errors import CellsError, listing
 from ..settings import Data
@@ -112,15 +110,11 @@ def require_place(source: Source, data: Data) -> str:
 
 def first_look(matrix: Matrix) -> Look:
     """Statistics of the values of a bounded number of cells, spread over the matrix."""
-    return look_at(_sample(matrix))
-
-
-def _sample(matrix: Matrix) -> Iterator[csr_matrix]:
     cells, length = matrix.shape[0], SAMPLED // SAMPLE_BLOCKS
     if cells <= SAMPLED:
-        return (rows for _, rows in matrix.blocks())
+        return look_at(rows for _, rows in matrix.blocks())
     starts = np.linspace(0, cells - length, SAMPLE_BLOCKS).astype(int).tolist()
-    return (matrix.span(start, start + length) for start in starts)
+    return look_at(matrix.span(start, start + length) for start in starts)
 
 
 def _converted(source: Source, place: str, matrix: Matrix, look: Look) -> Found:

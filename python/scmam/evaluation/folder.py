@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def evaluate(
     known = scored(cells, settings)
     # An error in the labels is reported before the work, not after.
     splits(known, settings)
-    say: Say = _print if progress else silent
+    say: Say = partial(print, flush=True) if progress else silent
     _require_unseen(run, settings, say)
     pretraining = run.load(run.device)
     if fine_tuning.METHOD in methods:
@@ -199,7 +200,3 @@ def _require_unseen(run: Run, settings: Settings, say: Say) -> None:
                 f"evaluation.{name}: expected {kept}, for {run.folder} was pretrained without the"
                 f" test cells of that; got {wanted}"
             )
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -37,8 +37,8 @@ def scores_figure(
         hollow: Options = {"marker": "d", "markersize": 8, "mfc": "none", "mec": QUIET, "mew": 1.6}
         for place, (arm, found) in enumerate(arms.items()):
             seeds = [100 * value for value in by_seed(study, arm, method, metric).values()]
-            small: Options = {"markersize": 3, "color": styles[arm].colour, "alpha": 0.55, "mew": 0}
-            axes.plot(seeds, [place + 0.27] * len(seeds), "o", **small)
+            below, colour = [place + 0.27] * len(seeds), styles[arm].colour
+            axes.plot(seeds, below, "o", markersize=3, color=colour, alpha=0.55, mew=0)
             _dot(axes, place, found, styles[arm])
         for place, found in enumerate(baselines.values(), len(arms)):
             axes.plot([100 * found.mean], [place], linestyle="none", **hollow)
@@ -120,10 +120,8 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: np.ndarray) -
         axes.imshow(shares, cmap=blues(), vmin=0, vmax=1)
         labels = [shortened(name, 24) for name in classes]
         size = 10.5 if number <= 12 else 9 if number <= MOST_NUMBERS else 7
-        turned: Options = {"rotation": 40, "ha": "right"}
-        if number > 6:
-            turned = {"rotation": 90, "ha": "center"}
-        axes.set_xticks(range(number), labels, fontsize=size, **turned)
+        rotation, ha = (90, "center") if number > 6 else (40, "right")
+        axes.set_xticks(range(number), labels, fontsize=size, rotation=rotation, ha=ha)
         axes.set_yticks(range(number), labels, fontsize=size)
         axes.set(xlabel="taken for", ylabel="true cell type", title=title)
         axes.grid(False)
@@ -138,9 +136,8 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: np.ndarray) -
 def _numbers(axes: Axes, shares: np.ndarray, size: float) -> None:
     for row, column in zip(*(shares >= 0.005).nonzero(), strict=True):
         share = shares[row, column]
-        look: Options = {"ha": "center", "va": "center", "fontsize": size}
-        colour = "#ffffff" if share > 0.55 else DARK_INK
-        axes.text(column, row, f"{100 * share:.0f}", color=colour, **look)
+        look: Options = {"color": "#ffffff" if share > 0.55 else DARK_INK, "fontsize": size}
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", **look)
 
 
 def shade(share: float) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..drawing import Drawing
 from ..interpretation import figures
 from . import maps as cell_maps
 from .findings import (
@@ -226,7 +225,10 @@ def genes(study: StudyFiles, styles: Styles) -> Content:
     wanted = [shown_arm(study), *(arm for arm in tables if study.is_learned(arm)), *tables]
     told = next(arm for arm in wanted if arm in tables)
     top = max(map(figures.highest, tables.values()))
-    drawn = {arm: _frequencies(study, styles, arm, table, top) for arm, table in tables.items()}
+    drawn = {}
+    for arm, table in tables.items():
+        masks, colour = study.first_latents(arm).get("masks"), styles[arm].colour
+        drawn[arm] = figures.hidden_by_expression(arm, table, masks, colour=colour, top=top)
     kept = {
         arm
         for arm in drawn
@@ -238,11 +240,6 @@ def genes(study: StudyFiles, styles: Styles) -> Content:
         "others": [drawn[arm] for arm in drawn if arm not in kept],
         **_genes_of(study, styles, told),
     }
-
-
-def _frequencies(study: StudyFiles, styles: Styles, arm: str, table: Any, top: float) -> Drawing:
-    masks, colour = study.first_latents(arm).get("masks"), styles[arm].colour
-    return figures.hidden_by_expression(arm, table, masks, colour=colour, top=top)
 
 
 def _genes_of(study: StudyFiles, styles: Styles, arm: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,14 +65,14 @@ def fit(
             written.
     """
     training = config.training
-    times, log = StepTimes(), LossLog(folder / METRICS, training)
+    times, log, restored = StepTimes(), LossLog(folder / METRICS, training), Restored()
     data = CellData(cells, training, pin_memory=on_gpu(config))
     gpus = range(torch.cuda.device_count()) if on_gpu(config) else ()
     with quiet(), torch.random.fork_rng(gpus, enabled=config.model.dropout > 0):
         unused = num_processes(training) > 1 and has_unused_parameters(
             pretraining, data.training.batch(np.arange(1))
         )
-        watchers: list[Callback] = [times, log]
+        watchers: list[Callback] = [restored, times, log]
         if progress:
             watchers.append(StepBar(log))
         if data.validation is not None:
@@ -85,7 +85,7 @@ def fit(
         trainer = _trainer(config, folder, watchers, unused)
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         checkpoint = checkpoint_to_go_on_from(folder)
-        with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
+        with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, restored):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if training.keeps_best and trainer.global_step:
         _take_best(folder, module)
@@ -113,7 +113,7 @@ def _trainer(config: Config, folder: Path, watchers: list[Callback], unused: boo
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if training.validation else 0,
         num_sanity_val_steps=0,
-        callbacks=[Restored(), *watchers, LastCheckpoint(folder, training, signals)],
+        callbacks=[*watchers, LastCheckpoint(folder, training, signals)],
         plugins=[WholeFiles(), *([] if slurm is None else [slurm])],
         logger=_tensorboard(folder) if training.tensorboard else False,
         log_every_n_steps=1,
@@ -169,7 +169,7 @@ def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterato
 
 
 @contextlib.contextmanager
-def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
+def _taken_in(checkpoint: Path | None, restored: Restored) -> Iterator[None]:
     """Lightning and torch raise anything on a checkpoint that does not fit; say which one it is.
 
     Raises:
@@ -180,8 +180,6 @@ def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
     except (ScmamError, OSError):
         raise
     except Exception as error:
-        callbacks = cast(Any, trainer).callbacks  # set by Lightning, and not declared
-        restored = next(call for call in callbacks if isinstance(call, Restored))
         if checkpoint is None or restored.done:
             raise
         raise RunError(
