@@ -197,14 +197,8 @@ def export(
 
 def _changed(config: Config, given: options.Given, data: Path | None) -> Config:
     """The configuration of a run with what this call changes."""
-    from ..config import validated
-
-    settings = config.model_dump(mode="json")
-    changed = options.configuration(None, given.assignments, given.flags | {"data.path": data})
-    for section in changed.model_fields_set:
-        changes = getattr(changed, section)
-        settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))
-    return validated(settings)
+    flags, own = given.flags | {"data.path": data}, config.model_dump(mode="json")
+    return options.configuration(None, given.assignments, flags, defaults=own)
 
 
 def _evaluations_text(evaluations: Iterable["Evaluation"]) -> str:

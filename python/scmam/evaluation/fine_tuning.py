@@ -70,7 +70,7 @@ class Classifier(nn.Module):
         axes: Tensor,
     ) -> None:
         super().__init__()
-        self.model, self.block = model, block
+        self.model = model
         self.register_buffer("mean", mean)
         self.register_buffer("axes", axes)
         self.head = nn.Sequential(
@@ -80,17 +80,8 @@ class Classifier(nn.Module):
             nn.Linear(hidden, num_classes),
         )
         model.requires_grad_(False)
-        for part in self.trained():
+        for part in (model.embedding, model.encoder.blocks[block], model.encoder.norm):
             part.requires_grad_(True)
-
-    def trained(self) -> tuple[nn.Module, ...]:
-        """The modules that are trained."""
-        return (
-            self.model.embedding,
-            self.model.encoder.blocks[self.block],
-            self.model.encoder.norm,
-            self.head,
-        )
 
     def forward(self, sequences: Sequences, depth: Tensor, shift: Tensor | None = None) -> Tensor:
         """Logits (B, classes) of sequences (B, T), depth (B,) and shift (B, 1, width)."""
@@ -170,7 +161,7 @@ def fit(
     settings: Settings,
     order: torch.Generator,
 ) -> None:
-    """Train the parts of `Classifier.trained` together, in place.
+    """Train all parts of the classifier that are not frozen together, in place.
 
     A loop of its own rather than Lightning's: a fold takes seconds, of which setting up a Trainer
     would be a good share, and there is nothing to checkpoint or to log.
@@ -200,9 +191,8 @@ def predictions(classifier: Classifier, reader: SequenceReader, indices: np.ndar
     classifier.eval()
     predicted = np.empty(len(indices), dtype=np.int64)
     for part in reader.parts(indices):
-        predicted[part.positions] = (
-            classifier(part.sequences, part.depth, part.shift).argmax(dim=1).cpu().numpy()
-        )
+        logits = classifier(part.sequences, part.depth, part.shift)
+        predicted[part.positions] = logits.argmax(dim=1).cpu().numpy()
     return predicted
 
 

@@ -23,16 +23,16 @@ class Method(NamedTuple):
     details: Callable[[Settings], dict[str, Any]]  #: its own entries of `Evaluation.settings`
 
 
+def _published(method: str) -> Method:
+    return Method(partial(published.predictor, method), partial(published.details, method))
+
+
 METHODS = {
     probing.METHOD: Method(probing.predictor, probing.details),
-    published.PROBE: Method(
-        partial(published.predictor, published.PROBE), partial(published.details, published.PROBE)
-    ),
+    published.PROBE: _published(published.PROBE),
     fine_tuning.METHOD: Method(fine_tuning.predictor, fine_tuning.details),
 }
-RECIPE = Method(
-    partial(published.predictor, fine_tuning.METHOD), partial(published.details, fine_tuning.METHOD)
-)
+RECIPE = _published(fine_tuning.METHOD)
 """Fine-tuning under protocol "published"."""
 
 

@@ -89,7 +89,11 @@ def interpret(
         RunError: the run cannot be read, or its folder cannot be written to.
     """
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
-    _require(cells, draws, top if gmt is not None else None)
+    if draws < 1:
+        raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
+    if gmt is not None and not 1 <= top < cells.num_genes:
+        wanted = f"fewer genes than the {cells.num_genes} of the run, at least 1"
+        raise ConfigError(f"top: expected {wanted}; got {top}")
     sets = None if gmt is None else sets_among(read_gene_sets(gmt), cells.genes, str(gmt))
     device = run.device
     pretraining = run.load(device)
@@ -116,7 +120,7 @@ def interpret(
         frequencies=table,
         frequencies_by_type=None if types.empty else types,
         ranking=ranked,
-        latents=summary.as_dict(),
+        latents=dataclasses.asdict(summary),
         examples=examples,
         enrichment=enriched[0],
         enrichment_beyond_expression=enriched[1],
@@ -132,14 +136,6 @@ def draws_apart(masking: Masking) -> bool:
     must do the same.
     """
     return masking.zero_ratio is not None or masking.strategy not in ("mam", "uniform", "none")
-
-
-def _require(cells: Cells, draws: int, top: int | None) -> None:
-    if draws < 1:
-        raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
-    if top is not None and not 1 <= top < cells.num_genes:
-        wanted = f"fewer genes than the {cells.num_genes} of the run, at least 1"
-        raise ConfigError(f"top: expected {wanted}; got {top}")
 
 
 def _notes(

@@ -94,9 +94,5 @@ def shown_arm(study: StudyFiles) -> str | None:
 
 def candidates(study: StudyFiles, arm: str) -> int:
     """How many arms the shown one was the best of."""
-    alike = [
-        other
-        for other in study.arms
-        if other != study.reference and study.is_learned(other) == study.is_learned(arm)
-    ]
-    return sum(study.strategy(other) != "none" for other in alike)
+    others = [other for other in study.arms if study.is_learned(other) == study.is_learned(arm)]
+    return sum(study.strategy(other) != "none" for other in others if other != study.reference)

@@ -43,6 +43,12 @@ FEW_ARMS = 4
 SHOWN_ROWS = 12
 """Genes, or gene sets, of a table."""
 
+ENRICHED = {
+    "enrichment": "hidden most",
+    "enrichment_beyond_expression": "hidden most beyond their expression",
+}
+"""Tables of gene sets, and the genes that each is about."""
+
 UNFINISHED = {
     "failed": "Some of the runs failed; the same command tries them again.",
     "interrupted": "It was interrupted: this is what is there so far.",
@@ -229,11 +235,8 @@ def genes(study: StudyFiles, styles: Styles) -> Content:
     for arm, table in tables.items():
         masks, colour = study.first_latents(arm).get("masks"), styles[arm].colour
         drawn[arm] = figures.hidden_by_expression(arm, table, masks, colour=colour, top=top)
-    kept = {
-        arm
-        for arm in drawn
-        if len(drawn) <= FEW_ARMS or arm in (told, study.reference) or study.is_learned(arm)
-    }
+    of_interest = {arm for arm in drawn if arm in (told, study.reference) or study.is_learned(arm)}
+    kept = set(drawn) if len(drawn) <= FEW_ARMS else of_interest
     return {
         "arm": told,
         "ahead": [drawn[arm] for arm in drawn if arm in kept],
@@ -261,10 +264,7 @@ def _genes_of(study: StudyFiles, styles: Styles, arm: str) -> dict[str, Any]:
         rows = ranking.nlargest(SHOWN_ROWS, "beyond_expression").to_dict("records")
     sets = {
         title: _gene_sets(table)
-        for name, title in (
-            ("enrichment", "hidden most"),
-            ("enrichment_beyond_expression", "hidden most beyond their expression"),
-        )
+        for name, title in ENRICHED.items()
         if (table := study.first(arm, "table", name)) is not None
     }
     return {

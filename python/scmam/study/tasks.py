@@ -147,6 +147,6 @@ def _after_needs(tasks: Iterable[Task]) -> list[Task]:
         return [named[name] for name in sorter.static_order()]
     except CycleError as error:
         raise ConfigError(
-            f"study.arms: {', '.join(error.args[1][1:])} wait for each other; match one to an arm"
+            f"study.arms: {', '.join(error.args[1][:-1])} wait for each other; match one to an arm"
             " of its own"
         ) from None
