@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import CellsError, listing
+from ..sequences import COUNTS_PER
 from ..settings import Data
 from .columns import SHOWN, total_columns
 from .matrix import Matrix, prepared
 from .source import FIXED, Source
-from .values import COUNTS_PER, Conversion, Look, Rounding, equal_total, look_at, row_sums
+from .values import Conversion, Look, Rounding, equal_total, look_at, row_sums
 
 COUNT_LAYERS = (
     *("counts", "count", "rawcounts", "rawcount", "rawdata", "raw"),

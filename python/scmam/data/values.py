@@ -9,7 +9,6 @@ from functools import reduce
 import numpy as np
 from scipy.sparse import csr_matrix
 
-COUNTS_PER = 1e4
 # Totals of cells normalised to the same sum differ by less than this share of their median.
 EQUAL = 1e-3
 LARGEST_LOG = 15.0  # natural logarithm of 3 million; normalised counts are smaller

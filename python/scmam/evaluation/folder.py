@@ -63,10 +63,8 @@ def evaluate(
         RunError: the run is not done, or damaged; its fine-tuning diverges; or its folder cannot be
             written to.
     """
-    if methods is None:
-        methods = settings.methods
-    else:
-        methods = validated({"evaluation": {"methods": methods}}, "methods").evaluation.methods
+    asked = {"methods": settings.methods if methods is None else methods}
+    methods = validated({"evaluation": asked}, "methods").evaluation.methods
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
     # An error in the labels is reported before the work, not after.

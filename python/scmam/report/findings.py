@@ -107,9 +107,8 @@ def hidden_headline(study: StudyFiles) -> str:
     arms += hiding if len(hiding) <= FEW_ARMS else []
     for arm in [arm for arm in dict.fromkeys(arms) if arm in hiding]:
         if shares := measured_shares(study, arm):
-            nonzero, zero = (
-                percent(number(shares.get(name)), 0) for name in ("hidden_nonzero", "hidden_zero")
-            )
+            hidden = (number(shares.get(name)) for name in ("hidden_nonzero", "hidden_zero"))
+            nonzero, zero = (percent(share, 0) for share in hidden)
             entropy = decimal(number(shares.get("entropy")), 3)
             shape = f"entropy {entropy} of the largest{_scatter(study, arm)}"
             told.append(f"{arm} hid {nonzero} of the non-zeros and {zero} of the zeros ({shape})")
