@@ -49,7 +49,7 @@ def _explained(schema: dict[str, Any], default: Any) -> str:
 
 def _flow(value: Any) -> str:
     """A value as YAML on one line."""
-    style = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False}
+    style: dict[str, Any] = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False}
     return yaml.safe_dump(value, width=math.inf, **style).partition("\n...")[0].strip()
 
 
