@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".masking": ("build_strategy",),
         ".model": ("CellModel", "build_model"),
         ".objective": ("Losses", "Pretraining", "build_pretraining"),
-        ".report": ("write_report",),
+        ".report.page": ("write_report",),
         ".runs": ("Run", "open_run"),
         ".sequences": ("CellBatch", "expression"),
         ".study.arms": ("ARMS", "arm_config"),

@@ -258,7 +258,7 @@ def read_schedule(folder: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        rows = np.loadtxt(path, np.float32, delimiter=",", skiprows=1, ndmin=2)
+        rows = np.loadtxt(path, np.float32, delimiter=",", skiprows=1, usecols=(0, 1))
         return torch.from_numpy(rows.reshape(-1, 2))
     except ValueError as error:
         raise RunError(

@@ -167,7 +167,7 @@ def alone(path: Path, refusal: str, patience: float = ORPHANS) -> Iterator[int]:
             if _is_open_at(descriptor, path):
                 break
         except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+            owner = os.pread(descriptor, 9, 0).decode(errors="replace") or "unknown"
             if time.monotonic() >= end or (owner.isdecimal() and psutil.pid_exists(int(owner))):
                 os.close(descriptor)
                 raise RunError(refusal.replace("{owner}", owner)) from None

@@ -36,11 +36,11 @@ from scmam.report import (
     score_figures,
     sections,
     training_figures,
-    write_report,
 )
 from scmam.report.findings import compared, findings, headline, hidden_headline
 from scmam.report.folder import open_study_files
 from scmam.report.formatting import duration, listed, milliseconds, percent, points, signed_points
+from scmam.report.page import write_report
 from scmam.report.palette import arm_styles
 from scmam.study.statistics import METRICS, RESULT_COLUMNS, summary_of
 

@@ -91,7 +91,7 @@ def report(
       scmam report study
       scmam report runs/mam --out mam.html
     """
-    from ..report import write_report
+    from ..report.page import write_report
     from ..study.folder import is_study
     from ..study.statistics import summarize
 
@@ -130,7 +130,7 @@ def demo(
 
 def _conclude(study: Study) -> None:
     """The report, the comparison, and last what failed."""
-    from ..report import write_report
+    from ..report.page import write_report
     from ..study.published import verdict
     from ..study.table import summary_text
 

@@ -37,8 +37,7 @@ def cell_batch(counts: Any, cell_ids: Any, *, depth: Any = None, labels: Any = N
         raise ValueError(
             f"cell_ids: expected integers in [0, 2**32); got {int(ids.min())} to {int(ids.max())}"
         )
-    every = torch.ones(matrix.shape[1], device=matrix.device)
-    total = matrix @ every if depth is None else _vector("depth", depth, rows).float()
+    total = _sums(matrix) if depth is None else _vector("depth", depth, rows).float()
     codes = torch.full((rows,), -1) if labels is None else _vector("labels", labels, rows).long()
     return CellBatch(matrix, total, ids.long(), codes)
 
@@ -63,3 +62,10 @@ def _vector(name: str, values: Any, rows: int) -> Tensor:
             f"{name}: expected one for each of the {rows} cells; got shape {tuple(vector.shape)}"
         )
     return vector
+
+
+def _sums(matrix: Tensor) -> Tensor:
+    if matrix.layout == torch.strided:
+        return matrix.sum(dim=1)
+    lengths = matrix.crow_indices().diff()
+    return torch.segment_reduce(matrix.values(), "sum", lengths=lengths)

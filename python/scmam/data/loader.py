@@ -22,7 +22,7 @@ READ_AHEAD = 4096
 READ_VALUES = 2**23  # stored values that are read at once at most: 64 MiB with their indices
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CellLoader:
     """Batches of cells on the CPU.
 

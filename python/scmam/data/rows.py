@@ -11,7 +11,7 @@ from .matrix import Matrix, MemoryMatrix
 from .values import Conversion
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Rows:
     """Raw counts of chosen cells and genes: rows of a matrix, converted to counts and cut to the
     genes when they are read.

@@ -185,7 +185,8 @@ def perform(
     error: list[str] = []
 
     def report(said: dict[str, str]) -> None:
-        error.extend(filter(None, [said.get("error")]))
+        if "error" in said:
+            error.append(said["error"])
         worker.log_event(topic, {"task": task.name, **said})
 
     report({"stage": STARTING})
