@@ -469,7 +469,8 @@ def test_tables_come_from_the_runs_that_are_there(worker, cells, tmp_path):
     assert table.loc[("mam", "fine-tuning", "accuracy"), "mean"] == pytest.approx((0.03 + 0.5) / 2)
     evaluation.write_text("{}")
     with pytest.raises(
-        RunError, match=r"fine-tuning.json: no 'folds' in it; delete it and evaluate again"
+        RunError,
+        match=r"fine-tuning.json: not the scores of an evaluation \(method: field required",
     ):
         summarize(study.folder)
 
