@@ -132,9 +132,9 @@ def write_files(paths: Mapping[str, Path], cells: int, genes: int, *, seed: int 
 
 def reading(path: Path, sizes: Sizes) -> dict[str, Any]:
     """Cells a second of the loader, for each of `READERS`, when nothing else is done."""
-    from scmam.config import Data
     from scmam.data import CellLoader, open_cells
     from scmam.data.loader import READ_AHEAD
+    from scmam.settings import Data
 
     _forget(path)
     began, before = time.perf_counter(), peak_mebibytes()

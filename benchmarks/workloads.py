@@ -7,7 +7,7 @@ from torch import Tensor
 
 import mam_kernels as mam
 from mam_kernels._core import dispatch
-from mam_kernels.testing.cases import expression
+from mam_kernels.testing.inputs import expression
 
 SELECTION_RATIO = 0.3
 

@@ -221,6 +221,7 @@ def _arguments(parts: Mapping[str, Any]) -> str:
 
 def transforming() -> bool:
     """Whether a transform of ``torch.func`` is being computed."""
+    # torch.func has no public name for it; torch.autograd.Function.apply asks the same each time.
     return torch._C._are_functorch_transforms_active()
 
 

@@ -7,6 +7,7 @@ results is saved with each run.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,11 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import ConfigError, one_line
-from .settings import Config, Data, Evaluation, Masking, Model, Study, Training
+from .settings import Config
+from .settings import Evaluation as Evaluation
 
 PATHS = (("data", "path"), ("data", "vocabulary"), ("training", "start_from"))
 """Settings that name files, by section."""
-
-__all__ = [
-    "Config",
-    "Data",
-    "Evaluation",
-    "Masking",
-    "Model",
-    "Study",
-    "Training",
-    "as_yaml",
-    "digest",
-    "fingerprint",
-    "flat",
-    "load_config",
-    "validated",
-    "with_absolute_paths",
-    "with_settings",
-]
 
 
 def load_config(
@@ -77,7 +61,7 @@ def validated(settings: Mapping[str, Any], source: str = "configuration") -> Con
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(_problem(detail) for detail in error.errors())
+        problems = "; ".join(map(problem, error.errors()))
         raise ConfigError(f"{source}: {problems}") from None
     except RecursionError:
         raise ConfigError(f"{source}: its settings are nested too deep") from None
@@ -115,9 +99,8 @@ def as_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def fingerprint(config: Config, *sections: str) -> str:
-    """A short hash of the named sections, or of all."""
-    settings = config.model_dump(mode="json", include=set(sections) or None)
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A short hash of settings in values of JSON."""
     return digest(json.dumps(settings, sort_keys=True).encode())
 
 
@@ -130,6 +113,11 @@ def flat(config: Config) -> dict[str, Any]:
     """All settings as ``{"section.name": value}``, in values of JSON."""
     sections = config.model_dump(mode="json").items()
     return {f"{section}.{name}": x for section, values in sections for name, x in values.items()}
+
+
+def packaged(package: str, name: str) -> Any:
+    """The content of a YAML file beside the modules of a package."""
+    return yaml.safe_load(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -163,13 +151,15 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{name.strip()}: its value is nested too deep") from None
 
 
-def _problem(detail: Mapping[str, Any]) -> str:
+def problem(detail: Mapping[str, Any]) -> str:
+    """One of the errors that pydantic found, in words: where, what is required, and what came."""
     # Not which type of a union.
-    where = ".".join(part for part in map(str, detail["loc"]) if "[" not in part) or "configuration"
+    where = "".join(f"{part}." for part in map(str, detail["loc"]) if "[" not in part)
+    where = f"{where[:-1]}: " if where else ""
     if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown setting"
+        return f"{where}unknown setting"
     message = detail["msg"].removeprefix("Value error, ")
     value = repr(detail["input"])
     value = value if len(value) <= 80 else f"{value[:80]} ..."
     shown = "" if isinstance(detail["input"], dict) else f"; got {value}"
-    return f"{where}: {message[0].lower() + message[1:]}{shown}"
+    return f"{where}{message[0].lower() + message[1:]}{shown}"

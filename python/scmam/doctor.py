@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
@@ -46,28 +46,7 @@ class Check(NamedTuple):
     detail: str
 
 
-class Examination(NamedTuple):
-    """The results of all checks."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """True if no check failed."""
-        return all(check.ok for check in self.checks)
-
-    def as_text(self) -> str:
-        """A line for each, and a last one that sums up."""
-        width = max(len(check.name) for check in self.checks)
-        lines = [
-            f"{'ok   ' if check.ok else 'WRONG'} {check.name:{width}}  {check.detail}"
-            for check in self.checks
-        ]
-        wrong = ", ".join(check.name for check in self.checks if not check.ok)
-        return "\n".join([*lines, f"wrong: {wrong}" if wrong else "everything is in order"])
-
-
-def examine(*, validation: bool = True, progress: bool = True) -> Examination:
+def examine(*, validation: bool = True, progress: bool = True) -> list[Check]:
     """Run all checks.
 
     Args:
@@ -86,7 +65,18 @@ def examine(*, validation: bool = True, progress: bool = True) -> Examination:
             found.extend(look())
         except Exception as error:  # any failure is what the check reports
             found.append(Check(name, False, f"{type(error).__name__}: {error}"))
-    return Examination(tuple(found))
+    return found
+
+
+def summary(checks: Sequence[Check]) -> str:
+    """A line for each check, and a last one that sums up."""
+    width = max(len(check.name) for check in checks)
+    lines = [
+        f"{'ok   ' if check.ok else 'WRONG'} {check.name:{width}}  {check.detail}"
+        for check in checks
+    ]
+    wrong = ", ".join(check.name for check in checks if not check.ok)
+    return "\n".join([*lines, f"wrong: {wrong}" if wrong else "everything is in order"])
 
 
 def versions() -> dict[str, str | None]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.style import context
 
 INK, QUIET, RULE, GROUND = "#1c2127", "#5d6773", "#d9dee4", "#fefefe"
 FIXED = ("#d55e00", "#e69f00", "#882255", "#8a8f2f", "#7f4f24")
@@ -33,23 +33,8 @@ DARK_INK = "#1c2126"
 """Ink on a coloured field, which is the same on light and dark pages."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-STYLE = {
-    "text.parse_math": False,  # a class called $x$ is no formula
-    "font.family": "DejaVu Sans",
-    "font.size": 11.5,
-    "figure.dpi": 72,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "axes.linewidth": 0.8,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
+STYLE = Path(__file__).with_name("figures.mplstyle")
+COLOURS = {
     **dict.fromkeys(("text.color", "axes.titlecolor"), INK),
     **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), QUIET),
     **dict.fromkeys(("axes.edgecolor", "grid.color"), RULE),
@@ -97,9 +82,7 @@ class Drawing:
 
     def _save(self, file: Any, style: Options, **options: Any) -> None:
         # Without pyplot, so that no global state, window or notebook backend is touched.
-
-        settings: Any = STYLE | style
-        with rc_context(settings):
+        with context([STYLE, COLOURS | style]):
             figure = Figure((self.width / 72, self.height / 72), layout="constrained")
             self.paint(figure)
             figure.savefig(file, **options)

@@ -6,18 +6,9 @@ import torch
 from torch import Tensor
 
 import mam_kernels as mam
+from mam_kernels import strategies
 from mam_kernels.gene_strategies import GeneModules, GeneWeights, HarderFirst
 from mam_kernels.shares import Share
-from mam_kernels.strategies import (
-    ContextOnly,
-    EmbeddingAttention,
-    ExpressionSampling,
-    MaskingStrategy,
-    MatchedFractions,
-    Nothing,
-    Uniform,
-    ValueAttention,
-)
 
 BY_GENE = {
     "modules": GeneModules,
@@ -35,7 +26,7 @@ def build_strategy(
     *,
     schedule: Tensor | None = None,
     knowledge: Tensor | None = None,
-) -> MaskingStrategy:
+) -> strategies.MaskingStrategy:
     """The strategy of the `masking` section of a configuration.
 
     Args:
@@ -48,25 +39,27 @@ def build_strategy(
     """
     ratio, zero_ratio = _shares(settings)
     if settings.strategy == "none":
-        return Nothing()
+        return strategies.Nothing()
     if settings.strategy == "mam":
-        return ValueAttention(_latents(settings, None), ratio, zero_ratio)
+        return strategies.ValueAttention(_latents(settings, None), ratio, zero_ratio)
     if settings.strategy == "mam-embedding":
-        return EmbeddingAttention(_latents(settings, embed_dim), ratio, zero_ratio)
+        return strategies.EmbeddingAttention(_latents(settings, embed_dim), ratio, zero_ratio)
     if settings.strategy == "uniform":
-        selection: MaskingStrategy = Uniform(ratio, zero_ratio)
+        selection: strategies.MaskingStrategy = strategies.Uniform(ratio, zero_ratio)
     elif settings.strategy == "expression":
-        selection = ExpressionSampling(ratio, zero_ratio)
+        selection = strategies.ExpressionSampling(ratio, zero_ratio)
     elif settings.strategy in BY_GENE:
         known = torch.zeros(num_genes) if knowledge is None else knowledge
         selection = BY_GENE[settings.strategy](known, ratio, zero_ratio)
     else:
         if schedule is None:
             raise ValueError(f"schedule: required by the strategy {settings.strategy!r}; got None")
-        selection = MatchedFractions(schedule)
+        selection = strategies.MatchedFractions(schedule)
     if settings.injection == "none":
         return selection
-    return ContextOnly(selection, _latents(settings, None), settings.context_from == "visible")
+    return strategies.ContextOnly(
+        selection, _latents(settings, None), settings.context_from == "visible"
+    )
 
 
 def _shares(settings: Any) -> tuple[float | Share, float | Share | None]:

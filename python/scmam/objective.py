@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import NegativeBinomial
 
 import mam_kernels as mam
 from mam_kernels.corruption import corrupt
@@ -268,22 +269,12 @@ class Pretraining(nn.Module):
 
 def negative_binomial_loss(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
     """Negative log-likelihood of counts under a negative binomial of mean ``mu`` and inverse
-    dispersion ``theta``; elementwise.
-
-    ``-log NB(k) = lgamma(theta) + lgamma(k + 1) - lgamma(k + theta) + (k + theta) log(theta + mu) -
-    theta log(theta) - k log(mu)``, whose variance is ``mu + mu^2 / theta``. Both logarithms are
+    dispersion ``theta``, whose variance is ``mu + mu^2 / theta``; elementwise. Both logarithms are
     clamped to [-15, 15], beyond which float32 gradients vanish anyway.
     """
     log_mean, log_theta = log_mean.float().clamp(-15, 15), log_dispersion.float().clamp(-15, 15)
-    theta = log_theta.exp()
-    log_sum = torch.logaddexp(log_theta, log_mean)
-    return (
-        torch.lgamma(theta)
-        + torch.lgamma(counts + 1)
-        - torch.lgamma(counts + theta)
-        + counts * (log_sum - log_mean)
-        + theta * (log_sum - log_theta)
-    )
+    logits = log_mean - log_theta  # of mu / (mu + theta)
+    return -NegativeBinomial(log_theta.exp(), logits=logits, validate_args=False).log_prob(counts)
 
 
 def build_pretraining(

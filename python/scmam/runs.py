@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ from torch import Tensor
 from mam_kernels.weights import WeightsError
 from mam_kernels.weights.files import fill, read_checkpoint
 
-from .config import Config, as_yaml, digest, flat, load_config
+from .config import Config, as_yaml, flat, load_config
 from .errors import CellsError, ConfigError, RunError, one_line
 from .objective import Pretraining, build_pretraining
-from .settings import SPLIT
+from .settings.studies import SPLIT
 from .storage import new_file, new_folder, read_csv, read_json, write_file
 
 CONFIG, RECORD, GENES, METRICS = "config.yaml", "run.json", "genes.txt", "metrics.csv"
@@ -188,11 +189,6 @@ def identity(config: Config) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in deciding}
 
 
-def run_fingerprint(config: Config) -> str:
-    """A short hash of `identity`, the same for runs of the same request."""
-    return digest(json.dumps(identity(config), sort_keys=True).encode())
-
-
 def differences(old: Config, new: Config) -> list[str]:
     """The deciding settings in which two configurations differ, as "section.name: old -> new"."""
     before, after = identity(old), identity(new)
@@ -262,12 +258,9 @@ def read_schedule(folder: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        rows = [
-            [float(value) for value in line.split(",")]
-            for line in path.read_text(encoding="utf-8").splitlines()[1:]
-        ]
-        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 2)
-    except (ValueError, RuntimeError) as error:
+        rows = np.loadtxt(path, np.float32, delimiter=",", skiprows=1, usecols=(0, 1))
+        return torch.from_numpy(rows.reshape(-1, 2))
+    except ValueError as error:
         raise RunError(
             f"{path}: damaged ({one_line(error)}); delete {folder} and pretrain again"
         ) from error

@@ -156,6 +156,8 @@ def alone(path: Path, refusal: str, patience: float = ORPHANS) -> Iterator[int]:
         RunError: `refusal`.
         OSError: the folder cannot be written to.
     """
+    import psutil
+
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience
     while True:
@@ -165,8 +167,8 @@ def alone(path: Path, refusal: str, patience: float = ORPHANS) -> Iterator[int]:
             if _is_open_at(descriptor, path):
                 break
         except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
-            if time.monotonic() >= end or _lives(owner):
+            owner = os.pread(descriptor, 9, 0).decode(errors="replace") or "unknown"
+            if time.monotonic() >= end or (owner.isdecimal() and psutil.pid_exists(int(owner))):
                 os.close(descriptor)
                 raise RunError(refusal.replace("{owner}", owner)) from None
         os.close(descriptor)  # it is held, or its owner removed it a moment ago
@@ -242,17 +244,6 @@ def _locked_name(path: Path, *, folder: bool) -> Iterator[Path]:
     finally:
         _remove(beside)
         os.close(descriptor)
-
-
-def _lives(owner: str) -> bool:
-    """Whether a process of this number runs on this machine."""
-    try:
-        os.kill(int(owner), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def _is_open_at(descriptor: int, path: Path) -> bool:

@@ -55,15 +55,11 @@ class ExportedModel:
             CellsError: the cells lack genes of the model.
             RunError: the model gives features that are not finite.
         """
-        from .evaluation import embed
+        from .evaluation.embedding import embed
         from .evaluation.folder import with_genes
 
-        cells = with_genes(
-            cells,
-            self.genes,
-            self.path,
-            vocabulary="a file with the genes of the model, one a line",
-        )
+        vocabulary = "a file with the genes of the model, one a line"
+        cells = with_genes(cells, self.genes, self.path, vocabulary)
         return embed(self.pretraining, cells, max_tokens=max_tokens)
 
 
@@ -141,10 +137,5 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
         raise RunError(str(error)) from error
     except RuntimeError as error:  # torch's, of sizes that no memory has
         raise RunError(f"{path}: its model cannot be built ({one_line(error)})") from error
-    return ExportedModel(
-        Path(path),
-        config,
-        tuple(genes),
-        contents.arguments["record"],
-        pretraining.to(device).eval(),
-    )
+    pretraining, record = pretraining.to(device).eval(), contents.arguments["record"]
+    return ExportedModel(Path(path), config, tuple(genes), record, pretraining)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mam_kernels as mam
-from mam_kernels.testing import cases
+from mam_kernels.testing import inputs
 
 
 def twin(module: mam.MultinomialAttentionMasking) -> mam.MultinomialAttentionMasking:
@@ -20,8 +20,8 @@ def twin(module: mam.MultinomialAttentionMasking) -> mam.MultinomialAttentionMas
 
 def values_and_padding(layout: str, device: torch.device):
     generator = torch.Generator().manual_seed(7)
-    values = cases.expression(4, 120, 0.2, generator)
-    valid = cases.ragged(4, 120, generator)
+    values = inputs.expression(4, 120, 0.2, generator)
+    valid = inputs.ragged(4, 120, generator)
     if layout == "csr":
         return values.to_sparse_csr().to(device), None
     return (
@@ -57,7 +57,7 @@ def test_embeddings_to_mask_and_context(padded, context_from, backend, device):
     generator = torch.Generator().manual_seed(7)
     tokens, valid = torch.randn(4, 60, 10, generator=generator), None
     if padded:
-        valid = cases.ragged(4, 60, generator)
+        valid = inputs.ragged(4, 60, generator)
         tokens = tokens.masked_fill(~valid[..., None], torch.nan)
         valid = valid.to(device)
     _same(module, tokens.to(device), valid)

@@ -8,7 +8,7 @@ import torch
 import mam_kernels as mam
 from mam_kernels._core import checks, dispatch
 from mam_kernels._core.call import Choice, Weighting
-from mam_kernels.testing import cases
+from mam_kernels.testing import cases, inputs
 from mam_kernels.testing.check import EPS, check_token_path
 from tests.conformance.comparing import misses
 
@@ -206,7 +206,7 @@ def test_compiles_whole(backend, device):
     ).to(device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 40, 6, generator=generator).to(device)
-    valid = cases.ragged(3, 40, generator).to(device)
+    valid = inputs.ragged(3, 40, generator).to(device)
 
     def loss(tokens, seed):
         out = module(tokens, valid=valid, seed=seed)

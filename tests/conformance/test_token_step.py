@@ -13,7 +13,6 @@ import torch
 
 import mam_kernels as mam
 from mam_kernels._core.call import Choice, Draw, Parameters, Weighting
-from mam_kernels.testing import cases
 from tests.conformance.comparing import all_pairs
 
 CONTEXTS = ["all", "visible"]
@@ -46,7 +45,7 @@ def tokens_and_padding(rows: int, positions: int, inputs: int, padded: bool):
     tokens = torch.randn(rows, positions, inputs, generator=generator)
     if not padded:
         return tokens, None
-    valid = cases.ragged(rows, positions, generator)
+    valid = inputs.ragged(rows, positions, generator)
     return tokens.masked_fill(~valid[..., None], torch.nan), valid
 
 

@@ -13,7 +13,7 @@ from mam_kernels.testing.agreement import (
     paper_twin,
     require_agreement,
 )
-from mam_kernels.testing.cases import expression
+from mam_kernels.testing.inputs import expression
 from mam_kernels.testing.paper import PaperMasking
 
 VALUES, EMBEDDINGS = None, 12

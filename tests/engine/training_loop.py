@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 import mam_kernels as mam
-from mam_kernels.testing import cases
+from mam_kernels.testing import inputs
 
 WORLD = 2
 CELLS, GENES, WIDTH = 24, 40, 6
@@ -38,7 +38,7 @@ class Cells(Dataset):
     """Expression values, each with the stable id of its cell."""
 
     def __init__(self) -> None:
-        self.values = cases.expression(CELLS, GENES, 0.4, torch.Generator().manual_seed(2))
+        self.values = inputs.expression(CELLS, GENES, 0.4, torch.Generator().manual_seed(2))
 
     def __len__(self) -> int:
         return CELLS

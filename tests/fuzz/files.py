@@ -137,9 +137,9 @@ def h5ad(source: Source) -> str:
 
 
 def _open(path: Path) -> str:
-    from scmam.config import Data
     from scmam.data import open_cells
     from scmam.errors import ScmamError
+    from scmam.settings import Data
 
     try:
         cells = open_cells(Data(path=path))

@@ -265,7 +265,7 @@ def test_ctrl_c_says_how_to_go_on(scmam, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scmam.study.compare", interrupted)
+    monkeypatch.setattr("scmam.study.comparison.compare", interrupted)
     ended = scmam("compare", "--out", tmp_path / "study")
     assert ended.status == 130
     assert ended.err == (
@@ -323,7 +323,7 @@ def test_compare_is_called_with_what_the_flags_say(scmam, monkeypatch, tmp_path)
         calls.append((config.study, options))
         raise CellsError("stop here")
 
-    monkeypatch.setattr("scmam.study.compare", compare)
+    monkeypatch.setattr("scmam.study.comparison.compare", compare)
     arguments = [
         "--arms",
         "uniform, mam",
@@ -350,11 +350,11 @@ def test_compare_is_called_with_what_the_flags_say(scmam, monkeypatch, tmp_path)
 
 
 def test_doctor_says_what_is_wrong(scmam, monkeypatch):
-    from scmam.doctor import Check, Examination
+    from scmam.doctor import Check
 
     monkeypatch.setattr(
         "scmam.doctor.examine",
-        lambda **options: Examination((Check("disk", True, "much"), Check("gpu", False, "broken"))),
+        lambda **options: [Check("disk", True, "much"), Check("gpu", False, "broken")],
     )
     ended = scmam("doctor", "--fast")
     assert ended.status == 1
@@ -414,7 +414,7 @@ def test_a_place_that_cannot_be_written_to_is_said_in_one_line(scmam, monkeypatc
     def refuse(*arguments, **options):
         raise OSError(number, os.strerror(number), "place")
 
-    monkeypatch.setattr("scmam.study.compare", refuse)
+    monkeypatch.setattr("scmam.study.comparison.compare", refuse)
     done = scmam("compare", "--out", "study")
     assert done.status == 2
     assert done.err == f"error: place: {os.strerror(number)}\n"
@@ -423,7 +423,7 @@ def test_a_place_that_cannot_be_written_to_is_said_in_one_line(scmam, monkeypatc
 def test_a_scheduler_goes_into_the_configuration(scmam, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "scmam.study.compare", lambda config, *rest, **options: asked.append(config)
+        "scmam.study.comparison.compare", lambda config, *rest, **options: asked.append(config)
     )
     monkeypatch.setattr("scmam.cli.studies._conclude", lambda study: None)
     scmam("compare", "--out", "study", "--scheduler", "tcp://host:8786")

@@ -10,6 +10,7 @@ from scmam.config import (
     Config,
     as_yaml,
     fingerprint,
+    flat,
     load_config,
     with_absolute_paths,
     with_settings,
@@ -117,11 +118,11 @@ def test_files_that_are_not_yaml(tmp_path):
         load_config(path, ["training.steps=1"])
 
 
-def test_fingerprint_is_of_the_named_sections():
-    config = Config()
-    other = with_settings(config, study={"jobs": 1})
-    assert fingerprint(config) != fingerprint(other)
-    assert fingerprint(config, "data", "training") == fingerprint(other, "data", "training")
+def test_fingerprint_is_of_the_settings_not_of_their_order():
+    settings = flat(Config())
+    other = flat(with_settings(Config(), study={"jobs": 1}))
+    assert fingerprint(settings) != fingerprint(other)
+    assert fingerprint(settings) == fingerprint(dict(reversed(settings.items())))
 
 
 @pytest.mark.parametrize("depth", [300, 5_000])

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pandas
 import scipy.sparse
-from scmam.config import Data
 from scmam.data import from_anndata, inspect, open_cells
 from scmam.errors import CellsError
+from scmam.settings import Data
 
 CELLS, GENES = 30, 12
 

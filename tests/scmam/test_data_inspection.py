@@ -11,11 +11,11 @@ pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 pandas = pytest.importorskip("pandas")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
 from scmam.data import inspect  # noqa: E402
 from scmam.data.columns import categorical_columns  # noqa: E402
 from scmam.data.inspection import DENSE, GENES, SPARSE  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
+from scmam.settings import Data  # noqa: E402
 
 COUNTS = np.random.default_rng(0).poisson(0.8, (40, 25)).astype(np.float32)
 LABELS = np.array(["B", "T"])[np.arange(40) % 2]

@@ -13,7 +13,6 @@ anndata = pytest.importorskip("anndata", reason="the single-cell layer is not in
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
 from scmam.data import (  # noqa: E402
     CellLoader,
     development_split,
@@ -24,6 +23,7 @@ from scmam.data import (  # noqa: E402
     stratified,
 )
 from scmam.errors import CellsError  # noqa: E402
+from scmam.settings import Data  # noqa: E402
 
 COUNTS = scipy_sparse.csr_matrix(
     np.random.default_rng(0).poisson(0.7, (53, 30)).astype(np.float32)
@@ -265,7 +265,7 @@ def test_classes_too_small_for_the_folds_are_named():
         r" evaluation.folds to 3",
     ):
         folds(from_anndata(_annotated(labels)), 5, seed=0)
-    with pytest.raises(CellsError, match="folds need labels of at least two classes"):
+    with pytest.raises(CellsError, match=r"set data.label to a column with at least two classes"):
         folds(from_anndata(anndata.AnnData(COUNTS)), 5, seed=0)
 
 

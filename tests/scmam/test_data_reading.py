@@ -11,10 +11,10 @@ anndata = pytest.importorskip("anndata", reason="the single-cell layer is not in
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data  # noqa: E402
 from scmam.data import from_anndata, open_cells  # noqa: E402
 from scmam.errors import CellsError  # noqa: E402
 from scmam.sequences import expression  # noqa: E402
+from scmam.settings import Data  # noqa: E402
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COUNTS = np.random.default_rng(0).poisson(0.8, (60, 120)).astype(np.float32)

@@ -22,7 +22,7 @@ pytest.importorskip("lightning", reason="pretraining is Lightning's")
 pytest.importorskip("scanpy", reason="the real cells are scanpy's")
 scipy_sparse = pytest.importorskip("scipy.sparse")
 
-from scmam.config import Data, load_config  # noqa: E402
+from scmam.config import load_config  # noqa: E402
 from scmam.data import (  # noqa: E402
     CellLoader,
     Cells,
@@ -38,6 +38,7 @@ from scmam.errors import CellsError, ConfigError  # noqa: E402
 from scmam.objective import build_pretraining  # noqa: E402
 from scmam.runs import Run, open_run  # noqa: E402
 from scmam.sequences import CellBatch  # noqa: E402
+from scmam.settings import Data  # noqa: E402
 from scmam.training import pretrain  # noqa: E402
 from scmam.training.module import PretrainingModule  # noqa: E402
 
@@ -357,7 +358,7 @@ import sys
 from itertools import islice
 import anndata.io, h5py, scipy.sparse, torch
 from benchmarks.large_file import peak_mebibytes
-from scmam.config import Data
+from scmam.settings import Data
 from scmam.data import CellLoader, open_cells
 
 before = peak_mebibytes()

@@ -16,24 +16,20 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
-from scmam.config import Data, validated  # noqa: E402
-from scmam.config import Evaluation as Settings  # noqa: E402
+from scmam.config import validated  # noqa: E402
 from scmam.data import from_anndata, open_cells  # noqa: E402
 from scmam.errors import CellsError, ConfigError, RunError  # noqa: E402
-from scmam.evaluation import (  # noqa: E402
-    baseline,
-    cross_validation,
-    embed,
-    evaluate,
-    fine_tune,
-    fine_tuning,
-    linear_probe,
-)
+from scmam.evaluation import cross_validation, fine_tuning  # noqa: E402
 from scmam.evaluation import reading as reading_module  # noqa: E402
-from scmam.evaluation.baselines import log_normalised  # noqa: E402
-from scmam.evaluation.embedding import sequence_reader  # noqa: E402
+from scmam.evaluation.baselines import baseline, log_normalised  # noqa: E402
+from scmam.evaluation.embedding import embed, sequence_reader  # noqa: E402
+from scmam.evaluation.folder import evaluate  # noqa: E402
+from scmam.evaluation.methods import fine_tune, linear_probe  # noqa: E402
+from scmam.learning_rate import rise_and_fall  # noqa: E402
 from scmam.objective import build_pretraining  # noqa: E402
 from scmam.runs import create_folder, open_run, update_record, write_weights  # noqa: E402
+from scmam.settings import Data  # noqa: E402
+from scmam.settings import Evaluation as Settings  # noqa: E402
 
 CLASSES = ("B", "NK", "T")
 SETTINGS = Settings(folds=3, epochs=4, batch_size=16, hidden=16, lr=3e-3)
@@ -460,12 +456,12 @@ def test_a_gpu_gives_the_same(cells, pretraining):
 
 
 def test_the_learning_rate_rises_and_falls():
-    rates = [fine_tuning.learning_rate(step, 100) for step in range(100)]
+    rates = [rise_and_fall(step, 10, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.001
-    assert fine_tuning.learning_rate(0, 1) == 1.0
+    assert rise_and_fall(0, 1, 1) == 1.0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -661,11 +657,11 @@ def test_genes_that_the_cells_do_not_have(run):
 def test_evaluate_refuses(run, cells):
     with pytest.raises(
         ConfigError,
-        match=r"evaluation.methods: expected some of linear-probe, mlp-probe, fine-tuning; got",
+        match=r"evaluation.methods.0: input should be 'linear-probe', .*; got 'knn'$",
     ):
         evaluate(run, cells, SETTINGS, methods=["knn"])
     with pytest.raises(
-        CellsError, match=r"folds need labels of at least two classes; set data.label"
+        CellsError, match=r"has no labels; set data.label to a column with at least two classes"
     ):
         evaluate(run, replace(cells, labels=None, label=None, classes=()), SETTINGS)
     update_record(run.folder, status="interrupted")

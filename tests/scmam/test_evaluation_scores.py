@@ -7,8 +7,7 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 
 from scmam.errors import RunError
-from scmam.evaluation import Evaluation
-from scmam.evaluation.scores import score
+from scmam.evaluation.scores import Evaluation, score
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 1, 0])
@@ -70,10 +69,13 @@ def test_the_file_gives_the_same_again(tmp_path):
     [
         ('{"method": "linear-probe"', "not the scores of an evaluation"),
         ("[]", "not the scores of an evaluation"),
-        ('{"method": "linear-probe", "classes": [], "settings": {}}', "no 'folds' in it"),
+        (
+            '{"method": "linear-probe", "classes": [], "settings": {}}',
+            "not the scores of an evaluation (folds: field required)",
+        ),
         (
             '{"method": "linear-probe", "classes": [], "settings": {}, "folds": [{"fold": 0}]}',
-            "no 'accuracy' in it",
+            "not the scores of an evaluation (folds.0.accuracy: field required)",
         ),
     ],
 )

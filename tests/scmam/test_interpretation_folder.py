@@ -20,12 +20,14 @@ pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 import pandas as pd
 from matplotlib import image
 from scmam import drawing
-from scmam.config import Data
 from scmam.data import open_cells
 from scmam.errors import CellsError, ConfigError, RunError
-from scmam.interpretation import GeneSetError, figures, interpret
+from scmam.interpretation import figures
+from scmam.interpretation.enrichment import GeneSetError
 from scmam.interpretation.figures import most_specific
+from scmam.interpretation.folder import interpret
 from scmam.objective import build_pretraining
+from scmam.settings import Data
 
 from tests.scmam.interpreted import configured, finished_run, set_slopes
 
@@ -204,7 +206,7 @@ def test_errors_come_before_the_work(cells, tmp_path):
     other = replace(cells, genes=("NEW", *cells.genes[1:]))
     with pytest.raises(
         CellsError,
-        match=r"expected the 765 genes that the run .* got 765 genes, 764 of them shared;"
+        match=r"1 of the 765 genes that .* was trained on are not among the 765 of these cells .*;"
         r" .*genes\.txt$",
     ):
         interpret(run, other, progress=False)

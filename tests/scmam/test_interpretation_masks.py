@@ -15,7 +15,6 @@ pytest.importorskip("pydantic", reason="the single-cell layer is not installed")
 pytest.importorskip("scipy", reason="the single-cell layer is not installed")
 
 from scipy.stats import binom, chi2, spearmanr
-from scmam.config import Data
 from scmam.data import open_cells
 from scmam.interpretation.attention import attention_of, overlap_of, slopes_of
 from scmam.interpretation.examples import example_masks, typical_cells
@@ -42,6 +41,7 @@ from scmam.interpretation.tally import (
 )
 from scmam.objective import build_pretraining
 from scmam.sequences import CellBatch, expression
+from scmam.settings import Data
 
 from mam_kernels.sequences import gather
 from mam_kernels.strategies import masking_entropy

@@ -14,13 +14,16 @@ pytest.importorskip("lightning", reason="pretraining is Lightning's")
 pytest.importorskip("scanpy", reason="the single-cell layer is not installed")
 
 from scmam.config import Config, with_settings
-from scmam.config import Evaluation as Settings
 from scmam.data import Cells
 from scmam.errors import CellsError, ConfigError, RunError
-from scmam.evaluation import baseline, classify, embed, evaluate, published
+from scmam.evaluation import published
+from scmam.evaluation.baselines import baseline
 from scmam.evaluation.cross_validation import scored_positions, splits, without_test
-from scmam.evaluation.embedding import sequence_reader
+from scmam.evaluation.embedding import embed, sequence_reader
+from scmam.evaluation.folder import evaluate
+from scmam.evaluation.methods import classify
 from scmam.objective import Pretraining, build_pretraining
+from scmam.settings import Evaluation as Settings
 from scmam.training import fitting, pretrain
 from scmam.training.module import rate_factor
 
@@ -80,7 +83,7 @@ def test_donors_are_not_on_both_sides(cells: Cells):
 def test_cells_that_allow_no_test_set(cells: Cells):
     with pytest.raises(CellsError, match=r"are too few for a test set of 0\.2 of them; set"):
         splits(planted(2), SETTINGS)
-    with pytest.raises(CellsError, match="expected labels of at least two classes to tell apart"):
+    with pytest.raises(CellsError, match=r"set data.label to a column with at least two classes"):
         splits(replace(cells, labels=None, label=None, classes=()), SETTINGS)
 
 

@@ -27,7 +27,8 @@ import pandas as pd
 from scipy import stats
 from scmam.config import Config, as_yaml, with_settings
 from scmam.errors import ReportError
-from scmam.evaluation import Evaluation, FoldScores
+from scmam.evaluation.intervals import PairedDifference
+from scmam.evaluation.scores import Evaluation, FoldScores
 from scmam.report import (
     maps,
     mask_section,
@@ -35,13 +36,12 @@ from scmam.report import (
     score_figures,
     sections,
     training_figures,
-    write_report,
 )
 from scmam.report.findings import compared, findings, headline, hidden_headline
 from scmam.report.folder import open_study_files
 from scmam.report.formatting import duration, listed, milliseconds, percent, points, signed_points
+from scmam.report.page import write_report
 from scmam.report.palette import arm_styles
-from scmam.report.scores import Difference
 from scmam.study.statistics import METRICS, RESULT_COLUMNS, summary_of
 
 CLASSES = ("CD4+ <b>T</b>", "B & plasma", "$NK_1$", "Mono's", "DC", "HSC")
@@ -638,7 +638,7 @@ def test_class_table_and_times(study, shown):
 
 
 def difference_of(mean, low, high, number=5):
-    return Difference(mean, low, high, number)
+    return PairedDifference(mean, low, high, float("nan"), number)
 
 
 @pytest.mark.parametrize(
@@ -761,7 +761,7 @@ def test_findings_tell_controls_pretraining_and_baselines(study):
 
 
 def _told(gap, arm, other):
-    return compared(arm, other, "fine-tuning", Difference(*gap, 3)).rstrip(".")
+    return compared(arm, other, "fine-tuning", PairedDifference(*gap, float("nan"), 3)).rstrip(".")
 
 
 def test_the_best_of_several_is_said_to_be_picked(tmp_path):
@@ -884,7 +884,7 @@ def test_files_that_cannot_be_read_are_named_and_do_no_harm(small):
     assert "runs/mam/seed-1/metrics.csv could not be read" in shown.text
     assert "it has no column mean_expression" in shown.text
     assert (
-        "baselines/pca.json could not be read and is left out (evaluation: not the scores of an"
+        "baselines/pca.json could not be read and is left out (not the scores of an"
         " evaluation" in shown.text
     )
     assert (

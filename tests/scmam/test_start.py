@@ -16,11 +16,11 @@ from scmam.cli.options import configuration
 from scmam.config import Config, load_config, with_settings
 from scmam.data import Cells
 from scmam.errors import ConfigError, RunError
-from scmam.evaluation import embed, evaluate
+from scmam.evaluation.embedding import embed
+from scmam.evaluation.folder import evaluate
 from scmam.objective import build_pretraining
 from scmam.runs import Run
 from scmam.study.arms import ARMS, arm_config
-from scmam.study.published import ARMS as TABLE
 from scmam.study.published import SETTINGS, verdict
 from scmam.study.tasks import planned
 from scmam.training import pretrain
@@ -30,6 +30,7 @@ from scmam.weights import export_model
 from tests.scmam.small import SMALL_MODEL
 from tests.scmam.test_evaluation import planted
 
+TABLE = tuple(SETTINGS["study"]["arms"][1:])
 SMALL = {
     **SMALL_MODEL,
     "masking.strategy": "uniform",

@@ -28,7 +28,9 @@ from scmam.config import load_config, validated
 from scmam.data import from_anndata, open_cells
 from scmam.errors import CellsError, ConfigError, RunError
 from scmam.runs import open_run
-from scmam.study import compare, is_study, open_study, summarize
+from scmam.study.comparison import compare
+from scmam.study.folder import is_study, open_study
+from scmam.study.statistics import summarize
 from scmam.study.tasks import planned
 
 # Does what a worker leaves behind, in no time. Scores are functions of arm and seed; the arm
@@ -318,7 +320,7 @@ def test_other_cells_are_refused(worker, adata, cells, tmp_path):
                 },
             },
             ConfigError,
-            "a, seed 0, b, seed 0, a, seed 1, b, seed 1 wait for each other",
+            "study.arms: a, seed 0, b, seed 0 wait for each other",
         ),
     ],
 )
@@ -467,7 +469,8 @@ def test_tables_come_from_the_runs_that_are_there(worker, cells, tmp_path):
     assert table.loc[("mam", "fine-tuning", "accuracy"), "mean"] == pytest.approx((0.03 + 0.5) / 2)
     evaluation.write_text("{}")
     with pytest.raises(
-        RunError, match=r"fine-tuning.json: no 'folds' in it; delete it and evaluate again"
+        RunError,
+        match=r"fine-tuning.json: not the scores of an evaluation \(method: field required",
     ):
         summarize(study.folder)
 
@@ -544,7 +547,7 @@ def test_the_worker_matches_a_run_to_another(real, work):
 
 
 def test_the_worker_scores_a_baseline(real, work):
-    from scmam.evaluation import Evaluation
+    from scmam.evaluation.scores import Evaluation
 
     assert work("baseline", "pca") == 0
     assert Evaluation.load(real.folder / "baselines" / "pca.json").mean("accuracy") > 0.5

@@ -13,7 +13,7 @@ from scmam.study.tasks import planned
 def calls(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "scmam.study.compare",
+        "scmam.study.comparison.compare",
         lambda config, folder, **options: calls.append((config, folder, options)),
     )
     return calls

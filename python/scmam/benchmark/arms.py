@@ -57,8 +57,13 @@ def _mam(what: str, same_share: str = "uniform-token", **settings: Any) -> Bench
     return BenchmarkArm(f"MAM on values, {what}", {**MAM, **settings}, same_share)
 
 
-def _at_50(what: str, settings: Mapping[str, Any], follows: str | None = None) -> BenchmarkArm:
-    return BenchmarkArm(what, {**SPLIT, **settings}, AT_50, follows)
+def _at_50(what: str, settings: Mapping[str, Any]) -> BenchmarkArm:
+    return BenchmarkArm(what, {**SPLIT, **settings}, AT_50)
+
+
+def _taught(what: str, strategy: str) -> BenchmarkArm:
+    settings = {**SPLIT, "strategy": strategy, "matched_to": TAUGHT}
+    return BenchmarkArm(what, settings, AT_50, follows=TAUGHT)
 
 
 REWARDED = {"strategy": "mam-embedding", "gradient": "reward", "penalty": 0.0, **UNDECAYED}
@@ -85,16 +90,8 @@ STRATEGIES: dict[str, BenchmarkArm] = {
     "modules-50": _at_50("co-expressed modules", {"strategy": "modules"}),
     "harder-50": _at_50("harder genes more often", {"strategy": "harder"}),
     "labels-50": _at_50("informative genes more often (uses the labels)", {"strategy": "labels"}),
-    "replayed-50": _at_50(
-        "rates of MAM on embeddings, replayed",
-        {"strategy": "replayed", "matched_to": TAUGHT},
-        TAUGHT,
-    ),
-    "permuted-50": _at_50(
-        "the same, exchanged among genes of equal mean",
-        {"strategy": "permuted", "matched_to": TAUGHT},
-        TAUGHT,
-    ),
+    "replayed-50": _taught("rates of MAM on embeddings, replayed", "replayed"),
+    "permuted-50": _taught("the same, exchanged among genes of equal mean", "permuted"),
 }
 
 ARMS: dict[str, BenchmarkArm] = {

@@ -69,7 +69,10 @@ def config(
     from .settings_text import commented_yaml
 
     if arms:
-        print(_arms_text())
+        from ..study.arms import ARMS
+
+        width = max(map(len, ARMS)) + 2
+        print("\n".join(f"{name:{width}}{arm.what}" for name, arm in ARMS.items()))
     else:
         print(commented_yaml(options.configuration(*given)), end="")
 
@@ -94,16 +97,9 @@ def doctor(
       scmam doctor
       scmam doctor --fast
     """
-    from ..doctor import examine
+    from ..doctor import examine, summary
 
-    examination = examine(validation=not fast, progress=not quiet)
-    print(examination.as_text())
-    if not examination.ok:
+    checks = examine(validation=not fast, progress=not quiet)
+    print(summary(checks))
+    if not all(check.ok for check in checks):
         raise typer.Exit(FAILED)
-
-
-def _arms_text() -> str:
-    from ..study import ARMS
-
-    width = max(map(len, ARMS)) + 2
-    return "\n".join(f"{name:{width}}{arm.what}" for name, arm in ARMS.items())

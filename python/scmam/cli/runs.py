@@ -11,8 +11,8 @@ from . import options
 from .endings import ends_tidily
 
 if TYPE_CHECKING:
-    from ..evaluation import Evaluation
-    from ..interpretation import Interpretation
+    from ..evaluation.scores import Evaluation
+    from ..interpretation.folder import Interpretation
 
 SHOWN_GENES = 10
 
@@ -71,7 +71,7 @@ def pretrain(
 
 def _as_arm(settings: Config, arm: str, has_strategy: bool) -> Config:
     from ..errors import ConfigError
-    from ..study import arm_config
+    from ..study.arms import arm_config
 
     if has_strategy:
         raise ConfigError("--arm and --strategy both say how to mask; give one of them")
@@ -110,7 +110,7 @@ def evaluate(
       scmam evaluate runs/mam --label cell_type --set evaluation.epochs=20
     """
     from ..data import open_cells
-    from ..evaluation import evaluate as score
+    from ..evaluation.folder import evaluate as score
     from ..runs import open_run
 
     opened = open_run(run)
@@ -154,7 +154,7 @@ def genes(
       scmam genes runs/mam --gmt c7.immunesigdb.gmt --top 200
     """
     from ..data import open_cells
-    from ..interpretation import interpret
+    from ..interpretation.folder import interpret
     from ..runs import open_run
 
     opened = open_run(run)
@@ -197,14 +197,8 @@ def export(
 
 def _changed(config: Config, given: options.Given, data: Path | None) -> Config:
     """The configuration of a run with what this call changes."""
-    from ..config import validated
-
-    settings = config.model_dump(mode="json")
-    changed = options.configuration(None, given.assignments, given.flags | {"data.path": data})
-    for section in changed.model_fields_set:
-        changes = getattr(changed, section)
-        settings[section].update(changes.model_dump(mode="json", include=changes.model_fields_set))
-    return validated(settings)
+    flags, own = given.flags | {"data.path": data}, config.model_dump(mode="json")
+    return options.configuration(None, given.assignments, flags, defaults=own)
 
 
 def _evaluations_text(evaluations: Iterable["Evaluation"]) -> str:

@@ -12,6 +12,8 @@ import yaml
 from ..config import Config
 
 WIDTH = 110
+KINDS = {"integer": "whole number", "string": "text", "boolean": "true or false"}
+"""Types of a JSON schema in words, where their name is another."""
 HEADER = """\
 Every setting of scmam. A file may leave out what keeps its default:
   scmam compare --config THIS_FILE --out study
@@ -28,7 +30,8 @@ def commented_yaml(config: Config) -> str:
     lines = [*_comment(HEADER)]
     for section, settings in config.model_dump(mode="json").items():
         kind = type(getattr(config, section))
-        lines += ["", *_comment(_summary(inspect.getdoc(kind))), f"{section}:"]
+        title = (inspect.getdoc(kind) or "").partition("\n")[0]
+        lines += ["", *_comment(title), f"{section}:"]
         for name, value in settings.items():
             schema = schemas[kind.__name__]["properties"][name]
             lines += [
@@ -36,10 +39,6 @@ def commented_yaml(config: Config) -> str:
                 f"  {name}: {_flow(value)}",
             ]
     return "\n".join(lines) + "\n"
-
-
-def _summary(text: str | None) -> str:
-    return (text or "").partition("\n")[0]
 
 
 def _explained(schema: dict[str, Any], default: Any) -> str:
@@ -50,13 +49,8 @@ def _explained(schema: dict[str, Any], default: Any) -> str:
 
 def _flow(value: Any) -> str:
     """A value as YAML on one line."""
-    return (
-        yaml.safe_dump(
-            value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
-        )
-        .partition("\n...")[0]
-        .strip()
-    )
+    style: dict[str, Any] = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False}
+    return yaml.safe_dump(value, width=math.inf, **style).partition("\n...")[0].strip()
 
 
 def _allowed(schema: dict[str, Any]) -> str:
@@ -65,12 +59,7 @@ def _allowed(schema: dict[str, Any]) -> str:
         return " or ".join(_allowed(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
-    kind = {
-        "integer": "whole number",
-        "number": "number",
-        "string": "text",
-        "boolean": "true or false",
-    }.get(schema["type"], schema["type"])
+    kind = KINDS.get(schema["type"], schema["type"])
     if kind == "array":
         return f"list, each {_allowed(schema['items'])}"
     if kind == "object":

@@ -62,8 +62,8 @@ def compare(
       scmam compare --out try --steps 50 --seeds 0,1    the 700 example cells
       scmam compare --protocol published --start-from RUN --data cells.h5ad --out table
     """
-    from ..study import compare as run
     from ..study import published
+    from ..study.comparison import compare as run
 
     if protocol not in (None, "published"):
         raise ConfigError(f"--protocol: expected published; got {protocol!r}")
@@ -91,8 +91,9 @@ def report(
       scmam report study
       scmam report runs/mam --out mam.html
     """
-    from ..report import write_report
-    from ..study import is_study, summarize
+    from ..report.page import write_report
+    from ..study.folder import is_study
+    from ..study.statistics import summarize
 
     if is_study(folder):
         summarize(folder)
@@ -129,9 +130,9 @@ def demo(
 
 def _conclude(study: Study) -> None:
     """The report, the comparison, and last what failed."""
-    from ..report import write_report
-    from ..study import summary_text
+    from ..report.page import write_report
     from ..study.published import verdict
+    from ..study.table import summary_text
 
     page = write_report(study.folder) if study.finished() else None
     if page is not None:

@@ -68,5 +68,4 @@ def _sums(matrix: Tensor) -> Tensor:
     if matrix.layout == torch.strided:
         return matrix.sum(dim=1)
     lengths = matrix.crow_indices().diff()
-    row = torch.arange(len(lengths), device=matrix.device).repeat_interleave(lengths)
-    return torch.zeros(len(lengths), device=matrix.device).index_add_(0, row, matrix.values())
+    return torch.segment_reduce(matrix.values(), "sum", lengths=lengths)

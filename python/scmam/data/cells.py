@@ -5,8 +5,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from pandas import Index
 from scipy.sparse import csr_matrix
 
+from ..config import digest
 from ..sequences import CellBatch
 from .matrix import as_tensor
 from .rows import Rows
@@ -61,14 +63,21 @@ class Cells:
         """(cells,) int64: index into `classes`, -1 where a cell has no label."""
         if self.labels is None:
             return np.full(self.num_cells, -1, dtype=np.int64)
-        code = {name: index for index, name in enumerate(self.classes)}
-        return np.array([code.get(label, -1) for label in self.labels.tolist()], dtype=np.int64)
+        return Index(self.classes).get_indexer(self.labels).astype(np.int64)
 
     @property
     def class_sizes(self) -> dict[str, int]:
         """Cells of each class, 0 for a class that a subset has none of."""
         sizes = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
         return dict(zip(self.classes, sizes.tolist(), strict=True))
+
+    def fingerprint(self) -> str:
+        """A short hash of the chosen cells, genes, depths, labels and donors."""
+        donors = () if self.donors is None else self.donors.tolist()
+        arrays = (self.cell_ids, self.codes, self.depth)
+        content = [np.ascontiguousarray(array).tobytes() for array in arrays]
+        content += ["\n".join(x).encode() + b"\0" for x in (self.genes, self.classes, donors)]
+        return digest(b"".join(content))
 
     def batch(self, indices: np.ndarray) -> CellBatch:
         """Some cells, dense.

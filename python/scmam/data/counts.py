@@ -1,18 +1,17 @@
 """Find the raw counts of an AnnData, or recover them from their logarithm."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
-from ..config import Data
 from ..errors import CellsError, listing
+from ..sequences import COUNTS_PER
+from ..settings import Data
 from .columns import SHOWN, total_columns
 from .matrix import Matrix, prepared
 from .source import FIXED, Source
-from .values import COUNTS_PER, Conversion, Look, Rounding, equal_total, look_at, row_sums
+from .values import Conversion, Look, Rounding, equal_total, look_at, row_sums
 
 COUNT_LAYERS = (
     *("counts", "count", "rawcounts", "rawcount", "rawdata", "raw"),
@@ -112,15 +111,11 @@ def require_place(source: Source, data: Data) -> str:
 
 def first_look(matrix: Matrix) -> Look:
     """Statistics of the values of a bounded number of cells, spread over the matrix."""
-    return look_at(_sample(matrix))
-
-
-def _sample(matrix: Matrix) -> Iterator[csr_matrix]:
     cells, length = matrix.shape[0], SAMPLED // SAMPLE_BLOCKS
     if cells <= SAMPLED:
-        return (rows for _, rows in matrix.blocks())
+        return look_at(rows for _, rows in matrix.blocks())
     starts = np.linspace(0, cells - length, SAMPLE_BLOCKS).astype(int).tolist()
-    return (matrix.span(start, start + length) for start in starts)
+    return look_at(matrix.span(start, start + length) for start in starts)
 
 
 def _converted(source: Source, place: str, matrix: Matrix, look: Look) -> Found:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
-from pandas import DataFrame
+from pandas import DataFrame, Index
 
 from ..errors import CellsError, listing
 from .counts import PER_10K
@@ -24,7 +24,9 @@ def gene_names(var: DataFrame, where: str) -> tuple[str, ...]:
         CellsError: a name is missing, is no line of text, or occurs twice.
     """
     found = [str(name) for name in var.index]
-    broken = [name for name in found if "".join(name.splitlines()) != name or not _encodes(name)]
+    # Half of a character cannot be encoded, so no file takes it.
+    lines = ("".join(name.encode(errors="ignore").decode().splitlines()) for name in found)
+    broken = [name for name, line in zip(found, lines, strict=True) if name != line]
     if broken:
         raise CellsError(
             f"{where}: {len(broken)} of {len(found)} gene names are no line of text"
@@ -43,14 +45,6 @@ def gene_names(var: DataFrame, where: str) -> tuple[str, ...]:
             " add them up or call adata.var_names_make_unique(), and write the file again"
         )
     return names
-
-
-def _encodes(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # half of a character, which no file takes
-        return False
-    return True
 
 
 def numbered(names: tuple[str, ...]) -> bool:
@@ -93,8 +87,7 @@ def vocabulary_columns(
     Raises:
         CellsError: fewer than 10 % of them are there, or fewer than 50 and not all.
     """
-    place = {name: column for column, name in enumerate(names)}
-    columns = np.array([place.get(name, -1) for name in vocabulary], dtype=np.int64)
+    columns = Index(names).get_indexer(vocabulary)
     shared = int(np.count_nonzero(columns >= 0))
     said = f"{shared} of the {len(vocabulary)} genes of {path.name} are in the file"
     if shared == len(vocabulary):
@@ -123,6 +116,15 @@ def _better_column(vocabulary: tuple[str, ...], var: DataFrame) -> str | None:
     return None
 
 
+def sampled(cells: int) -> np.ndarray:
+    """Positions of as many cells, or of `VARIABLE_SAMPLE` of them, at random but always the same;
+    ascending.
+    """
+    if cells <= VARIABLE_SAMPLE:
+        return np.arange(cells)
+    return np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
+
+
 def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
     """The genes that vary most between cells, by scanpy: by the variance of Pearson residuals
     (Lause et al., Genome Biology 2021), which takes raw counts; by the dispersion of log1p
@@ -142,11 +144,8 @@ def variable_genes(rows: Rows, count: int, unit: str) -> tuple[np.ndarray, str]:
         return np.arange(genes), f"All {genes} genes are taken: data.num_genes is {count}."
     import scanpy
 
-    chosen, on = np.arange(cells), ""
-    if cells > VARIABLE_SAMPLE:
-        chosen = np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
-        on = f", on {VARIABLE_SAMPLE} of the cells drawn at random"
-    data = AnnData(rows.take(chosen))
+    on = f", on {VARIABLE_SAMPLE} of the cells drawn at random" if cells > VARIABLE_SAMPLE else ""
+    data = AnnData(rows.take(sampled(cells)))
     if unit == PER_10K:
         how, flavor, find = "dispersion of log1p", "seurat", scanpy.pp.highly_variable_genes
         scanpy.pp.log1p(data)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Data
 from ..errors import CellsError, listing
+from ..settings import Data
 from .columns import as_text, donor_columns, label_column, label_columns, require_column
 from .counts import Found, find_counts, first_look, places_in_order, require_place
 from .files import open_source
-from .genes import VARIABLE_SAMPLE, gene_names, numbered, variable_genes
+from .genes import gene_names, numbered, sampled, variable_genes
 from .reading import DEFAULTS
 from .rows import Rows
 from .source import Source
@@ -245,8 +245,7 @@ def variable_density(found: Found) -> float:
     that have counts; at most as many cells as choose the genes are read.
     """
     cells = np.flatnonzero(found.sums > 0)
-    if len(cells) > VARIABLE_SAMPLE:
-        cells = np.sort(np.random.default_rng(0).choice(cells, VARIABLE_SAMPLE, replace=False))
+    cells = cells[sampled(len(cells))]
     genes, _ = variable_genes(Rows(found.matrix, cells, None, found.conversion), GENES, found.unit)
     if not len(cells) or not len(genes):
         return 0.0

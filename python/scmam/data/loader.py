@@ -6,6 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ READ_AHEAD = 4096
 READ_VALUES = 2**23  # stored values that are read at once at most: 64 MiB with their indices
 
 
+@dataclass(eq=False, repr=False)
 class CellLoader:
     """Batches of cells on the CPU.
 
@@ -48,37 +50,35 @@ class CellLoader:
         CellsError: no cells, or too few for a single batch where `drop_last` is asked for.
     """
 
-    def __init__(
-        self,
-        cells: Cells,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        sparse: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        multiprocessing_context: str | None = None,
-        pin_memory: bool = False,
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}; got {rank}")
+    cells: Cells
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    sparse: bool = False
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+    multiprocessing_context: str | None = None
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        cells, batch_size, world_size = self.cells, self.batch_size, self.world_size
+        if not 0 <= self.rank < world_size:
+            raise ValueError(
+                f"rank: expected 0 <= rank < world_size = {world_size}; got {self.rank}"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
         if not len(cells):
             raise CellsError(f"{cells.source}: no cells to read; filter less")
-        if drop_last and len(cells) < batch_size * world_size:
+        if self.drop_last and len(cells) < batch_size * world_size:
             raise CellsError(
                 f"training.batch_size: {batch_size} cells on each of {world_size} processes are"
                 f" more than the {len(cells)} there are; set at most"
                 f" {max(1, len(cells) // world_size)}"
             )
-        self.cells, self.batch_size, self.seed = cells, batch_size, seed
-        self.shuffle, self.drop_last, self.sparse = shuffle, drop_last, sparse
-        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
-        self.workers, self.multiprocessing_context = workers, multiprocessing_context
         self.epoch, self.position, self._start = 0, 0, 0
         self._requests: list[np.ndarray] = []  # of the workers, in this epoch
         self._workers: torch.utils.data.DataLoader | None = None

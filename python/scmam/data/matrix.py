@@ -152,7 +152,6 @@ def canonical(rows: csr_matrix) -> csr_matrix:
 
 def as_tensor(rows: csr_matrix) -> Tensor:
     """The same as a torch tensor, sparse CSR with int64 indices; the values are not copied."""
-    crow, columns = (
-        torch.from_numpy(index.astype(np.int64)) for index in (rows.indptr, rows.indices)
-    )
+    parts = (rows.indptr, rows.indices)
+    crow, columns = (torch.from_numpy(part.astype(np.int64)) for part in parts)
     return csr_tensor(crow, columns, torch.from_numpy(rows.data), rows.shape)

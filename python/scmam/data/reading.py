@@ -6,8 +6,8 @@ import numpy as np
 from anndata import AnnData
 from pandas import DataFrame
 
-from ..config import Data
 from ..errors import CellsError, listing
+from ..settings import Data
 from .cells import Cells
 from .columns import as_text, label_column, require_column
 from .counts import Found, find_counts
@@ -15,6 +15,7 @@ from .files import open_source
 from .genes import gene_names, numbered, read_vocabulary, variable_genes, vocabulary_columns
 from .rows import Rows
 from .source import MemorySource, Source
+from .splits import require_classes
 
 DEFAULTS = Data()
 BLOCK = 16  # cells that are drawn together from a large matrix, unless the settings say otherwise
@@ -210,12 +211,7 @@ def _kept_genes(
 
 
 def _require_classes(cells: Cells) -> None:
-    if len(cells.classes) < 2:
-        what = f"one class, {cells.classes[0]!r}" if cells.classes else "no labels"
-        raise CellsError(
-            f"{cells.source}: obs[{cells.label!r}] has {what}; set data.label to a column with at"
-            " least two classes"
-        )
+    require_classes(cells)
     labelled = int(np.count_nonzero(cells.codes >= 0))
     if len(cells.classes) > max(2, labelled // 2):
         raise CellsError(

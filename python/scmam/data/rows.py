@@ -1,6 +1,8 @@
 """Raw counts of chosen cells and genes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -9,37 +11,35 @@ from .matrix import Matrix, MemoryMatrix
 from .values import Conversion
 
 
+@dataclass(eq=False, repr=False)
 class Rows:
     """Raw counts of chosen cells and genes: rows of a matrix, converted to counts and cut to the
     genes when they are read.
+
+    Args:
+        matrix: as stored.
+        cells: (cells,) int64 rows of the matrix.
+        columns: (genes,) int64 columns of the matrix, -1 for a gene that it does not have and that
+            is zero throughout; None takes all.
+        conversion: to counts; None where the matrix holds them.
 
     Attributes:
         shape: (cells, genes) chosen.
     """
 
-    def __init__(
-        self,
-        matrix: Matrix,
-        cells: np.ndarray,
-        columns: np.ndarray | None = None,
-        conversion: Conversion | None = None,
-    ) -> None:
-        """
-        Args:
-            matrix: as stored.
-            cells: (cells,) int64 rows of the matrix.
-            columns: (genes,) int64 columns of the matrix, -1 for a gene that it does not have and
-                that is zero throughout; None takes all.
-            conversion: to counts; None where the matrix holds them.
-        """
-        self.matrix, self.cells, self.columns, self.conversion = matrix, cells, columns, conversion
+    matrix: Matrix
+    cells: np.ndarray
+    columns: np.ndarray | None = None
+    conversion: Conversion | None = None
+
+    def __post_init__(self) -> None:
+        matrix, cells, columns = self.matrix, self.cells, self.columns
         self.shape = (len(cells), matrix.shape[1] if columns is None else len(columns))
         self._places: np.ndarray | None = None  # of each column of the matrix, among the genes
         if columns is not None:
             self._places = np.full(matrix.shape[1], -1, dtype=np.int32)
             there = columns >= 0
             self._places[columns[there]] = np.flatnonzero(there)
-        self._nonzero: int | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -67,12 +67,10 @@ class Rows:
         """All rows at once."""
         return self.take(np.arange(len(self.cells)))
 
-    @property
+    @cached_property
     def nonzero(self) -> int:
         """How many values are not zero. One pass over the file where the rows are in one."""
-        if self._nonzero is None:
-            self._nonzero = sum(block.nnz for block in self.blocks())
-        return self._nonzero
+        return sum(block.nnz for block in self.blocks())
 
     def cells_of(self, values: int) -> int:
         """How many cells have about so many stored values, at least 1."""

@@ -97,20 +97,16 @@ class FileSource(Source):
                 self._var["raw"] = read_elem(file["raw/var"])
             self.log_base = _log_base(read_elem(file["uns/log1p"]) if "uns/log1p" in file else None)
         for place in self.places:
-            self._check_sizes(place)
+            found, tables = self.matrix(place).shape, (len(self.obs), len(self.var(place)))
+            if found != tables:
+                raise CellsError(
+                    f"{self.path}: {self.where(place)} has {found[0]} cells and {found[1]} genes,"
+                    f" and its tables .obs and .var have {tables[0]} and {tables[1]}; the file is"
+                    " damaged: write it again"
+                )
 
     def matrix(self, place: str) -> Matrix:
         return FileMatrix(self.path, self._keys[place])
-
-    def _check_sizes(self, place: str) -> None:
-        """Raise a `CellsError` unless the values belong to the tables."""
-        found, tables = self.matrix(place).shape, (len(self.obs), len(self.var(place)))
-        if found != tables:
-            raise CellsError(
-                f"{self.path}: {self.where(place)} has {found[0]} cells and {found[1]} genes, and"
-                f" its tables .obs and .var have {tables[0]} and {tables[1]}; the file is damaged:"
-                " write it again"
-            )
 
     def var(self, place: str) -> DataFrame:
         return self._var["raw" if place == "raw" else "X"]

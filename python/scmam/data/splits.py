@@ -26,12 +26,8 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    require_classes(cells)
     labelled = np.flatnonzero(cells.codes >= 0)
-    if len(cells.classes) < 2:
-        raise CellsError(
-            f"{cells.source}: folds need labels of at least two classes; set data.label to a"
-            " column with cell types"
-        )
     small = {name: size for name, size in cells.class_sizes.items() if 0 < size < num_folds}
     if small:
         shown = listing([f"{name} ({size})" for name, size in small.items()], SHOWN)
@@ -54,6 +50,17 @@ def folds(cells: Cells, num_folds: int, seed: int) -> list[tuple[np.ndarray, np.
         folded = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
         splits = folded.split(codes, codes, donors)
     return [(labelled[train], labelled[test]) for train, test in splits]
+
+
+def require_classes(cells: Cells) -> None:
+    """Raise a `CellsError` unless the cells have labels of at least two classes."""
+    if len(cells.classes) < 2:
+        what = f"one class, {cells.classes[0]!r}" if cells.classes else "no labels"
+        column = "" if cells.label is None else f" obs[{cells.label!r}]"
+        raise CellsError(
+            f"{cells.source}:{column} has {what}; set data.label to a column with at least two"
+            " classes"
+        )
 
 
 def development_split(cells: Cells, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

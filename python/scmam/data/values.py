@@ -4,11 +4,11 @@ to counts.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-COUNTS_PER = 1e4
 # Totals of cells normalised to the same sum differ by less than this share of their median.
 EQUAL = 1e-3
 LARGEST_LOG = 15.0  # natural logarithm of 3 million; normalised counts are smaller
@@ -83,10 +83,7 @@ class Look:
 
 def look_at(blocks: Iterable[csr_matrix]) -> Look:
     """Statistics of the values of blocks of rows."""
-    look = Look()
-    for rows in blocks:
-        look.add(rows)
-    return look
+    return reduce(Look.add, blocks, Look())
 
 
 def row_sums(rows: csr_matrix) -> np.ndarray:

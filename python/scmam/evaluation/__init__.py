@@ -14,18 +14,3 @@ follows the published recipe (`published`).
 `evaluate` writes ``evaluation/METHOD.json`` (an `Evaluation` each) and ``evaluation/embedding.npz``
 into a run folder.
 """
-
-# torch and scikit-learn are loaded when they are needed: a report reads scores, and needs neither.
-from ..lazy import lazy_names
-
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".baselines": ("baseline",),
-        ".embedding": ("embed",),
-        ".folder": ("evaluate",),
-        ".intervals": ("Interval", "PairedDifference", "interval", "paired_difference"),
-        ".methods": ("classify", "fine_tune", "linear_probe"),
-        ".scores": ("Evaluation", "FoldScores"),
-    },
-)

@@ -5,10 +5,10 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from ..config import Evaluation as Settings
 from ..data import Cells
 from ..errors import ConfigError
 from ..sequences import COUNTS_PER
+from ..settings import Evaluation as Settings
 from .cross_validation import Say, cross_validate, describe, scored, silent
 from .scores import Evaluation
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Evaluation as Settings
-from ..config import digest
 from ..data import Cells, development_split, folds, stratified
+from ..data.splits import require_classes
 from ..errors import CellsError
+from ..settings import Evaluation as Settings
 from .scores import Evaluation, FoldScores, score
 
 Predict = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
@@ -56,11 +56,7 @@ def splits(cells: Cells, settings: Settings) -> list[tuple[np.ndarray, np.ndarra
     """
     if settings.protocol == "folds":
         return folds(cells, settings.folds, settings.fold_seed)
-    if len(cells.classes) < 2:
-        raise CellsError(
-            f"{cells.source}: expected labels of at least two classes to tell apart; set data.label"
-            " to a column with cell types"
-        )
+    require_classes(cells)
     train, test = development_split(cells, settings.test, settings.fold_seed)
     if len(test) == 0 or len(train) == 0:
         raise CellsError(
@@ -137,10 +133,6 @@ def describe(method: str, cells: Cells, settings: Settings, **more: Any) -> dict
     Args:
         cells: from `scored`.
     """
-    donors = () if cells.donors is None else cells.donors.tolist()
-    arrays = (cells.cell_ids, cells.codes, cells.depth)
-    content = [np.ascontiguousarray(array).tobytes() for array in arrays]
-    content += ["\n".join(names).encode() + b"\0" for names in (cells.genes, cells.classes, donors)]
     test = () if settings.protocol == "folds" else ("test",)
     names = ("protocol", *test, "folds", "fold_seed", "development", "part", "train_cells")
     return {
@@ -151,7 +143,7 @@ def describe(method: str, cells: Cells, settings: Settings, **more: Any) -> dict
         "donor": cells.donor,
         "cells": len(cells),
         "genes": cells.num_genes,
-        "content": digest(b"".join(content)),
+        "content": cells.fingerprint(),
         **more,
     }
 

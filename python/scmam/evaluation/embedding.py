@@ -65,12 +65,8 @@ def embed(
     model.eval()
     try:
         for part in reader.parts(np.arange(len(cells))):
-            features[part.positions] = (
-                model.pool(model.encode(part.sequences, part.depth, part.shift))
-                .float()
-                .cpu()
-                .numpy()
-            )
+            pooled = model.pool(model.encode(part.sequences, part.depth, part.shift))
+            features[part.positions] = pooled.float().cpu().numpy()
             count += len(part.positions)
             if count // TOLD_EVERY > told:
                 told = count // TOLD_EVERY

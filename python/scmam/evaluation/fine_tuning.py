@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from mam_kernels.randomness import substream
 from mam_kernels.sequences import Sequences
 
-from ..config import Evaluation as Settings
 from ..data import Cells
 from ..errors import ConfigError, RunError
+from ..learning_rate import rise_and_fall
 from ..model import CellModel
 from ..objective import Pretraining
+from ..settings import Evaluation as Settings
 from .cross_validation import Predict
 from .embedding import sequence_reader
 from .reading import SequenceReader
@@ -68,7 +70,7 @@ class Classifier(nn.Module):
         axes: Tensor,
     ) -> None:
         super().__init__()
-        self.model, self.block = model, block
+        self.model = model
         self.register_buffer("mean", mean)
         self.register_buffer("axes", axes)
         self.head = nn.Sequential(
@@ -78,17 +80,8 @@ class Classifier(nn.Module):
             nn.Linear(hidden, num_classes),
         )
         model.requires_grad_(False)
-        for part in self.trained():
+        for part in (model.embedding, model.encoder.blocks[block], model.encoder.norm):
             part.requires_grad_(True)
-
-    def trained(self) -> tuple[nn.Module, ...]:
-        """The modules that are trained."""
-        return (
-            self.model.embedding,
-            self.model.encoder.blocks[self.block],
-            self.model.encoder.norm,
-            self.head,
-        )
 
     def forward(self, sequences: Sequences, depth: Tensor, shift: Tensor | None = None) -> Tensor:
         """Logits (B, classes) of sequences (B, T), depth (B,) and shift (B, 1, width)."""
@@ -168,7 +161,7 @@ def fit(
     settings: Settings,
     order: torch.Generator,
 ) -> None:
-    """Train the parts of `Classifier.trained` together, in place.
+    """Train all parts of the classifier that are not frozen together, in place.
 
     A loop of its own rather than Lightning's: a fold takes seconds, of which setting up a Trainer
     would be a good share, and there is nothing to checkpoint or to log.
@@ -198,9 +191,8 @@ def predictions(classifier: Classifier, reader: SequenceReader, indices: np.ndar
     classifier.eval()
     predicted = np.empty(len(indices), dtype=np.int64)
     for part in reader.parts(indices):
-        predicted[part.positions] = (
-            classifier(part.sequences, part.depth, part.shift).argmax(dim=1).cpu().numpy()
-        )
+        logits = classifier(part.sequences, part.depth, part.shift)
+        predicted[part.positions] = logits.argmax(dim=1).cpu().numpy()
     return predicted
 
 
@@ -215,8 +207,10 @@ def _steps(
     step of AdamW, clipped, at a learning rate that rises and falls over all steps.
     """
     steps = epochs * math.ceil(cells / settings.batch_size)
+    rise = max(1, round(WARMUP * steps))
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    factor = partial(rise_and_fall, rise=rise, steps=steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for _ in range(epochs):
         for chosen in torch.randperm(cells, generator=order).split(settings.batch_size):
             optimizer.zero_grad()
@@ -224,16 +218,6 @@ def _steps(
             nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             schedule.step()
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Share of the full learning rate at a step in [0, steps): it rises linearly, and falls along a
-    cosine to 0.
-    """
-    rise = max(1, round(WARMUP * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def whitening(features: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -261,12 +245,8 @@ def standardising(features: np.ndarray) -> tuple[Tensor, Tensor]:
     """
     features = features.astype(np.float64)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
-    scale = np.divide(
-        1.0,
-        deviation,
-        out=np.zeros_like(deviation),
-        where=deviation > np.finfo(np.float32).eps * np.abs(mean),
-    )
+    varies = deviation > np.finfo(np.float32).eps * np.abs(mean)
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.diag(scale)).float()
 
 

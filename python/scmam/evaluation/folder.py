@@ -1,28 +1,29 @@
 """`evaluate`: a run folder and labelled cells in, scores and features into the folder."""
 
-import io
 import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pandas import Index
 
-from ..config import Evaluation as Settings
-from ..config import digest
+from ..config import digest, validated
 from ..data import Cells
 from ..data.rows import Rows
 from ..errors import CellsError, ConfigError, RunError
 from ..objective import Pretraining
 from ..runs import GENES, WEIGHTS, Run
-from ..settings import SPLIT
-from ..storage import require_writable, write_file, writing
+from ..settings import Evaluation as Settings
+from ..settings.studies import SPLIT
+from ..storage import new_file, require_writable, writing
 from . import fine_tuning
 from .cross_validation import Say, scored, scored_positions, silent, splits
 from .embedding import embed
-from .methods import METHODS, classify, record
+from .methods import classify, record
 from .scores import Evaluation
 
 FOLDER = "evaluation"
@@ -62,13 +63,13 @@ def evaluate(
         RunError: the run is not done, or damaged; its fine-tuning diverges; or its folder cannot be
             written to.
     """
-    methods = tuple(settings.methods if methods is None else methods)
-    _require_methods(methods)
+    asked = {"methods": settings.methods if methods is None else methods}
+    methods = validated({"evaluation": asked}, "methods").evaluation.methods
     cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
     known = scored(cells, settings)
     # An error in the labels is reported before the work, not after.
     splits(known, settings)
-    say: Say = _print if progress else silent
+    say: Say = partial(print, flush=True) if progress else silent
     _require_unseen(run, settings, say)
     pretraining = run.load(run.device)
     if fine_tuning.METHOD in methods:
@@ -110,16 +111,14 @@ def with_genes(cells: Cells, genes: tuple[str, ...], trained: Path, vocabulary: 
     """
     if tuple(cells.genes) == tuple(genes):
         return cells
-    places = {gene: place for place, gene in enumerate(cells.genes)}
-    missing = [gene for gene in genes if gene not in places]
-    if missing:
+    chosen = Index(cells.genes).get_indexer(genes)
+    if missing := [gene for gene, place in zip(genes, chosen, strict=True) if place < 0]:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise CellsError(
             f"{cells.source}: {len(missing)} of the {len(genes)} genes that {trained} was trained"
             f" on are not among the {len(cells.genes)} of these cells ({shown}); read the cells"
             f" with data.genes=vocabulary and data.vocabulary={vocabulary}"
         )
-    chosen = np.array([places[gene] for gene in genes], dtype=np.int64)
     counts = cells.counts
     columns = chosen if counts.columns is None else counts.columns[chosen]
     return replace(
@@ -134,25 +133,22 @@ def _embedded(
 ) -> np.ndarray:
     """The features of all cells, float32, written as float16 too."""
     features = embed(pretraining, cells, max_tokens=settings.max_tokens, say=say)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        features=features.astype(np.float16),
-        codes=cells.codes,
-        classes=np.array(cells.classes, dtype=str),
-        cell_ids=cells.cell_ids,
-        settings=np.array(key),
-    )
-    write_file(folder / EMBEDDING, buffer.getvalue())
+    with new_file(folder / EMBEDDING) as beside, open(beside, "wb") as file:
+        np.savez(
+            file,
+            features=features.astype(np.float16),
+            codes=cells.codes,
+            classes=np.array(cells.classes, dtype=str),
+            cell_ids=cells.cell_ids,
+            settings=np.array(key),
+        )
     return features
 
 
 def _embedding_key(cells: Cells, settings: Settings, weights: str) -> str:
-    arrays = (cells.cell_ids, cells.codes, cells.depth)
-    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
     key = {
         "source": cells.source,
-        "content": digest(content + "\n".join(cells.classes).encode()),
+        "content": cells.fingerprint(),
         "max_tokens": settings.max_tokens,
         "weights": weights,
     }
@@ -188,14 +184,6 @@ def _finished(path: Path, wanted: dict[str, Any], say: Say) -> Evaluation | None
     return found
 
 
-def _require_methods(methods: tuple[str, ...]) -> None:
-    for method in methods:
-        if method not in METHODS:
-            raise ConfigError(
-                f"evaluation.methods: expected some of {', '.join(METHODS)}; got {method!r}"
-            )
-
-
 def _require_unseen(run: Run, settings: Settings, say: Say) -> None:
     """Or a `ConfigError`: a run that was pretrained without test cells is tested on those."""
     if settings.protocol != "published":
@@ -210,7 +198,3 @@ def _require_unseen(run: Run, settings: Settings, say: Say) -> None:
                 f"evaluation.{name}: expected {kept}, for {run.folder} was pretrained without the"
                 f" test cells of that; got {wanted}"
             )
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+Values = Sequence[float] | np.ndarray
+Verdict = Literal["ahead", "behind", "not shown", "one seed"]
 
 
 class Interval(NamedTuple):
@@ -18,6 +21,10 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
 
 class PairedDifference(NamedTuple):
     """The mean of paired differences, its confidence interval, and the two-sided p-value of the
@@ -30,21 +37,36 @@ class PairedDifference(NamedTuple):
     p_value: float
     n: int
 
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of values and its Student t interval. Equal values have no spread: it is the point.
+    @property
+    def verdict(self) -> Verdict:
+        """By the interval: none for one seed, no difference where it holds 0."""
+        if not self.has_interval:
+            return "one seed"
+        if self.low > 0:
+            return "ahead"
+        return "behind" if self.high < 0 else "not shown"
+
+    def reversed(self) -> "PairedDifference":
+        """How much higher b is than a."""
+        return self._replace(mean=-self.mean, low=-self.high, high=-self.low)
+
+
+def interval(values: Values) -> Interval:
+    """The mean of values and its 95 % Student t interval. Equal values have no spread: there the
+    interval is the point.
 
     Args:
         values: at least one finite number.
-        confidence: between 0 and 1.
 
     Raises:
-        ValueError: no values, one that is not finite, or a confidence out of range.
+        ValueError: no values, or one that is not finite.
     """
     from scipy import stats
 
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1; got {confidence}")
     array = _checked(values)
     number, mean = len(array), float(array.mean())
     if number == 1:
@@ -52,13 +74,11 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     if array.min() == array.max():
         point = float(array[0])  # the mean may be rounded
         return Interval(point, point, point, number)
-    low, high = stats.t.interval(confidence, number - 1, loc=mean, scale=stats.sem(array))
+    low, high = stats.t.interval(0.95, number - 1, loc=mean, scale=stats.sem(array))
     return Interval(mean, float(low), float(high), number)
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
-) -> PairedDifference:
+def paired_difference(a: Values, b: Values) -> PairedDifference:
     """How much higher a is than b, pair by pair: ``a[i]`` and ``b[i]`` are scores of the same seed.
 
     Differences that are all the same have no spread: the interval is the point, and the p-value 0
@@ -66,7 +86,6 @@ def paired_difference(
 
     Args:
         a, b: as many values each, at least one; the p-value of a single pair is NaN.
-        confidence: of the interval.
 
     Raises:
         ValueError: different lengths, or as in `interval`.
@@ -76,7 +95,7 @@ def paired_difference(
     if len(a) != len(b):
         raise ValueError(f"b: expected as many values as a, {len(a)}; got {len(b)}")
     differences = _checked(a) - _checked(b)
-    mean, low, high, number = interval(differences, confidence)
+    mean, low, high, number = interval(differences)
     if number == 1:
         p_value = math.nan
     elif low == high:
@@ -86,7 +105,7 @@ def paired_difference(
     return PairedDifference(mean, low, high, p_value, number)
 
 
-def _checked(values: Sequence[float]) -> np.ndarray:
+def _checked(values: Values) -> np.ndarray:
 
     array = np.asarray(values, dtype=np.float64)
     if not array.size:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import Evaluation as Settings
 from ..data import Cells
 from ..objective import Pretraining
+from ..settings import Evaluation as Settings
 from . import fine_tuning, probing, published
 from .cross_validation import Predict, Say, cross_validate, describe, scored, silent
 from .embedding import embed
@@ -23,16 +23,16 @@ class Method(NamedTuple):
     details: Callable[[Settings], dict[str, Any]]  #: its own entries of `Evaluation.settings`
 
 
+def _published(method: str) -> Method:
+    return Method(partial(published.predictor, method), partial(published.details, method))
+
+
 METHODS = {
     probing.METHOD: Method(probing.predictor, probing.details),
-    published.PROBE: Method(
-        partial(published.predictor, published.PROBE), partial(published.details, published.PROBE)
-    ),
+    published.PROBE: _published(published.PROBE),
     fine_tuning.METHOD: Method(fine_tuning.predictor, fine_tuning.details),
 }
-RECIPE = Method(
-    partial(published.predictor, fine_tuning.METHOD), partial(published.details, fine_tuning.METHOD)
-)
+RECIPE = _published(fine_tuning.METHOD)
 """Fine-tuning under protocol "published"."""
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from ..config import Evaluation as Settings
 from ..data import Cells
 from ..objective import Pretraining
+from ..settings import Evaluation as Settings
 from .cross_validation import Predict
 
 METHOD = "linear-probe"

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from mam_kernels.randomness import substream
 
-from ..config import Evaluation as Settings
 from ..data import Cells, stratified
 from ..errors import CellsError, RunError
 from ..model import CellModel
 from ..model.cell_model import Encoded
 from ..objective import Pretraining
+from ..settings import Evaluation as Settings
 from .cross_validation import Predict
 from .embedding import sequence_reader
 from .fine_tuning import METHOD as FINE_TUNING

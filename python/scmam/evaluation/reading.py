@@ -13,7 +13,8 @@ from torch import Tensor
 from mam_kernels.sequences import Sequences
 
 from ..data import Cells
-from ..sequences import csr_tensor, expression
+from ..data.matrix import as_tensor
+from ..sequences import expression
 
 CPU_TOKENS = 4096
 """Genes, padding included, that pass through the encoder at a time: few enough for their
@@ -74,15 +75,13 @@ class SequenceReader:
         lengths = np.diff(rows.indptr)
         if self.limit is not None:
             lengths = np.minimum(lengths, self.limit)
-        for positions in _alike(
-            lengths + 1, CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
-        ):  # + 1: the cell's own token
+        tokens = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        for positions in _alike(lengths + 1, tokens):  # + 1: the cell's own token
             depth = self._depth[indices[positions]]
             sequences = self._cut(_padded(rows[positions]))
             values = expression(sequences.values, depth, self.transform)
-            placed = Sequences(
-                *(x.to(self.device) for x in (sequences.gene_ids, values, sequences.valid))
-            )
+            parts = (sequences.gene_ids, values, sequences.valid)
+            placed = Sequences(*(x.to(self.device) for x in parts))
             shift = self._shift(rows[positions], depth)
             yield Part(positions, placed, depth.to(self.device), shift)
 
@@ -90,22 +89,13 @@ class SequenceReader:
     def _shift(self, rows: csr_matrix, depth: Tensor) -> Tensor | None:
         if self.shift is None:
             return None
-        counts = csr_tensor(
-            torch.from_numpy(rows.indptr.astype(np.int64)),
-            torch.from_numpy(rows.indices.astype(np.int64)),
-            torch.from_numpy(rows.data.astype(np.float32)),
-            rows.shape,
-        )
-        return self.shift(expression(counts, depth, self.transform).to(self.device))
+        return self.shift(expression(as_tensor(rows), depth, self.transform).to(self.device))
 
     def _cut(self, sequences: Sequences) -> Sequences:
         if self.limit is None or sequences.values.shape[1] <= self.limit:
             return sequences
-        kept = (
-            sequences.values.argsort(dim=1, descending=True, stable=True)[:, : self.limit]
-            .sort(dim=1)
-            .values
-        )
+        order = sequences.values.argsort(dim=1, descending=True, stable=True)
+        kept = order[:, : self.limit].sort(dim=1).values
         return Sequences(*(x.gather(1, kept) for x in sequences))
 
 

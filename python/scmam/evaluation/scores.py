@@ -1,12 +1,14 @@
 """Scores of a classification by cross-validation, and the JSON file that keeps them."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from ..config import problem
 from ..errors import RunError
 from ..storage import write_file
 
@@ -73,24 +75,13 @@ class Evaluation:
         """Read what `to_json` wrote.
 
         Raises:
-            RunError: it is something else; the message says what is missing.
+            RunError: it is something else; the message says what is missing or wrong first.
         """
         try:
-            stored = json.loads(text)
-            folds = tuple(
-                FoldScores(
-                    **{field.name: _tuples(fold[field.name]) for field in fields(FoldScores)}
-                )
-                for fold in stored["folds"]
-            )
-            return cls(stored["method"], tuple(stored["classes"]), folds, dict(stored["settings"]))
-        except KeyError as error:
-            raise RunError(f"evaluation: no {error} in it; evaluate again") from error
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RunError(
-                f"evaluation: not the scores of an evaluation ({' '.join(str(error).split())});"
-                " evaluate again"
-            ) from error
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            found = problem(error.errors()[0])
+            raise RunError(f"not the scores of an evaluation ({found})") from error
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
@@ -108,8 +99,7 @@ class Evaluation:
         except FileNotFoundError as error:
             raise RunError(f"{path}: no such file; `scmam evaluate` writes it") from error
         except (OSError, UnicodeDecodeError, RunError) as error:
-            reason = str(error).removeprefix("evaluation: ").removesuffix("; evaluate again")
-            raise RunError(f"{path}: {reason}; delete it and evaluate again") from error
+            raise RunError(f"{path}: {error}; delete it and evaluate again") from error
 
 
 def score(
@@ -143,12 +133,8 @@ def score(
         macro_f1=float(f1("macro")),
         micro_f1=float(f1("micro")),
         per_class_f1=tuple(map(float, f1(None))),
-        confusion=_tuples(confusion_matrix(truth, predicted, labels=labels).tolist()),
+        confusion=tuple(map(tuple, confusion_matrix(truth, predicted, labels=labels).tolist())),
         train_cells=train_cells,
         test_cells=len(truth),
         seconds=seconds,
     )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

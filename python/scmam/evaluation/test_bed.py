@@ -4,8 +4,8 @@ for every run of a data set, so that differences are paired.
 
 import numpy as np
 
-from ..config import Evaluation as Settings
 from ..data import Cells, development_split, stratified
+from ..settings import Evaluation as Settings
 from .probing import fitted_probe, whitened
 
 SPLITS = 10

@@ -21,9 +21,3 @@ beside them:
 - ``hidden_by_expression.png`` and ``masks.png``; ``hidden_by_type.png`` and ``specific_genes.png``
   where there are types.
 """
-
-from ..lazy import lazy_names
-
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__, {".folder": ("Interpretation", "interpret"), ".enrichment": ("GeneSetError",)}
-)

@@ -62,9 +62,9 @@ def hidden_by_expression(
         axes.scatter(table["mean_expression"], 100 * table["hidden"], **look)
         if "expected" in table.columns:
             fit = table.sort_values("mean_expression", kind="stable")
-            for shade, width, label in ((GROUND, 4, None), (INK, 1.6, "expected from expression")):
-                line: Options = {"color": shade, "linewidth": width, "label": label}
-                axes.plot(fit["mean_expression"], 100 * fit["expected"], **line)
+            place, rate = fit["mean_expression"], 100 * fit["expected"]
+            axes.plot(place, rate, color=GROUND, linewidth=4)
+            axes.plot(place, rate, color=INK, linewidth=1.6, label="expected from expression")
         _expression_axis(axes, top, ticks=6)
         _name_genes(figure, axes, table)
         axes.set_xlabel("mean expression (as the model sees it, zeros included)")
@@ -261,8 +261,7 @@ def _uniform_rates(axes: Axes, table: pd.DataFrame, masks: int | None) -> None:
         half = 100 * CHANCE_Z * float(np.sqrt(rate[0] * (1 - rate[0]) / masks))
         band: Options = {"color": FIXED[0], "alpha": 0.2, "linewidth": 0}
         axes.axhspan(middle - half, middle + half, label="95 % of genes, by chance", **band)
-    line: Options = {"color": FIXED[0], "linewidth": 1.4, "linestyle": "--"}
-    axes.axhline(middle, label="uniform masks", **line)
+    axes.axhline(middle, label="uniform masks", color=FIXED[0], linewidth=1.4, linestyle="--")
 
 
 def _name_genes(figure: Figure, axes: Axes, table: pd.DataFrame) -> None:

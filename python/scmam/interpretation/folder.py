@@ -13,18 +13,17 @@ from tqdm import tqdm
 
 from ..data import Cells
 from ..drawing import Drawing
-from ..errors import CellsError, ConfigError
-from ..runs import Run
+from ..errors import ConfigError
+from ..evaluation.folder import with_genes
+from ..runs import GENES, Run
 from ..settings import Masking
 from ..storage import new_folder, writing
 from . import figures
-from .enrichment import GeneSetError, over_representation, read_gene_sets, sets_among
+from .enrichment import over_representation, read_gene_sets, sets_among
 from .examples import Examples, example_masks
 from .summary import summarise
 from .tables import frequencies, frequencies_by_type, ranking
 from .tally import Draws, batch_cells, count_masks
-
-__all__ = ["GeneSetError", "Interpretation", "interpret"]
 
 FOLDER = "genes"
 TABLES = (
@@ -70,7 +69,7 @@ def interpret(
 
     Args:
         run: a finished run.
-        cells: over the genes of the run, in their order.
+        cells: with the genes of the run, in any order, and maybe more.
         draws: masks of every cell.
         gmt: a file of gene sets, to be tested for over-representation against the genes of the run;
             no network is used.
@@ -84,12 +83,17 @@ def interpret(
         documentation of the package.
 
     Raises:
-        CellsError: the cells are over other genes than the run.
+        CellsError: the cells lack genes of the run.
         ConfigError: draws or top are out of range.
         GeneSetError: the file of gene sets cannot be used, or shares no gene with the run.
         RunError: the run cannot be read, or its folder cannot be written to.
     """
-    _require(run, cells, draws, top if gmt is not None else None)
+    cells = with_genes(cells, run.genes, run.folder, vocabulary=str(run.folder / GENES))
+    if draws < 1:
+        raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
+    if gmt is not None and not 1 <= top < cells.num_genes:
+        wanted = f"fewer genes than the {cells.num_genes} of the run, at least 1"
+        raise ConfigError(f"top: expected {wanted}; got {top}")
     sets = None if gmt is None else sets_among(read_gene_sets(gmt), cells.genes, str(gmt))
     device = run.device
     pretraining = run.load(device)
@@ -116,7 +120,7 @@ def interpret(
         frequencies=table,
         frequencies_by_type=None if types.empty else types,
         ranking=ranked,
-        latents=summary.as_dict(),
+        latents=dataclasses.asdict(summary),
         examples=examples,
         enrichment=enriched[0],
         enrichment_beyond_expression=enriched[1],
@@ -132,22 +136,6 @@ def draws_apart(masking: Masking) -> bool:
     must do the same.
     """
     return masking.zero_ratio is not None or masking.strategy not in ("mam", "uniform", "none")
-
-
-def _require(run: Run, cells: Cells, draws: int, top: int | None) -> None:
-    if draws < 1:
-        raise ConfigError(f"draws: expected at least 1 mask of every cell; got {draws}")
-    if top is not None and not 1 <= top < cells.num_genes:
-        wanted = f"fewer genes than the {cells.num_genes} of the run, at least 1"
-        raise ConfigError(f"top: expected {wanted}; got {top}")
-    if tuple(cells.genes) == tuple(run.genes):
-        return
-    shared = len(set(cells.genes) & set(run.genes))
-    raise CellsError(
-        f"{cells.source}: expected the {len(run.genes)} genes that the run {run.folder} was trained"
-        f" on, in its order; got {len(cells.genes)} genes, {shared} of them shared; read the cells"
-        f" with data.genes=vocabulary and data.vocabulary={run.folder / 'genes.txt'}"
-    )
 
 
 def _notes(

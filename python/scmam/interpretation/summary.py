@@ -1,12 +1,11 @@
 """The masks and the latents in a few numbers: ``latents.json``."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 
-from mam_kernels.strategies import ContextOnly, MaskingStrategy
+from mam_kernels.strategies import ContextOnly
 
 from ..data import Cells
 from ..objective import Pretraining
@@ -83,10 +82,6 @@ class Summary:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def summarise(
     pretraining: Pretraining,
@@ -144,11 +139,6 @@ def summarise(
     )
 
 
-def decide_masks(strategy: MaskingStrategy) -> bool:
-    """Whether latents choose what is hidden, and do not only give a context."""
-    return strategy.latents is not None and not isinstance(strategy, ContextOnly)
-
-
 def _attention(pretraining: Pretraining, cells: Cells, device: torch.device) -> Attention | None:
     latents = pretraining.strategy.latents
     if latents is None:
@@ -156,7 +146,7 @@ def _attention(pretraining: Pretraining, cells: Cells, device: torch.device) -> 
     return Attention(
         latents=latents.num_latents,
         heads=latents.num_heads,
-        decide_masks=decide_masks(pretraining.strategy),
+        decide_masks=not isinstance(pretraining.strategy, ContextOnly),
         overlap=overlap_of(pretraining, cells, device),
         slopes=slopes_of(latents),
     )

@@ -158,7 +158,13 @@ def count_masks(
         for total, part in zip(sums, parts, strict=True):
             total.addmm_(member.T, part.double())
         number += member.sum(dim=0)
-    view = _view(seen, sums[1].sum(), number.sum(), min(draws.number, SUMMARY_DRAWS))
+    nonzeros = float(sums[1].sum())
+    read, kept, invented = (seen / min(draws.number, SUMMARY_DRAWS)).tolist()
+    view = EncoderView(
+        genes=read / cells.num_cells,
+        nonzero_read=kept / nonzeros if nonzeros else None,
+        invented=invented / read if read else None,
+    )
     means = Entropy(*(entropy[1:] / entropy[0]).tolist()) if entropy[0] else None
     expressed, there, hidden, both, chance, variance = sums.cpu()
     counts = (number.cpu(), expressed, there, hidden, both, chance, variance, by_draw.cpu())
@@ -184,15 +190,6 @@ def _seen(
     true = left.visible & (left.corrupted == values)
     read, kept = (part.sum(dtype=torch.float64) for part in (left.visible, true))
     return torch.stack((read, kept, read - kept))
-
-
-def _view(seen: Tensor, nonzeros: Tensor, cells: Tensor, draws: int) -> EncoderView:
-    read, kept, invented = (seen / draws).tolist()
-    return EncoderView(
-        genes=read / float(cells),
-        nonzero_read=kept / float(nonzeros) if nonzeros else None,
-        invented=invented / read if read else None,
-    )
 
 
 def uniform_chance(hidden: Tensor, there: Tensor, split: bool) -> Tensor:

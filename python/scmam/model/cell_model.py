@@ -199,9 +199,8 @@ class CellModel(nn.Module):
         taken = values != 0
         limit = self.max_encoder_tokens
         if limit is not None and limit < self.num_genes:
-            taken = taken & torch.zeros_like(taken).scatter(
-                1, values.topk(limit, dim=1).indices, True
-            )
+            largest = values.topk(limit, dim=1).indices
+            taken = taken & torch.zeros_like(taken).scatter(1, largest, True)
         return self.pool(self.encode(gather(values, taken), depth, shift))
 
     def reconstruct(
@@ -235,9 +234,8 @@ class CellModel(nn.Module):
             every, parts = gene_ids, (state, slots, visible, values)
             state, slots, visible, values = (x.gather(1, gene_ids) for x in parts)
         known = visible[..., None]
-        output = (
-            encoded.tokens.gather(1, (slots[..., None] * known).expand(-1, -1, self.width)) * known
-        )
+        places = (slots[..., None] * known).expand(-1, -1, self.width)
+        output = encoded.tokens.gather(1, places) * known
         shown = (state == VISIBLE) & ~visible
         embedded = self.embedding(every[shown], values[shown])
         output = output.index_put(shown.nonzero(as_tuple=True), embedded.to(output.dtype))

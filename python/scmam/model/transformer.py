@@ -37,19 +37,14 @@ class Block(nn.Module):
         at least one a row.
         """
         rows, length, width = tokens.shape
-        q, k, v = (
-            self.qkv(self.attention_norm(tokens))
-            .view(rows, length, 3, self.heads, width // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(self.attention_norm(tokens))
+        heads = qkv.view(rows, length, 3, self.heads, width // self.heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         mask = None if attended is None else attended[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        tokens = tokens + F.dropout(
-            self.out(mixed.transpose(1, 2).reshape(rows, length, width)),
-            self.dropout,
-            self.training,
-        )
+        attended_to = self.out(mixed.transpose(1, 2).reshape(rows, length, width))
+        tokens = tokens + F.dropout(attended_to, self.dropout, self.training)
         return tokens + F.dropout(self.mlp(self.mlp_norm(tokens)), self.dropout, self.training)
 
 

@@ -5,7 +5,3 @@ of the folder alone.
 `maps` and `interpretation.figures` show them; `sections`, `mask_section` and `page` put the page
 together.
 """
-
-from ..lazy import lazy_names
-
-__getattr__, __dir__, __all__ = lazy_names(__name__, {".page": ("write_report",)})

@@ -2,18 +2,10 @@
 
 import math
 
+from ..evaluation.intervals import Interval, PairedDifference
 from .folder import METHODS, StudyFiles, number
 from .formatting import amount, decimal, listed, percent, points, signed_points
-from .scores import (
-    Difference,
-    Score,
-    baseline_scores,
-    candidates,
-    difference,
-    paired,
-    score,
-    shown_arm,
-)
+from .scores import baseline_scores, candidates, difference, paired, score, shown_arm
 from .training_figures import measured_shares
 
 METHOD_NAMES = {
@@ -42,17 +34,17 @@ def spoken(arm: str | None) -> str:
     return {"none": "no pretraining", None: "the reference"}.get(arm, str(arm))
 
 
-def interval_text(found: Score, *, signed: bool = True) -> str:
+def interval_text(found: Interval | PairedDifference, *, signed: bool = True) -> str:
     """``95 % interval +0.31 to +1.15``."""
     write = signed_points if signed else points
     return f"95 % interval {write(found.low)} to {write(found.high)}"
 
 
-def compared(arm: str, other: str, method: str, found: Difference) -> str:
+def compared(arm: str, other: str, method: str, found: PairedDifference) -> str:
     """One difference of macro-F1 as a sentence; the arm that is ahead is its subject."""
     if found.verdict == "behind":
         return compared(other, arm, method, found.reversed())
-    under, seeds = UNDER[method], amount(found.number, "paired seed")
+    under, seeds = UNDER[method], amount(found.n, "paired seed")
     size = f"{points(abs(found.mean), 2)} points of macro-F1"
     spread = interval_text(found)
     if found.verdict == "ahead":
@@ -88,7 +80,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] if is_word else text
 
 
-def against_reference(study: StudyFiles) -> dict[str, Difference]:
+def against_reference(study: StudyFiles) -> dict[str, PairedDifference]:
     """The differences of the headline, by method."""
     arm = shown_arm(study)
     if arm is None or study.reference is None:
@@ -96,7 +88,7 @@ def against_reference(study: StudyFiles) -> dict[str, Difference]:
     return {method: found for method in METHODS if (found := difference(study, arm, method))}
 
 
-def _clause(arm: str, reference: str, found: Difference) -> str:
+def _clause(arm: str, reference: str, found: PairedDifference) -> str:
     return {
         "ahead": f"{arm} is ahead of {reference}",
         "behind": f"{reference} is ahead of {arm}",
@@ -115,9 +107,8 @@ def hidden_headline(study: StudyFiles) -> str:
     arms += hiding if len(hiding) <= FEW_ARMS else []
     for arm in [arm for arm in dict.fromkeys(arms) if arm in hiding]:
         if shares := measured_shares(study, arm):
-            nonzero, zero = (
-                percent(number(shares.get(name)), 0) for name in ("hidden_nonzero", "hidden_zero")
-            )
+            hidden = (number(shares.get(name)) for name in ("hidden_nonzero", "hidden_zero"))
+            nonzero, zero = (percent(share, 0) for share in hidden)
             entropy = decimal(number(shares.get("entropy")), 3)
             shape = f"entropy {entropy} of the largest{_scatter(study, arm)}"
             told.append(f"{arm} hid {nonzero} of the non-zeros and {zero} of the zeros ({shape})")
@@ -239,7 +230,7 @@ def _of_a_run(study: StudyFiles) -> list[str]:
     sentences = []
     for method in METHODS:
         if found := score(study, study.arms[0], method):
-            folds = amount(found.number, found.over)
+            folds = amount(found.n, study.tested_on)
             spread = interval_text(found, signed=False)
             ending = f" ({spread}, over {folds})" if found.has_interval else ""
             name = METHOD_NAMES[method].capitalize()

@@ -20,8 +20,9 @@ import yaml
 
 from ..config import validated
 from ..errors import ConfigError, ReportError, one_line
-from ..evaluation import Evaluation
-from ..study.published import Backbone
+from ..evaluation.scores import Evaluation
+from ..study.arms import arm_config
+from ..study.published import Backbone, backbones
 
 LEARNED = ("mam", "mam-embedding")
 METHODS = ("fine-tuning", "mlp-probe", "linear-probe")
@@ -225,8 +226,6 @@ class StudyFiles:
     @cached_property
     def planned(self) -> dict[str, dict[str, Any]]:
         """The masking settings that the configuration of the study gives each arm."""
-        from ..study import arm_config
-
         planned = {}
         for arm in self.arms if self.is_study else ():
             # An arm of another version, or one that was renamed, is known by its runs alone.
@@ -259,8 +258,6 @@ class StudyFiles:
     @cached_property
     def backbones(self) -> list[Backbone]:
         """By method, how the model that training continued from does beside an untrained one."""
-        from ..study.published import backbones
-
         return [] if self.summary is None else backbones(self.summary)
 
     @property

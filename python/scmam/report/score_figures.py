@@ -7,12 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawing import DARK_INK, GROUND, INK, QUIET, RULE, Drawing, Options, blues, shortened
-from ..evaluation import Evaluation
+from ..evaluation.intervals import Interval, PairedDifference
+from ..evaluation.scores import Evaluation
 from .findings import METHOD_NAMES
 from .folder import StudyFiles
 from .formatting import points, signed_points
 from .palette import ArmStyle, Styles
-from .scores import METRICS, Score, baseline_scores, by_seed, difference, score
+from .scores import METRICS, baseline_scores, by_seed, difference, score
 
 WIDTH = 500
 ROW = 24
@@ -36,8 +37,8 @@ def scores_figure(
         hollow: Options = {"marker": "d", "markersize": 8, "mfc": "none", "mec": QUIET, "mew": 1.6}
         for place, (arm, found) in enumerate(arms.items()):
             seeds = [100 * value for value in by_seed(study, arm, method, metric).values()]
-            small: Options = {"markersize": 3, "color": styles[arm].colour, "alpha": 0.55, "mew": 0}
-            axes.plot(seeds, [place + 0.27] * len(seeds), "o", **small)
+            below, colour = [place + 0.27] * len(seeds), styles[arm].colour
+            axes.plot(seeds, below, "o", markersize=3, color=colour, alpha=0.55, mew=0)
             _dot(axes, place, found, styles[arm])
         for place, found in enumerate(baselines.values(), len(arms)):
             axes.plot([100 * found.mean], [place], linestyle="none", **hollow)
@@ -75,7 +76,7 @@ def differences_figure(
     return Drawing(WIDTH, 78 + ROW * len(arms), alt, paint)
 
 
-def _dot(axes: Axes, place: int, found: Score, style: ArmStyle) -> None:
+def _dot(axes: Axes, place: int, found: Interval | PairedDifference, style: ArmStyle) -> None:
     mark: Options = {"marker": style.marker, "markersize": 8.5, "mec": GROUND, "mew": 0.9}
     if found.has_interval:
         ends = [100 * found.low, 100 * found.high]
@@ -98,7 +99,8 @@ def confusion_of(evaluations: list[Evaluation]) -> tuple[tuple[str, ...], np.nda
     """
 
     classes = evaluations[0].classes
-    matrix = sum(found.confusion() for found in evaluations if found.classes == classes)
+    counted = [found.confusion() for found in evaluations if found.classes == classes]
+    matrix = np.sum(counted, axis=0)
     cells = matrix.sum(axis=1)
     order = np.argsort(-cells, kind="stable")
     shares = matrix / np.maximum(cells, 1)[:, None]
@@ -118,10 +120,8 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: np.ndarray) -
         axes.imshow(shares, cmap=blues(), vmin=0, vmax=1)
         labels = [shortened(name, 24) for name in classes]
         size = 10.5 if number <= 12 else 9 if number <= MOST_NUMBERS else 7
-        turned: Options = {"rotation": 40, "ha": "right"}
-        if number > 6:
-            turned = {"rotation": 90, "ha": "center"}
-        axes.set_xticks(range(number), labels, fontsize=size, **turned)
+        rotation, ha = (90, "center") if number > 6 else (40, "right")
+        axes.set_xticks(range(number), labels, fontsize=size, rotation=rotation, ha=ha)
         axes.set_yticks(range(number), labels, fontsize=size)
         axes.set(xlabel="taken for", ylabel="true cell type", title=title)
         axes.grid(False)
@@ -136,9 +136,8 @@ def confusion_figure(title: str, classes: tuple[str, ...], shares: np.ndarray) -
 def _numbers(axes: Axes, shares: np.ndarray, size: float) -> None:
     for row, column in zip(*(shares >= 0.005).nonzero(), strict=True):
         share = shares[row, column]
-        look: Options = {"ha": "center", "va": "center", "fontsize": size}
-        colour = "#ffffff" if share > 0.55 else DARK_INK
-        axes.text(column, row, f"{100 * share:.0f}", color=colour, **look)
+        look: Options = {"color": "#ffffff" if share > 0.55 else DARK_INK, "fontsize": size}
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", **look)
 
 
 def shade(share: float) -> str:

@@ -3,54 +3,14 @@ taken over folds where there is one run.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import pandas as pd
 
-from ..evaluation import Evaluation
-from ..evaluation.intervals import interval, paired_difference
+from ..evaluation.intervals import Interval, PairedDifference, interval, paired_difference
 from .folder import METHODS, StudyFiles, section
 
-Over = Literal["seed", "fold", "bootstrap"]
-Verdict = Literal["ahead", "behind", "not shown", "one seed"]
 DEFAULT_METHODS = ("fine-tuning", "linear-probe")  # of a folder whose settings cannot be read
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "micro_f1": "micro-F1"}
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean with its 95 % interval; shares of 1. `over` says what was averaged."""
-
-    mean: float
-    low: float
-    high: float
-    number: int
-    over: Over = "seed"
-
-    @property
-    def has_interval(self) -> bool:
-        return not (math.isnan(self.low) or math.isnan(self.high))
-
-
-@dataclass(frozen=True)
-class Difference(Score):
-    """By how much an arm is above another, paired by seed."""
-
-    p_value: float = math.nan
-
-    def reversed(self) -> "Difference":
-        """By how much the other arm is above this one."""
-        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict by the interval: none for one seed, no difference where it holds 0."""
-        if not self.has_interval:
-            return "one seed"
-        if self.low > 0:
-            return "ahead"
-        return "behind" if self.high < 0 else "not shown"
 
 
 def asked_methods(study: StudyFiles) -> list[str]:
@@ -59,18 +19,19 @@ def asked_methods(study: StudyFiles) -> list[str]:
     return [method for method in METHODS if method in names]
 
 
-def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Score | None:
+def score(study: StudyFiles, arm: str, method: str, metric: str = "macro_f1") -> Interval | None:
     """The mean of an arm over its seeds, as in summary.csv; over the folds of a single run."""
     row = _row(study.summary, arm, method, metric)
     if row is not None:
-        return Score(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
+        mean, low, high = (float(row[name]) for name in ("mean", "low", "high"))
+        return Interval(mean, low, high, int(row["seeds"]))
     evaluations = study.evaluations(arm, method)
-    return over_folds(evaluations[0], metric) if not study.is_study and evaluations else None
+    return interval(evaluations[0].values(metric)) if evaluations and not study.is_study else None
 
 
 def difference(
     study: StudyFiles, arm: str, method: str, metric: str = "macro_f1"
-) -> Difference | None:
+) -> PairedDifference | None:
     """The difference of an arm to the reference, as in summary.csv."""
     row = _row(study.summary, arm, method, metric)
     if row is None or arm == study.reference or math.isnan(row["difference"]):
@@ -78,7 +39,7 @@ def difference(
     both = [by_seed(study, one, method, "macro_f1") for one in (arm, study.reference)]
     seeds = len(both[0].keys() & both[1].keys()) or int(row["seeds"])
     mean, low, high = (float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
-    return Difference(mean, low, high, seeds, p_value=float(row.get("p_value", math.nan)))
+    return PairedDifference(mean, low, high, float(row.get("p_value", math.nan)), seeds)
 
 
 def _row(table: pd.DataFrame | None, arm: str, method: str, metric: str) -> pd.Series | None:
@@ -97,27 +58,20 @@ def by_seed(study: StudyFiles, arm: str | None, method: str, metric: str) -> dic
     return {int(seed): float(mean) for seed, mean in rows.groupby("seed")[metric].mean().items()}
 
 
-def paired(study: StudyFiles, arm: str, other: str, method: str, metric: str) -> Difference | None:
+def paired(
+    study: StudyFiles, arm: str, other: str, method: str, metric: str
+) -> PairedDifference | None:
     """The difference of two arms over the seeds that both have; None where they share none."""
     ours, theirs = by_seed(study, arm, method, metric), by_seed(study, other, method, metric)
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return None
-    found = paired_difference([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
-    return Difference(found.mean, found.low, found.high, found.n, p_value=found.p_value)
+    return paired_difference([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
 
 
-def over_folds(evaluation: Evaluation, metric: str = "macro_f1") -> Score:
-    """The mean over the folds of one evaluation, with the interval over these folds."""
-    found = interval(evaluation.values(metric))
-    published = evaluation.settings.get("protocol") == "published"
-    over: Over = "bootstrap" if published else "fold"
-    return Score(found.mean, found.low, found.high, found.n, over)
-
-
-def baseline_scores(study: StudyFiles, metric: str = "macro_f1") -> dict[str, Score]:
-    """The scores of plain classifiers of the data."""
-    return {name: over_folds(found, metric) for name, found in study.baselines.items()}
+def baseline_scores(study: StudyFiles, metric: str = "macro_f1") -> dict[str, Interval]:
+    """The scores of plain classifiers of the data, over their folds."""
+    return {name: interval(found.values(metric)) for name, found in study.baselines.items()}
 
 
 def shown_arm(study: StudyFiles) -> str | None:
@@ -140,9 +94,5 @@ def shown_arm(study: StudyFiles) -> str | None:
 
 def candidates(study: StudyFiles, arm: str) -> int:
     """How many arms the shown one was the best of."""
-    alike = [
-        other
-        for other in study.arms
-        if other != study.reference and study.is_learned(other) == study.is_learned(arm)
-    ]
-    return sum(study.strategy(other) != "none" for other in alike)
+    others = [other for other in study.arms if study.is_learned(other) == study.is_learned(arm)]
+    return sum(study.strategy(other) != "none" for other in others if other != study.reference)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..drawing import Drawing
 from ..interpretation import figures
 from . import maps as cell_maps
 from .findings import (
@@ -43,6 +42,12 @@ FEW_ARMS = 4
 
 SHOWN_ROWS = 12
 """Genes, or gene sets, of a table."""
+
+ENRICHED = {
+    "enrichment": "hidden most",
+    "enrichment_beyond_expression": "hidden most beyond their expression",
+}
+"""Tables of gene sets, and the genes that each is about."""
 
 UNFINISHED = {
     "failed": "Some of the runs failed; the same command tries them again.",
@@ -226,23 +231,18 @@ def genes(study: StudyFiles, styles: Styles) -> Content:
     wanted = [shown_arm(study), *(arm for arm in tables if study.is_learned(arm)), *tables]
     told = next(arm for arm in wanted if arm in tables)
     top = max(map(figures.highest, tables.values()))
-    drawn = {arm: _frequencies(study, styles, arm, table, top) for arm, table in tables.items()}
-    kept = {
-        arm
-        for arm in drawn
-        if len(drawn) <= FEW_ARMS or arm in (told, study.reference) or study.is_learned(arm)
-    }
+    drawn = {}
+    for arm, table in tables.items():
+        masks, colour = study.first_latents(arm).get("masks"), styles[arm].colour
+        drawn[arm] = figures.hidden_by_expression(arm, table, masks, colour=colour, top=top)
+    of_interest = {arm for arm in drawn if arm in (told, study.reference) or study.is_learned(arm)}
+    kept = set(drawn) if len(drawn) <= FEW_ARMS else of_interest
     return {
         "arm": told,
         "ahead": [drawn[arm] for arm in drawn if arm in kept],
         "others": [drawn[arm] for arm in drawn if arm not in kept],
         **_genes_of(study, styles, told),
     }
-
-
-def _frequencies(study: StudyFiles, styles: Styles, arm: str, table: Any, top: float) -> Drawing:
-    masks, colour = study.first_latents(arm).get("masks"), styles[arm].colour
-    return figures.hidden_by_expression(arm, table, masks, colour=colour, top=top)
 
 
 def _genes_of(study: StudyFiles, styles: Styles, arm: str) -> dict[str, Any]:
@@ -264,10 +264,7 @@ def _genes_of(study: StudyFiles, styles: Styles, arm: str) -> dict[str, Any]:
         rows = ranking.nlargest(SHOWN_ROWS, "beyond_expression").to_dict("records")
     sets = {
         title: _gene_sets(table)
-        for name, title in (
-            ("enrichment", "hidden most"),
-            ("enrichment_beyond_expression", "hidden most beyond their expression"),
-        )
+        for name, title in ENRICHED.items()
         if (table := study.first(arm, "table", name)) is not None
     }
     return {

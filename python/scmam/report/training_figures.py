@@ -34,6 +34,8 @@ def loss_figures(study: StudyFiles, styles: Styles) -> list[Drawing]:
         arm: [run.metrics for run in study.of(arm) if run.metrics is not None] for arm in study.arms
     }
     tables = {arm: found for arm, found in tables.items() if found}
+    if not tables:
+        return []
     limits = _common_range([table for found in tables.values() for table in found])
     if math.isnan(limits[0]):
         return []
@@ -63,17 +65,12 @@ def _loss_figure(
 
 def _common_range(tables: list[pd.DataFrame]) -> tuple[float, float]:
     """Of the losses after the first tenth of the steps, in which losses fall from anywhere."""
-    lows, highs = [], []
-    for table in tables:
-        for curve in (smoothed(phase(table, "train"), "loss"), phase(table, "validation")):
-            later = curve[curve["step"] >= 0.1 * curve["step"].max()]["loss"].dropna()
-            if not later.empty:
-                lows.append(float(later.min()))
-                highs.append(float(later.max()))
-    if not lows:
-        return math.nan, math.nan
-    margin = 0.06 * (max(highs) - min(lows)) or 0.05
-    return min(lows) - margin, max(highs) + margin
+    parts = [smoothed(phase(table, "train"), "loss") for table in tables]
+    parts += [phase(table, "validation") for table in tables]
+    later = [part[part["step"] >= 0.1 * part["step"].max()]["loss"] for part in parts]
+    low, high = pd.concat(later).agg(["min", "max"])
+    margin = 0.06 * (high - low) or 0.05
+    return low - margin, high + margin
 
 
 def mask_figures(study: StudyFiles, styles: Styles) -> list[Drawing]:

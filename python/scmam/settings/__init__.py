@@ -2,19 +2,7 @@
 
 from .pretraining import Data, Masking, Model, Training
 from .section import Section
-from .studies import METHODS, SPLIT, Evaluation, Study
-
-__all__ = [
-    "METHODS",
-    "SPLIT",
-    "Config",
-    "Data",
-    "Evaluation",
-    "Masking",
-    "Model",
-    "Study",
-    "Training",
-]
+from .studies import Evaluation, Study
 
 
 class Config(Section):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, digest, fingerprint, with_absolute_paths
+from ..config import Config, fingerprint, flat, with_absolute_paths
 from ..data import Cells
 from ..doctor import versions
 from ..errors import RunError
@@ -174,14 +174,8 @@ def _cells_summary(config: Config, cells: Cells | None) -> dict[str, Any]:
         "label": cells.label,
         "donor": cells.donor,
         "classes": cells.class_sizes,
-        "digest": _digest(cells),
+        "digest": cells.fingerprint(),
     }
-
-
-def _digest(cells: Cells) -> str:
-    """A hash of the chosen cells, genes, depths and labels."""
-    arrays = (cells.cell_ids, cells.depth, cells.codes)
-    return digest(b"\0".join(["\n".join(cells.genes).encode(), *(x.tobytes() for x in arrays)]))
 
 
 def _check_same_cells(earlier: Study, summary: dict[str, Any]) -> None:
@@ -198,7 +192,7 @@ def _check_same_cells(earlier: Study, summary: dict[str, Any]) -> None:
 def _record(config: Config, cells: dict[str, Any], earlier: Study | None) -> dict[str, Any]:
     return {
         "status": "running",
-        "fingerprint": fingerprint(config),
+        "fingerprint": fingerprint(flat(config)),
         "cells": cells,
         "arms": list(config.study.arms),
         "seeds": list(config.study.seeds),

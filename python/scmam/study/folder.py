@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import Config, as_yaml, flat, load_config, with_settings
 from ..errors import RunError
-from ..settings import METHODS
+from ..settings.studies import METHODS
 from ..storage import read_csv, read_json, write_file
 
 if TYPE_CHECKING:

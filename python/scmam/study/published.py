@@ -6,37 +6,11 @@ from typing import Any, NamedTuple
 
 import pandas
 
-UNTRAINED, BACKBONE = "none", "orig"
-SCHEMES = ("encoder", "decoder", "both", "separate")
-ARMS = (
-    BACKBONE,
-    *("uniform-stratified-token", "uniform-stratified"),
-    *(f"mam-published-{scheme}{suffix}" for scheme in SCHEMES for suffix in ("", "-mixed")),
-)
-WORTH = 0.03  # of macro-F1, that the backbone has to be ahead of an untrained model
+from ..config import packaged
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "training": {
-        "cells": "training",
-        "keep": "best",
-        "lr": 1e-5,
-        "masking_lr": 1e-4,
-        "rate_groups": "published",
-        "schedule": "constant",
-        "amsgrad": True,
-        "warmup": 0.0,
-        "clip": 0.0,
-        "cell_loss": 0.0,
-    },
-    "evaluation": {
-        "protocol": "published",
-        "methods": ["mlp-probe", "fine-tuning"],
-        "lr": 1e-4,
-        "block": -2,
-    },
-    "study": {"arms": [UNTRAINED, *ARMS], "reference": BACKBONE},
-}
-"""What `scmam compare --protocol published` sets where the file and the flags do not."""
+UNTRAINED, BACKBONE = "none", "orig"
+WORTH = 0.03  # of macro-F1, that the backbone has to be ahead of an untrained model
+SETTINGS: dict[str, dict[str, Any]] = packaged(__package__, "published.yaml")
 
 
 class Backbone(NamedTuple):

@@ -184,12 +184,12 @@ def perform(
     worker, begin = get_worker(), time.monotonic()
     error: list[str] = []
 
-    def report(line: str) -> None:
-        said = json.loads(line)
-        error.extend(text for text in [said.get("error")] if text)
+    def report(said: dict[str, str]) -> None:
+        if "error" in said:
+            error.append(said["error"])
         worker.log_event(topic, {"task": task.name, **said})
 
-    report(json.dumps({"stage": STARTING}))
+    report({"stage": STARTING})
     threads = thread_share(worker.state.nthreads)
     process, reader, place = _started(task, command, threads, lock, report)
     while process.poll() is None and topic not in _stopped:
@@ -201,7 +201,7 @@ def perform(
         process.stdin.close()
     reader.join(timeout=1)
     if status is None or (status == 0 and task.done()) or error:
-        report(json.dumps({"stage": ENDED}))
+        report({"stage": ENDED})
         said = "interrupted" if status is None else error[-1] if error else None
         return said, time.monotonic() - begin
     missing = ", ".join(str(path) for path in task.outputs if not path.exists())
@@ -291,7 +291,7 @@ def _started(
     command: Sequence[str],
     threads: int,
     lock: int | None,
-    report: Callable[[str], None],
+    report: Callable[[dict[str, str]], None],
 ) -> tuple[subprocess.Popen, threading.Thread, int]:
     """The process of a task, the thread that forwards its reports, and the start of its log."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -317,10 +317,10 @@ def _started(
     return process, reader, place
 
 
-def _forward(descriptor: int, report: Callable[[str], None]) -> None:
-    with open(descriptor) as reports:
-        for line in reports:
-            report(line)
+def _forward(descriptor: int, report: Callable[[dict[str, str]], None]) -> None:
+    with open(descriptor) as lines:
+        for line in lines:
+            report(json.loads(line))
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -66,10 +66,7 @@ def summary_of(results: pandas.DataFrame, reference: str) -> pandas.DataFrame:
         pairs = group.dropna(subset="seed").merge(others, on="seed", suffixes=("", "_reference"))
         for metric in METRICS:
             mean = interval(group[metric].tolist())[:3]
-            difference = (
-                paired_difference(pairs[metric].tolist(), pairs[f"{metric}_reference"].tolist())[:4]
-                if len(pairs)
-                else (None,) * 4
-            )
+            ours, theirs = (pairs[name].tolist() for name in (metric, f"{metric}_reference"))
+            difference = paired_difference(ours, theirs)[:4] if ours else (None,) * 4
             rows.append((arm, method, metric, *mean, group.seed.notna().sum(), *difference))
     return pandas.DataFrame(rows, columns=list(SUMMARY_COLUMNS))

@@ -16,26 +16,22 @@ def summary_text(study: Study) -> str:
     differences in points of macro-F1.
     """
     summary, config = study.summary(), study.config.study
-    known = set(summary.arm)
     arms, baselines = (
-        [name for name in names if name in known] for names in (config.arms, config.baselines)
+        summary[summary.arm.isin(names)] for names in (config.arms, config.baselines)
     )
     # The same number where every cell has one type; the published protocol names it micro-F1.
     published = study.config.evaluation.protocol == "published"
     beside = "micro_f1" if published else "accuracy"
-    width = max(18, *(len(name) + 2 for name in (*arms, *baselines)))
-    blocks = [_headline(study, arms, summary, published)]
-    for method, rows in summary.groupby("method", sort=False):
-        if method not in config.baselines:
-            blocks.append(_block(rows, method, arms, config.reference, width, beside))
-    if baselines:
-        blocks.append(_baselines(summary, baselines, width, beside))
+    blocks = [_headline(study, arms, published)]
+    for method, rows in arms.groupby("method", sort=False):
+        blocks.append(_block(rows, str(method), config.arms, beside, config.reference))
+    if not baselines.empty:
+        blocks.append(_block(baselines, "on the data itself", config.baselines, beside))
     return "\n\n".join(blocks)
 
 
-def _headline(study: Study, arms: list[str], summary: pandas.DataFrame, published: bool) -> str:
-    cells = study.record["cells"]
-    counts = sorted(set(summary[summary.arm.isin(arms)].seeds))
+def _headline(study: Study, arms: pandas.DataFrame, published: bool) -> str:
+    cells, counts = study.record["cells"], sorted(set(arms.seeds))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     plural = "" if counts == [1] else "s"
     known = "± and [ ]: 95 % Student-t intervals over seeds"
@@ -52,44 +48,36 @@ def _headline(study: Study, arms: list[str], summary: pandas.DataFrame, publishe
 
 def _block(
     rows: pandas.DataFrame,
-    method: str,
-    arms: list[str],
-    reference: str,
-    width: int,
+    heading: str,
+    names: Sequence[str],
     beside: str,
+    reference: str | None = None,
 ) -> str:
-    title = f"macro-F1 minus {reference}'s"
-    wide = max(24, len(title) + 2)
-    lines = [f"{method:{width}}{NAMES[beside]:>13}{'macro-F1':>13}{title:>{wide}}{'p':>8}"]
-    for arm in arms:
-        of_arm = rows[rows.arm == arm].set_index("metric")
-        if of_arm.empty:
-            continue
-        first, macro = of_arm.loc[beside], of_arm.loc["macro_f1"]
-        difference = _difference(macro.difference, macro.difference_low, macro.difference_high)
-        scores = "".join(f"{_score(row['mean'], row.low, row.high):>13}" for row in (first, macro))
-        lines.append(f"{arm:{width}}{scores}{difference:>{wide}}{_p(macro.p_value):>8}")
-    return "\n".join(lines)
+    """A row for each arm or baseline, in the order of their names."""
+    shown = [name for name in names if name in set(rows.arm)]
+    of_metric = rows.set_index(["metric", "arm"])
+    first, macro = (of_metric.loc[metric].loc[shown] for metric in (beside, "macro_f1"))
+    columns = {NAMES[beside]: first.apply(_score, axis=1), "macro-F1": macro.apply(_score, axis=1)}
+    if reference is not None:
+        columns[f"macro-F1 minus {reference}'s"] = macro.apply(_difference, axis=1)
+        columns["p"] = macro.p_value.map(_p)
+    table = pandas.DataFrame(columns).rename_axis(index=None, columns=heading)
+    return table.to_string(col_space=[12, 12, 23, 7][: len(columns)])
 
 
-def _baselines(summary: pandas.DataFrame, names: Sequence[str], width: int, beside: str) -> str:
-    lines = [f"{'on the data itself':{width}}{NAMES[beside]:>13}{'macro-F1':>13}"]
-    for name in names:
-        means = summary[summary.arm == name].set_index("metric")["mean"]
-        lines.append(f"{name:{width}}{100 * means[beside]:>13.1f}{100 * means['macro_f1']:>13.1f}")
-    return "\n".join(lines)
+def _score(row: pandas.Series) -> str:
+    if not row.seeds:
+        return f"{100 * row['mean']:.1f}"
+    half = DASH if math.isnan(row.low) else f"{50 * (row.high - row.low):.1f}"
+    return f"{100 * row['mean']:.1f} ± {half}"
 
 
-def _score(mean: float, low: float, high: float) -> str:
-    half = DASH if math.isnan(low) else f"{50 * (high - low):.1f}"
-    return f"{100 * mean:.1f} ± {half}"
-
-
-def _difference(mean: float, low: float, high: float) -> str:
-    if math.isnan(mean):
+def _difference(row: pandas.Series) -> str:
+    if math.isnan(row.difference):
         return DASH
+    low, high = row.difference_low, row.difference_high
     bounds = DASH if math.isnan(low) else f"{100 * low:+.1f}, {100 * high:+.1f}"
-    return f"{100 * mean:+.1f} [{bounds}]"
+    return f"{100 * row.difference:+.1f} [{bounds}]"
 
 
 def _p(value: float) -> str:

@@ -3,6 +3,7 @@ stopped has complete pairs.
 """
 
 from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,16 +138,15 @@ def _after_needs(tasks: Iterable[Task]) -> list[Task]:
     Raises:
         ConfigError: tasks that wait for each other.
     """
-    waiting = list(tasks)
-    ordered: list[Task] = []
-    while waiting:
-        names = {task.name for task in ordered}
-        ready = [task for task in waiting if task.needs is None or task.needs in names]
-        if not ready:
-            raise ConfigError(
-                f"study.arms: {', '.join(task.name for task in waiting)} wait for each other; match"
-                " one to an arm of its own"
-            )
-        ordered += ready
-        waiting = [task for task in waiting if task not in ready]
-    return ordered
+    named = {task.name: task for task in tasks}
+    sorter = TopologicalSorter(dict.fromkeys(named, ()))
+    for task in named.values():
+        if task.needs is not None:
+            sorter.add(task.name, task.needs)
+    try:
+        return [named[name] for name in sorter.static_order()]
+    except CycleError as error:
+        raise ConfigError(
+            f"study.arms: {', '.join(error.args[1][:-1])} wait for each other; match one to an arm"
+            " of its own"
+        ) from None

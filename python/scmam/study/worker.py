@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(config: Config, options: argparse.Namespace) -> None:
-    from ..evaluation import evaluate
+    from ..evaluation.folder import evaluate
     from ..training import pretrain
 
     settings = arm_config(config, options.arm, options.seed)
@@ -91,14 +91,14 @@ def _run(config: Config, options: argparse.Namespace) -> None:
     _say("evaluating")
     evaluate(run, cells, settings.evaluation)  # a line for each fold, for the log
     if options.interpret:
-        from ..interpretation import interpret
+        from ..interpretation.folder import interpret
 
         _say("interpreting")
         interpret(run, cells, seed=options.seed, progress=False)
 
 
 def _baseline(config: Config, options: argparse.Namespace) -> None:
-    from ..evaluation import baseline
+    from ..evaluation.baselines import baseline
 
     cells = _cells(config, options)
     _say("evaluating")

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
-from ..config import Training
 from ..data import CellLoader, Cells, holdout
 from ..sequences import CellBatch
+from ..settings import Training
 
 
 class TrainingBatches:
@@ -77,18 +77,8 @@ class CellData(LightningDataModule):
         self.validation = cells.subset(kept_aside) if len(kept_aside) else None
         self.batches: TrainingBatches | None = None
 
-    def _attached(self) -> Trainer:
-        """The trainer that the batches are for.
-
-        Raises:
-            RuntimeError: no trainer has taken these cells.
-        """
-        if self.trainer is None:
-            raise RuntimeError("trainer: expected one that trains with these cells; got None")
-        return self.trainer
-
     def train_dataloader(self) -> TrainingBatches:
-        processes = self._attached().world_size
+        processes = cast(Trainer, self.trainer).world_size
         enough = len(self.training) >= self.settings.batch_size * processes
         loader = self._loader(
             self.training, seed=self.settings.seed, drop_last=enough, workers=self.settings.workers
@@ -105,12 +95,13 @@ class CellData(LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def _loader(self, cells: Cells, **options: Any) -> CellLoader:
+        trainer = cast(Trainer, self.trainer)  # which asks for the batches
         return CellLoader(
             cells,
             self.settings.batch_size,
             sparse=True,
-            rank=self._attached().global_rank,
-            world_size=self._attached().world_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
             pin_memory=self.pin_memory,
             **options,
         )

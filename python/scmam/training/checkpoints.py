@@ -12,9 +12,9 @@ from lightning.pytorch import __version__ as lightning_version
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from ..config import Training
 from ..errors import RunError
 from ..runs import CHECKPOINTS, load_file, save_file
+from ..settings import Training
 from .signals import Interrupted, StopSignals
 
 VERSION = "pytorch-lightning_version"  # as Lightning names it in a checkpoint
@@ -87,36 +87,24 @@ class _Movable(ModelCheckpoint):
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
-class BestCheckpoint(_Movable):
-    """Writes ``best.ckpt`` after a validation that was better than all before.
-
-    Args:
-        folder: of the run.
-        monitor: name of the validation loss.
+def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
+    """Writes ``best.ckpt`` of a run folder after a validation that was better than all before, by
+    the loss of the name `monitor`.
     """
-
-    def __init__(self, folder: Path, monitor: str) -> None:
-        name = Path(BEST).stem
-        super().__init__(folder / CHECKPOINTS, name, monitor, enable_version_counter=False)
+    name = Path(BEST).stem
+    return _Movable(folder / CHECKPOINTS, name, monitor, enable_version_counter=False)
 
 
-class Snapshots(_Movable):
-    """Writes the weights every so many steps, ``snapshots/step=N.ckpt``; `snapshots` finds them.
-
-    Args:
-        folder: of the run.
-        every: optimizer steps.
-    """
-
-    def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(
-            folder / SNAPSHOTS,
-            "{step}",
-            every_n_train_steps=every,
-            save_top_k=-1,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
+def snapshots_every(folder: Path, steps: int) -> ModelCheckpoint:
+    """Writes the weights every so many steps, ``snapshots/step=N.ckpt``; `snapshots` finds them."""
+    return _Movable(
+        folder / SNAPSHOTS,
+        "{step}",
+        every_n_train_steps=steps,
+        save_top_k=-1,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
 
 
 def snapshots(folder: Path) -> dict[int, Path]:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,22 @@ from lightning.pytorch.strategies import DDPStrategy
 from mam_kernels.weights import WeightsError
 from mam_kernels.weights.files import fill
 
-from ..config import Config, Training
+from ..config import Config
 from ..data import Cells
 from ..errors import RunError, ScmamError, one_line
 from ..objective import Pretraining
 from ..runs import CHECKPOINTS, METRICS, Run, load_file, open_run, update_record
 from ..sequences import CellBatch
-from .batches import CellData
+from .batches import CellData, batches_of
 from .checkpoints import (
     BEST,
-    BestCheckpoint,
     LastCheckpoint,
     Restored,
-    Snapshots,
     WholeFiles,
+    best_checkpoint,
     checkpoint_to_go_on_from,
     read_checkpoint,
+    snapshots_every,
     without,
 )
 from .losses import LossLog
@@ -65,19 +65,27 @@ def fit(
             written.
     """
     training = config.training
-    times, log = StepTimes(), LossLog(folder / METRICS, training)
+    times, log, restored = StepTimes(), LossLog(folder / METRICS, training), Restored()
     data = CellData(cells, training, pin_memory=on_gpu(config))
     gpus = range(torch.cuda.device_count()) if on_gpu(config) else ()
     with quiet(), torch.random.fork_rng(gpus, enabled=config.model.dropout > 0):
         unused = num_processes(training) > 1 and has_unused_parameters(
             pretraining, data.training.batch(np.arange(1))
         )
-        watchers = [times, log, *([StepBar(log)] if progress else [])]
-        watchers += _watchers(folder, training, data.validation is not None, snapshot_every)
+        watchers: list[Callback] = [restored, times, log]
+        if progress:
+            watchers.append(StepBar(log))
+        if data.validation is not None:
+            watchers.append(best_checkpoint(folder, WATCHED))
+            if (patience := training.patience) is not None:
+                stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
+                watchers.append(stop)
+        if snapshot_every is not None:
+            watchers.append(snapshots_every(folder, snapshot_every))
         trainer = _trainer(config, folder, watchers, unused)
         module = PretrainingModule(pretraining, training, dropout=config.model.dropout > 0)
         checkpoint = checkpoint_to_go_on_from(folder)
-        with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, trainer):
+        with _steps_recorded(folder, trainer, times), _taken_in(checkpoint, restored):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if training.keeps_best and trainer.global_step:
         _take_best(folder, module)
@@ -105,7 +113,7 @@ def _trainer(config: Config, folder: Path, watchers: list[Callback], unused: boo
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if training.validation else 0,
         num_sanity_val_steps=0,
-        callbacks=[Restored(), *watchers, LastCheckpoint(folder, training, signals)],
+        callbacks=[*watchers, LastCheckpoint(folder, training, signals)],
         plugins=[WholeFiles(), *([] if slurm is None else [slurm])],
         logger=_tensorboard(folder) if training.tensorboard else False,
         log_every_n_steps=1,
@@ -130,21 +138,6 @@ def has_unused_parameters(pretraining: Pretraining, batch: CellBatch) -> bool:
     return any(
         gradient is None for gradient in torch.autograd.grad(total, parameters, allow_unused=True)
     )
-
-
-def _watchers(
-    folder: Path, training: Training, validates: bool, snapshot_every: int | None
-) -> list[Callback]:
-    """The callbacks that use the validation loss, and snapshots."""
-    watchers: list[Callback] = []
-    if validates and (patience := training.patience) is not None:
-        stop = EarlyStopping(WATCHED, patience=patience, check_on_train_epoch_end=False)
-        watchers.append(stop)
-    if validates:
-        watchers.append(BestCheckpoint(folder, WATCHED))
-    if snapshot_every is not None:
-        watchers.append(Snapshots(folder, snapshot_every))
-    return watchers
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:
@@ -176,7 +169,7 @@ def _steps_recorded(folder: Path, trainer: Trainer, times: StepTimes) -> Iterato
 
 
 @contextlib.contextmanager
-def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
+def _taken_in(checkpoint: Path | None, restored: Restored) -> Iterator[None]:
     """Lightning and torch raise anything on a checkpoint that does not fit; say which one it is.
 
     Raises:
@@ -187,8 +180,6 @@ def _taken_in(checkpoint: Path | None, trainer: Trainer) -> Iterator[None]:
     except (ScmamError, OSError):
         raise
     except Exception as error:
-        callbacks = cast(Any, trainer).callbacks  # set by Lightning, and not declared
-        restored = next(call for call in callbacks if isinstance(call, Restored))
         if checkpoint is None or restored.done:
             raise
         raise RunError(
@@ -210,8 +201,6 @@ def _take_best(folder: Path, module: PretrainingModule) -> None:
 
 def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> dict[str, Any]:
     """Entries of run.json that are known at the end."""
-    if data.batches is None:
-        raise RuntimeError("data: expected cells that were trained on; got some without batches")
     training, timing = run.config.training, times.summary()
     per_step = training.batch_size * training.accumulate * trainer.world_size
     metrics = run.metrics()
@@ -222,7 +211,7 @@ def _results(run: Run, trainer: Trainer, times: StepTimes, data: CellData) -> di
         best, best_step = float(row["loss"]), int(row["step"])
     return {
         "steps": trainer.global_step,
-        "epochs": trainer.global_step * training.accumulate / len(data.batches.loader),
+        "epochs": trainer.global_step * training.accumulate / len(batches_of(trainer).loader),
         "training_cells": len(data.training),
         "validation_cells": 0 if data.validation is None else len(data.validation),
         "cells_per_second": per_step / timing["step_ms"] * 1e3 if timing["step_ms"] else None,

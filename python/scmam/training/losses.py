@@ -11,13 +11,14 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..config import Training
 from ..errors import RunError
 from ..runs import METRIC_COLUMNS
+from ..settings import Training
 from ..storage import write_file
 from .batches import batches_of
 from .module import PretrainingModule, rate_factor
@@ -46,8 +47,8 @@ def keep_until(path: Path, step: int) -> None:
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add rows to metrics.csv, in one write."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(f"{','.join(map(_text, row.values()))}\n" for row in rows))
+    table = pd.DataFrame(rows, columns=list(METRIC_COLUMNS))
+    table.to_csv(path, mode="a", header=False, index=False, float_format="%.9g", na_rep="nan")
 
 
 class LossLog(Callback):
@@ -142,7 +143,3 @@ class LossLog(Callback):
                 " training.lr or training.masking_lr, a longer training.warmup, or"
                 " training.precision: 32-true"
             )
-
-
-def _text(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)

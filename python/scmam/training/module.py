@@ -1,6 +1,5 @@
 """The objective as a LightningModule: a step, its validation, and the optimizer."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,10 @@ from torch import Tensor
 
 from mam_kernels.randomness import substream
 
-from ..config import Training
+from ..learning_rate import rise_and_fall
 from ..objective import Losses, Pretraining
 from ..sequences import CellBatch
+from ..settings import Training
 
 # The step of the masks of validation: always the same, so that losses can be compared.
 VALIDATION_STEP = 0
@@ -89,8 +89,6 @@ def rate_factor(step: int, training: Training) -> float:
     down to 0, or 1.
     """
     warmup = round(training.warmup * training.steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if training.schedule == "constant":
+    if step >= warmup and training.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, training.steps - warmup)))
+    return rise_and_fall(step, warmup, training.steps)

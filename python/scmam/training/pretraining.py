@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Config, with_absolute_paths, with_settings
+from ..config import Config, fingerprint, with_absolute_paths, with_settings
 from ..data import Cells, open_cells
 from ..doctor import versions
 from ..errors import ConfigError, RunError
@@ -26,9 +26,9 @@ from ..runs import (
     by_batch,
     create_folder,
     differences,
+    identity,
     open_run,
     read_schedule,
-    run_fingerprint,
     update_record,
     write_weights,
 )
@@ -293,7 +293,7 @@ def _record(config: Config, cells: Cells, pretraining: Pretraining) -> dict[str,
     return {
         "status": "running",
         "reason": None,
-        "fingerprint": run_fingerprint(config),
+        "fingerprint": fingerprint(identity(config)),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if on_gpu(config) else processor,
         "threads": torch.get_num_threads(),

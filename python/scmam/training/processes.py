@@ -7,8 +7,8 @@ are seen without importing it.
 
 import os
 
-from ..config import Training
 from ..errors import ConfigError
+from ..settings import Training
 
 SLURM_SHELLS = ("bash", "interactive")  # names of SLURM jobs in which processes are started by hand
 

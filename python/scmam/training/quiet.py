@@ -26,17 +26,14 @@ def quiet() -> Iterator[None]:
     warnings above, and nothing else.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.addFilter(_is_warning)
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for message in WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(_is_warning)
-
-
-def _is_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

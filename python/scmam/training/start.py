@@ -5,7 +5,9 @@ matched by name.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pandas import Index
 
 from ..config import Config, digest
 from ..errors import ConfigError, listing
@@ -46,14 +48,13 @@ def start_from(
             f"data.transform: expected {source.config.data.transform}, which {path} was trained on;"
             f" got {config.data.transform}"
         )
-    places = {gene: place for place, gene in enumerate(source.genes)}
-    rows = [row for row, gene in enumerate(genes) if gene in places]
-    if not rows:
+    places = Index(source.genes).get_indexer(genes)
+    rows = np.flatnonzero(places >= 0)
+    if not len(rows):
         raise ConfigError(
             f"training.start_from: {path} has none of the {len(genes)} genes of these cells"
             f" ({genes[0]}, ...; there {source.genes[0]}, ...); give cells with the same names"
         )
-    taken = [places[genes[row]] for row in rows]
     new, old = pretraining.model.state_dict(), source.pretraining.model.state_dict()
     wrong = sorted(
         name
@@ -68,7 +69,7 @@ def start_from(
     with torch.no_grad():
         for name, tensor in new.items():
             if name in OF_GENES:
-                tensor[rows] = old[name][taken]
+                tensor[rows] = old[name][places[rows]]
             else:
                 tensor.copy_(old[name])
     return {"start_digest": digest(source.path.read_bytes()), "start_genes": len(rows)}
