@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scmam.benchmark import ARMS, DataSet
-from scmam.benchmark.arms import with_arms
+from scmam.benchmark.arms import ARMS, with_arms
+from scmam.benchmark.folder import DataSet
 from scmam.cli.benchmarks import SETTINGS
 from scmam.cli.options import configuration
 from scmam.config import Config, with_settings

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from .errors import ConfigError, one_line
 from .settings import Config
-from .settings import Evaluation as Evaluation
 
 PATHS = (("data", "path"), ("data", "vocabulary"), ("training", "start_from"))
 """Settings that name files, by section."""

@@ -11,10 +11,11 @@ pytest.importorskip("sklearn", reason="the single-cell layer is not installed")
 
 import numpy as np
 import pandas
-from scmam.benchmark import ARMS, DataSet, chosen_arms, running
-from scmam.benchmark.arms import with_arms
+from scmam.benchmark import running
+from scmam.benchmark.arms import ARMS, chosen_arms, with_arms
 from scmam.benchmark.folder import (
     Benchmark,
+    DataSet,
     open_benchmark,
     read_curves,
     read_runs,

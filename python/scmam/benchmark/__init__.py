@@ -4,15 +4,3 @@
 ``runs.csv``, ``summary.csv``, ``choices.csv`` and ``benchmark.html`` in its folder are what came
 out.
 """
-
-from ..lazy import lazy_names
-
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".arms": ("ARMS", "GROUPS", "chosen_arms"),
-        ".folder": ("DataSet",),
-        ".running": ("benchmark",),
-        ".summary": ("summarize",),
-    },
-)

@@ -11,13 +11,14 @@ from typing import Any
 
 from mam_kernels.weights.files import fill
 
-from ..config import Config, Evaluation, with_settings
+from ..config import Config, with_settings
 from ..data import Cells, open_cells
 from ..evaluation.embedding import embed
 from ..evaluation.methods import fine_tune
 from ..evaluation.test_bed import bed_scores
 from ..objective import Pretraining
 from ..runs import Run
+from ..settings import Evaluation
 from ..storage import write_file
 from ..study.arms import arm_config
 from ..training import pretrain

@@ -85,9 +85,9 @@ def benchmark(
       scmam benchmark --arms 50-tenth,mam --seeds 0-4 --until 1 --out decided
       scmam benchmark --out benchmark --scheduler tcp://host:8786   on a dask cluster
     """
-    from ..benchmark import DataSet
-    from ..benchmark import benchmark as run
+    from ..benchmark.folder import DataSet
     from ..benchmark.page import draw_page
+    from ..benchmark.running import benchmark as run
 
     assignments = [*SETTINGS, *given.assignments]
     settings = options.configuration(given.file, assignments, given.flags)
