@@ -24,7 +24,8 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 export MAM_WITH_CUDA ?= $(if $(GPU),auto,0)
 
 IN = $(VENV)/bin/
-PIP = $(IN)python -m pip install --quiet --disable-pip-version-check
+# Most modules are never imported; the others are compiled when they are.
+PIP = $(IN)python -m pip install --quiet --disable-pip-version-check --no-compile
 SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
 CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' \
   -o -name '*.cuh')

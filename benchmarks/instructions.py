@@ -69,8 +69,11 @@ def build(folder: Path) -> Path:
         f"-I{ROOT / 'csrc'}",
     ]
     sources = {
-        f"kernels_{name}": (ROOT / "csrc" / "cpu" / "kernels.cpp", [f"-DMAM_ISA={name}", *extra])
-        for name, extra in sets.items()
+        f"kernels_{name}": (
+            ROOT / "csrc" / "cpu" / "kernels.cpp",
+            [f"-DMAM_ISA={name}", *sets[name]],
+        )
+        for name in SETS
     }
     sources |= {
         path.stem: (path, [])

@@ -3,6 +3,7 @@ that an earlier run compiled.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,15 @@ def _threads() -> None:
     # cores.
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_the_process() -> Iterator[None]:
+    # A test that runs a worker of the study in this process leaves it with the worker's threads.
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -401,7 +401,7 @@ def sound_arguments(op: str, device: torch.device) -> dict[str, object]:
     values = {"weights": some(B, L).abs(), "num_samples": counts, "valid": valid}
     cells = Cells(some(B, L).abs(), None, None, valid, L)
     parameters = Parameters(
-        latents=some(N, WIDTH),
+        latents=0.1 * some(N, WIDTH),  # steep slopes take the interpreter ten times as long
         in_weight=some(3 * WIDTH, WIDTH),
         in_bias=some(3 * WIDTH),
         token_weight=some(WIDTH, 1 if op.startswith("scalar") else TOKEN),
