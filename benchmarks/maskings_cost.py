@@ -19,11 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scmam.benchmark.arms import ARMS, with_arms
+from scmam.benchmark.arms import ARMS, SETTINGS, with_arms
 from scmam.benchmark.folder import DataSet
-from scmam.cli.benchmarks import SETTINGS
-from scmam.cli.options import configuration
-from scmam.config import Config, with_settings
+from scmam.config import Config, load_config, with_settings
 from scmam.data import Cells, open_cells
 from scmam.objective import Pretraining, build_pretraining
 from scmam.study.arms import arm_config
@@ -71,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measured(path: Path, genes: int, arms: tuple[str, ...], rounds: int) -> list[Cost]:
     """The costs of arms: medians over paired steps, whose order changes from round to round."""
-    config = DataSet(str(path), genes).config(with_arms(configuration(None, SETTINGS, {})))
+    config = DataSet(str(path), genes).config(with_arms(load_config(None, defaults=SETTINGS)))
     cells = open_cells(config.data)
     references = {arm: str(ARMS[arm].same_share) for arm in arms}
     configs = {arm: arm_config(config, arm, 0) for arm in {*arms, *references.values()}}

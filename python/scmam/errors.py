@@ -36,6 +36,7 @@ class ReportError(ScmamError):
 
 def one_line(error: BaseException, longest: int = 160) -> str:
     """The message of an error, cut to a line; its type where it has none."""
+    # As in mam_kernels.weights.files, which loads torch; a line of error must not wait for that.
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else text[:longest] + " ..."
 

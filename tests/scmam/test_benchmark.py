@@ -27,6 +27,7 @@ from scmam.benchmark.page import draw_page
 from scmam.benchmark.running import _groups, benchmark
 from scmam.benchmark.summary import EVERY, choices_of, summarize, summary_of
 from scmam.benchmark.work import do_arms
+from scmam.cli import main
 from scmam.config import load_config
 from scmam.data import open_cells
 from scmam.errors import CellsError, ConfigError, RunError
@@ -346,3 +347,15 @@ def test_a_single_seed_gets_a_second(tmp_path, instant):
         load_config(None, TINY), [SET], tmp_path / "out", arms=["mam"], until=9, progress=False
     )
     assert instant["mam"] == [0, 1]
+
+
+def test_a_settings_file_is_over_the_settings_of_the_benchmark(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(running, "benchmark", lambda config, *_, **__: given.update(c=config) or [])
+    (tmp_path / "mine.yaml").write_text("training: {steps: 40}\n")
+    files = ["--config", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(["benchmark", *files])
+    assert not ended.value.code
+    training = given["c"].training
+    assert (training.steps, training.validation) == (40, 0)  # the file's, the benchmark's

@@ -8,8 +8,11 @@ from fnmatch import fnmatch
 from itertools import product
 from typing import Any, NamedTuple
 
-from ..config import Config, with_settings
+from ..config import Config, packaged, with_settings
 from ..errors import ConfigError
+
+SETTINGS: dict[str, dict[str, Any]] = packaged(__package__, "benchmark.yaml")
+"""Of every arm, by section, where file and flags say nothing else."""
 
 UNIFORM = "uniform"
 """The reference: 30 % of all positions, 80/10/10 in the decoder."""

@@ -8,13 +8,6 @@ import typer
 from . import options
 from .endings import FAILED, GOES_ON, ends_tidily
 
-SETTINGS = (
-    *("training.steps=300", "training.validation=0", "training.checkpoint_every=1000"),
-    *("training.device=cpu", "evaluation.development=0.3", "evaluation.train_cells=400"),
-    *("evaluation.methods=[linear-probe]", "masking.latent_dim=64", "masking.num_latents=32"),
-    *("masking.latent_heads=4",),
-)
-
 
 @ends_tidily(GOES_ON)
 @options.settable("seeds", "jobs", "scheduler", "steps")
@@ -85,12 +78,12 @@ def benchmark(
       scmam benchmark --arms 50-tenth,mam --seeds 0-4 --until 1 --out decided
       scmam benchmark --out benchmark --scheduler tcp://host:8786   on a dask cluster
     """
+    from ..benchmark.arms import SETTINGS
     from ..benchmark.folder import DataSet
     from ..benchmark.page import draw_page
     from ..benchmark.running import benchmark as run
 
-    assignments = [*SETTINGS, *given.assignments]
-    settings = options.configuration(given.file, assignments, given.flags)
+    settings = options.configuration(*given, SETTINGS)
     paths = [str(path.absolute()) for path in data or ()]
     files: list[str | None] = [*([None] if example or not paths else []), *paths]
     sizes = options.numbers(genes, "--genes") or ()
