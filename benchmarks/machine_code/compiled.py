@@ -93,7 +93,8 @@ def recorded(call: Callable[[], None], arch: int) -> list[Launch]:
     """
     from mam_kernels._core import triton_launch
 
-    with mock.patch.object(triton_launch, "architecture", lambda _: arch), recording() as launches:
+    on_it = mock.patch.object(triton_launch, "architecture", return_value=arch)
+    with on_it, recording() as launches:
         call()
     return launches
 

@@ -27,7 +27,9 @@ class Device:
     blocks: int
 
 
-H200 = Device("H200", 132, 1.755e9, 4, 2, 2, 0.5, 128, 790e12, 4.3e12, 59.3e12, 65536, 2048, 233472, 32)
+H200 = Device(
+    "H200", 132, 1.755e9, 4, 2, 2, 0.5, 128, 790e12, 4.3e12, 59.3e12, 65536, 2048, 233472, 32
+)
 
 # 64 lanes a multiprocessor and clock, half of what is issued.
 ALU = {

@@ -112,6 +112,11 @@ def _row(
     )  # fmt: skip
 
 
+def total(rows: list[Row], unit: str) -> float:
+    """Seconds that a unit of the device needs at least for all of them."""
+    return sum(row.launches * row.seconds.get(unit, 0.0) for row in rows)
+
+
 def describe(row: Row, rows_of_batch: float, with_loops: bool) -> str:
     """A kernel's lines of the report; instructions are of warps, for a row of the batch."""
     seconds = " ".join(f"{unit} {1e6 * x:.2f}" for unit, x in row.seconds.items() if x > 0)
