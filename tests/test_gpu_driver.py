@@ -138,8 +138,8 @@ def test_what_needs_the_build_waits_for_it_and_is_left_out_where_it_fails(tmp_pa
 
 
 def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path, monkeypatch, capsys):
-    """Selection and inclusion at a tiny size, Triton by its interpreter, among stages that hang, crash and raise;
-    `make gpu` runs the same stages on a GPU, and `--rehearse` all of them.
+    """Selection and inclusion at a tiny size, Triton by its interpreter, among stages that hang,
+    crash and raise; `make gpu` runs the same stages on a GPU, and `--rehearse` all of them.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the driver changes it, and the folder
