@@ -74,6 +74,27 @@ def select_with(backend: str):
     )
 
 
+def include_with(backend: str):
+    """Our inclusion probabilities on one backend, as a function of the weights."""
+    return lambda weights: mam.inclusion_probabilities(
+        weights, num_selected(weights), backend=backend
+    )
+
+
+def include_with_gradient(backend: str):
+    """The same and the gradient of the weights, as a function of them and of the probabilities'
+    gradient.
+    """
+
+    def run(weights: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        given = weights.detach().requires_grad_()
+        probabilities = include_with(backend)(given)
+        (found,) = torch.autograd.grad(probabilities, given, gradient)
+        return probabilities.detach(), found
+
+    return run
+
+
 def select_by_multinomial(weights: Tensor) -> Tensor:
     """What the published code calls, here for all rows at once, and the indices made a mask."""
     return _as_mask(weights, torch.multinomial(weights, num_selected(weights), replacement=False))

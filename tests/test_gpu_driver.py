@@ -138,31 +138,36 @@ def test_what_needs_the_build_waits_for_it_and_is_left_out_where_it_fails(tmp_pa
 
 
 def test_the_measurements_are_rehearsed_on_the_cpu(tmp_path, monkeypatch, capsys):
-    """Selection at a tiny size, Triton by its interpreter, among stages that hang, crash and raise;
-    `make gpu` runs the same stages on a GPU, and `--rehearse` all of them.
+    """Selection and inclusion at a tiny size, Triton by its interpreter, among stages that hang,
+    crash and raise; `make gpu` runs the same stages on a GPU, and `--rehearse` all of them.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the driver changes it, and the folder
     monkeypatch.chdir(ROOT)
     planned, _ = plan(rehearse=True)
-    measured = [x for x in planned if x.name in ("selection, triton", "launch shape 0, selection")]
+    names = ("selection, triton", "launch shape 0, selection", "inclusion_forward_backward, triton")
+    measured = [next(x for x in planned if x.name == name) for name in names]
     stages = [
         stage("hangs", "import time; record(value=1); time.sleep(600)", seconds=4),
         measured[0],
         stage("crashes", "import os; record(value=2); os.abort()"),
         measured[1],
         stage("raises", "record(value=3); raise ValueError('no')"),
+        measured[2],
     ]
     monkeypatch.setattr(main, "plan", lambda rehearse: (stages, None))
     assert main.main(["--rehearse", "--seconds=500", f"--out={tmp_path}"]) == 1
     records = json.loads((tmp_path / "gpu.json").read_text())
     log = (tmp_path / "gpu.log").read_text()
     endings = [record["ended"] for record in records if "ended" in record]
-    expected = ["killed after 4 s", "ok", "crashed: SIGABRT", "ok", "failed: exit status 1"]
+    expected = ["killed after 4 s", "ok", "crashed: SIGABRT", "ok", "failed: exit status 1", "ok"]
     assert endings == expected, log
-    assert [record["path"] for record in records if record.get("right")] == ["selection"]
+    right = [record["path"] for record in records if record.get("right")]
+    assert right == ["selection", "inclusion_forward_backward"]
     assert [record["value"] for record in records if "value" in record] == [1, 2, 3]
-    early, timed, early_shape, shape = (x for x in records if "as_called_us" in x)
+    taken = [x for x in records if "as_called_us" in x]
+    early, timed, early_shape, shape, *_, of_both_passes = taken
+    assert of_both_passes["bound_us"] > 0
     assert timed["as_called_us"] == early["as_called_us"] > 0
     assert "bound_us" in timed
     assert shape["shape"] == early_shape["shape"] == str({"num_warps": 2})

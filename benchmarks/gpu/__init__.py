@@ -2,6 +2,8 @@
 
 PATHS = (
     "selection",
+    "inclusion",
+    "inclusion_forward_backward",
     "value_path",
     "value_path_sparse",
     "value_path_forward_backward",

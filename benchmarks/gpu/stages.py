@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mam_kernels as mam
 from mam_kernels.testing import measure
 from mam_kernels.testing.agreement import (
+    Disagreement,
     forward,
     forward_backward,
     paper_twin,
@@ -28,6 +29,7 @@ from mam_kernels.testing.agreement import (
 from mam_kernels.testing.machine import environment
 from mam_kernels.testing.measure import Contender
 from mam_kernels.testing.side_by_side import with_backend
+from mam_kernels.testing.tolerances import FLOORS, row_error
 
 from .. import evidence, workloads
 from ..study import require_right_draw
@@ -35,7 +37,10 @@ from . import PATHS, driver, launch_shapes
 
 CHECKED_ROWS = 4
 
-OURS = "^(attention|finish|importance|project|select|token_importance|tokens|value|.*_backward)_"
+OURS = (
+    "^(attention|finish|importance|inclusion|project|select|token_importance|tokens|value"
+    "|.*_backward)_"
+)
 """The CUDA kernels that ncu looks at, beside torch's own."""
 
 
@@ -64,7 +69,8 @@ def work(
 ) -> tuple[Contender, Callable[[], None]]:
     """One path as something to time, and a check of it on a few rows against float64."""
     seeds = range(sizes.input_sets)
-    if path == "selection":
+    if path in OF_WEIGHTS:
+        with_backend_of, require_right = OF_WEIGHTS[path]
         weights = [
             (
                 workloads.near_uniform_weights(
@@ -73,8 +79,10 @@ def work(
             )
             for seed in seeds
         ]
-        check = lambda: require_right_draw(backend, weights[0][0][:CHECKED_ROWS])  # noqa: E731
-        return Contender(workloads.select_with(backend), weights), check
+        few = weights[0][0][:CHECKED_ROWS]
+        if path.endswith("backward"):
+            weights = [(one, torch.randn_like(one)) for (one,) in weights]
+        return Contender(with_backend_of(backend), weights), lambda: require_right(backend, few)
     module = masking_module(path, sizes, device)
     if path.startswith("value_path"):
         tokens = [
@@ -97,6 +105,25 @@ def work(
     step = forward_backward if path.endswith("backward") else forward
     ours = with_backend(module, backend)
     return Contender(step(ours), [(one,) for one in tokens]), lambda: require_agreement(ours, few)
+
+
+def require_right_inclusion(backend: str, weights: Tensor) -> None:
+    """Inclusion probabilities and their gradient are those of float64, or `Disagreement`."""
+    gradient = torch.cos(torch.arange(weights.shape[1], device=weights.device)).expand_as(weights)
+    found = workloads.include_with_gradient(backend)(weights, gradient)
+    right = workloads.include_with_gradient("reference")(weights.double(), gradient.double())
+    for name, ours, theirs in zip(("probabilities", "gradient"), found, right, strict=True):
+        error = row_error(ours, theirs)
+        if not error <= FLOORS[torch.float32]:
+            raise Disagreement(f"{backend}: the error of its inclusion {name} is {error}")
+
+
+OF_WEIGHTS: dict[str, tuple[Callable, Callable[[str, Tensor], None]]] = {
+    "selection": (workloads.select_with, require_right_draw),
+    "inclusion": (workloads.include_with, require_right_inclusion),
+    "inclusion_forward_backward": (workloads.include_with_gradient, require_right_inclusion),
+}
+"""Path -> what it computes of weights, by backend, and its check."""
 
 
 def masking_module(path: str, sizes: Sizes, device: str) -> mam.MultinomialAttentionMasking:

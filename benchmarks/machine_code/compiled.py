@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from .launches import Launch, Variant, recording
 from .sass import Function, parse
@@ -86,9 +87,14 @@ def cuda(source: str, arch: int) -> list[Binary]:
         return disassemble(cubin.read_bytes())
 
 
-def recorded(call: Callable[[], None]) -> list[Launch]:
-    """The launches of Triton kernels by a call of their launchers; none of them runs."""
-    with recording() as launches:
+def recorded(call: Callable[[], None], arch: int) -> list[Launch]:
+    """The launches of Triton kernels by a call of their launchers on a GPU of a generation; none of
+    them runs.
+    """
+    from mam_kernels._core import triton_launch
+
+    on_it = mock.patch.object(triton_launch, "architecture", return_value=arch)
+    with on_it, recording() as launches:
         call()
     return launches
 

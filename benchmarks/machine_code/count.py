@@ -1,12 +1,14 @@
 """Instructions of a kernel times how often they are executed."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from . import annotations
 from .device import Count
 from .sass import Function, Instruction, Loop
 
+WAITING = re.compile(r"NANOSLEEP|SYNCS\.PHASECHK\.\S*TRYWAIT")
 NAMES = {"min": min, "max": max, "ceil": math.ceil, "__builtins__": {}}
 
 
@@ -59,7 +61,8 @@ def _trips(
     """How often each loop is gone round, whenever it is entered."""
     stated: list[tuple[Loop, float, tuple]] = []
     used: dict[tuple, int] = {}
-    ordered = sorted(function.loops, key=lambda x: (-len(x.blocks), x.header))
+    working = (x for x in function.loops if not _waits(function, x))
+    ordered = sorted(working, key=lambda x: (-len(x.blocks), x.header))
     own_of = [_own(function, loop) for loop in ordered]
     innermost = [_best_note(own, set(), innermost=True) for own in own_of]
     for loop, own in zip(ordered, own_of, strict=True):
@@ -93,6 +96,15 @@ def _trips(
         stated.append((loop, often, (file, note)))
         counted.loops.append(f"{title}: {formula} = {often:.1f}")
     return [(loop, often) for loop, often, _ in stated]
+
+
+def _waits(function: Function, loop: Loop) -> bool:
+    """Whether a loop only waits until a barrier in shared memory is passed, or tensor memory is
+    free: it is counted once.
+    """
+    if len(loop.blocks) > 1:
+        return False
+    return any(WAITING.match(function.instructions[i].opcode) for i in function.blocks[loop.header])
 
 
 def _own(function: Function, loop: Loop) -> list[Instruction]:

@@ -20,13 +20,16 @@ class Device:
     shared: float  # bytes of shared memory
     tensor: float  # floating point operations a second of 16-bit products, the whole GPU
     bandwidth: float  # bytes a second
+    float32: float  # floating point operations a second of products in float32, the whole GPU
     registers: int
     threads: int
     shared_bytes: int
     blocks: int
 
 
-H200 = Device("H200", 132, 1.755e9, 4, 2, 2, 0.5, 128, 790e12, 4.3e12, 65536, 2048, 233472, 32)
+H200 = Device(
+    "H200", 132, 1.755e9, 4, 2, 2, 0.5, 128, 790e12, 4.3e12, 59.3e12, 65536, 2048, 233472, 32
+)
 
 # 64 lanes a multiprocessor and clock, half of what is issued.
 ALU = {
@@ -41,7 +44,8 @@ SHARED = re.compile(r"^(LDS|STS|ATOMS|LDSM|STSM)")
 EXCHANGE = {"SHFL", "REDUX"}
 SPILL = re.compile(r"^(LDL|STL)")
 BARRIER = re.compile(r"^(BAR|SYNCS\.PHASECHK)")
-PRODUCT = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)|^[HIQ]MMA\.(\d)(\d?)(\d+)?")
+# Of Blackwell's, UTCHMMA, the shape is in a register: they are counted, not their operations.
+PRODUCT = re.compile(r"^(HGMMA|[HIQ]MMA|UTC\w*MMA)")
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Count:
             self.shared += times * 128
         operations, read = _product(instruction)
         self.tensor += times * operations
-        self.tensor_instructions += times * (operations > 0)
+        self.tensor_instructions += times * (PRODUCT.match(opcode) is not None)
         self.shared += times * read
 
     def plus(self, other: "Count", times: float = 1.0) -> None:

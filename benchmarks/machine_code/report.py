@@ -1,5 +1,6 @@
 """The count of every path: what ``python -m benchmarks.machine_code`` prints and writes."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from . import compiled
 from .count import Counted, count, value
 from .device import H200, Count, limits, resident
 from .table import Kernel, Library, Path
+from .torch_operations import operations
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Row:
 
 def rows(path: Path, backend: str, arch: int) -> Iterator[Row]:
     """What a path launches on a backend."""
-    parts = path.cuda if backend == "cuda" else _launched(path)
-    for part in (*parts, *(x for x in path.libraries if x.backend in (backend, "both"))):
+    parts = path.cuda if backend == "cuda" else _launched(path, arch)
+    for part in (*parts, *_of_torch(path, backend)):
         if isinstance(part, Library):
             yield _library(path, backend, part, arch)
         elif isinstance(part, Kernel):
@@ -49,13 +51,20 @@ def rows(path: Path, backend: str, arch: int) -> Iterator[Row]:
             yield _triton(path, part, arch)
 
 
-def _launched(path: Path) -> list[compiled.Launch]:
-    return [] if path.triton is None else compiled.recorded(path.triton)
+def _launched(path: Path, arch: int) -> list[compiled.Launch]:
+    return [] if path.triton is None else compiled.recorded(path.triton, arch)
+
+
+def _of_torch(path: Path, backend: str) -> list[Library]:
+    return [] if path.around is None else operations(functools.partial(path.around, backend))
 
 
 def _library(path: Path, backend: str, part: Library, arch: int) -> Row:
-    operations, moved = value(part.operations, path.sizes), value(part.bytes, path.sizes)
-    seconds = {"tensor": operations / H200.tensor, "bytes": moved / H200.bandwidth}
+    seconds = {
+        "tensor": part.operations / H200.tensor,
+        "float32": part.operations32 / H200.float32,
+        "bytes": part.bytes / H200.bandwidth,
+    }
     return Row(
         path.name, backend, part.name, arch, part.launches, 0, 0, 0, 0, 0, None, seconds
     )  # fmt: skip
@@ -101,6 +110,11 @@ def _row(
         path.name, backend, name, arch, 1, blocks, threads, binary.registers, shared,
         binary.local, counted, seconds,
     )  # fmt: skip
+
+
+def total(rows: list[Row], unit: str) -> float:
+    """Seconds that a unit of the device needs at least for all of them."""
+    return sum(row.launches * row.seconds.get(unit, 0.0) for row in rows)
 
 
 def describe(row: Row, rows_of_batch: float, with_loops: bool) -> str:

@@ -8,6 +8,7 @@ formulas use the names of ``sizes``, and the constants in capitals of a Triton l
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,13 @@ class Kernel:
     sizes: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Library:
-    """Launches of somebody else's kernels, such as a product of torch: bounded by formulas."""
+class Library(NamedTuple):
+    """Launches of an operation of torch."""
 
     name: str
-    backend: str  # "cuda", "triton" or "both"
-    operations: str  # of 16-bit products
-    bytes: str
+    operations: float  # floating point operations of 16-bit products
+    operations32: float  # and of products in float32
+    bytes: float
     launches: int = 1
 
 
@@ -46,4 +46,5 @@ class Path:
     triton: Callable[[], None] | None = None
     triton_bytes: Mapping[str, str] = field(default_factory=dict)  # by the kernel's name
     triton_sizes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    libraries: tuple[Library, ...] = ()
+    # Calls the step of a backend on tensors of the device "meta": what torch launches there.
+    around: Callable[[str], None] | None = None

@@ -105,12 +105,8 @@ VALUE_PATH_SHARPENED = replace(
     name="value_path_sharpened",  # at a temperature of 1/2: the draw has launches of its own
     sizes=CELLS | {"sharpened": 1},
     cuda=(
-        _project,
+        replace(_project, blocks="16 * H + 1 + B", bytes=f"{_project.bytes} + 4 * B"),
         _value,
-        Kernel(
-            "count", "csrc/cuda/value_attention.cu", "count_kernel", blocks="B", threads="128",
-            bytes="4 * B",
-        ),
         replace(_sharpened, sizes=SELECTION_SHARPENED.sizes),
         _finish,
     ),

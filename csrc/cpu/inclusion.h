@@ -192,6 +192,8 @@ static void inclusion_gradient(const float* grad, const float* weight, const flo
     return;
   }
   const Timed timed(time);
+  // Both are positive; where the weight is NaN, as its u, it is for the comparison of u to tell.
+  const auto drawn = [](Float w, Float p) MAM_ALWAYS { return (w < p ? w : p) > 0.0f; };
   // Three rows side by side; the last positions as copies, with probabilities of 0.
   const auto for_all = [&](const auto& body) MAM_ALWAYS {
     int64_t l = 0;
@@ -206,7 +208,7 @@ static void inclusion_gradient(const float* grad, const float* weight, const flo
   Double products{}, totals{};
   for_all([&](int64_t, Float g, Float w, Float p) MAM_ALWAYS {
     const Float u = timed(w);
-    const Float slope = (p > 0.0f) & (u < kFurthest) ? u * decay(u).left : Float{};
+    const Float slope = drawn(w, p) & (u < kFurthest) ? u * decay(u).left : Float{};
     const Float product = slope != 0.0f ? g * slope : Float{};
     float lanes[2][kFloats];
     store(lanes[0], product), store(lanes[1], slope);
@@ -221,7 +223,7 @@ static void inclusion_gradient(const float* grad, const float* weight, const flo
     const Float u = timed(w);
     const Float half = decay(0.5f * u).left;  // its square may be beyond float32, as the time
     const Float scaled = (half * timed.first * (g - average)) * (half * timed.second);
-    const Float found = (p > 0.0f) & (0.5f * u < kFurthest) ? scaled : Float{};
+    const Float found = drawn(w, p) & (0.5f * u < kFurthest) ? scaled : Float{};
     if (l + kFloats <= positions) {
       store(out + l, found);
     } else {

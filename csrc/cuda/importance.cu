@@ -16,12 +16,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t batch = blockIdx.x / tiles, token = blockIdx.x % tiles * kTile;
   const FlagRow exists = flag_row(valid, batch);
   float sums[kPerThread] = {};
-  for (int64_t head = 0; head < query.heads; ++head) {
+  for (int64_t head = 0; head < query.heads; ++head) {  // trips: H
     Rows chosen = latent_rows(query, head);
     chosen.index = latents;
     chosen.count = num_chosen;
     const Rows keys = rows_of(key, batch, head, exists);
-    for (int64_t first = 0; first < num_chosen; first += kTile) {
+    for (int64_t first = 0; first < num_chosen; first += kTile) {  // trips: ceil(R / 64)
       Scores scores;
       dot_products(factors, chosen, first, keys, token, scores);
 #pragma unroll
@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t l = token + threadIdx.x;
   if (threadIdx.x >= kTile || l >= key.positions) return;
   float sum = 0.0f;
-  for (int side = 0; side < kSide; ++side) sum += partial[side][threadIdx.x];
+  for (int side = 0; side < kSide; ++side)  // trips: 16
+    sum += partial[side][threadIdx.x];
   importance[batch * key.positions + l] = exists[l] ? sum : 0.0f;
 }
 

@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kThreads)
     if (!(probability[l] > 0.0f)) return 2.0f * kFurthest;
     const float w = Plain ? __ldg(static_cast<const float*>(values.data) + first + l)
                           : load(values.data, values.dtype, first + l * values.stride_position);
-    return w * factors.coarse * factors.fine;
+    return w > 0.0f ? w * factors.coarse * factors.fine : 2.0f * kFurthest;
   };
   float products = 0.0f, totals = 0.0f;
 #pragma unroll 4

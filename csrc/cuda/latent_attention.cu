@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
                 last = min(first + grid.tiles_per_part * kTile, key.positions);
   OnlineSoftmax softmax;
   float out[kPerThread][kColumns] = {};
-  for (int64_t token = first; token < last; token += kTile) {
+  for (int64_t token = first; token < last; token += kTile) {  // trips: ceil(L / 64)
     Scores scores;
     dot_products(factors, latents, latent, keys, token, scores);
     scale_and_hide(scores, scale, keys, token);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     put_scores(weights, scores);
     load_tile<Columns>(factors.tile<Columns>(), tokens, token, column);
     __syncthreads();
-    multiply_add<kTile, Columns>(weights, factors.tile<Columns>(), out);
+    multiply_add<kTile, Columns>(weights, factors.tile<Columns>(), out);  // where: DEPTH = 64
   }
 
 #pragma unroll

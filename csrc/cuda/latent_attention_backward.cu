@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x) / kWarp;
   if (row >= rows) return;
   float sum = 0.0f;
-  for (int64_t c = lane; c < width; c += kWarp)
+  for (int64_t c = lane; c < width; c += kWarp)  // trips: 0 | ceil(Dz / H / 32) | 0
     sum = fmaf(load(grad_out, dtype, row * width + c), load(out, dtype, row * width + c), sum);
   for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
   if (lane == 0) delta[row] = sum - (grad_logsumexp == nullptr ? 0.0f : grad_logsumexp[row]);
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t head = index % g.key.heads, batch = index / g.key.heads;
 
   float grad_key[kPerThread][Columns / kSide] = {}, grad_value[kPerThread][Columns / kSide] = {};
-  for (int64_t latent = 0; latent < g.query.positions; latent += kTile) {
+  for (int64_t latent = 0; latent < g.query.positions; latent += kTile) {  // trips: ceil(N / 64)
     const Place at{batch, head, latent, token};
     attention_weights(factors, g, at, scores);
     load_tile<Columns>(factors.tile<Columns>(), grad_out_rows(g, at), latent, column);
@@ -157,12 +157,13 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
   float grad_query[kPerThread][Columns / kSide] = {};
   const int64_t last = min((part + 1) * grid.tiles_per_part, g.key.batch * grid.tiles);
-  for (int64_t tile = part * grid.tiles_per_part; tile < last; ++tile) {
+  for (int64_t tile = part * grid.tiles_per_part; tile < last; ++tile) {  // trips: tiles
     const Place at{tile / grid.tiles, head, latent, tile % grid.tiles * kTile};
     attention_weights(factors, g, at, scores);
     score_gradients(factors, g, at, scores);
     load_tile<Columns>(factors.tile<Columns>(), rows_at(g, g.key, at), at.token, column);
     __syncthreads();
+    // where: DEPTH = 64
     multiply_add<kTile, Columns>(scores, factors.tile<Columns>(), grad_query);
   }
   const int64_t width = g.key.width, row_stride = g.key.heads * width;
@@ -176,7 +177,8 @@ __global__ void __launch_bounds__(kTileThreads)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (i >= size) return;
   float sum = 0.0f;
-  for (int64_t part = 0; part < count; ++part) sum += parts[part * size + i];
+  for (int64_t part = 0; part < count; ++part)  // trips: parts
+    sum += parts[part * size + i];
   out[i] = sum;
 }
 

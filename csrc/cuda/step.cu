@@ -23,21 +23,21 @@ struct Projected {
   unsigned* finished;                  // blocks of finish_kernel that are done: set to 0
 };
 
-// One block a head and split, and one that draws the latents. With u = W_k w, g = W_v w and e = W_v
-// b + b_v of a head: slope = latents (u W_q) + u b_q over sqrt(d), direction = W_o g.
-__global__ void __launch_bounds__(kThreads)
-    project_kernel(Projection from, Projected to, int64_t num_chosen, Draw draw) {
-  MAM_DYNAMIC_SHARED(float, shared);
+// What mask_ratio hides of each row, where the draw has a launch of its own; else no rows.
+struct RowCounts {
+  Flags maskable;
+  int64_t rows, positions;
+  double mask_ratio;
+  int32_t* counts;
+};
+
+// A part of a head. With u = W_k w, g = W_v w and e = W_v b + b_v of it: slope = latents (u W_q) +
+// u b_q over sqrt(d), direction = W_o g.
+__device__ __forceinline__ void project_head(const Projection& from, const Projected& to, int head,
+                                             int split, float* shared) {
   const int width = static_cast<int>(from.width), heads = static_cast<int>(from.heads),
             depth = width / heads, latents = static_cast<int>(from.num_latents);
-  const int head = blockIdx.x / kSplits, split = blockIdx.x % kSplits;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  if (head == heads) {  // share: 1 / blocks
-    if (threadIdx.x == 0) *to.finished = 0;
-    // phase: draw of the latents
-    if (to.chosen != nullptr) choose_latents(latents, num_chosen, draw, to.chosen);
-    return;
-  }
   float *const u = shared, *const g = u + depth, *const e = g + depth, *const folded = e + depth;
   const float* const key = from.in_weight + static_cast<int64_t>(width + head * depth) * width;
   const float* const value = key + static_cast<int64_t>(width) * width;
@@ -113,6 +113,27 @@ __global__ void __launch_bounds__(kThreads)
       to.affine[head * width + c] = make_float2(direction, constant);
     }
   }
+}
+
+// One block a head and split, one that draws the latents, and one a row that is counted.
+__global__ void __launch_bounds__(kThreads)
+    project_kernel(Projection from, Projected to, int64_t num_chosen, Draw draw, RowCounts of) {
+  MAM_DYNAMIC_SHARED(float, shared);
+  const int64_t parts = from.heads * kSplits, row = blockIdx.x - parts - 1;
+  if (row == -1) {  // share: 1 / blocks
+    if (threadIdx.x == 0) *to.finished = 0;
+    // phase: draw of the latents
+    if (to.chosen != nullptr) choose_latents(from.num_latents, num_chosen, draw, to.chosen);
+    return;
+  }
+  if (row >= 0) {  // share: 1 - (16 * H + 1) / blocks
+    // phase: count
+    const int64_t maskable = count_maskable(flag_row(of.maskable, row), of.positions);
+    if (threadIdx.x == 0) of.counts[row] = part_to_hide(of.mask_ratio, maskable);
+    return;
+  }
+  // share: 16 * H / blocks
+  project_head(from, to, blockIdx.x / kSplits, blockIdx.x % kSplits, shared);
 }
 
 // What the rows leave, and what is made of it.
@@ -223,8 +244,10 @@ void masking_step(const Step& from, const StepOutput& out, void* workspace, cons
   of_latents.stream = kStreamLatents;
   of_latents.sample_ids = nullptr;
   const size_t shared = (3 * width / heads + width) * sizeof(float);
-  launch("project", project_kernel, heads * kSplits + 1, kThreads, shared, where, parameters,
-         memory.to, from.num_chosen, of_latents);
+  RowCounts counted{from.maskable, 0, from.values.positions, from.mask_ratio, memory.counts};
+  if (from.num_masked == nullptr && is_sharp(from.weighting)) counted.rows = rows;
+  launch("project", project_kernel, heads * kSplits + 1 + counted.rows, kThreads, shared, where,
+         parameters, memory.to, from.num_chosen, of_latents, counted);
 
   ValueStep step{};
   step.values = from.values;

@@ -3,6 +3,7 @@
 
 #include "launch.cuh"
 #include "mam/ops.h"
+#include "row.cuh"
 
 namespace mam::cuda {
 
@@ -39,12 +40,27 @@ struct ValueStep {
   Weighting weighting;
   uint8_t* mask;
   float* importance;
-  float2* normalizer;  // (rows, num_slopes): scratch of general rows
-  int32_t* counts;     // (rows,): scratch of a draw at a temperature other than 1
+  float2* normalizer;     // (rows, num_slopes): scratch of general rows
+  const int32_t* counts;  // (rows,): what mask_ratio hides, for a draw in a launch of its own
+  bool drawn_apart;       // by such a draw; set by launch_value_step
 
   ContextOutput context;
   Whole whole;  // set by launch_value_step
 };
+
+// Whether weights take a power: the draw then has a launch of its own.
+inline bool is_sharp(const Weighting& weighting) { return weighting.inverse_temperature != 1.0f; }
+
+// floor(ratio n) of n positions that may be hidden.
+__device__ inline int part_to_hide(double ratio, int64_t maskable) {
+  return static_cast<int>(floor(ratio * static_cast<double>(maskable)));
+}
+
+__device__ inline int64_t count_maskable(const FlagRow& maskable, int64_t positions) {
+  if (maskable.data == nullptr) return positions;
+  // share: 0
+  return block_reduce(count_flags(maskable, positions), Sum());
+}
 
 void launch_value_step(ValueStep step, const Launch& where);
 

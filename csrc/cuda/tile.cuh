@@ -63,14 +63,16 @@ __device__ inline Rows latent_rows(const Tokens& query, int64_t head) {
 }
 
 // Calls put(r, c, x) with x = rows[row + r][column + c] for r < kTile and c < Columns, neighbouring
-// threads at neighbouring c.
+// threads at neighbouring c. Of rows that may have flags the compiler makes two loops, of which the
+// first is for those without.
 template <int Columns, typename T, typename Put>
 __device__ void read_tile(const T* data, const Rows& rows, int64_t row, int64_t column,
                           const Put& put) {
   constexpr int kStep = kTileThreads / Columns;
   const int c = threadIdx.x % Columns;
 #pragma unroll 4
-  for (int r = threadIdx.x / Columns; r < kTile; r += kStep) {
+  for (int step = 0; step < kTile / kStep; ++step) {  // trips: 2 | 0
+    const int r = threadIdx.x / Columns + step * kStep;
     const bool inside = column + c < rows.width && rows.exists(row + r);
     put(r, c, inside ? to_float(data[rows.place(row + r) + column + c]) : 0.0f);
   }
@@ -78,9 +80,9 @@ __device__ void read_tile(const T* data, const Rows& rows, int64_t row, int64_t 
 
 template <int Columns, typename Put>
 __device__ void read_tile(const Rows& rows, int64_t row, int64_t column, const Put& put) {
-  if (rows.dtype == DType::float32) {
+  if (rows.dtype == DType::float32) {  // share: 0
     read_tile<Columns>(static_cast<const float*>(rows.data), rows, row, column, put);
-  } else if (rows.dtype == DType::float16) {
+  } else if (rows.dtype == DType::float16) {  // share: 0
     read_tile<Columns>(static_cast<const __half*>(rows.data), rows, row, column, put);
   } else {
     read_tile<Columns>(static_cast<const __nv_bfloat16*>(rows.data), rows, row, column, put);
@@ -131,7 +133,7 @@ __device__ void multiply_add(const float (*a)[Depth + kPad], const float (*b)[Co
                              float (&acc)[kPerThread][Columns / kSide]) {
   const int row = tile_row(), column = threadIdx.x % kSide * (Columns / kSide);
 #pragma unroll 4
-  for (int k = 0; k < Depth; k += 4) {
+  for (int k = 0; k < Depth; k += 4) {  // trips: DEPTH / 16
     float rows[kPerThread][4];
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) load_vector(&a[row + i][k], rows[i]);
@@ -153,7 +155,7 @@ __device__ void multiply_add_transposed(const float (*a)[kPitch], const float (*
                                         float (&acc)[kPerThread][Columns / kSide]) {
   const int row = tile_row(), column = threadIdx.x % kSide * (Columns / kSide);
 #pragma unroll 4
-  for (int k = 0; k < kTile; ++k) {
+  for (int k = 0; k < kTile; ++k) {  // trips: 16
     float left[kPerThread], right[Columns / kSide];
     load_vector(&a[k][row], left);
     load_vector(&b[k][column], right);
@@ -188,11 +190,12 @@ __device__ inline void dot_products(Factors& shared, const Rows& a, int64_t row,
   for (auto& line : scores) {
     for (float& score : line) score = 0.0f;
   }
-  for (int64_t slice = 0; slice < a.width; slice += kSlice) {
+  for (int64_t slice = 0; slice < a.width; slice += kSlice) {  // trips: ceil(Dz / H / 32)
     __syncthreads();
     load_tile<kSlice>(shared.slice.rows, a, row, slice);
     load_transposed(shared.slice.columns, b, column, slice);
     __syncthreads();
+    // where: DEPTH = 32
     multiply_add<kSlice, kTile>(shared.slice.rows, shared.slice.columns, scores);
   }
   __syncthreads();

@@ -29,13 +29,7 @@ __device__ float steepest_of(const float* slope, int64_t num_slopes) {
 __device__ int positions_to_hide(const ValueStep& step, int64_t row, int64_t maskable) {
   if (step.num_masked != nullptr)
     return static_cast<int>(min(static_cast<int64_t>(step.num_masked[row]), maskable));
-  return static_cast<int>(floor(step.mask_ratio * static_cast<double>(maskable)));
-}
-
-__device__ int64_t count_maskable(const FlagRow& maskable, int64_t positions) {
-  if (maskable.data == nullptr) return positions;
-  // share: 0
-  return block_reduce(count_flags(maskable, positions), Sum());
+  return part_to_hide(step.mask_ratio, maskable);
 }
 
 // The mask of a row whose importance is written.
@@ -203,20 +197,13 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
   if (step.context.affine != nullptr) {
     write_context(step, index, panel.valid > 0);
   }
-  if (drawn || step.mask == nullptr || step.counts != nullptr) return;
+  if (drawn || step.mask == nullptr || step.drawn_apart) return;
   // phase: all keys
   __syncthreads();
   // share: 0
   draw_cell_by_all_keys(step, index, step.importance + index * step.values.positions,
                         flag_row(step.maskable, index), random_row(step.draw, index),
                         step.mask + index * step.values.positions);
-}
-
-// How many positions of each row are hidden, for a draw in a launch of its own; one block a row.
-__global__ void __launch_bounds__(kRowThreads) count_kernel(ValueStep step) {
-  const int64_t row = blockIdx.x;
-  const int64_t count = count_maskable(flag_row(step.maskable, row), step.values.positions);
-  if (threadIdx.x == 0) step.counts[row] = positions_to_hide(step, row, count);
 }
 
 }  // namespace
@@ -230,20 +217,19 @@ void launch_value_step(ValueStep step, const Launch& where) {
                 by_four && aligned(step.mask, 4) && aligned(step.importance, 16)};
   // At another temperature than 1 the zeros' weight takes a power and the nonzeros' each its own:
   // the draw is that of the selection, which has them, in a launch of its own.
-  if (step.mask == nullptr || step.weighting.inverse_temperature == 1.0f) step.counts = nullptr;
+  const int32_t* const counts = step.num_masked == nullptr ? step.counts : step.num_masked;
+  step.drawn_apart = step.mask != nullptr && is_sharp(step.weighting);
   const Sizes sizes = sizes_of(values.positions);
   const size_t bytes = 2 * (sizes.words + sizes.most) * sizeof(uint32_t);
   launch("value_attention", value_kernel, values.rows, kRowThreads,
          bytes < sizeof(GeneralMemory) ? sizeof(GeneralMemory) : bytes, where, step, sizes);
-  if (step.counts != nullptr) {
-    launch("count_hidden", count_kernel, values.rows, kRowThreads, 0, where, step);
-    select(contiguous(step.importance, values.rows, values.positions), step.maskable, step.counts,
+  if (step.drawn_apart)
+    select(contiguous(step.importance, values.rows, values.positions), step.maskable, counts,
            step.draw, step.weighting, step.mask, nullptr, where);
-  }
 }
 
 size_t value_workspace(const Values& values, int64_t slopes) {
-  return values.rows * (slopes * sizeof(float2) + sizeof(int32_t));
+  return values.rows * slopes * sizeof(float2);
 }
 
 void value_attention(const Values& values, const Flags& valid, const float* slope, int64_t slopes,
@@ -283,7 +269,6 @@ void value_mask(const Values& values, const Flags& valid, const Flags& maskable,
   step.mask = mask;
   step.importance = importance;
   step.normalizer = static_cast<float2*>(workspace);
-  step.counts = reinterpret_cast<int32_t*>(step.normalizer + values.rows * step.num_slopes);
   launch_value_step(step, where);
 }
 

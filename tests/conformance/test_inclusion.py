@@ -93,6 +93,24 @@ def test_a_gradient_of_zeros_and_one_of_ones_are_zero(backend, device):
     assert float((found / scale).detach().abs().max()) < 1e-6  # they always sum to k
 
 
+def test_a_weight_that_is_never_drawn_has_no_gradient_whatever_its_probability(
+    backend, device, dtype
+):
+    """The operation may be called with what no forward pass gives."""
+    never = torch.tensor([-1.0, -6e4, 0.0, -0.0, float("nan"), float("inf")]).to(device, dtype)
+    weights, counts = spread(1, 90).to(device, dtype), torch.tensor([5, 30, 60], dtype=torch.int32)
+    allowed = torch.arange(90, device=device).remainder(7).ne(3).expand(3, -1)
+    chances, time = ops.probabilities(weights, counts.to(device), allowed, backend)
+    grad = torch.randn(3, 90, generator=torch.Generator().manual_seed(4)).to(device)
+    right = ops.probabilities_backward(grad, weights, chances, time, backend)
+    spoiled = torch.where(allowed, weights, never.repeat(15).expand(3, -1))
+    said = chances.masked_fill(~allowed, 0.5)
+    found = ops.probabilities_backward(grad, spoiled, said, time, backend)
+    assert torch.equal(found, right)
+    assert not bool(found[~allowed].any())
+    assert bool(found[allowed].any())
+
+
 def test_operation_is_registered_right(backend, device):
     weights = spread(1, 40).to(device).requires_grad_()
     counts = torch.tensor([1, 5, 9], dtype=torch.int32, device=device)

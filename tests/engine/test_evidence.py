@@ -123,6 +123,15 @@ def test_the_package_knows_what_was_counted_and_measured():
     assert all(figure.microseconds > 0 for figure in figures.values())
 
 
+@pytest.mark.parametrize("op", [op for op, path in evidence.PATHS.items() if "token" in path])
+def test_tokens_go_to_triton_by_the_committed_figures(op, monkeypatch):
+    pretend_gpu(monkeypatch, "triton", "cuda")
+    figures = evidence.figures(op)
+    assert figures["triton"].microseconds < figures["cuda"].microseconds
+    assert on_gpu(op) == "triton"
+    assert "triton is faster" in explained(op).reasons["cuda"]
+
+
 def test_what_was_measured_is_read_from_the_records_of_a_device(tmp_path):
     assert measured(tmp_path) is None
     records = [

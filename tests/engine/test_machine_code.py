@@ -10,8 +10,11 @@ import pytest
 
 from benchmarks.machine_code import annotations, count, sass
 from benchmarks.machine_code.__main__ import RESULT
+from benchmarks.machine_code.compiled import recorded
 from benchmarks.machine_code.device import H200, Count, limits, resident
 from benchmarks.machine_code.paths import PATHS
+from benchmarks.machine_code.token_path import OTHER_SIZES
+from benchmarks.machine_code.torch_operations import operations
 
 ALLOWED_GROWTH = 1.03
 
@@ -220,6 +223,79 @@ def test_a_shuffle_is_counted_once(tmp_path):
     (parsed,) = sass.parse(DIVERGED.replace("{file}", str(file)))
     assert count.count(parsed, {}).total.issue == 4
     assert count.count(parsed, {}).total.shared == 128
+
+
+WAITING = """
+	.section	.text.waits,"ax",@progbits
+	//## File "{file}", line 8
+        /*0000*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P5, [UR13], R36 ;
+        /*0010*/              @!P5 BRA `(.L_x_1) ;
+.L_x_0:
+        /*0020*/                   UTCHMMA gdesc[UR4], gdesc[UR8], tmem[UR20], idesc[UR11], UPT ;
+        /*0030*/                   EXIT ;
+.L_x_1:
+        /*0040*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P5, [UR13], R36 ;
+        /*0050*/              @!P5 BRA `(.L_x_1) ;
+        /*0060*/                   BRA `(.L_x_0) ;
+"""
+
+
+def test_a_loop_that_waits_is_counted_once(tmp_path):
+    file = tmp_path / "mixed.cu"
+    file.write_text(TWO_LOOPS)
+    (parsed,) = sass.parse(WAITING.replace("{file}", str(file)))
+    counted = count.count(parsed, {})
+    assert not counted.unstated
+    assert counted.total.issue == 7
+    assert counted.total.tensor_instructions == 1
+
+
+def test_launches_are_those_of_the_architecture():
+    pytest.importorskip("triton")
+    both = next(path for path in PATHS if path.name == "token_path_forward_backward")
+    names = {
+        arch: [launch.variant.kernel for launch in recorded(both.triton, arch)]
+        for arch in (80, 90, 100)
+    }
+    assert "gradient_kernel" in names[90]
+    assert "key_value_gradient_kernel" in names[80]  # without wgmma, block by block
+    options = [
+        dict(launch.variant.options)["num_warps"]
+        for arch in (90, 100)
+        for launch in recorded(both.triton, arch)
+        if launch.variant.kernel == "context_kernel"
+    ]
+    assert options == [4, 4, 8, 8]
+
+
+def test_operations_of_torch_are_recorded():
+    import torch
+
+    def call() -> None:
+        left = torch.empty(8, 4, 16, device="meta", dtype=torch.bfloat16)
+        right = torch.empty(16, 32, device="meta", dtype=torch.bfloat16)
+        for _ in range(2):
+            product = left.view(32, 16) @ right
+        (product.float() @ torch.empty(32, 8, device="meta")).t()
+        torch.tensor(1.0).add(1)  # on the host
+
+    product, copy, exact = operations(call)
+    assert (product.launches, copy.launches, exact.launches) == (2, 1, 1)
+    assert product.operations == exact.operations32 * 2 == 2 * 32 * 16 * 32
+    assert product.operations32 == exact.operations == copy.operations == copy.operations32 == 0
+    assert product.bytes == 2 * (32 * 16 + 16 * 32 + 32 * 32)
+    assert copy.bytes == (2 + 4) * 32 * 32
+    assert "mm [32, 16] x [16, 32] bfloat16" in product.name
+
+
+@pytest.mark.parametrize("passes", ["token_path_forward", "token_path_forward_backward"])
+def test_other_sizes_cost_what_the_target_size_costs(passes):
+    """Bytes, products and bounds of a token, as they were counted."""
+    counted = json.loads(Path(RESULT).read_text())["other_sizes"][passes]
+    assert list(counted) == list(OTHER_SIZES)
+    for name, found in counted.items():
+        for unit in ("bound", "products", "bytes"):
+            assert 0.5 < found[unit] <= 1.3, (name, unit)
 
 
 def test_a_wrong_formula_names_itself(function):

@@ -122,7 +122,7 @@ def counted() -> frozenset[Variant]:
     from benchmarks.machine_code.paths import PATHS
 
     calls = [path.triton for path in PATHS if path.triton is not None]
-    return frozenset(launch.variant for call in calls for launch in recorded(call))
+    return frozenset(launch.variant for call in calls for launch in recorded(call, 90))
 
 
 def compile_everything(every: bool) -> list[Resources]:

@@ -71,11 +71,12 @@ def probabilities(
 
 def backward(grad: Tensor, weights: Tensor, probability: Tensor, time: Tensor) -> Tensor:
     """``t exp(-u) (G - sum G g / sum g)`` with ``u = w t`` and ``g = u exp(-u)``; (B, L), 0 where a
-    position is never drawn, and in rows that are drawn whole.
+    position is never drawn, whatever its probability is said to be, and in rows that are drawn
+    whole.
     """
-    finite = torch.isfinite(time)[:, None]
-    drawn, dtype = (probability > 0) & finite, weights.dtype
-    weights = torch.where(drawn, widened(weights), 0.0)
+    finite, dtype, weights = torch.isfinite(time)[:, None], weights.dtype, widened(weights)
+    drawn = (probability > 0) & (weights > 0) & (weights < torch.inf) & finite
+    weights = torch.where(drawn, weights, 0.0)
     time = torch.where(finite, time[:, None], 0.0)
     u = weights * time
     g = u * torch.exp(-u)

@@ -244,7 +244,8 @@ def inclusion_gradient_kernel(
         in_row = position < num_positions
         offset = position.to(tl.int64) * weights_stride_position
         weight = tl.load(weights_ptr + offset, mask=in_row, other=0.0).to(tl.float32)
-        drawn = tl.load(probability_ptr + position, mask=in_row, other=0.0) > 0.0
+        probability = tl.load(probability_ptr + position, mask=in_row, other=0.0)
+        drawn = (probability > 0.0) & (weight > 0.0)
         grad = tl.load(grad_ptr + position, mask=in_row, other=0.0)
         u = tl.where(drawn, weight * first * second, 0.0)
         power, less_one = decay(u)
@@ -260,7 +261,8 @@ def inclusion_gradient_kernel(
         in_row = position < num_positions
         offset = position.to(tl.int64) * weights_stride_position
         weight = tl.load(weights_ptr + offset, mask=in_row, other=0.0).to(tl.float32)
-        drawn = tl.load(probability_ptr + position, mask=in_row, other=0.0) > 0.0
+        probability = tl.load(probability_ptr + position, mask=in_row, other=0.0)
+        drawn = (probability > 0.0) & (weight > 0.0)
         grad = tl.load(grad_ptr + position, mask=in_row, other=0.0)
         u = tl.where(drawn, weight * first * second, 2.0 * FURTHEST)
         power, less_one = decay(0.5 * u)

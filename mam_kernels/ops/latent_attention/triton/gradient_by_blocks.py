@@ -68,7 +68,7 @@ def key_value_gradient_kernel(
     grad_output_ptr += (batch * num_latents * NUM_HEADS + head) * WIDTH
     grad_key = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
     grad_value = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
-    for start in range(0, num_latents, BLOCK_N):
+    for start in range(0, num_latents, BLOCK_N):  # trips: ceil(N / BLOCK_N)
         latent = start + tl.arange(0, BLOCK_N)
         exists = latent < num_latents
         q = head_rows(query_ptr, latent, exists, NUM_HEADS * WIDTH, WIDTH, BLOCK_D)
@@ -139,7 +139,7 @@ def query_gradient_kernel(
     delta = tl.load(shift_ptr + tl.num_programs(0).to(tl.int64) * padded + latent)
     grad_query = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     offset = tl.arange(0, BLOCK_L)
-    for start in range(first, last, BLOCK_L):
+    for start in range(first, last, BLOCK_L):  # trips: ceil(L / BLOCK_L)
         live = live_tokens(valid_ptr, valid_stride_position, start + offset, last, HAS_VALID)
         k = head_rows(
             key_ptr + wide(start) * key_stride_position,

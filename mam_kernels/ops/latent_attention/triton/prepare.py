@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...._core import triton_launch as launch
 from ...._core.call import Parameters
-from .tiles import add_dot, wide
+from .tiles import wide
 
 
 @triton.jit
@@ -28,6 +28,7 @@ def product_tile(
     b_stride_inner,
     b_stride_column,
     HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """A tile of ``a b + bias`` in float32; ``out`` is (rows, columns) in its own type."""
@@ -44,7 +45,7 @@ def product_tile(
             mask=(k < inner)[:, None] & (column < columns)[None, :],
             other=0.0,
         )
-        sums = add_dot(a.to(tl.float32), b.to(tl.float32), sums)
+        sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision=PRECISION)
     if HAS_BIAS:
         sums += tl.load(bias_ptr + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
     tl.store(
@@ -108,6 +109,7 @@ def prepare_kernel(
     INPUT_WIDTH: tl.constexpr,
     HAS_COUNTS: tl.constexpr,
     HAS_MASKABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -126,7 +128,8 @@ def prepare_kernel(
         product_tile(
             latents_ptr, in_weight_ptr, in_bias_ptr, query_ptr,
             program // across * BLOCK + tile, program % across * BLOCK + tile,
-            num_latents, LATENT_WIDTH, LATENT_WIDTH, LATENT_WIDTH, 1, LATENT_WIDTH, True, BLOCK_K,
+            num_latents, LATENT_WIDTH, LATENT_WIDTH, LATENT_WIDTH, 1, LATENT_WIDTH, True,
+            PRECISION, BLOCK_K,
         )  # fmt: skip
     elif program < queries + folded:  # share: 4 / 5
         program -= queries
@@ -135,7 +138,7 @@ def prepare_kernel(
             in_weight_ptr + LATENT_WIDTH * LATENT_WIDTH, token_weight_ptr, in_bias_ptr, folded_ptr,
             program // across * BLOCK + tile, program % across * BLOCK + tile,
             2 * LATENT_WIDTH, INPUT_WIDTH, LATENT_WIDTH, LATENT_WIDTH, INPUT_WIDTH, 1, False,
-            BLOCK_K,
+            PRECISION, BLOCK_K,
         )  # fmt: skip
     elif program < queries + folded + biases:  # share: 1 / 20
         row = (program - queries - folded) * BLOCK + tile
@@ -190,21 +193,21 @@ def prepare(
     tiles = triton.cdiv(num_latents, block) * triton.cdiv(width, block)
     tiles += triton.cdiv(2 * width, block) * triton.cdiv(inputs, block) + triton.cdiv(width, block)
     tiles += triton.cdiv(rows, block_counts) if maskable is None else rows
+    precision = _precision(dtype)
+    warps = 4 if precision == "ieee" else 2  # tensor cores would give four the same rows twice
     prepare_kernel[(tiles,)](
         latents, in_weight, in_bias, token_weight, token_bias, maskable, query, folded, value_bias,
         counts,
-        *_float32_parts(ratio), math.floor(ratio * positions), rows, num_latents, positions,
+        *launch.float32_parts(ratio), math.floor(ratio * positions), rows, num_latents, positions,
         launch.strides(maskable, 2)[0], LATENT_WIDTH=width, INPUT_WIDTH=inputs,
         HAS_COUNTS=counts is not None, HAS_MASKABLE=maskable is not None,
-        BLOCK=block, BLOCK_K=32, BLOCK_C=block_counts, num_warps=4,
+        PRECISION=precision, BLOCK=block, BLOCK_K=32, BLOCK_C=block_counts, num_warps=warps,
     )  # fmt: skip
     return Prepared(query, folded, value_bias, counts)
 
 
-def _float32_parts(x: float) -> tuple[float, float, float]:
-    """Three numbers of float32 whose sum is x."""
-    parts = []
-    for _ in range(3):
-        parts.append(float(torch.tensor(x, dtype=torch.float32)))
-        x -= parts[-1]
-    return tuple(parts)
+def _precision(dtype: torch.dtype) -> str:
+    """How factors in float32 are multiplied: by tensor cores, in three parts that lose 1e-6, where
+    the product is rounded to 16 bits; else unrounded.
+    """
+    return "ieee" if dtype == torch.float32 or launch.is_amd() else "tf32x3"
