@@ -208,8 +208,9 @@ static void inclusion_gradient(const float* grad, const float* weight, const flo
   Double products{}, totals{};
   for_all([&](int64_t, Float g, Float w, Float p) MAM_ALWAYS {
     const Float u = timed(w);
-    const Float slope = drawn(w, p) & (u < kFurthest) ? u * decay(u).left : Float{};
-    const Float product = slope != 0.0f ? g * slope : Float{};
+    const auto counts = drawn(w, p) & (u < kFurthest);
+    const Float slope = counts ? u * decay(u).left : Float{};
+    const Float product = counts ? g * slope : Float{};
     float lanes[2][kFloats];
     store(lanes[0], product), store(lanes[1], slope);
     products +=
