@@ -13,6 +13,7 @@ import torch
 
 import mam_kernels as mam
 from mam_kernels._core.call import Choice, Draw, Parameters, Weighting
+from mam_kernels.testing import inputs
 from tests.conformance.comparing import all_pairs
 
 CONTEXTS = ["all", "visible"]
@@ -40,9 +41,9 @@ def parameters_of(module) -> Parameters:
     )  # fmt: skip
 
 
-def tokens_and_padding(rows: int, positions: int, inputs: int, padded: bool):
+def tokens_and_padding(rows: int, positions: int, input_dim: int, padded: bool):
     generator = torch.Generator().manual_seed(positions)
-    tokens = torch.randn(rows, positions, inputs, generator=generator)
+    tokens = torch.randn(rows, positions, input_dim, generator=generator)
     if not padded:
         return tokens, None
     valid = inputs.ragged(rows, positions, generator)
