@@ -89,7 +89,7 @@ def backend_module(folder: str, name: str = "triton") -> object:
     return importlib.import_module(f"mam_kernels.ops.{folder}.{name}")
 
 
-def call_selection(dtype: object, flags: bool) -> None:
+def call_selection(dtype: object, flags: bool, positions: int = 20000) -> None:
     """Selection of one type, with everything optional there or absent."""
     import torch
 
@@ -98,10 +98,10 @@ def call_selection(dtype: object, flags: bool) -> None:
     selection = backend_module("selection")
     word = torch.tensor(5)
     ids, valid = (
-        (torch.arange(2), torch.ones(2, 20000, dtype=torch.bool)) if flags else (None, None)
+        (torch.arange(2), torch.ones(2, positions, dtype=torch.bool)) if flags else (None, None)
     )
     selection.select(
-        torch.ones(2, 20000, dtype=dtype),
+        torch.ones(2, positions, dtype=dtype),
         torch.ones(2, dtype=torch.int32),
         valid,
         Draw(word, word, ids),
@@ -227,6 +227,7 @@ def launches(target_name: str) -> list[Variant]:
     with recording() as recorded:
         call_selection(torch.float32, flags=True)
         call_selection(torch.bfloat16, flags=False)
+        call_selection(torch.float32, flags=False, positions=1999)
         call_inclusion(torch.float32, flags=True)
         call_inclusion(torch.bfloat16, flags=False)
         call_value(torch.float32, None, flags=True)

@@ -89,6 +89,8 @@ REGISTERS = {
     (90, "padded"): 80,
     (90, "2 bytes"): 64,
     (90, "4 bytes"): 64,
+    (80, "odd, sharpened"): 168,
+    (100, "odd, sharpened"): 168,
 }
 # Triton 3.6 orders the instructions otherwise: there, it is those limits that have it spill.
 REGISTERS_BEFORE_3_7 = {(80, "sharpened"): 80, (90, "sharpened"): 168}
@@ -119,6 +121,9 @@ def select(
     kind = "padded" if valid is not None else f"{weights.element_size()} bytes"
     if sharpen:
         kind = "sharpened"
+    whole = num_positions % 16 == 0
+    if not whole:
+        kind = "odd, sharpened" if sharpen and valid is None else "odd"
     limits = REGISTERS_BEFORE_3_7 if launch.BEFORE_3_7 else REGISTERS
     limit = limits.get((launch.architecture(weights.device), kind))
     options = launch.register_limit(None if launch.INTERPRETED else limit)
@@ -145,7 +150,7 @@ def select(
             SEED_ON_DEVICE=seed_ptr is not None,
             STEP_ON_DEVICE=step_ptr is not None,
             SHARPEN=sharpen,
-            WHOLE=num_positions % 16 == 0,
+            WHOLE=whole,
             BLOCK_L=BLOCK,
             num_warps=4,
             **options,
