@@ -106,21 +106,25 @@ TWO_LOOPS = """__global__ void mixed_kernel() {
 """
 
 
+def parsed_in(listing: str, folder: Path) -> sass.Function:
+    """The function of a listing whose "{file}" is a source with TWO_LOOPS."""
+    file = folder / "mixed.cu"
+    file.write_text(TWO_LOOPS)
+    annotations.notes.cache_clear()
+    (parsed,) = sass.parse(listing.replace("{file}", str(file)))
+    return parsed
+
+
 def mixed_loop(folder: Path, lines: list[int], last: int = 8) -> count.Counted:
     """The count of a loop with an instruction of each of these lines of TWO_LOOPS, and a branch
     back of the `last`.
     """
-    file = folder / "mixed.cu"
-    file.write_text(TWO_LOOPS)
-    annotations.notes.cache_clear()
     listed = [
         f'\t//## File "{{file}}", line {line}\n        /*{16 * n:04x}*/    FADD R1, R1, R2 ;'
         for n, line in enumerate(lines, 1)
     ]
     listing = MIXED.replace("{lines}", "\n".join(listed)).replace("{last}", str(last))
-    listing = listing.replace("{file}", str(file))
-    (parsed,) = sass.parse(listing)
-    return count.count(parsed, {"rows": 5, "columns": 7})
+    return count.count(parsed_in(listing, folder), {"rows": 5, "columns": 7})
 
 
 def test_a_loop_takes_the_note_that_most_of_its_lines_lie_in(tmp_path):
@@ -170,9 +174,7 @@ LEFTOVERS = """
 
 
 def test_what_is_left_of_a_loop_inside_does_not_state_the_one_around_it(tmp_path):
-    file = tmp_path / "nested.cu"
-    file.write_text(TWO_LOOPS)
-    (parsed,) = sass.parse(LEFTOVERS.replace("{file}", str(file)))
+    parsed = parsed_in(LEFTOVERS, tmp_path)
     counted = count.count(parsed, {"rows": 5, "columns": 7})
     assert not counted.unstated
     assert counted.total.issue == 2 + 5 * 8 + 5 * 7 * 2
@@ -195,9 +197,7 @@ $__internal_0_$__cuda_sm20_div_rn_f64_full:
 
 
 def test_a_call_of_a_label_of_the_kernel_is_a_branch(tmp_path):
-    file = tmp_path / "mixed.cu"
-    file.write_text(TWO_LOOPS)
-    (parsed,) = sass.parse(FAR.replace("{file}", str(file)))
+    parsed = parsed_in(FAR, tmp_path)
     assert count.count(parsed, {}).total.issue == 5
 
 
@@ -218,9 +218,7 @@ DIVERGED = """
 
 
 def test_a_shuffle_is_counted_once(tmp_path):
-    file = tmp_path / "mixed.cu"
-    file.write_text(TWO_LOOPS)
-    (parsed,) = sass.parse(DIVERGED.replace("{file}", str(file)))
+    parsed = parsed_in(DIVERGED, tmp_path)
     assert count.count(parsed, {}).total.issue == 4
     assert count.count(parsed, {}).total.shared == 128
 
@@ -241,9 +239,7 @@ WAITING = """
 
 
 def test_a_loop_that_waits_is_counted_once(tmp_path):
-    file = tmp_path / "mixed.cu"
-    file.write_text(TWO_LOOPS)
-    (parsed,) = sass.parse(WAITING.replace("{file}", str(file)))
+    parsed = parsed_in(WAITING, tmp_path)
     counted = count.count(parsed, {})
     assert not counted.unstated
     assert counted.total.issue == 7

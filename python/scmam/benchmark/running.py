@@ -66,7 +66,7 @@ def benchmark(
         until: add seeds to each arm until its difference to uniform masks (linear probe, cells that
             were not set aside) is known to so many points of 100: half the width of its 95 %
             interval. None: the seeds of `config` alone. `untrained` gets none.
-        most_seeds: up to so many.
+        most_seeds: with `until`, of an arm on a data set at most.
         progress: show it.
 
     Returns:

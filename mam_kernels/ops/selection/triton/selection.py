@@ -83,14 +83,15 @@ def select_kernel(
 
 
 BLOCK = 1024  # positions at a time, of short rows too: shorter blocks spill registers
-# Where the assembler, left alone, spills two registers: how many a thread may have instead.
+# Where the assembler, left alone, spills two to four registers: how many a thread may have instead.
+# Uneven rows, whose length is no multiple of 16, compile to other code.
 REGISTERS = {
     (80, "sharpened"): 80,
     (90, "padded"): 80,
     (90, "2 bytes"): 64,
     (90, "4 bytes"): 64,
-    (80, "odd, sharpened"): 168,
-    (100, "odd, sharpened"): 168,
+    (80, "uneven, sharpened"): 168,
+    (100, "uneven, sharpened"): 168,
 }
 # Triton 3.6 orders the instructions otherwise: there, it is those limits that have it spill.
 REGISTERS_BEFORE_3_7 = {(80, "sharpened"): 80, (90, "sharpened"): 168}
@@ -123,7 +124,7 @@ def select(
         kind = "sharpened"
     whole = num_positions % 16 == 0
     if not whole:
-        kind = "odd, sharpened" if sharpen and valid is None else "odd"
+        kind = "uneven, sharpened" if sharpen and valid is None else "uneven"
     limits = REGISTERS_BEFORE_3_7 if launch.BEFORE_3_7 else REGISTERS
     limit = limits.get((launch.architecture(weights.device), kind))
     options = launch.register_limit(None if launch.INTERPRETED else limit)
