@@ -24,6 +24,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,16 @@ def _escaped(path: Path) -> str:
 
 class NativeBuild(build_ext):
     """Compiles each extension module with ninja, from the steps that its builder lists."""
+
+    def finalize_options(self) -> None:
+        """The objects of editable installations and wheels stay in one folder, so that ninja
+        compiles what has changed; setuptools gives an editable one a folder that it deletes.
+        """
+        named = self.build_temp
+        super().finalize_options()
+        if named is None:
+            folder = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+            self.build_temp = str(ROOT / "build" / folder)
 
     def build_extension(self, ext: Extension) -> None:
         """Build one module; a failure is a warning if the extension is optional."""

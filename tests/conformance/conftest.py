@@ -92,6 +92,19 @@ def _interpreted_faster() -> None:
         return np.dtype(np.uint64) if isinstance(kind, core.pointer_type) else of_scalar(kind)
 
     interpreter._get_np_dtype = numpy_type
+    # It makes the type of a block anew for each operation.
+    made, make = {}, core.block_type.__init__
+
+    def make_once(self: core.block_type, element_ty: core.dtype, shape: object) -> None:
+        if isinstance(element_ty, core.pointer_type):
+            return make(self, element_ty, shape)
+        key = (element_ty, *(core._unwrap_if_constexpr(size) for size in shape))
+        if key not in made:
+            make(self, element_ty, shape)
+            made[key] = vars(self)
+        vars(self).update(made[key])
+
+    core.block_type.__init__ = make_once
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
