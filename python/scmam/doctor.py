@@ -125,10 +125,11 @@ def _backends() -> Iterator[Check]:
 
 
 def _room() -> Iterator[Check]:
-    with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system tells
-        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        found = f"{memory:.1f} GiB (at least {LEAST_MEMORY:g})"
-        yield Check("free memory", memory >= LEAST_MEMORY, found)
+    import psutil
+
+    memory = psutil.virtual_memory().available / 2**30
+    found = f"{memory:.1f} GiB (at least {LEAST_MEMORY:g})"
+    yield Check("free memory", memory >= LEAST_MEMORY, found)
     disk = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Check("free disk", disk >= LEAST_DISK, f"{disk:.1f} GiB here (at least {LEAST_DISK:g})")
 

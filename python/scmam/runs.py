@@ -86,11 +86,8 @@ class Run:
         if not path.is_file():
             return pd.DataFrame(columns=list(METRIC_COLUMNS))
         table = read_csv(path, AGAIN)
-        missing = [column for column in METRIC_COLUMNS if column not in table.columns]
-        if missing:
-            raise RunError(
-                f"{path}: has no column {', '.join(missing)}; delete the folder and pretrain again"
-            )
+        if missing := [column for column in METRIC_COLUMNS if column not in table.columns]:
+            raise RunError(f"{path}: has no column {', '.join(missing)}; {AGAIN}")
         return table
 
     def schedule(self) -> Tensor:
@@ -108,9 +105,8 @@ class Run:
                 f"{self.folder}: made no step, so there are no hidden shares to match; name a run"
                 " that was trained"
             )
-        return torch.tensor(
-            steps[["hidden_zero", "hidden_nonzero"]].to_numpy(), dtype=torch.float32
-        )
+        shares = steps[["hidden_zero", "hidden_nonzero"]].to_numpy()
+        return torch.tensor(shares, dtype=torch.float32)
 
     def load(self, device: torch.device | str = "cpu") -> Pretraining:
         """The pretrained objective with its final weights, in evaluation mode.
@@ -121,14 +117,9 @@ class Run:
         """
         self._require_done()
         path = self.folder / WEIGHTS
-        contents = load_file(
-            path,
-            f"delete {self.folder} and pretrain again",
-            required=("state_dict", "config", "num_genes"),
-        )
-        pretraining = build_pretraining(
-            self.config, len(self.genes), schedule=by_batch(read_schedule(self.folder), self.config)
-        )
+        contents = load_file(path, AGAIN, required=("state_dict", "config", "num_genes"))
+        schedule = by_batch(read_schedule(self.folder), self.config)
+        pretraining = build_pretraining(self.config, len(self.genes), schedule=schedule)
         try:
             fill(pretraining, contents["state_dict"], str(path))
         except WeightsError as error:
@@ -261,16 +252,12 @@ def read_schedule(folder: Path) -> Tensor | None:
         rows = np.loadtxt(path, np.float32, delimiter=",", skiprows=1, usecols=(0, 1))
         return torch.from_numpy(rows.reshape(-1, 2))
     except ValueError as error:
-        raise RunError(
-            f"{path}: damaged ({one_line(error)}); delete {folder} and pretrain again"
-        ) from error
+        raise RunError(f"{path}: damaged ({one_line(error)}); {AGAIN}") from error
 
 
 def by_batch(schedule: Tensor | None, config: Config) -> Tensor | None:
     """Repeat the row of each step for its accumulated batches, which masks are counted by."""
-    return (
-        None if schedule is None else schedule.repeat_interleave(config.training.accumulate, dim=0)
-    )
+    return None if schedule is None else schedule.repeat_interleave(config.training.accumulate, 0)
 
 
 def save_file(path: Path, contents: Mapping[str, Any]) -> None:

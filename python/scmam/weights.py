@@ -116,11 +116,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Exported
     """
     try:
         contents = read(path, KIND)
-        missing = [name for name in ("config", "genes", "record") if name not in contents.arguments]
-        if missing:
+        wanted = ("config", "genes", "record")
+        if missing := ", ".join(name for name in wanted if name not in contents.arguments):
             raise WeightsError(
-                f"{path}: expected config, genes and record in its header;"
-                f" got no {', '.join(missing)}"
+                f"{path}: expected config, genes and record in its header; got no {missing}"
             )
         config = validated(contents.arguments["config"], str(path))
         genes = contents.arguments["genes"]

@@ -581,12 +581,14 @@ class TestRefusals:
         run = train(tmp_path / "run", cells, masking__strategy="none")
         (run.folder / "model.pt").write_bytes(b"PK\x03\x04 not weights")
         with pytest.raises(
-            RunError, match=r"model\.pt: damaged \(.*\); delete .* and pretrain again"
+            RunError,
+            match=r"model\.pt: damaged \(.*\); restore it, or delete the folder and pretrain again",
         ):
             run.load()
         (run.folder / "model.pt").unlink()
         with pytest.raises(
-            RunError, match=r"model\.pt: no such file; delete .* and pretrain again"
+            RunError,
+            match=r"model\.pt: no such file; restore it, or delete the folder and pretrain again",
         ):
             run.load()
         config = (run.folder / "config.yaml").read_text()

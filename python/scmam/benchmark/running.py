@@ -87,11 +87,8 @@ def benchmark(
         raise ConfigError(f"--until: expected points above 0; got {until}")
     known = _known(folder, config)
     _check_names(folder, [*known.sets.values(), *sets])
-    now = Benchmark(
-        config,
-        known.sets | {one.name: one for one in sets},
-        known.curve if curve is None else curve,
-    )
+    curve = known.curve if curve is None else curve
+    now = Benchmark(config, known.sets | {one.name: one for one in sets}, curve)
     asked = [(one, seed, names) for seed in config.study.seeds for one in sets]
     tasks = _missing(folder, asked)
     command, after = ["-m", "scmam.study.worker", str(folder)], partial(summarize, folder)
@@ -130,13 +127,10 @@ def _added(
     uniform, needed = _measured(folder, one, UNIFORM, seeds), dict.fromkeys(arms, 0)
     for arm in arms:
         scores = _measured(folder, one, arm, seeds)
-        both = [seed for seed in scores if seed in uniform]
+        both = [(scores[seed], uniform[seed]) for seed in scores if seed in uniform]
         if arm in (UNIFORM, UNTRAINED) or not both:
             continue
-        difference = paired_difference(
-            [scores[seed] for seed in both], [uniform[seed] for seed in both]
-        )
-        number = len(both)
+        difference, number = paired_difference(*zip(*both, strict=True)), len(both)
         half = inf if number == 1 else (difference.high - difference.low) / 2
         if half > until:
             needed[arm] = ceil(min(2 * number, number * (half / until) ** 2))

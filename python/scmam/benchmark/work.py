@@ -79,13 +79,7 @@ def do_arms(
 
 
 def _pretrained(
-    config: Config,
-    folder: Path,
-    one: DataSet,
-    arm: str,
-    seed: int,
-    cells: Cells,
-    curve: int | None,
+    config: Config, folder: Path, one: DataSet, arm: str, seed: int, cells: Cells, curve: int | None
 ) -> Run:
     settings, leader = arm_config(config, arm, seed), ARMS[arm].follows
     if leader is not None:

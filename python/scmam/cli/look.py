@@ -36,9 +36,8 @@ def inspect(
       scmam inspect cells.h5ad --json | jq .warnings
       scmam inspect                  the example cells that come with scanpy
     """
-    settings = options.configuration(
-        given.file, given.assignments, given.flags | {"data.path": file}
-    )
+    flags = given.flags | {"data.path": file}
+    settings = options.configuration(given.file, given.assignments, flags)
     from ..data import inspect as look
 
     inspection = look(settings=settings.data)

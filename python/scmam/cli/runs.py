@@ -88,11 +88,7 @@ def _as_arm(settings: Config, arm: str, has_strategy: bool) -> Config:
 @ends_tidily("methods that were finished are kept; the same command does the rest")
 @options.settable("label", "donor", "methods", "folds", file=False)
 def evaluate(
-    *,
-    run: RunFolder,
-    data: MovedData = None,
-    given: options.Given,
-    quiet: options.Quiet = False,
+    *, run: RunFolder, data: MovedData = None, given: options.Given, quiet: options.Quiet = False
 ) -> None:
     """Predict cell types from a pretrained encoder, by cross-validation.
 

@@ -83,12 +83,9 @@ class Inspection:
             lines += [f"Counts: {self.counts}; {self.density:.1%} are not zero"]
             lines += [_quantiles("Total count of a cell", self.depth)]
             lines += [_quantiles("Non-zero genes of a cell", self.detected)]
-        for title, columns in (
-            ("Columns that may be labels", self.labels),
-            ("Columns that may be donors or batches", self.donors),
-        ):
+        for kind, columns in {"labels": self.labels, "donors or batches": self.donors}.items():
             found = [_classes(name, sizes, name == self.label) for name, sizes in columns.items()]
-            lines += ["", title, *(found or ["   none"])]
+            lines += ["", f"Columns that may be {kind}", *(found or ["   none"])]
         if self.masking is not None:
             lines += ["", "Masking", f" - {self.masking}"]
         for title, sentences in (("Notes", self.notes), ("Warnings", self.warnings)):

@@ -166,12 +166,7 @@ def _qualities(
 
 
 def _kept_genes(
-    found: Found,
-    cells: np.ndarray,
-    names: tuple[str, ...],
-    data: Data,
-    var: DataFrame,
-    where: str,
+    found: Found, cells: np.ndarray, names: tuple[str, ...], data: Data, var: DataFrame, where: str
 ) -> tuple[np.ndarray | None, tuple[str, ...], list[str]]:
     """Columns that are taken (None: all), their names, and a sentence on each choice."""
     if data.genes == "vocabulary":

@@ -66,11 +66,7 @@ def project(features: np.ndarray, projection: Projection) -> np.ndarray:
 
 
 def map_figure(
-    title: str,
-    places: np.ndarray,
-    codes: np.ndarray,
-    classes: list[str],
-    projection: Projection,
+    title: str, places: np.ndarray, codes: np.ndarray, classes: list[str], projection: Projection
 ) -> Drawing:
     """A dot a cell; the number of each type, as in the legend, is at the type's median."""
 

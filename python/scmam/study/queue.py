@@ -101,10 +101,7 @@ def run_tasks(
     outcomes: dict[str, Outcome] = {}
     running: dict[Task, tuple[str, float]] = {}  # what each is at, and since when it runs
     scheduler = settings.scheduler
-    with (
-        _connected(min(settings.jobs, len(tasks)), scheduler) as client,
-        client.as_current(),
-    ):
+    with _connected(min(settings.jobs, len(tasks)), scheduler) as client, client.as_current():
         watcher.opened(client.dashboard_link)
         client.subscribe_topic(topic, lambda event: reports.put(event[1]))
         futures: dict[str, Future] = {}
@@ -337,11 +334,9 @@ def _environment(threads: int) -> dict[str, str]:
     """This process's environment with the limits of threads. Idle OpenMP threads sleep, so that the
     other processes get the cores.
     """
-    limits = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
-        str(threads),
-    )
-    return {**os.environ, **limits, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+    limits = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")]
+    others = {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **dict.fromkeys(limits, str(threads)), **others}
 
 
 def _last_lines(log: Path, place: int) -> str:

@@ -97,14 +97,9 @@ def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
 
 def snapshots_every(folder: Path, steps: int) -> ModelCheckpoint:
     """Writes the weights every so many steps, ``snapshots/step=N.ckpt``; `snapshots` finds them."""
-    return _Movable(
-        folder / SNAPSHOTS,
-        "{step}",
-        every_n_train_steps=steps,
-        save_top_k=-1,
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
+    kept: dict[str, Any] = {"save_top_k": -1, "save_weights_only": True}
+    kept |= {"every_n_train_steps": steps, "enable_version_counter": False}
+    return _Movable(folder / SNAPSHOTS, "{step}", **kept)
 
 
 def snapshots(folder: Path) -> dict[int, Path]:
@@ -121,9 +116,8 @@ def read_snapshot(path: Path) -> dict[str, Tensor]:
         RunError: it is damaged.
     """
     state = load_file(path, "pretrain again in another folder", required=("state_dict",))
-    return {
-        name.removeprefix("pretraining."): tensor for name, tensor in state["state_dict"].items()
-    }
+    tensors = state["state_dict"].items()
+    return {name.removeprefix("pretraining."): tensor for name, tensor in tensors}
 
 
 class LastCheckpoint(Checkpoint):
