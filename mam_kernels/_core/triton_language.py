@@ -33,7 +33,7 @@ def philox(seed, c0, c1, c2, c3):
     """
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
+    for _ in range(10):
         first = c0.to(tl.uint64) * 0xD2511F53
         second = c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (second >> 32).to(tl.uint32) ^ c1 ^ k0

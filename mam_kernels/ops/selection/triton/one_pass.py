@@ -34,6 +34,8 @@ from .words import (
     sum_of_bytes,
 )
 
+AT_ONCE = tl.constexpr(2)  # turns: with all eight in a row Triton compiles twice as long
+
 
 def draw_scratch(length: int) -> int:
     """Words of scratch that the draw of a row takes, a multiple of 16: its keys, or its flags and
@@ -87,65 +89,72 @@ def sift_row(
     marked = tl.zeros([LANES], dtype=tl.int32)
     largest = tl.full([LANES], -1.0, dtype=tl.float32)
     offset = lane.to(tl.int64)[:, None] * 4 + within[None, :]
-    weights_ptr += offset * weights_stride
-    if HAS_ELIGIBLE:
-        eligible_ptr += offset * eligible_stride
+    passed = 0  # quads; the pointers are those of the positions after them
+    left = length
     # phase: pass
     # trips: steep * L / (32 * LANES) | (1 - steep) * L / (32 * LANES)
     for chunk in range(tl.cdiv(length, CHUNK)):
         word = tl.zeros([LANES], dtype=tl.int32)
         found = tl.zeros([LANES], dtype=tl.int32)
-        for turn in tl.static_range(TURNS):
-            quad = lane + (chunk * TURNS + turn) * LANES
-            if WHOLE:
-                in_row = tl.broadcast_to((quad < length // 4)[:, None], [LANES, 4])
-            else:
-                in_row = quad[:, None] * 4 + within[None, :] < length
-            # no curve of a probability is above 0 at -1 or NaN: what cannot be drawn is neither
-            # marked nor flagged
-            at = weights_ptr + turn * 4 * LANES * weights_stride
-            x = tl.load(at, mask=in_row, other=-1.0).to(tl.float32)
+        for first in range(0, TURNS, AT_ONCE):  # trips: 4
+            flagged = tl.zeros([LANES], dtype=tl.int32)
+            for turn in tl.static_range(AT_ONCE):
+                quad = lane + turn * LANES
+                if WHOLE:
+                    in_row = tl.broadcast_to((quad < left // 4)[:, None], [LANES, 4])
+                else:
+                    in_row = quad[:, None] * 4 + within[None, :] < left
+                # no curve of a probability is above 0 at -1 or NaN: what cannot be drawn is
+                # neither marked nor flagged
+                at = weights_ptr + (offset + turn * 4 * LANES) * weights_stride
+                x = tl.load(at, mask=in_row, other=-1.0).to(tl.float32)
+                if HAS_ELIGIBLE:
+                    at = eligible_ptr + (offset + turn * 4 * LANES) * eligible_stride
+                    x = tl.where(tl.load(at, mask=in_row, other=0) != 0, x, -1.0)
+                word0, word1, word2, word3 = four_words(
+                    passed + quad, seed, sample_id, step, STREAM_POSITIONS
+                )
+                bits = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4])
+                # 2 - v, less what is cut off: with a probability added it reaches 2 where v is
+                # below that, and bit 23 says so; NaN counts as 0
+                rest = (((bits ^ 0xFFFFFFFF) >> 9) + 0x3F800000).to(tl.float32, bitcast=True)
+                if SHARPEN:
+                    can = is_drawable(x, eps)
+                    x = relative_weight(x, top, eps, inverse_temperature, SHARPEN)
+                    x = tl.where(can, x, float("nan"))
+                    q = tl.exp2(exponent * x)
+                else:
+                    q = tl.exp2(exponent * x) * at_eps if STEEP else tl.exp2(exponent * x)
+                    x0, x1, x2, x3 = columns(x)
+                    x0 = tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3))
+                    largest = tl.maximum(largest, x0)
+                if STEEP:
+                    surely = 1.0 - ROOM - tl.exp2(early_exponent * x) * early_at_eps
+                    perhaps = 1.0 + ROOM - q
+                    can = is_drawable(x, eps).to(tl.float32)
+                    perhaps = tl.where(everything, can, perhaps)
+                else:
+                    surely = early_at_zero - early_slope * q
+                    perhaps = (1.0 + ROOM) - at_eps * q
+                above = (rest + tl.maximum(surely, 0.0)).to(tl.int32, bitcast=True)
+                far = (rest + tl.maximum(perhaps, 0.0)).to(tl.int32, bitcast=True)
+                a0, a1, a2, a3 = columns(above)
+                f0, f1, f2, f3 = columns(far)
+                not_surely = bytes_of_bit_23(a0, a1, a2, a3)
+                not_perhaps = bytes_of_bit_23(f0, f1, f2, f3)
+                surely_bytes = ~not_surely & 0x01010101
+                store_mask(mask_ptr, quad, surely_bytes, left, WHOLE)
+                found += surely_bytes
+                flagged |= (not_surely & ~not_perhaps) << turn
+            word |= flagged << first
+            passed += AT_ONCE * LANES
+            left -= AT_ONCE * 4 * LANES
+            mask_ptr += AT_ONCE * 4 * LANES
+            weights_ptr += AT_ONCE * 4 * LANES * weights_stride
             if HAS_ELIGIBLE:
-                at = eligible_ptr + turn * 4 * LANES * eligible_stride
-                x = tl.where(tl.load(at, mask=in_row, other=0) != 0, x, -1.0)
-            word0, word1, word2, word3 = four_words(quad, seed, sample_id, step, STREAM_POSITIONS)
-            bits = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [LANES, 4])
-            # 2 - v, less what is cut off: with a probability added it reaches 2 where v is below
-            # that, and bit 23 says so; NaN counts as 0
-            rest = (((bits ^ 0xFFFFFFFF) >> 9) + 0x3F800000).to(tl.float32, bitcast=True)
-            if SHARPEN:
-                can = is_drawable(x, eps)
-                x = relative_weight(x, top, eps, inverse_temperature, SHARPEN)
-                x = tl.where(can, x, float("nan"))
-                q = tl.exp2(exponent * x)
-            else:
-                q = tl.exp2(exponent * x) * at_eps if STEEP else tl.exp2(exponent * x)
-                x0, x1, x2, x3 = columns(x)
-                x0 = tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3))
-                largest = tl.maximum(largest, x0)
-            if STEEP:
-                surely = 1.0 - ROOM - tl.exp2(early_exponent * x) * early_at_eps
-                perhaps = 1.0 + ROOM - q
-                can = is_drawable(x, eps).to(tl.float32)
-                perhaps = tl.where(everything, can, perhaps)
-            else:
-                surely = early_at_zero - early_slope * q
-                perhaps = (1.0 + ROOM) - at_eps * q
-            above = (rest + tl.maximum(surely, 0.0)).to(tl.int32, bitcast=True)
-            far = (rest + tl.maximum(perhaps, 0.0)).to(tl.int32, bitcast=True)
-            a0, a1, a2, a3 = columns(above)
-            f0, f1, f2, f3 = columns(far)
-            not_surely = bytes_of_bit_23(a0, a1, a2, a3)
-            not_perhaps = bytes_of_bit_23(f0, f1, f2, f3)
-            surely_bytes = ~not_surely & 0x01010101
-            store_mask(mask_ptr, quad, surely_bytes, length, WHOLE)
-            found += surely_bytes
-            word |= (not_surely & ~not_perhaps) << turn
+                eligible_ptr += AT_ONCE * 4 * LANES * eligible_stride
         tl.store(flags_ptr + chunk * LANES + lane, word)
         marked += sum_of_bytes(found)
-        weights_ptr += CHUNK * weights_stride
-        if HAS_ELIGIBLE:
-            eligible_ptr += CHUNK * eligible_stride
     return tl.sum(marked, 0), tl.max(largest, 0)
 
 

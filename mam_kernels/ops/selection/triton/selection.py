@@ -83,18 +83,10 @@ def select_kernel(
 
 
 BLOCK = 1024  # positions at a time, of short rows too: shorter blocks spill registers
-# Where the assembler, left alone, spills two to four registers: how many a thread may have instead.
-# Uneven rows, whose length is no multiple of 16, compile to other code.
-REGISTERS = {
-    (80, "sharpened"): 80,
-    (90, "padded"): 80,
-    (90, "2 bytes"): 64,
-    (90, "4 bytes"): 64,
-    (80, "uneven, sharpened"): 168,
-    (100, "uneven, sharpened"): 168,
-}
-# Triton 3.6 orders the instructions otherwise: there, it is those limits that have it spill.
-REGISTERS_BEFORE_3_7 = {(80, "sharpened"): 80, (90, "sharpened"): 168}
+# How many registers a thread may have: left alone, the assembler spills a few for occupancy. Uneven
+# rows, whose length is no multiple of 16, compile to other code.
+REGISTERS = 128
+REGISTERS_OF_UNEVEN = 168
 
 
 def select(
@@ -119,15 +111,9 @@ def select(
     seed_value, seed_ptr = launch.word(draw.seed)
     step_value, step_ptr = launch.word(draw.step)
     sharpen = inverse_temperature != 1.0
-    kind = "padded" if valid is not None else f"{weights.element_size()} bytes"
-    if sharpen:
-        kind = "sharpened"
     whole = num_positions % 16 == 0
-    if not whole:
-        kind = "uneven, sharpened" if sharpen and valid is None else "uneven"
-    limits = REGISTERS_BEFORE_3_7 if launch.BEFORE_3_7 else REGISTERS
-    limit = limits.get((launch.architecture(weights.device), kind))
-    options = launch.register_limit(None if launch.INTERPRETED else limit)
+    limit = REGISTERS if whole else REGISTERS_OF_UNEVEN
+    options = {} if launch.INTERPRETED else launch.register_limit(limit)
     with launch.on(weights.device):
         select_kernel[(rows,)](
             weights,
