@@ -1,14 +1,13 @@
-"""Runs the tests that need no GPU, in groups that need processes of their own, three at a time;
+"""Runs the tests that need no GPU, in groups that need processes of their own, two at a time;
 then sums up.
 
-    python tests/run_groups.py [GROUP ...] [--jobs 3]
+    python tests/run_groups.py [GROUP ...] [--jobs 2]
 
 Triton decides at its import whether to interpret, so its kernels are interpreted in one process and
 compiled in another; the CUDA kernels, compiled for the host, take the place of the real ones in a
 third, and once more with a detector of races (tests/cuda_shim/races.cpp).
 
-A group computes with one thread, and the kernels of the CPU with two. Three groups at a time keep
-two cores busy: up to a third of a group's time it waits, for what it killed to end or for a clock.
+A group computes with one thread, and the kernels of the CPU with two.
 """
 
 import argparse
@@ -61,12 +60,8 @@ CUDA_COMPILED = ("tests/engine/test_cuda_compile.py",)
 COMPILED = (*TRITON_COMPILED, *CUDA_COMPILED)
 GROUPS = (  # the longest first, so that both cores end at about the same time
     Group("triton, compiled", TRITON_COMPILED),  # the second finds what the first compiled
-    Group(
-        "triton, interpreted",
-        ("tests/conformance",),
-        {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"},
-    ),
     Group("single-cell layer", ("tests/scmam",)),
+    Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
     Group(
         "repository",
         (
@@ -75,7 +70,11 @@ GROUPS = (  # the longest first, so that both cores end at about the same time
             *(f"--ignore=tests/{name}" for name in ("integrations", "scmam")),
         ),
     ),
-    Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
+    Group(
+        "triton, interpreted",
+        ("tests/conformance",),
+        {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"},
+    ),
     Group("cuda, compiled", CUDA_COMPILED),
     Group(
         "cuda, races",
@@ -174,7 +173,7 @@ def main() -> int:
         metavar="GROUP",
         help=f"any of: {names}; default: all but the last",
     )
-    parser.add_argument("--jobs", type=int, default=3, help="groups at a time (default: 3)")
+    parser.add_argument("--jobs", type=int, default=2, help="groups at a time (default: 2)")
     options = parser.parse_args()
     unknown = set(options.groups) - {group.name for group in (*GROUPS, QUICK)}
     if unknown:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from ..machine_code.launches import kernels
 
 ALTERNATIVES: dict[str, list[tuple[str, dict[str, int]]]] = {
-    # 4 warps of 64 registers leave eight rows a multiprocessor, of 128 four; fewer exchange less.
+    # 4 warps of 110 registers leave four rows a multiprocessor, of 96 five; fewer exchange less.
     "selection": [
         ("select_kernel", {"num_warps": 2}),
         ("select_kernel", {"num_warps": 8}),
-        ("select_kernel", {"maxnreg": 128}),
+        ("select_kernel", {"maxnreg": 96}),
     ],
     # 200 registers leave two programs a multiprocessor; 128 leave four, and spill.
     "value_path": [
