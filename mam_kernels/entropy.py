@@ -35,13 +35,8 @@ def drawing_entropy(importance: Tensor, eps: float, temperature: float) -> Drawi
     With the shares ``p`` of the weights it is ``-sum p log p``. Shares have the dtype of the
     importance, and the sums are float64.
     """
-    drawable = importance > 0
-    if temperature == 1.0:  # the weights are there, and take half the time of their logarithms
-        weights = (importance + eps) * drawable
-        shares = weights / weights.sum(dim=1, keepdim=True)
-    else:
-        shares = drawing_logits(importance, eps, temperature).softmax(dim=1)
-    count = drawable.sum(dim=1).to(torch.float64)
-    terms = torch.special.entr(shares)  # NaN where a row has nothing to draw
-    entropy = torch.where(count > 0, terms.sum(dim=1, dtype=torch.float64), 0.0)
-    return DrawingEntropy(entropy, count)
+    logits = drawing_logits(importance, eps, temperature)
+    drawable = (importance > 0).sum(dim=1, dtype=torch.float64)
+    terms = torch.special.entr(logits.softmax(dim=1))  # NaN where a row has nothing to draw
+    entropy = torch.where(drawable > 0, terms.sum(dim=1, dtype=torch.float64), 0.0)
+    return DrawingEntropy(entropy, drawable)
