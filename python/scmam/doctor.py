@@ -164,8 +164,7 @@ def _validation_run() -> Iterator[Check]:
 
 
 def _losses(run: "Run") -> list[float]:
-    metrics = run.metrics()
-    return metrics[metrics.phase == "train"].loss.tolist()
+    return run.metrics().query("phase == 'train'")["loss"].tolist()
 
 
 def _falls(losses: list[float]) -> Check:

@@ -98,8 +98,7 @@ class Run:
             RunError: the run is not done, or made no step.
         """
         self._require_done()
-        table = self.metrics()
-        steps = table[table["phase"] == "train"]
+        steps = self.metrics().query("phase == 'train'")
         if steps.empty:
             raise RunError(
                 f"{self.folder}: made no step, so there are no hidden shares to match; name a run"

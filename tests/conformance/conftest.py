@@ -60,7 +60,7 @@ def dtype(request: pytest.FixtureRequest, backend: str) -> torch.dtype:
 
 @pytest.fixture(autouse=True, scope="session")
 def _interpreted_faster() -> None:
-    """The interpreter does not do three things that took half its time and changed no result."""
+    """The interpreter does not do four things that took half its time and changed no result."""
     if not dispatch.interpreting():
         return
     from triton.language import core

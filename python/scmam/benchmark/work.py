@@ -119,8 +119,7 @@ def _masks(run: Run) -> dict[str, Any]:
     """What the masks hid, mean over the steps, and how far they were from uniform in the end; of a
     run without steps nothing.
     """
-    table = run.metrics()
-    steps = table[table["phase"] == "train"]
+    steps = run.metrics().query("phase == 'train'")
     if steps.empty:
         return {}
     means = steps[["hidden", "hidden_nonzero", "hidden_zero"]].mean()

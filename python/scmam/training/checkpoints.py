@@ -97,9 +97,14 @@ def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
 
 def snapshots_every(folder: Path, steps: int) -> ModelCheckpoint:
     """Writes the weights every so many steps, ``snapshots/step=N.ckpt``; `snapshots` finds them."""
-    kept: dict[str, Any] = {"save_top_k": -1, "save_weights_only": True}
-    kept |= {"every_n_train_steps": steps, "enable_version_counter": False}
-    return _Movable(folder / SNAPSHOTS, "{step}", **kept)
+    return _Movable(
+        folder / SNAPSHOTS,
+        "{step}",
+        every_n_train_steps=steps,
+        save_top_k=-1,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
 
 
 def snapshots(folder: Path) -> dict[int, Path]:
