@@ -113,17 +113,26 @@ $(VENV)/engine.stamp: $(VENV)/torch.stamp $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-# The package is there already, so these add what its extras name, without building it again.
-$(VENV)/demo.stamp: $(VENV)/engine.stamp
-	$(PIP) "mam-kernels[scmam]"
+# The packages of an extra are installed while the kernels are compiled.
+$(VENV)/demo.stamp $(VENV)/docs.stamp $(VENV)/dev.stamp: $(VENV)/torch.stamp $(SOURCES)
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/engine.stamp $(@:.stamp=-packages.stamp)
 	@touch $@
 
-$(VENV)/docs.stamp: $(VENV)/engine.stamp
-	$(PIP) "mam-kernels[docs]"
-	@touch $@
+# What an extra names, and what the extras name that it names.
+define EXTRA
+import re, sys, tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+def named(extra):
+    for entry in extras[extra]:
+        own = re.fullmatch(r"mam-kernels\[(.+)\]", entry)
+        yield from (x for other in own[1].split(",") for x in named(other)) if own else [entry]
+print(*dict.fromkeys(named(sys.argv[1])))
+endef
+export EXTRA
 
-$(VENV)/dev.stamp: $(VENV)/engine.stamp
-	$(PIP) "mam-kernels[dev]" 'triton==$(TRITON); sys_platform == "linux"'
+$(VENV)/dev-packages.stamp: ALSO = 'triton==$(TRITON); sys_platform == "linux"'
+$(VENV)/%-packages.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) $$($(IN)python -c "$$EXTRA" $(patsubst demo,scmam,$*)) $(ALSO)
 	@touch $@
 
 # They see the packages of $(VENV), and add or replace what the frameworks need. Their own pins
