@@ -25,6 +25,7 @@ from scmam.config import Config, load_config, with_settings
 from scmam.data import Cells, open_cells
 from scmam.objective import Pretraining, build_pretraining
 from scmam.study.arms import arm_config
+from scmam.training.module import ENTROPY_EVERY
 
 from .share import counts
 
@@ -114,7 +115,8 @@ class Step:
         batch = self.cells.batch(chosen)
         begin = time.process_time()
         self.optimizer.zero_grad()
-        self.model(batch, seed=0, step=number).total.backward()
+        measured = number % ENTROPY_EVERY == 0
+        self.model(batch, seed=0, step=number, entropy=measured).total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         return time.process_time() - begin

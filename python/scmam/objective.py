@@ -80,11 +80,12 @@ class Pretraining(nn.Module):
             latent_dim = strategy.latents.latent_dim
             self.injection = mam.ContextInjection(latent_dim, model.width, scheme, start=start)
 
-    def forward(self, batch: CellBatch, *, seed: int, step: int) -> Losses:
+    def forward(self, batch: CellBatch, *, seed: int, step: int, entropy: bool = True) -> Losses:
         """The loss of a batch, a function of (parameters, batch, seed, step) where the model has no
         dropout.
 
-        Sparse CSR counts go to the engine as they are; the model works on the dense values.
+        Sparse CSR counts go to the engine as they are; the model works on the dense values. Without
+        the entropy, of which learned masks on values take a third of their time, it is NaN.
         """
         cells = self.cells(expression(batch.counts, batch.depth, self.transform))
         values = cells.values
@@ -111,22 +112,22 @@ class Pretraining(nn.Module):
         errors = self._errors(predicted.genes, _of_genes(target, gene_ids), batch.depth)
         reconstruction = _mean(errors, scored)
         cell = _mean(self._errors(predicted.cell, target, batch.depth), mask)
+        found = errors.detach()
         if isinstance(self.strategy, HarderFirst) and self.training:
             seen = _of_genes(values, gene_ids) != 0
-            self.strategy.observe(errors.detach(), scored & seen, gene_ids)
+            self.strategy.observe(found, scored & seen, gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
         if self.config.masking.penalty_norm == "plain":
-            # Below the smallest number the root has no slope.
-            penalty = penalty.clamp(min=torch.finfo(penalty.dtype).tiny).sqrt()
-        entropy = masking_entropy(masking, *self.strategy.weighting())
+            # At 0 the root has no slope.
+            penalty = (penalty + torch.finfo(penalty.dtype).tiny).sqrt()
         total = reconstruction + self.config.training.cell_loss * cell
-        total = total + self.config.masking.penalty * penalty
+        total = torch.add(total, penalty, alpha=self.config.masking.penalty)
         if self.config.masking.gradient == "reward" and torch.is_grad_enabled():
-            total = total + self._reward_loss(
-                cells, draw, masking, errors.detach(), scored, gene_ids
-            )
-        parts = (reconstruction, cell, penalty, *_hidden_shares(values, mask), entropy)
-        return Losses(total, *(part.detach() for part in parts))
+            total = total + self._reward_loss(cells, draw, masking, found, scored, gene_ids)
+        parts = (reconstruction, cell, penalty, *_hidden_shares(values, mask))
+        weighting = self.strategy.weighting()
+        share = masking_entropy(masking, *weighting) if entropy else values.new_tensor(torch.nan)
+        return Losses(total, *(part.detach() for part in (*parts, share)))
 
     def hide(
         self, values: Tensor, mask: Tensor, cell_ids: Tensor, *, seed: int, step: int

@@ -79,7 +79,7 @@ class Run:
 
         The columns are `METRIC_COLUMNS`. ``hidden``, ``hidden_nonzero`` and ``hidden_zero`` are
         shares of all, the non-zero and the zero genes; ``entropy`` is that of the masking
-        distribution over its maximum.
+        distribution over its maximum, at every tenth step from the first and at validations.
         """
 
         path = self.folder / METRICS

@@ -110,7 +110,8 @@ def _interpreted_faster() -> None:
     # It writes down the sizes of each tensor anew.
     @functools.cache
     def sizes_of(shape: tuple[int, ...]) -> tuple[core.tuple, core.constexpr]:
-        return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(math.prod(shape))
+        sizes = [core.constexpr(size) for size in shape]
+        return core.tuple(sizes), core.constexpr(math.prod(shape))
 
     def prepare_once(self: core.tensor, handle: object, kind: core.dtype) -> None:
         self.handle, self.type, self.dtype = handle, kind, kind.scalar

@@ -100,6 +100,14 @@ def test_a_loss_is_a_function_of_seed_step_and_cells(arm, batch):
         )
 
 
+def test_without_the_entropy_all_else_is_the_same(batch):
+    objective = pretraining("mam")
+    whole, without = (objective(batch, seed=3, step=9, entropy=x) for x in (True, False))
+    assert 0.9 < whole.entropy.item() <= 1.0 + 1e-6
+    assert without.entropy.isnan()
+    assert [x.item() for x in whole[:-1]] == [x.item() for x in without[:-1]]
+
+
 def test_total_is_the_weighted_sum(batch):
     objective = pretraining(**{"training.cell_loss": 0.25, "masking.penalty": 1e-3})
     losses = objective(batch, seed=0, step=0)

@@ -68,10 +68,10 @@ def during_batch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[],
     """Call `act` in the forward pass of a training batch, counted from 0."""
     forward = Pretraining.forward
 
-    def watched(self: Pretraining, batch, *, seed: int, step: int):
+    def watched(self: Pretraining, batch, *, seed: int, step: int, **options: bool):
         if self.training and step == number:
             act()
-        return forward(self, batch, seed=seed, step=step)
+        return forward(self, batch, seed=seed, step=step, **options)
 
     monkeypatch.setattr(Pretraining, "forward", watched)
 
@@ -161,6 +161,10 @@ class TestARun:
         assert (table["loss"] - total).abs().max() < 1e-6
         assert run.record["best_validation"] == validation["loss"].min()
         assert table["loss"].iloc[-1] < table["loss"].iloc[0]
+        known = table[table["entropy"].notna()]
+        assert known.query("phase == 'train'")["step"].tolist() == [1, 11]
+        assert known.query("phase == 'validation'")["step"].tolist() == [4, 8, 12]
+        assert known["entropy"].between(0, 1 + 1e-6).all()
 
     def test_learning_rate_rises_and_falls(self, run: Run) -> None:
         recipe = run.config.training

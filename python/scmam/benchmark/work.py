@@ -123,6 +123,6 @@ def _masks(run: Run) -> dict[str, Any]:
     if steps.empty:
         return {}
     means = steps[["hidden", "hidden_nonzero", "hidden_zero"]].mean()
-    last = steps.tail(max(1, len(steps) // 10))
-    facts = {**means.to_dict(), "entropy": last["entropy"].mean()}
+    entropy = steps["entropy"].dropna()  # of some steps
+    facts = {**means.to_dict(), "entropy": entropy.tail(max(1, len(entropy) // 10)).mean()}
     return {name: round(float(value), 5) for name, value in facts.items()}

@@ -132,8 +132,8 @@ class LossLog(Callback):
         if trainer.is_global_zero:
             append(self.path, finite)
             for row in finite:
-                numbers = {name: x for name, x in row.items() if isinstance(x, float)}
-                values = {f"{row['phase']}/{name}": x for name, x in numbers.items()}
+                known = {k: x for k, x in row.items() if isinstance(x, float) and not math.isnan(x)}
+                values = {f"{row['phase']}/{name}": x for name, x in known.items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=row["step"])
         if len(finite) < len(rows):

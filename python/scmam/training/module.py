@@ -16,6 +16,7 @@ from ..settings import Training
 
 # The step of the masks of validation: always the same, so that losses can be compared.
 VALIDATION_STEP = 0
+ENTROPY_EVERY = 10  # optimizer steps, from the first
 
 
 class PretrainingModule(LightningModule):
@@ -40,7 +41,8 @@ class PretrainingModule(LightningModule):
         if self.dropout:  # a function of (seed, batch number, process) as well
             name = f"dropout {batch_idx} {self.global_rank}"
             torch.manual_seed(substream(self.settings.seed, name))
-        losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx)
+        now = batch_idx // self.settings.accumulate % ENTROPY_EVERY == 0
+        losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx, entropy=now)
         return {"loss": losses.total, "losses": as_vector(losses)}
 
     def on_validation_epoch_start(self) -> None:
@@ -74,7 +76,7 @@ class PretrainingModule(LightningModule):
         # for such an optimizer under autocast.
         fused = recipe.precision == "32-true"
         optimizer = torch.optim.Adam(groups, amsgrad=recipe.amsgrad, fused=fused)
-        factor = partial(rate_factor, training=self.settings)
+        factor = partial(rate_factor, training=recipe)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
