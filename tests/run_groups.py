@@ -55,13 +55,21 @@ RACES = " and ".join(  # each kernel once, on small rows: the detector is slow
     f"not {name}"
     for name in ("float16", "bfloat16", "registered", "proportion", "compiles", "two_runs")
 )
-TRITON_COMPILED = ("tests/engine/test_triton_aot.py", "tests/engine/test_machine_code.py")
-CUDA_COMPILED = ("tests/engine/test_cuda_compile.py",)
-COMPILED = (*TRITON_COMPILED, *CUDA_COMPILED)
+TRITON_COMPILED, CUDA_COMPILED = (
+    "tests/engine/test_triton_aot.py",
+    "tests/engine/test_cuda_compile.py",
+)
+COUNTED = "tests/engine/test_machine_code.py"  # takes what the tests before it compiled
 GROUPS = (  # the longest first, so that both cores end at about the same time
-    Group("triton, compiled", TRITON_COMPILED),  # the second finds what the first compiled
+    Group("triton, compiled", (TRITON_COMPILED, COUNTED, "-k", "not cuda")),
     Group("single-cell layer", ("tests/scmam",)),
-    Group("engine", ("tests/engine", *(f"--ignore={path}" for path in COMPILED))),
+    Group(
+        "engine",
+        (
+            "tests/engine",
+            *(f"--ignore={path}" for path in (TRITON_COMPILED, CUDA_COMPILED, COUNTED)),
+        ),
+    ),
     Group(
         "repository",
         (
@@ -75,7 +83,7 @@ GROUPS = (  # the longest first, so that both cores end at about the same time
         ("tests/conformance",),
         {"TRITON_INTERPRET": "1", "MAM_TEST_BACKENDS": "triton"},
     ),
-    Group("cuda, compiled", CUDA_COMPILED),
+    Group("cuda, compiled", (CUDA_COMPILED, COUNTED, "-k", "cuda")),
     Group(
         "cuda, races",
         ("tests/conformance", "-k", RACES),
@@ -114,6 +122,8 @@ def run(group: Group) -> Outcome:
         env={
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "passive",
+            # No test needs a plugin, and those that are installed take a second of every start.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             **os.environ,
             **group.environment,
         },

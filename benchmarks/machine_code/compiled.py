@@ -73,9 +73,34 @@ def disassemble(cubin: bytes) -> list[Binary]:
     return binaries
 
 
+_objects: Path | None = None
+
+
+def use_objects(folder: Path) -> None:
+    """Take the kernels of csrc/cuda from the objects of a build, which has ``-lineinfo``, and do
+    not compile them again.
+    """
+    global _objects
+    _objects = folder
+
+
+def _built(source: str, arch: int) -> bytes | None:
+    """The cubin in the object of a file of csrc/cuda; None where there is no build."""
+    if _objects is None:
+        return None
+    (found,) = _objects.rglob(f"{Path(source).stem}.o")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [_tool("cuobjdump"), "-xelf", f"sm_{arch}", str(found.resolve())]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        (cubin,) = Path(folder).glob("*.cubin")
+        return cubin.read_bytes()
+
+
 @functools.cache
 def cuda(source: str, arch: int) -> list[Binary]:
     """The kernels of a file of csrc/cuda."""
+    if (built := _built(source, arch)) is not None:
+        return disassemble(built)
     nvcc = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
