@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -143,17 +144,15 @@ def test_instruction_sets_share_no_code(cxx: str, build: ModuleType, tmp_path: P
     """
     if shutil.which("nm") is None:
         pytest.skip("no nm")
-    for name, flags in build.instruction_sets().items():
-        target = tmp_path / f"{name}.o"
-        step = build.NativeBuild.compile(
-            [cxx],
-            ROOT / "csrc" / "cpu" / "kernels.cpp",
-            target,
-            ["-DMAM_BACKEND=cpu", f"-DMAM_ISA={name}", *flags],
-        )
-        subprocess.run(step.command, check=True)
+    # The objects of the installation, where they are of these sources; else they are compiled.
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"MAM_WITH_CUDA": "0"}, check=True)
+    objects = f"build/temp.*-{sys.implementation.cache_tag}/mam_kernels._cpu"
+    for name in build.instruction_sets():
+        (target,) = ROOT.glob(f"{objects}/kernels_{name}.o")
         symbols = subprocess.run(
             ["nm", "--defined-only", str(target)], capture_output=True, text=True, check=True
         ).stdout
         merged = [line for line in symbols.splitlines() if line.split()[-2] in "WVuvw"]
+        assert "draw_fused" in symbols
         assert not merged
