@@ -24,6 +24,7 @@ from .interval import (
     wide_interval,
 )
 from .words import (
+    AT_ONCE,
     CHUNK,
     LANES,
     TURNS,
@@ -33,8 +34,6 @@ from .words import (
     store_mask,
     sum_of_bytes,
 )
-
-AT_ONCE = tl.constexpr(2)  # turns: with all eight in a row Triton compiles twice as long
 
 
 def draw_scratch(length: int) -> int:
