@@ -6,7 +6,7 @@ Flags are words as ``selection/triton/words.py`` lays them out.
 import triton
 import triton.language as tl
 
-from ...selection.triton.words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
+from ...selection.triton.words import AT_ONCE, CHUNK, LANES, TURNS, list_flagged, quads_in_row
 
 BLOCK_E = tl.constexpr(512)  # stored entries at a time
 
@@ -64,23 +64,30 @@ def flag_row(
     within = tl.arange(0, 4)
     found = tl.zeros([LANES], dtype=tl.int32)
     offset = lane.to(tl.int64)[:, None] * 4 + within[None, :]
-    if not IS_CSR:
-        values_ptr += offset * values_stride
+    left = length
     for chunk in range(tl.cdiv(length, CHUNK)):  # trips: L / (32 * LANES)
         nonzero = tl.zeros([LANES], dtype=tl.int32)
         attended = tl.zeros([LANES], dtype=tl.int32)
-        for turn in tl.static_range(TURNS):
-            quad = lane + (chunk * TURNS + turn) * LANES
-            there = attended_of(
-                valid_ptr, hidden_ptr, quad, offset + turn * 4 * LANES, valid_stride, length,
-                HAS_VALID, HAS_HIDDEN, WHOLE,
-            )  # fmt: skip
-            if HAS_VALID or HAS_HIDDEN or not WHOLE:
-                attended |= flags_of(there) << turn
+        for first in range(0, TURNS, AT_ONCE):  # trips: 4
+            for turn in tl.static_range(AT_ONCE):
+                quad = lane + turn * LANES
+                at = offset + turn * 4 * LANES
+                there = attended_of(
+                    valid_ptr, hidden_ptr, quad, at, valid_stride, left, HAS_VALID, HAS_HIDDEN,
+                    WHOLE,
+                )  # fmt: skip
+                if HAS_VALID or HAS_HIDDEN or not WHOLE:
+                    attended |= flags_of(there) << (first + turn)
+                if not IS_CSR:
+                    x = tl.load(values_ptr + at * values_stride, mask=there, other=0.0)
+                    nonzero |= flags_of(x.to(tl.float32)) << (first + turn)
+            left -= AT_ONCE * 4 * LANES
             if not IS_CSR:
-                at = values_ptr + turn * 4 * LANES * values_stride
-                x = tl.load(at, mask=there, other=0.0).to(tl.float32)
-                nonzero |= flags_of(x) << turn
+                values_ptr += AT_ONCE * 4 * LANES * values_stride
+            if HAS_VALID:
+                valid_ptr += AT_ONCE * 4 * LANES * valid_stride
+            if HAS_HIDDEN:
+                hidden_ptr += AT_ONCE * 4 * LANES
         if not (HAS_VALID or HAS_HIDDEN) and WHOLE:
             attended = quads_in_row(chunk, lane, length)
         tl.store(flags_ptr + chunk * LANES + lane, nonzero)
@@ -90,9 +97,6 @@ def flag_row(
             bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
             bits = (bits & 0x0F0F0F0F) + ((bits >> 4) & 0x0F0F0F0F)
             found += (bits.to(tl.uint32, bitcast=True) * 0x01010101 >> 24).to(tl.int32)
-        if not IS_CSR:
-            values_ptr += CHUNK * values_stride
-        offset += CHUNK
     num_attended = length
     if HAS_VALID or HAS_HIDDEN:
         num_attended = tl.sum(found, 0)
