@@ -6,7 +6,7 @@ Flags are words as ``selection/triton/words.py`` lays them out.
 import triton
 import triton.language as tl
 
-from ...selection.triton.words import AT_ONCE, CHUNK, LANES, TURNS, list_flagged, quads_in_row
+from ...selection.triton.words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
 
 BLOCK_E = tl.constexpr(512)  # stored entries at a time
 
@@ -68,26 +68,23 @@ def flag_row(
     for chunk in range(tl.cdiv(length, CHUNK)):  # trips: L / (32 * LANES)
         nonzero = tl.zeros([LANES], dtype=tl.int32)
         attended = tl.zeros([LANES], dtype=tl.int32)
-        for first in range(0, TURNS, AT_ONCE):  # trips: 4
-            for turn in tl.static_range(AT_ONCE):
-                quad = lane + turn * LANES
-                at = offset + turn * 4 * LANES
-                there = attended_of(
-                    valid_ptr, hidden_ptr, quad, at, valid_stride, left, HAS_VALID, HAS_HIDDEN,
-                    WHOLE,
-                )  # fmt: skip
-                if HAS_VALID or HAS_HIDDEN or not WHOLE:
-                    attended |= flags_of(there) << (first + turn)
-                if not IS_CSR:
-                    x = tl.load(values_ptr + at * values_stride, mask=there, other=0.0)
-                    nonzero |= flags_of(x.to(tl.float32)) << (first + turn)
-            left -= AT_ONCE * 4 * LANES
+        for turn in range(TURNS):  # trips: 8
+            there = attended_of(
+                valid_ptr, hidden_ptr, lane, offset, valid_stride, left, HAS_VALID, HAS_HIDDEN,
+                WHOLE,
+            )  # fmt: skip
+            if HAS_VALID or HAS_HIDDEN or not WHOLE:
+                attended |= flags_of(there) << turn
             if not IS_CSR:
-                values_ptr += AT_ONCE * 4 * LANES * values_stride
+                x = tl.load(values_ptr + offset * values_stride, mask=there, other=0.0)
+                nonzero |= flags_of(x.to(tl.float32)) << turn
+            left -= 4 * LANES
+            if not IS_CSR:
+                values_ptr += 4 * LANES * values_stride
             if HAS_VALID:
-                valid_ptr += AT_ONCE * 4 * LANES * valid_stride
+                valid_ptr += 4 * LANES * valid_stride
             if HAS_HIDDEN:
-                hidden_ptr += AT_ONCE * 4 * LANES
+                hidden_ptr += 4 * LANES
         if not (HAS_VALID or HAS_HIDDEN) and WHOLE:
             attended = quads_in_row(chunk, lane, length)
         tl.store(flags_ptr + chunk * LANES + lane, nonzero)
