@@ -5,7 +5,7 @@ their random words, the others one by one. The counterpart of csrc/cuda/cell_dra
 import triton
 import triton.language as tl
 
-from ...._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform
+from ...._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform, wide
 from ...selection.triton.candidates import BLOCK_K, keys_of_listed, mark_smallest
 from ...selection.triton.interval import FEWEST_SAMPLED, LOG2E, ROOM, SAMPLE, likely_interval
 from ...selection.triton.words import (
@@ -130,7 +130,7 @@ def pass_over_zeros(
             mask_ptr += AT_ONCE * 4 * LANES
             importance_ptr += AT_ONCE * 4 * LANES
             if HAS_MASKABLE:
-                maskable_ptr += AT_ONCE * 4 * LANES * maskable_stride
+                maskable_ptr += wide(AT_ONCE * 4 * LANES) * maskable_stride
         tl.store(flags_ptr + chunk * LANES + lane, flags)
         marked += sum_of_bytes(found)
     return tl.sum(marked, 0)

@@ -6,6 +6,7 @@ Flags are words as ``selection/triton/words.py`` lays them out.
 import triton
 import triton.language as tl
 
+from ...._core.triton_language import wide
 from ...selection.triton.words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
 
 BLOCK_E = tl.constexpr(512)  # stored entries at a time
@@ -80,9 +81,9 @@ def flag_row(
                 nonzero |= flags_of(x.to(tl.float32)) << turn
             left -= 4 * LANES
             if not IS_CSR:
-                values_ptr += 4 * LANES * values_stride
+                values_ptr += wide(4 * LANES) * values_stride
             if HAS_VALID:
-                valid_ptr += 4 * LANES * valid_stride
+                valid_ptr += wide(4 * LANES) * valid_stride
             if HAS_HIDDEN:
                 hidden_ptr += 4 * LANES
         if not (HAS_VALID or HAS_HIDDEN) and WHOLE:
