@@ -18,6 +18,14 @@ LARGEST_FLOAT32 = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
+def wide(x):
+    """An index in 64 bits, in which no address overflows; the interpreter's loops count in plain
+    numbers, which have no ``to``.
+    """
+    return tl.zeros([], dtype=tl.int64) + x
+
+
+@triton.jit
 def read_word(value, pointer, ON_DEVICE: tl.constexpr):
     """A seed or step, int64: what the launch was given, or what lies on the device."""
     if ON_DEVICE:

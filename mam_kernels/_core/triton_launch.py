@@ -52,7 +52,8 @@ def row_options(num_positions: int) -> tuple[RowConfiguration, dict[str, int]]:
     default = RowConfiguration()
     fitting = max(triton.next_power_of_2(num_positions), SMALLEST_ROW_BLOCK)
     chosen = default._replace(block=min(fitting, default.block))
-    return chosen, {"num_warps": chosen.warps, **register_limit(chosen.registers)}
+    # no loop over a row is pipelined: with one stage Triton does not look for what could be
+    return chosen, {"num_warps": chosen.warps, "num_stages": 1, **register_limit(chosen.registers)}
 
 
 def is_amd() -> bool:

@@ -4,16 +4,18 @@ Triton decides that when it is imported.
 
 import importlib.util
 import itertools
+import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mam_kernels._core import dispatch, philox
-from mam_kernels._core.call import Draw
+from mam_kernels._core.call import Cells, Choice, Draw, Weighting
 from mam_kernels.ops.selection import reference
 
 INTERPRETING = dispatch.interpreting()
@@ -24,11 +26,13 @@ interpreted = pytest.mark.skipif(
 if INTERPRETING:
     import triton
     import triton.language as tl
+    from triton.runtime import interpreter
 
     from mam_kernels._core import triton_language as language
     from mam_kernels._core import triton_launch as launch
     from mam_kernels.ops.selection.triton import draw_latents, select
     from mam_kernels.ops.selection.triton.all_keys import kth_smallest
+    from mam_kernels.ops.value_attention.triton import mask
 
     @triton.jit
     def bits_kernel(
@@ -190,3 +194,75 @@ def test_words_on_the_device_draw_the_same(seed: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(launch, "word", lambda x: (0, x))
     assert torch.equal(select(weights, counts, None, draw), by_value)
     assert torch.equal(draw_latents(40, 9, draw, torch.device("cpu")), latents)
+
+
+def far_apart(row: torch.Tensor, stride: int, file: Path) -> torch.Tensor:
+    """The same row in a file, its columns ``stride`` elements apart: behind every other stand ones,
+    and else zeros.
+    """
+    kind, length = row.numpy().dtype, row.shape[1]
+    size = kind.itemsize * stride * length
+    with file.open("w+b") as new:
+        new.truncate(size)
+        mapped = mmap.mmap(new.fileno(), size)
+    mapped.madvise(mmap.MADV_RANDOM)  # what lies between is not read
+    columns = np.frombuffer(mapped, kind).reshape(length, stride)
+    columns[::2, :2048] = 1
+    columns[:, 0] = row[0]
+    return torch.from_numpy(columns[:, :1].T)
+
+
+@pytest.fixture
+def no_copies_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter copies whole storages to where its arguments came from, which is here where
+    they are already.
+    """
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+
+
+# a step of 512 or 1024 columns comes to 2^32 elements and a few more: cut off, these alone
+FAR_STRIDE = 2**23 + 1
+
+
+@interpreted
+@pytest.mark.usefixtures("no_copies_back")
+def test_selection_steps_over_columns_in_64_bits(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(1, 1100, generator=generator).half()
+    valid = torch.rand(weights.shape, generator=generator) < 0.7
+    counts, draw = (
+        torch.tensor([300], dtype=torch.int32),
+        Draw(torch.tensor(3), torch.tensor(5), None),
+    )
+    far = (
+        far_apart(weights, FAR_STRIDE, tmp_path / "w"),
+        far_apart(valid, FAR_STRIDE, tmp_path / "v"),
+    )
+    expected = select(weights, counts, valid, draw)
+    assert int(expected.sum()) == 300
+    assert torch.equal(select(far[0], counts, None, draw), select(weights, counts, None, draw))
+    assert torch.equal(select(weights, counts, far[1], draw), expected)
+
+
+@interpreted
+@pytest.mark.usefixtures("no_copies_back")
+@pytest.mark.parametrize("part", ["values", "valid", "maskable"])
+def test_values_step_over_columns_in_64_bits(part: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(1, 1100, generator=generator)
+    valid = torch.rand(values.shape, generator=generator) < 0.9
+    maskable = valid & (torch.rand(values.shape, generator=generator) < 0.5)
+    parts = {"values": (values * (values > 0.5)).half(), "valid": valid, "maskable": maskable}
+    slope, counts = torch.linspace(-1, 1, 4)[:, None], torch.tensor([200], dtype=torch.int32)
+    draw = Draw(torch.tensor(3), torch.tensor(5), None)
+
+    def masked(values, valid, maskable):
+        cells = Cells(values, None, None, valid, values.shape[1])
+        choice = Choice(maskable, counts, 0.0, torch.arange(2), 2)
+        return mask(cells, slope, choice, Weighting(1e-8, 1.0), draw)
+
+    expected = masked(**parts)
+    assert int(expected[0].sum()) == 200
+    far = parts | {part: far_apart(parts[part], FAR_STRIDE, tmp_path / "columns")}
+    for got, wanted in zip(masked(**far), expected, strict=True):
+        assert torch.equal(got, wanted)

@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
+from ...._core.triton_language import wide
 from .launches import (
     Splits,
     Tile,
     held,
     tile_of,
 )
-from .tiles import LN_2, LOG2_E, add_dot, dot, head_rows, live_tokens, store_head_rows, wide
+from .tiles import LN_2, LOG2_E, add_dot, dot, head_rows, live_tokens, store_head_rows
 
 
 @triton.jit(do_not_specialize=["num_latents", "num_positions", "split_size"])

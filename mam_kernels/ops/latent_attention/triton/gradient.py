@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
+from ...._core.triton_language import wide
 from . import gradient_by_blocks
 from .launches import (
     INTERPRETER_POSITIONS,
@@ -28,7 +29,6 @@ from .tiles import (
     live_tokens,
     store_head_rows,
     store_statistics,
-    wide,
 )
 
 

@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
+from ...._core.triton_language import wide
 from . import launches
 from .launches import (
     Splits,
     Tile,
     registers,
 )
-from .tiles import LOG2_E, dot, head_rows, live_tokens, store_head_rows, wide
+from .tiles import LOG2_E, dot, head_rows, live_tokens, store_head_rows
 
 
 @triton.jit(do_not_specialize=["num_latents", "padded", "num_positions"])

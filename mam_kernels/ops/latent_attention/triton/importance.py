@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ...._core import triton_launch as launch
 from ...._core.call import Choice, Draw, Weighting
+from ...._core.triton_language import wide
 from ...selection.triton import select
 from .launches import INTERPRETER_POSITIONS, held, padded_side, registers
-from .tiles import LOG2_E, add_dot, dot, head_rows, live_tokens, shift_of, wide
+from .tiles import LOG2_E, add_dot, dot, head_rows, live_tokens, shift_of
 
 
 @triton.jit

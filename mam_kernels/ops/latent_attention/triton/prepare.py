@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...._core import triton_launch as launch
 from ...._core.call import Parameters
-from .tiles import wide
+from ...._core.triton_language import wide
 
 
 @triton.jit

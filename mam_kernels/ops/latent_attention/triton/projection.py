@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...._core import triton_launch as launch
+from ...._core.triton_language import wide
 from . import attention
 from .attention import divisor, log_of_sum
 from .launches import Splits
@@ -29,7 +30,6 @@ from .tiles import (
     store_columns,
     store_head_rows,
     upper_and_lower,
-    wide,
 )
 
 

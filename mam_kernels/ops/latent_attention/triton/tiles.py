@@ -22,14 +22,6 @@ def add_dot(a, b, c):
 
 
 @triton.jit
-def wide(x):
-    """An index in 64 bits, in which no address overflows; the interpreter's loops count in plain
-    numbers, which have no ``to``.
-    """
-    return tl.zeros([], dtype=tl.int64) + x
-
-
-@triton.jit
 def live_tokens(valid_ptr, stride, token, last, HAS_VALID: tl.constexpr):
     """Which tokens exist: before `last`, and valid."""
     live = token < last

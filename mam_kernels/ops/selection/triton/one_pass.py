@@ -12,6 +12,7 @@ from ...._core.triton_language import (
     is_drawable,
     load_weights,
     relative_weight,
+    wide,
 )
 from .candidates import BLOCK_K, keys_of_listed, mark_smallest
 from .interval import (
@@ -24,6 +25,7 @@ from .interval import (
     wide_interval,
 )
 from .words import (
+    AT_ONCE,
     CHUNK,
     LANES,
     TURNS,
@@ -33,8 +35,6 @@ from .words import (
     store_mask,
     sum_of_bytes,
 )
-
-AT_ONCE = tl.constexpr(2)  # turns: with all eight in a row Triton compiles twice as long
 
 
 def draw_scratch(length: int) -> int:
@@ -150,9 +150,9 @@ def sift_row(
             passed += AT_ONCE * LANES
             left -= AT_ONCE * 4 * LANES
             mask_ptr += AT_ONCE * 4 * LANES
-            weights_ptr += AT_ONCE * 4 * LANES * weights_stride
+            weights_ptr += wide(AT_ONCE * 4 * LANES) * weights_stride
             if HAS_ELIGIBLE:
-                eligible_ptr += AT_ONCE * 4 * LANES * eligible_stride
+                eligible_ptr += wide(AT_ONCE * 4 * LANES) * eligible_stride
         tl.store(flags_ptr + chunk * LANES + lane, word)
         marked += sum_of_bytes(found)
     return tl.sum(marked, 0), tl.max(largest, 0)

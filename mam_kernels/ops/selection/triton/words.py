@@ -12,6 +12,7 @@ from ...._core.triton_language import STREAM_POSITIONS, four_words
 LANES = tl.constexpr(128)
 TURNS = tl.constexpr(8)
 CHUNK = tl.constexpr(4 * 8 * 128)
+AT_ONCE = tl.constexpr(2)  # turns: with all eight in a row Triton compiles twice as long
 
 
 @triton.jit

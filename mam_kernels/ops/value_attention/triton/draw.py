@@ -5,10 +5,11 @@ their random words, the others one by one. The counterpart of csrc/cuda/cell_dra
 import triton
 import triton.language as tl
 
-from ...._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform
+from ...._core.triton_language import STREAM_POSITIONS, four_words, is_drawable, uniform, wide
 from ...selection.triton.candidates import BLOCK_K, keys_of_listed, mark_smallest
 from ...selection.triton.interval import FEWEST_SAMPLED, LOG2E, ROOM, SAMPLE, likely_interval
 from ...selection.triton.words import (
+    AT_ONCE,
     CHUNK,
     LANES,
     TURNS,
@@ -84,46 +85,54 @@ def pass_over_zeros(
     within = tl.arange(0, 4)
     marked = tl.zeros([LANES], dtype=tl.int32)
     offset = lane.to(tl.int64)[:, None] * 4 + within[None, :]
-    importance_ptr += offset
-    if HAS_MASKABLE:
-        maskable_ptr += offset * maskable_stride
+    passed = 0  # quads; the pointers are those of the positions after them
+    left = length
     for chunk in range(tl.cdiv(length, CHUNK)):  # trips: L / (32 * LANES)
         attended = tl.load(attended_ptr + chunk * LANES + lane)
         zeros = attended & ~tl.load(flags_ptr + chunk * LANES + lane)
         flags = tl.zeros([LANES], dtype=tl.int32)
         found = tl.zeros([LANES], dtype=tl.int32)
-        for turn in tl.static_range(TURNS):
-            quad = lane + (chunk * TURNS + turn) * LANES
-            word0, word1, word2, word3 = four_words(quad, seed, sample_id, step, STREAM_POSITIONS)
-            # bit 23 of what is left of a word, plus the rest to 2^23, says that it is not below
-            early = -surely_below + WORDS
-            late = -perhaps_below + WORDS
-            not_surely = bytes_of_bit_23(
-                (word0 >> 9) + early, (word1 >> 9) + early, (word2 >> 9) + early,
-                (word3 >> 9) + early,
-            ).to(tl.int32, bitcast=True)  # fmt: skip
-            not_perhaps = bytes_of_bit_23(
-                (word0 >> 9) + late, (word1 >> 9) + late, (word2 >> 9) + late, (word3 >> 9) + late
-            ).to(tl.int32, bitcast=True)
-            here = (zeros >> turn) & 0x01010101
-            in_row = in_row_of(quad, length, WHOLE)
+        for first in range(0, TURNS, AT_ONCE):  # trips: 4
+            flagged = tl.zeros([LANES], dtype=tl.int32)
+            for turn in tl.static_range(AT_ONCE):
+                quad = lane + turn * LANES
+                word0, word1, word2, word3 = four_words(
+                    passed + quad, seed, sample_id, step, STREAM_POSITIONS
+                )
+                # bit 23 of what is left of a word, plus the rest to 2^23, says that it is not below
+                early = -surely_below + WORDS
+                late = -perhaps_below + WORDS
+                not_surely = bytes_of_bit_23(
+                    (word0 >> 9) + early, (word1 >> 9) + early, (word2 >> 9) + early,
+                    (word3 >> 9) + early,
+                ).to(tl.int32, bitcast=True)  # fmt: skip
+                not_perhaps = bytes_of_bit_23(
+                    (word0 >> 9) + late, (word1 >> 9) + late, (word2 >> 9) + late,
+                    (word3 >> 9) + late,
+                ).to(tl.int32, bitcast=True)  # fmt: skip
+                here = (zeros >> (first + turn)) & 0x01010101
+                in_row = in_row_of(quad, left, WHOLE)
+                if HAS_MASKABLE:
+                    at = maskable_ptr + (offset + turn * 4 * LANES) * maskable_stride
+                    here &= flags_of(tl.load(at, mask=in_row, other=0))
+                surely = ~not_surely & here
+                store_mask(mask_ptr, quad, surely, left, WHOLE)
+                importance = tl.full([LANES, 4], 0.0, dtype=tl.float32) + of_zero
+                if not ALL_ATTENDED:
+                    bits = ((attended >> (first + turn))[:, None] >> (8 * within)[None, :]) & 1
+                    importance = tl.where(bits != 0, importance, 0.0)
+                tl.store(importance_ptr + offset + turn * 4 * LANES, importance, mask=in_row)
+                found += surely
+                flagged |= (not_surely & ~not_perhaps & here) << turn
+            flags |= flagged << first
+            passed += AT_ONCE * LANES
+            left -= AT_ONCE * 4 * LANES
+            mask_ptr += AT_ONCE * 4 * LANES
+            importance_ptr += AT_ONCE * 4 * LANES
             if HAS_MASKABLE:
-                at = maskable_ptr + turn * 4 * LANES * maskable_stride
-                here &= flags_of(tl.load(at, mask=in_row, other=0))
-            surely = ~not_surely & here
-            store_mask(mask_ptr, quad, surely, length, WHOLE)
-            importance = tl.full([LANES, 4], 0.0, dtype=tl.float32) + of_zero
-            if not ALL_ATTENDED:
-                bits = ((attended >> turn)[:, None] >> (8 * within)[None, :]) & 1
-                importance = tl.where(bits != 0, importance, 0.0)
-            tl.store(importance_ptr + turn * 4 * LANES, importance, mask=in_row)
-            found += surely
-            flags |= (not_surely & ~not_perhaps & here) << turn
+                maskable_ptr += wide(AT_ONCE * 4 * LANES) * maskable_stride
         tl.store(flags_ptr + chunk * LANES + lane, flags)
         marked += sum_of_bytes(found)
-        importance_ptr += CHUNK
-        if HAS_MASKABLE:
-            maskable_ptr += CHUNK * maskable_stride
     return tl.sum(marked, 0)
 
 

@@ -6,6 +6,7 @@ Flags are words as ``selection/triton/words.py`` lays them out.
 import triton
 import triton.language as tl
 
+from ...._core.triton_language import wide
 from ...selection.triton.words import CHUNK, LANES, TURNS, list_flagged, quads_in_row
 
 BLOCK_E = tl.constexpr(512)  # stored entries at a time
@@ -64,23 +65,27 @@ def flag_row(
     within = tl.arange(0, 4)
     found = tl.zeros([LANES], dtype=tl.int32)
     offset = lane.to(tl.int64)[:, None] * 4 + within[None, :]
-    if not IS_CSR:
-        values_ptr += offset * values_stride
+    left = length
     for chunk in range(tl.cdiv(length, CHUNK)):  # trips: L / (32 * LANES)
         nonzero = tl.zeros([LANES], dtype=tl.int32)
         attended = tl.zeros([LANES], dtype=tl.int32)
-        for turn in tl.static_range(TURNS):
-            quad = lane + (chunk * TURNS + turn) * LANES
+        for turn in range(TURNS):  # trips: 8
             there = attended_of(
-                valid_ptr, hidden_ptr, quad, offset + turn * 4 * LANES, valid_stride, length,
-                HAS_VALID, HAS_HIDDEN, WHOLE,
+                valid_ptr, hidden_ptr, lane, offset, valid_stride, left, HAS_VALID, HAS_HIDDEN,
+                WHOLE,
             )  # fmt: skip
             if HAS_VALID or HAS_HIDDEN or not WHOLE:
                 attended |= flags_of(there) << turn
             if not IS_CSR:
-                at = values_ptr + turn * 4 * LANES * values_stride
-                x = tl.load(at, mask=there, other=0.0).to(tl.float32)
-                nonzero |= flags_of(x) << turn
+                x = tl.load(values_ptr + offset * values_stride, mask=there, other=0.0)
+                nonzero |= flags_of(x.to(tl.float32)) << turn
+            left -= 4 * LANES
+            if not IS_CSR:
+                values_ptr += wide(4 * LANES) * values_stride
+            if HAS_VALID:
+                valid_ptr += wide(4 * LANES) * valid_stride
+            if HAS_HIDDEN:
+                hidden_ptr += 4 * LANES
         if not (HAS_VALID or HAS_HIDDEN) and WHOLE:
             attended = quads_in_row(chunk, lane, length)
         tl.store(flags_ptr + chunk * LANES + lane, nonzero)
@@ -90,9 +95,6 @@ def flag_row(
             bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
             bits = (bits & 0x0F0F0F0F) + ((bits >> 4) & 0x0F0F0F0F)
             found += (bits.to(tl.uint32, bitcast=True) * 0x01010101 >> 24).to(tl.int32)
-        if not IS_CSR:
-            values_ptr += CHUNK * values_stride
-        offset += CHUNK
     num_attended = length
     if HAS_VALID or HAS_HIDDEN:
         num_attended = tl.sum(found, 0)

@@ -162,8 +162,7 @@ def jets(series_ptr, giants, y):
 def polynomial(series_ptr, giants, y):
     """A polynomial at y, by Horner's rule."""
     p = y * 0.0 + tl.load(series_ptr + BABIES * giants)
-    # trips: giants // 4 | giants % 4 | giants | giants // 4 | giants % 4
-    for g in range(giants):
+    for g in range(giants):  # trips: giants // 4 | giants % 4 | giants
         at = series_ptr + BABIES * (giants - 1 - g)
         for b in tl.static_range(BABIES):
             p = p * y + tl.load(at + BABIES - 1 - b)
@@ -320,9 +319,12 @@ def importance_of(x, shares_ptr, low, half, panels, giants):
 def importance_by_series(values_ptr, count, shares_ptr, low, half, panels, giants):
     """Replaces each listed value by its importance; returns that of a zero."""
     # phase: importance of the nonzeros
-    for start in range(0, count, SERIES_BLOCK):  # trips: ceil(nonzeros / 512)
+    of_zero = tl.zeros([SERIES_BLOCK], dtype=tl.float32)
+    # the zeros come in as one value more
+    for start in range(0, count + 1, SERIES_BLOCK):  # trips: ceil((nonzeros + 1) / 512)
         value = start + tl.arange(0, SERIES_BLOCK)
         x = tl.load(values_ptr + value, mask=value < count, other=0.0).to(tl.float64)
         importance = importance_of(x, shares_ptr, low, half, panels, giants)
         tl.store(values_ptr + value, importance, mask=value < count)
-    return importance_of(low * 0.0, shares_ptr, low, half, panels, giants)
+        of_zero = tl.where(value == count, importance, of_zero)
+    return tl.sum(of_zero, 0)
