@@ -92,7 +92,8 @@ def pass_over_zeros(
         zeros = attended & ~tl.load(flags_ptr + chunk * LANES + lane)
         flags = tl.zeros([LANES], dtype=tl.int32)
         found = tl.zeros([LANES], dtype=tl.int32)
-        for first in range(0, TURNS, AT_ONCE):  # trips: 4
+        turns = tl.minimum(tl.cdiv(left, 4 * LANES), TURNS)  # fewer where the row ends before
+        for first in range(0, turns, AT_ONCE):  # trips: 4
             flagged = tl.zeros([LANES], dtype=tl.int32)
             for turn in tl.static_range(AT_ONCE):
                 quad = lane + turn * LANES
