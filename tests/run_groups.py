@@ -55,14 +55,12 @@ RACES = " and ".join(  # each kernel once, on small rows: the detector is slow
     f"not {name}"
     for name in ("float16", "bfloat16", "registered", "proportion", "compiles", "two_runs")
 )
-TRITON_COMPILED, CUDA_COMPILED = (
-    "tests/engine/test_triton_aot.py",
-    "tests/engine/test_cuda_compile.py",
-)
+TRITON_COMPILED = "tests/engine/test_triton_aot.py"
+CUDA_COMPILED = "tests/engine/test_cuda_compile.py"
 COUNTED = "tests/engine/test_machine_code.py"  # takes what the tests before it compiled
 GROUPS = (  # the longest first, so that both cores end at about the same time
-    Group("triton, compiled", (TRITON_COMPILED, COUNTED, "-k", "not cuda")),
     Group("single-cell layer", ("tests/scmam",)),
+    Group("triton, compiled", (TRITON_COMPILED, COUNTED, "-k", "not cuda")),
     Group(
         "engine",
         (
