@@ -112,10 +112,10 @@ class Pretraining(nn.Module):
         errors = self._errors(predicted.genes, _of_genes(target, gene_ids), batch.depth)
         reconstruction = _mean(errors, scored)
         cell = _mean(self._errors(predicted.cell, target, batch.depth), mask)
-        found = errors.detach()
+        detached = errors.detach()
         if isinstance(self.strategy, HarderFirst) and self.training:
             seen = _of_genes(values, gene_ids) != 0
-            self.strategy.observe(found, scored & seen, gene_ids)
+            self.strategy.observe(detached, scored & seen, gene_ids)
         penalty = values.new_zeros(()) if masking.penalty is None else masking.penalty
         if self.config.masking.penalty_norm == "plain":
             # At 0 the root has no slope.
@@ -123,7 +123,7 @@ class Pretraining(nn.Module):
         total = reconstruction + self.config.training.cell_loss * cell
         total = torch.add(total, penalty, alpha=self.config.masking.penalty)
         if self.config.masking.gradient == "reward" and torch.is_grad_enabled():
-            total = total + self._reward_loss(cells, draw, masking, found, scored, gene_ids)
+            total = total + self._reward_loss(cells, draw, masking, detached, scored, gene_ids)
         parts = (reconstruction, cell, penalty, *_hidden_shares(values, mask))
         weighting = self.strategy.weighting()
         share = masking_entropy(masking, *weighting) if entropy else values.new_tensor(torch.nan)

@@ -41,8 +41,8 @@ class PretrainingModule(LightningModule):
         if self.dropout:  # a function of (seed, batch number, process) as well
             name = f"dropout {batch_idx} {self.global_rank}"
             torch.manual_seed(substream(self.settings.seed, name))
-        now = batch_idx // self.settings.accumulate % ENTROPY_EVERY == 0
-        losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx, entropy=now)
+        measured = batch_idx // self.settings.accumulate % ENTROPY_EVERY == 0
+        losses = self.pretraining(batch, seed=self.settings.seed, step=batch_idx, entropy=measured)
         return {"loss": losses.total, "losses": as_vector(losses)}
 
     def on_validation_epoch_start(self) -> None:
