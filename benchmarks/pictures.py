@@ -59,8 +59,8 @@ def masking() -> plt.Figure:
 
 
 def maskings() -> None:
-    """Of the committed benchmark: score against share, what moves scores, both with more genes, and
-    learning curves.
+    """Of the committed benchmark: score against share, what moves scores, both with more genes,
+    learning curves, and those of longer runs.
     """
     import pandas
     from scmam.benchmark.arms import GROUPS, UNTRAINED
@@ -74,9 +74,10 @@ def maskings() -> None:
         drawings[f"what_moves_scores{ending}.png"] = arms_drawing(
             part, "probe", against="uniform", arms=strategies
         )
-    if (MASKINGS / "curves.csv").is_file():
-        curves = pandas.read_csv(MASKINGS / "curves.csv")
-        drawings["learning_curves.png"] = curves_drawing(curves, "probe")
+    for name, folder in (("learning_curves.png", MASKINGS), ("longer_runs.png", MASKINGS / "long")):
+        if (folder / "curves.csv").is_file():
+            curves = pandas.read_csv(folder / "curves.csv")
+            drawings[name] = curves_drawing(curves, "probe")
     for name, drawing in drawings.items():
         if drawing is not None:
             drawing.save_png(FOLDER / name)

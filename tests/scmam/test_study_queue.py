@@ -217,21 +217,7 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
         except KeyboardInterrupt:
             open(OUT + '.saved', 'w').close()
     """
-    study = f"""
-        from pathlib import Path
-        from scmam.settings import Study
-        from scmam.storage import alone
-        from scmam.study.progress import Silent
-        from scmam.study.queue import run_tasks
-        from scmam.study.tasks import Task
-        folder = Path({str(tmp_path)!r})
-        script = {f"OUT = {str(tmp_path / 'mam')!r}" + textwrap.dedent(worker)!r}
-        with alone(folder / ".lock", "held") as lock:
-            task = Task("mam", ("-c", script), folder / "log.txt", (folder / "mam",))
-            options = {{"lock": lock, "watcher": Silent(), "after": lambda: None}}
-            run_tasks([task], [], Study(jobs=1, retries=0), **options)
-    """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(study)], env=_with_path())
+    process = _study(tmp_path, worker)
     _wait_for(tmp_path / "mam.running")
     with (
         pytest.raises(RunError, match=rf"^held by {process.pid}$"),
@@ -242,6 +228,53 @@ def test_workers_of_a_killed_study_end_and_let_go_of_its_folder(tmp_path):
     process.wait()
     with alone(tmp_path / ".lock", "held by {owner}", patience=20):
         assert (tmp_path / "mam.saved").exists()
+
+
+def _study(folder, script, **environment):
+    """A process with a study of one task, "mam", that runs `script`."""
+    study = f"""
+        from pathlib import Path
+        from scmam.settings import Study
+        from scmam.storage import alone
+        from scmam.study.progress import Silent
+        from scmam.study.queue import run_tasks
+        from scmam.study.tasks import Task
+        folder = Path({str(folder)!r})
+        script = {f"OUT = {str(folder / 'mam')!r}" + textwrap.dedent(script)!r}
+        with alone(folder / ".lock", "held") as lock:
+            task = Task("mam", ("-c", script), folder / "log.txt", (folder / "mam",))
+            options = {{"lock": lock, "watcher": Silent(), "after": lambda: None}}
+            run_tasks([task], [], Study(jobs=1, retries=0), **options)
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(study)], env=_with_path() | environment
+    )
+
+
+def test_a_study_that_is_suspended_goes_on(tmp_path):
+    """As a laptop that sleeps does it. Dask would drop the silent worker after five minutes, here
+    after the shortest time that it allows, and nobody would hear of the task's end.
+    """
+    script = f"""
+        import os, time
+        open(OUT + '.running', 'w').close()
+        while not os.path.exists(OUT + '.go'):
+            time.sleep(0.05)
+        {WRITE}
+    """
+    process = _study(tmp_path, script, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1 s")
+    try:
+        _wait_for(tmp_path / "mam.running")
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(5.5)  # ten of a worker's heartbeats, the least that dask waits, take 5 s
+        process.send_signal(signal.SIGCONT)
+        time.sleep(1.5)  # dask looks each second
+        (tmp_path / "mam.go").touch()
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "mam").exists()
 
 
 def _with_path():

@@ -238,8 +238,7 @@ def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
     """A client of a running cluster, or of one in this process, which runs `jobs` tasks at a time
     and ends with the block.
     """
-    import logging
-
+    import dask
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
@@ -253,7 +252,9 @@ def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
         with client:
             yield client
         return
-    with warnings.catch_warnings():
+    # By default dask drops a worker that is silent for five minutes. This one is silent while this
+    # process is suspended, as on a laptop that sleeps, and no other would take over.
+    with warnings.catch_warnings(), dask.config.set({"distributed.scheduler.worker-ttl": None}):
         warnings.filterwarnings("ignore", message=r"(?s).*Port \d+ is already in use")
         cluster = LocalCluster(
             n_workers=1,
@@ -263,7 +264,7 @@ def _connected(jobs: int, scheduler: str | None) -> Iterator["Client"]:
             host="127.0.0.1",
             dashboard_address=DASHBOARD,
             memory_limit=0,  # the processes' memory is not the worker's
-            silence_logs=logging.CRITICAL,
+            silence_logs="CRITICAL",
         )
     with cluster, Client(cluster, set_as_default=False) as client:
         yield client
