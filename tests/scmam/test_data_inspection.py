@@ -59,7 +59,7 @@ def test_says_what_there_is_and_what_is_taken(saved):
 
 @pytest.mark.parametrize(
     ("density", "said"),
-    [(0.1, "Hide few zeros"), (0.28, "no set as sparse"), (0.5, "--arm uniform")],
+    [(0.1, "hide few zeros"), (0.28, "no set as sparse"), (0.5, "Keep the default")],
 )
 def test_advises_a_masking_by_how_sparse_the_variable_genes_are(saved, density, said):
     counts = np.zeros((40, 400), dtype=np.float32)

@@ -112,11 +112,10 @@ def demo(
     two cores.
 
     Takes scanpy's pbmc68k_reduced, which comes with it: nothing is downloaded. Pretrains with
-    uniform masks over all genes, with the default masks (half of the non-zeros, few zeros) and with
-    MAM, three seeds each, predicts cell types in folds, looks at which genes are hidden, writes
-    STUDY/report.html as `scmam compare` does, and prints the comparison
-    last. Its models are small and shortly trained: it shows the way, and is no measurement of the
-    method.
+    uniform masks over all genes, the default, with half of the non-zeros and few zeros hidden, and
+    with MAM, three seeds each, predicts cell types in folds, looks at which genes are hidden,
+    writes STUDY/report.html as `scmam compare` does, and prints the comparison last. Its models
+    are small and shortly trained: it shows the way, and is no measurement of the method.
 
     Examples
 

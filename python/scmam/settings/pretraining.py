@@ -108,21 +108,21 @@ class Masking(Section):
     often, which uses the labels; replayed: each gene as often as another run hides it in the end;
     permuted: the same, exchanged among genes of about equal mean
     """
-    ratio: Ratio = 0.5
+    ratio: Ratio = 0.3
     """share of the positions that is hidden; of the non-zeros where zero_ratio is given"""
     ratio_to: Ratio | None = None
     """each cell draws its ratio between ratio and this, and its share of the zeros in the same
     proportion; null: all cells alike
     """
 
-    zero_ratio: Ratio | None = 0.05
+    zero_ratio: Ratio | None = None
     """share of the zeros that is hidden; null: zeros and non-zeros are drawn together"""
     matched_to: str | None = None
     """with strategy matched, replayed or permuted: the arm, or the run folder, whose hidden
     fractions are taken
     """
 
-    corruption: Literal["all", "80/10/10", "90/10"] = "all"
+    corruption: Literal["all", "80/10/10", "90/10"] = "80/10/10"
     """what stands at hidden positions: the mask token; the mask token at 80 % of them, a random
     value at 10 %, the true one at 10 %; or the mask token at 90 %, a random value at 10 %
     """

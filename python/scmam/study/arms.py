@@ -24,7 +24,6 @@ OF_THE_STUDY = {
 """Settings of `masking` that arms take from the study."""
 
 PLAIN = Masking().model_dump(exclude=OF_THE_STUDY)
-PLAIN |= {"ratio": 0.3, "zero_ratio": None, "corruption": "80/10/10"}
 """Settings of `masking` of an arm that names none."""
 
 ARMS = {
