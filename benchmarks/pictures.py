@@ -63,7 +63,7 @@ def maskings() -> None:
     learning curves, and those of longer runs.
     """
     import pandas
-    from scmam.benchmark.arms import GROUPS, UNTRAINED
+    from scmam.benchmark.arms import AT_50, GROUPS, UNIFORM, UNTRAINED
     from scmam.benchmark.page import arms_drawing, by_genes, curves_drawing, shares_drawing
 
     strategies = [arm for arm in GROUPS["strategies"] if arm != UNTRAINED]
@@ -74,10 +74,14 @@ def maskings() -> None:
         drawings[f"what_moves_scores{ending}.png"] = arms_drawing(
             part, "probe", against="uniform", arms=strategies
         )
-    for name, folder in (("learning_curves.png", MASKINGS), ("longer_runs.png", MASKINGS / "long")):
-        if (folder / "curves.csv").is_file():
-            curves = pandas.read_csv(folder / "curves.csv")
-            drawings[name] = curves_drawing(curves, "probe")
+    if (MASKINGS / "curves.csv").is_file():
+        curves = pandas.read_csv(MASKINGS / "curves.csv")
+        drawings["learning_curves.png"] = curves_drawing(curves, "probe")
+    if (MASKINGS / "long" / "curves.csv").is_file():
+        curves = pandas.read_csv(MASKINGS / "long" / "curves.csv")
+        # Of the other arms there are too few seeds.
+        pair = curves[curves.arm.isin([UNIFORM, AT_50])].sort_values("genes", kind="stable")
+        drawings["longer_runs.png"] = curves_drawing(pair, "probe")
     for name, drawing in drawings.items():
         if drawing is not None:
             drawing.save_png(FOLDER / name)
