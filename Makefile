@@ -23,12 +23,12 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 export MAM_WITH_CUDA ?= $(if $(GPU),auto,0)
 
-# Many images of containers set it; each of the hundreds of processes that the tests start would then
-# compile every module that it imports: half as much time again.
+# Many images of containers set it. Each of the many processes that the tests start would then
+# compile every module that it imports, a fifth of all their processor time.
 export PYTHONDONTWRITEBYTECODE =
 
 IN = $(VENV)/bin/
-# Most modules are never imported; the others are compiled when they are first.
+# Most modules are never imported; the others are compiled when they first are.
 PIP = $(IN)python -m pip install --quiet --disable-pip-version-check --no-compile
 SOURCES = setup.py pyproject.toml $(shell find csrc -type f)
 CPP = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' \

@@ -217,3 +217,11 @@ def test_absolute_paths(tmp_path, monkeypatch):
         tmp_path / "a.h5ad"
     )
     assert with_absolute_paths(Config()) == Config()
+
+
+def test_the_default_masking_is_that_of_the_arm_uniform():
+    """Arms start from the defaults: with others every recorded arm would change in silence."""
+    masking = load_config(None).masking
+    assert masking == arm_config(load_config(None), "uniform", 0).masking
+    assert (masking.strategy, masking.ratio, masking.zero_ratio) == ("uniform", 0.3, None)
+    assert (masking.corruption, masking.corruption_view) == ("80/10/10", "decoder")
