@@ -247,12 +247,26 @@ void bind_step(py::module_& m) {
       "masking_step",
       [](const Projection& parameters, Address out_bias, const Values& values, const Flags& valid,
          const Flags& maskable, Address chosen, int64_t num_chosen, Address num_masked,
-         double mask_ratio, const Draw& draw, const Weighting& weighting, bool visible,
-         Address mask, Address importance, Address context, Address penalty, Address state,
+         double mask_ratio, [[maybe_unused]] Address num_zeros, [[maybe_unused]] double zero_ratio,
+         const Draw& draw, const Weighting& weighting, bool visible, Address mask,
+         Address importance, Address context, Address penalty, Address state,
          [[maybe_unused]] Address workspace, const Launch& launch) {
-        const Step step{
-            parameters, at<float>(out_bias),     values,     valid, maskable,  at<int64_t>(chosen),
-            num_chosen, at<int32_t>(num_masked), mask_ratio, draw,  weighting, visible};
+        const Step step{parameters,
+                        at<float>(out_bias),
+                        values,
+                        valid,
+                        maskable,
+                        at<int64_t>(chosen),
+                        num_chosen,
+                        at<int32_t>(num_masked),
+                        mask_ratio,
+                        draw,
+                        weighting,
+                        visible,
+#ifdef MAM_CPU_DISPATCH  // elsewhere zeros that are drawn apart are drawn after the step
+                        {at<int32_t>(num_zeros), zero_ratio}
+#endif
+        };
         const backend::StepOutput out{at<uint8_t>(mask), at<float>(importance), at<float>(context),
                                       at<float>(penalty), at<float>(state)};
 #ifdef MAM_CPU_DISPATCH

@@ -13,7 +13,7 @@ from torch.utils import _pytree
 
 from . import effective_weights
 from ._core import checks
-from ._core.call import Choice, Parameters, Weighting
+from ._core.call import WITH_THE_REST, Choice, Parameters, Weighting
 from ._core.describing import shortened
 from ._core.dispatch import named
 from ._core.precision import autocast_dtype, without_autocast
@@ -201,8 +201,16 @@ class MultinomialAttentionMasking(nn.Module):
         step: int | Tensor = 0,
         sample_ids: Tensor | None = None,
         latents: Tensor | None = None,
+        *,
+        mask_ratio: float | None = None,
+        zero_ratio: float | None = None,
+        num_zeros: int | Tensor | None = None,
     ) -> MaskingOutput:
         """One masking step, from tokens to mask.
+
+        Zeros may be drawn apart, each alike: where ``zero_ratio`` or ``num_zeros`` is given. Then
+        ``mask_ratio`` and ``num_masked`` are of the values that are not zero, and the importance of
+        a zero is 0. The latents attend to all of them.
 
         Args:
             tokens: (B, L) values or sparse CSR (B, G), whose missing entries are zeros that take
@@ -220,6 +228,10 @@ class MultinomialAttentionMasking(nn.Module):
             sample_ids: (B,) integers, 32 bits, a stable id of each cell. None: the index of the
                 row.
             latents: int64 ``(|R|,)``, to fix the subset ``R``; None draws it.
+            mask_ratio: in [0, 1], in place of the module's.
+            zero_ratio: in [0, 1], of scalar values alone: ``floor(zero_ratio * n)`` of a cell's
+                ``n`` zeros that may be hidden are, apart from the rest.
+            num_zeros: an int or integers (B,), in place of that.
 
         Returns:
             ``MaskingOutput(mask, importance, context, penalty)``. A cell without valid tokens:
@@ -241,7 +253,20 @@ class MultinomialAttentionMasking(nn.Module):
             checks.require_finite("tokens", tokens, valid)
         held = self.latents
         checks.require_device("tokens", data, held.device, "the module")
-        choice = self._choice(valid, maskable, num_masked, latents, shape, data.device)
+        if self.input_dim is not None and not (zero_ratio is None and num_zeros is None):
+            given, x = ("zero_ratio", zero_ratio) if num_zeros is None else ("num_zeros", num_zeros)
+            raise ValueError(
+                f"{given}: expected None with input_dim, since embeddings tell no zeros; got "
+                f"{shortened(x)}"
+            )
+        where = (shape, data.device)
+        choice = Choice(
+            _drawable(maskable, valid, *where),
+            *_amount("num_masked", num_masked, "mask_ratio", mask_ratio, self.mask_ratio, *where),
+            self._chosen(latents, data.device),
+            self.num_drawn_latents,
+            *_amount("num_zeros", num_zeros, "zero_ratio", zero_ratio, WITH_THE_REST, *where),
+        )
         weighting = Weighting(self.eps, 1.0 / self.temperature)
         draw = checks.draw_source(seed, step, sample_ids, shape[0], data.device)
         parts = (choice, weighting, draw)
@@ -265,26 +290,10 @@ class MultinomialAttentionMasking(nn.Module):
         found = checks.require_floating("tokens", tokens, shape, 3)
         checks.require_shape("tokens", found, (None, None, self.input_dim), "(B, L, input_dim)")
 
-    def _choice(
-        self,
-        valid: Tensor | None,
-        maskable: Tensor | None,
-        num_masked: int | Tensor | None,
-        latents: Tensor | None,
-        shape: tuple[int, int],
-        device: torch.device,
-    ) -> Choice:
-        """The checked choice of maskable positions, of how many are hidden, and of the latents."""
-        # One tensor may be an argument of a compiled operation only once: None is "as valid".
-        maskable = None if maskable is valid else maskable
-        maskable = checks.require_flags("maskable", maskable, *shape, device)
-        if maskable is not None and valid is not None:
-            maskable = maskable & valid
-        if num_masked is not None:
-            num_masked = checks.row_counts("num_masked", num_masked, *shape, device)
-        if latents is not None:
-            latents = checks.indices("latents", latents, self.num_latents, device)
-        return Choice(maskable, num_masked, self.mask_ratio, latents, self.num_drawn_latents)
+    def _chosen(self, latents: Tensor | None, device: torch.device) -> Tensor | None:
+        if latents is None:
+            return None
+        return checks.indices("latents", latents, self.num_latents, device)
 
     def _read_parameters(self, dtype: torch.dtype) -> Parameters:
         """The weights that the module computes with, in ``dtype``; differentiable."""
@@ -352,3 +361,34 @@ class MultinomialAttentionMasking(nn.Module):
         tokens, parameters = self._computed(tokens)
         query, weight, _ = token_path.fold(parameters, self.num_heads, tokens.dtype)
         return query, token_path.project(tokens, weight, self.num_heads)[:, :, 0]
+
+
+def _drawable(
+    maskable: Tensor | None, valid: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """The checked positions that may be hidden; None: as valid."""
+    # One tensor may be an argument of a compiled operation only once: None is "as valid".
+    maskable = None if maskable is valid else maskable
+    maskable = checks.require_flags("maskable", maskable, *shape, device)
+    return maskable if maskable is None or valid is None else maskable & valid
+
+
+def _amount(
+    name: str,
+    number: int | Tensor | None,
+    ratio_name: str,
+    ratio: float | None,
+    otherwise: float,
+    shape: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor | None, float]:
+    """How many are hidden: the checked numbers of the rows or None, and the ratio without them."""
+    if number is None:
+        if ratio is None:
+            return None, otherwise
+        return None, checks.require_number(ratio_name, ratio, 0.0, 1.0)
+    if ratio is not None:
+        raise ValueError(
+            f"{ratio_name}: expected None where {name} is given; got {shortened(ratio)}"
+        )
+    return checks.row_counts(name, number, *shape, device), otherwise

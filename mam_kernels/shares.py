@@ -79,6 +79,12 @@ class Share:
             f"per={self.per!r})"
         )
 
+    @property
+    def plain(self) -> float | None:
+        """The ratio, where it is one for all, rounded down and nothing more; else None."""
+        simple = len(self.ratios) == 1 and self.rounding == "floor" and not self.at_least
+        return self.ratios[0] if simple else None
+
     def count(self, like: Tensor, positions: Tensor | None, draw: Draw) -> int | Tensor:
         """How many are hidden of each cell.
 

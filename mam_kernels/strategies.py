@@ -5,7 +5,7 @@ batch, the device or a restart.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -285,16 +285,8 @@ class ValueAttention(_Attention):
     reads_values = True
 
     def forward(self, cells: CellValues, draw: Draw) -> Masking:
-        if self.zero_share is None:
-            out = _attend(self.latents, cells.read, cells, cells.drawable, self.share, draw)
-            return Masking(*out)
-        nonzero = cells.values != 0
-        out = _attend(self.latents, cells.read, cells, cells.among(nonzero), self.share, draw)
-        mask = out.mask | _uniform(cells.among(~nonzero), self.zero_share, draw)
-        if self.latents.context_from == "visible":  # without the hidden zeros too
-            seen = _context(self.latents, cells, _without(cells.valid, mask), draw)
-            out = out._replace(context=seen.context, penalty=seen.penalty)
-        return Masking(mask, out.importance, out.context, out.penalty)
+        drawable, shares = cells.drawable, (self.share, self.zero_share)
+        return Masking(*_attend(self.latents, cells.read, cells, drawable, shares, draw))
 
 
 class EmbeddingAttention(_Attention):
@@ -318,7 +310,8 @@ class EmbeddingAttention(_Attention):
         nonzero = cells.values != 0
         if isinstance(cells.embed, Tensor):
             drawable = cells.drawable if self.zero_share is None else cells.among(nonzero)
-            out = Masking(*_attend(self.latents, cells.embed, cells, drawable, self.share, draw))
+            shares = (self.share, None)
+            out = Masking(*_attend(self.latents, cells.embed, cells, drawable, shares, draw))
         else:
             out = self._gathered(cells, cells.embed, nonzero, draw)
         if self.zero_share is None:
@@ -333,7 +326,7 @@ class EmbeddingAttention(_Attention):
             maskable = taken & cells.maskable.gather(1, there.gene_ids)
         sequences = CellValues(there.values, valid=taken, maskable=maskable)
         tokens = embed(there)
-        out = _attend(self.latents, tokens, sequences, maskable, self.share, draw)
+        out = _attend(self.latents, tokens, sequences, maskable, (self.share, None), draw)
         valid = nonzero if cells.valid is None else nonzero & cells.valid
         slots = (valid.cumsum(dim=1) - 1).clamp(min=0)  # of each gene in its sequence
         mask = out.mask.gather(1, slots) & valid
@@ -375,14 +368,42 @@ def _attend(
     tokens: Tensor,
     cells: CellValues,
     drawable: Tensor | None,
-    share: Share | None,
+    shares: tuple[Share | None, Share | None],
     draw: Draw,
 ) -> MaskingOutput:
-    """The masks of the latents among the ``drawable``; the importance is 0 elsewhere."""
-    counts = None if share is None else share.count(cells.values, drawable, draw)
+    """The masks of the latents among the ``drawable``; the importance is 0 elsewhere. The shares
+    are of the non-zeros and of the zeros; the first is of all positions where the second is None.
+    """
+    share, zero_share = shares
+    of_all = None if zero_share is None else False
+    amounts = {
+        **_amount("mask_ratio", "num_masked", share, cells, drawable, of_all, draw),
+        **_amount("zero_ratio", "num_zeros", zero_share, cells, drawable, True, draw),
+    }
     maskable = None if drawable is cells.valid else drawable
-    out = latents(tokens, cells.valid, maskable, num_masked=counts, **draw._asdict())
+    out = latents(tokens, cells.valid, maskable, **amounts, **draw._asdict())
     return out if drawable is None else out._replace(importance=out.importance * drawable)
+
+
+def _amount(
+    ratio: str,
+    number: str,
+    share: Share | None,
+    cells: CellValues,
+    drawable: Tensor | None,
+    zeros: bool | None,
+    draw: Draw,
+) -> dict[str, Any]:
+    """The argument of the latents that says how much is hidden: the ratio, for the engine to count,
+    or the numbers; of zeros, of what is not zero, or, None, of both.
+    """
+    if share is None:
+        return {}
+    if share.plain is not None:
+        return {ratio: share.plain}
+    if zeros is not None:
+        drawable = cells.among((cells.values == 0) == zeros)
+    return {number: share.count(cells.values, drawable, draw)}
 
 
 def _context(

@@ -123,8 +123,8 @@ void masking_step(const Step& step, const StepOutput& out, int threads) {
   Buffer<int64_t> chosen(step.num_chosen);
   choose_latents(step, chosen.get());
   const Masking masking{step.maskable,   chosen.get(),    step.num_chosen, parameters.heads,
-                        step.num_masked, step.mask_ratio, step.draw,       step.weighting,
-                        out.mask,        out.importance};
+                        step.num_masked, step.mask_ratio, step.zeros,      step.draw,
+                        step.weighting,  out.mask,        out.importance};
   const Moments moments{nullptr, state.mean, state.variance};
   Flags attended = step.valid;
   Buffer<uint8_t> left(step.visible ? rows * positions : 0);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/collapse.h"
+#include "cpu/value.h"
 #include "mam/ops.h"
 
 namespace mam {
@@ -24,6 +25,7 @@ struct Step {
   Draw draw;  // of the positions; that of the latents has the same seed and step
   Weighting weighting;
   bool visible;  // the context is that of the positions that are not masked
+  Zeros zeros;
 };
 
 // The state for the backward pass, in one piece of memory.

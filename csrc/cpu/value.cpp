@@ -45,7 +45,7 @@ struct EntryBuffer {
 struct Worker {
   EntryBuffer entries, by_panel;
   Buffer<float> row, importance;
-  Buffer<uint8_t> valid, maskable;
+  Buffer<uint8_t> valid, maskable, nonzero, zero, zeros_mask;
   Buffer<double> coefficients, inverse, chosen_inverse, log_partition;
   DrawScratch draw;
 
@@ -77,11 +77,13 @@ class ValuePass {
       if (std::isfinite(slope[s]))
         steepest_ = std::max(steepest_, std::fabs(static_cast<double>(slope[s])));
     if (masking_) choose_slopes();
+    if (apart()) ones_.assign(static_cast<size_t>(values.positions + kPadding), 1.0f);
     for (Worker& worker : workers_) reset(worker);
   }
 
   void run() {
-    if (masking_ && values_.rows < threads_) return run_by_halves();
+    // The race of a half would not know yet where the zeros are.
+    if (masking_ && !apart() && values_.rows < threads_) return run_by_halves();
     parallel_for(values_.rows, static_cast<int>(workers_.size()), [&](int64_t row, int thread) {
       Worker& worker = workers_[static_cast<size_t>(thread)];
       measure(row, worker);
@@ -91,10 +93,12 @@ class ValuePass {
       write_importance(row, worker);
       if (grouped) draw_grouped(row, worker);
       if (!worker.drawn) draw_alone(row, worker);
+      if (apart()) draw_zeros(row, worker);
     });
   }
 
  private:
+  bool apart() const { return masking_ && masking_->zeros.apart(); }
   static Buffer<double> widened(const float* slope, int64_t count);
   void choose_slopes();
   void reset(Worker& worker) const;
@@ -121,7 +125,11 @@ class ValuePass {
   void race(int64_t row, const std::vector<Ahead>& ahead, Worker& worker) const;
   void draw_grouped(int64_t row, Worker& worker) const;
   void draw_alone(int64_t row, Worker& worker) const;
+  void separate(int64_t row, Worker& worker) const;
+  void draw_zeros(int64_t row, Worker& worker) const;
+  // Of the positions that are drawn by importance.
   const uint8_t* maskable_row(int64_t row, Worker& worker) const {
+    if (apart()) return worker.nonzero.get();
     return flag_row(masking_->maskable, row, values_.positions, worker.maskable.get());
   }
 
@@ -138,6 +146,7 @@ class ValuePass {
   std::vector<int64_t> chosen_;  // indices of the chosen slopes
   std::vector<float> chosen_slope_;
   Buffer<double> wide_chosen_;
+  std::vector<float> ones_;  // weights of zeros that are drawn apart
 };
 
 // Infinite slopes become NaN: they have no softmax.
@@ -172,6 +181,9 @@ void ValuePass::reset(Worker& worker) const {
   worker.maskable.reset(positions);
   worker.chosen_inverse.reset(static_cast<int64_t>(chosen_.size()) + kPadding);
   worker.draw.reset(values_.positions);
+  if (!apart()) return;
+  for (Buffer<uint8_t>* flags : {&worker.nonzero, &worker.zero, &worker.zeros_mask})
+    flags->reset(positions);
 }
 
 // --- Rows to entries ---
@@ -238,6 +250,7 @@ void ValuePass::measure(int64_t row, Worker& worker) const {
   const Entries& entries = worker.found = read(row, worker);
   worker.of_zero = 0.0f;
   worker.drawn = false;
+  if (apart()) separate(row, worker);
   float low, high;
   const bool finite = kernels().range(entries.value, entries.count, &low, &high);
   if (entries.zeros) {
@@ -305,6 +318,37 @@ void ValuePass::fill_moments(int64_t row, float log_partition, float other) cons
 
 // --- The draw ---
 
+// Which of the positions that may be masked are zeros, and which are not.
+void ValuePass::separate(int64_t row, Worker& worker) const {
+  const int64_t positions = values_.positions;
+  const uint8_t* const maskable =
+      flag_row(masking_->maskable, row, positions, worker.maskable.get());
+  uint8_t *const nonzero = worker.nonzero.get(), *const zero = worker.zero.get();
+  std::fill_n(nonzero, positions, uint8_t{0});
+  if (maskable)
+    std::copy_n(maskable, positions, zero);
+  else
+    std::fill_n(zero, positions, uint8_t{1});
+  for (int64_t i = 0; i < worker.found.count; ++i)
+    std::swap(nonzero[worker.found.position[i]], zero[worker.found.position[i]]);
+}
+
+void ValuePass::draw_zeros(int64_t row, Worker& worker) const {
+  const Zeros& zeros = masking_->zeros;
+  const int64_t positions = values_.positions;
+  const int64_t count =
+      zeros.num_masked
+          ? zeros.num_masked[row]
+          : static_cast<int64_t>(zeros.ratio *
+                                 static_cast<double>(count_true(worker.zero.get(), positions)));
+  if (count <= 0) return;
+  uint8_t* const drawn = worker.zeros_mask.get();
+  draw_row(ones_.data(), worker.zero.get(), positions, count, row_draw(masking_->draw, row),
+           {0.0f, 1.0f}, worker.draw, drawn);
+  uint8_t* const mask = masking_->mask + row * positions;
+  for (int64_t l = 0; l < positions; ++l) mask[l] |= drawn[l];
+}
+
 int64_t ValuePass::count_masked(int64_t row, Worker& worker) const {
   if (masking_->num_masked) return masking_->num_masked[row];
   const uint8_t* flags = maskable_row(row, worker);
@@ -315,10 +359,11 @@ int64_t ValuePass::count_masked(int64_t row, Worker& worker) const {
 void ValuePass::write_importance(int64_t row, Worker& worker) const {
   const int64_t positions = values_.positions;
   float* const out = masking_->importance + row * positions;
+  const float of_zero = apart() ? 0.0f : worker.of_zero;
   if (const uint8_t* valid = valid_row(row, worker)) {
-    for (int64_t l = 0; l < positions; ++l) out[l] = valid[l] ? worker.of_zero : 0.0f;
+    for (int64_t l = 0; l < positions; ++l) out[l] = valid[l] ? of_zero : 0.0f;
   } else {
-    std::fill_n(out, positions, worker.of_zero);
+    std::fill_n(out, positions, of_zero);
   }
   const Entries& entries = worker.found;
   for (int64_t i = 0; i < entries.count; ++i) out[entries.position[i]] = worker.importance[i];
@@ -382,8 +427,8 @@ void value_mask(const Values& values, const Flags& valid, const Flags& maskable,
                 int64_t num_latents, int64_t heads, const int64_t* latents, int64_t num_chosen,
                 const int32_t* num_masked, const Draw& draw, const Weighting& weighting,
                 uint8_t* mask, float* importance, const Moments& out, void*, const Launch& launch) {
-  const Masking masking{maskable, latents, num_chosen, heads, num_masked,
-                        0.0,      draw,    weighting,  mask,  importance};
+  const Masking masking{maskable, latents, num_chosen, heads, num_masked, 0.0,
+                        {},       draw,    weighting,  mask,  importance};
   attend(values, valid, slope, num_latents * heads, out, &masking, launch.threads);
 }
 

@@ -8,14 +8,26 @@
 namespace mam {
 namespace cpu {
 
+// Zeros that are drawn apart from the other values, each alike: num_masked (rows,) of them, or
+// where that is null floor(ratio n) of a row's n maskable zeros. Null and a ratio below 0: they are
+// drawn with the rest.
+struct Zeros {
+  const int32_t* num_masked = nullptr;
+  double ratio = -1.0;
+
+  bool apart() const { return num_masked || ratio >= 0.0; }
+};
+
 // The parts of the masking step beside the moments. num_masked: (rows,), or null for
-// floor(mask_ratio n) of a row's n maskable positions.
+// floor(mask_ratio n) of a row's n maskable positions. Where zeros are drawn apart, both concern
+// the other values, and the importance of a zero is 0.
 struct Masking {
   Flags maskable;
   const int64_t* latents;
   int64_t num_chosen, heads;
   const int32_t* num_masked;
   double mask_ratio;
+  Zeros zeros;
   Draw draw;
   Weighting weighting;
   uint8_t* mask;

@@ -125,10 +125,18 @@ def checked_cells(cells: Cells) -> Cells:
 
 
 def checked_choice(
-    choice: Choice, rows: int, positions: int, num_latents: int, device: torch.device
+    choice: Choice,
+    rows: int,
+    positions: int,
+    num_latents: int,
+    device: torch.device,
+    *,
+    zeros: bool = False,
 ) -> Choice:
-    """With num_masked and latents where they are given, else with a ratio and a number."""
-    maskable, num_masked, mask_ratio, latents, num_drawn = choice
+    """With num_masked and latents where they are given, else with a ratio and a number; zeros drawn
+    apart where ``zeros``.
+    """
+    maskable, num_masked, mask_ratio, latents, num_drawn, num_zeros, zero_ratio = choice
     flags("maskable", maskable, rows, positions, device)
     if num_masked is not None:
         num_masked = flat("num_masked", num_masked, (torch.int32,), (rows,), device)
@@ -138,9 +146,18 @@ def checked_choice(
         latents = flat("latents", latents, INT64, (None,), device)
     else:
         integer("num_drawn", num_drawn, 1, num_latents)
-    if num_masked is None and latents is None:
+    if not zero_ratio <= 1.0:
+        raise ValueError(f"zero_ratio: expected a number <= 1; got {zero_ratio}")
+    if choice.zeros_apart and not zeros:
+        raise ValueError(
+            "num_zeros, zero_ratio: expected None and a number below 0, since zeros are drawn "
+            f"apart in a step on values alone; got {num_zeros} and {zero_ratio}"
+        )
+    if num_zeros is not None:
+        num_zeros = flat("num_zeros", num_zeros, (torch.int32,), (rows,), device)
+    if num_masked is None and latents is None and num_zeros is None:
         return choice
-    return Choice(maskable, num_masked, mask_ratio, latents, num_drawn)
+    return Choice(maskable, num_masked, mask_ratio, latents, num_drawn, num_zeros, zero_ratio)
 
 
 def existing(latents: Tensor, num_latents: int) -> Tensor:

@@ -25,19 +25,51 @@ class Cells(NamedTuple):
         return self.values.shape[0] if self.crow is None else self.crow.shape[0] - 1
 
     @property
+    def nonzero(self) -> Tensor:
+        """(B, L) bool, True where the value is not zero."""
+        there = self.values != 0
+        if self.crow is None or self.col is None:
+            return there
+        dense = there.new_zeros((self.rows, self.num_positions))
+        if there.numel() == 0 or dense.numel() == 0:
+            return dense
+        # Indices that are not sound are an error elsewhere; here they lead nowhere else.
+        entry = torch.arange(len(there), dtype=self.crow.dtype, device=there.device)
+        row = torch.searchsorted(self.crow, entry, right=True) - 1
+        row = row.clamp(0, self.rows - 1)
+        col = self.col.long().clamp(0, self.num_positions - 1)
+        return dense.index_put_((row, col), there)
+
+    @property
     def accumulated(self) -> torch.dtype:
         """The type of sums over a cell: float32, or float64 for float64 values."""
         return torch.promote_types(self.values.dtype, torch.float32)
 
 
+WITH_THE_REST = -1.0
+"""The ratio of zeros that are values like others."""
+
+
 class Choice(NamedTuple):
-    """The positions that may be hidden, how many are, and the latents that decide."""
+    """The positions that may be hidden, how many are, and the latents that decide.
+
+    Zeros may be drawn apart, each alike; then ``num_masked`` and ``mask_ratio`` are of the others.
+    """
 
     maskable: Tensor | None  # (B, L) bool, a subset of valid; None: as valid
     num_masked: Tensor | None  # k, (B,) int32; None: floor(mask_ratio * maskable positions)
     mask_ratio: float
     latents: Tensor | None  # R, (|R|,) int64; None: num_drawn of the latents are drawn
     num_drawn: int  # |R|
+    # Of scalar values: (B,) int32, zeros to hide; None: floor(zero_ratio * zeros that may be
+    # hidden); None, and a ratio below 0: zeros are drawn with the rest
+    num_zeros: Tensor | None = None
+    zero_ratio: float = WITH_THE_REST
+
+    @property
+    def zeros_apart(self) -> bool:
+        """Whether zeros are drawn apart."""
+        return self.num_zeros is not None or self.zero_ratio >= 0
 
     def given(self) -> tuple[Tensor, Tensor]:
         """``num_masked`` and ``latents``, for the kernels that need both.

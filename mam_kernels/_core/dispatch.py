@@ -269,12 +269,12 @@ def implementation(op: str, backend: str, data: Tensor) -> Callable:
     return _implementation(op, chosen(op, backend, data))
 
 
-def optional(op: str, function: str, backend: str, data: Tensor) -> Callable | None:
-    """Another function in the file that would run ``op`` for tensors like ``data``, such as the
-    whole step beside the mask; None where that backend does without.
+def optional(op: str, function: str, backend: str) -> Callable | None:
+    """Another function in the file of the ``chosen`` backend of ``op``, such as the whole step
+    beside the mask; None where that backend does without.
     """
     folder, _ = IMPLEMENTATIONS[op]
-    return _found(folder, function, chosen(op, backend, data))
+    return _found(folder, function, backend)
 
 
 def forget() -> None:

@@ -5,7 +5,8 @@ backends, shapes for tracing, and its gradient.
 export, opcheck) at about half the host cost.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, get_type_hints
 
 import torch
@@ -24,6 +25,10 @@ SCHEMA_TYPES = {
     str: "str",
 }
 """Python's types by the names that a schema gives them."""
+
+# What torch.library enters where no gradient is asked for. Entered here, its own layer of autograd,
+# which is Python, is left out. The name is private to torch; without it calls take longer.
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -106,7 +111,11 @@ class Operation:
             return self._transformed.apply(*flat)
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
             return self._plain.apply(*flat)
-        return self.overload(*flat)
+        return self._without_gradient(flat)
+
+    def _without_gradient(self, flat: Sequence) -> Any:
+        with _below_autograd():
+            return self.overload(*flat)
 
     def flat(self, *parts: Any) -> list:
         """The flat arguments of the operation that the parts come to."""
@@ -160,7 +169,7 @@ class Operation:
 
         # With a setup_context of its own torch looks up the signature of forward in each call.
         def forward_and_context(ctx, *flat: Any) -> Any:
-            results = self.overload(*flat)
+            results = self._without_gradient(flat)
             setup_context(ctx, flat, results)
             return results
 

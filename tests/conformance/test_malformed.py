@@ -426,7 +426,11 @@ def sound_arguments(op: str, device: torch.device) -> dict[str, object]:
     output = {"grad_output": some(B, N, H, D), "output": some(B, N, H, D), "logsumexp": sums}
     calls = {
         "value_attention": {"cells": cells, "slope": some(N, H)},
-        "scalar_masking": {**masking, "cells": cells},
+        "scalar_masking": {
+            **masking,
+            "choice": masking["choice"]._replace(num_zeros=counts),
+            "cells": cells,
+        },
         "scalar_masking_backward": {
             **incoming,
             "parameters": parameters,
@@ -491,6 +495,7 @@ OPERATIONS = (
 
 WRONG_NUMBERS = {
     "cells_num_positions": (-1, L + 1, 2**40),
+    "choice_zero_ratio": (1.5, float("nan")),
     "heads": (0, -1, 4),
     "rows": (-1, B + 1, 2**40),
     "scale": (float("nan"), float("inf")),

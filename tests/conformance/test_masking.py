@@ -42,6 +42,33 @@ def test_values_to_mask_and_context(layout, context_from, backend, device):
     _same(module, values, valid)
 
 
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("context_from", ["all", "visible"])
+@pytest.mark.parametrize("layout", ["dense", "padded", "csr"])
+def test_zeros_drawn_apart(layout, context_from, counted, backend, device):
+    torch.manual_seed(0)
+    module = mam.MultinomialAttentionMasking(
+        latent_dim=24, num_latents=12, num_heads=4, context_from=context_from, backend=backend
+    ).to(device)
+    values, valid = values_and_padding(layout, device)
+    dense = values.to_dense() if layout == "csr" else values
+    there = torch.ones_like(dense, dtype=torch.bool) if valid is None else valid
+    zero, others = there & (dense == 0), there & (dense != 0)
+    counts = [torch.floor(x.sum(dim=1) * ratio).long() for x, ratio in ((others, 0.5), (zero, 0.1))]
+    shares = {"mask_ratio": 0.5, "zero_ratio": 0.1}
+    if counted:
+        shares = dict(zip(("num_masked", "num_zeros"), counts, strict=True))
+    out = module(values, valid, seed=11, step=2, **shares)
+    together = module(values, valid, others, seed=11, step=2, num_masked=counts[0])
+    zeros = mam.reference.sample_without_replacement(zero.float(), counts[1], seed=11, step=2)
+    assert torch.equal(out.mask, together.mask | zeros)
+    assert zeros.any()
+    assert torch.equal(out.importance, torch.where(others, together.importance, 0.0))
+    if context_from == "all":
+        assert torch.equal(out.context, together.context)
+    _same(module, values, valid, **shares)
+
+
 @pytest.mark.parametrize("context_from", ["all", "visible"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_embeddings_to_mask_and_context(padded, context_from, backend, device):
@@ -64,13 +91,16 @@ def test_embeddings_to_mask_and_context(padded, context_from, backend, device):
 
 
 def _same(
-    module: mam.MultinomialAttentionMasking, tokens: torch.Tensor, valid: torch.Tensor | None
+    module: mam.MultinomialAttentionMasking,
+    tokens: torch.Tensor,
+    valid: torch.Tensor | None,
+    **asked: object,
 ) -> None:
     exact = twin(module)
     embedded = module.input_dim is not None
     ours, theirs = (x.detach().clone().requires_grad_(embedded) for x in (tokens, tokens.double()))
-    out = module(ours, valid, seed=11, step=2)
-    truth = exact(theirs, valid, seed=11, step=2)
+    out = module(ours, valid, seed=11, step=2, **asked)
+    truth = exact(theirs, valid, seed=11, step=2, **asked)
     assert torch.equal(out.mask, truth.mask)
     torch.testing.assert_close(out.importance.double(), truth.importance, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(out.context.double(), truth.context, rtol=1e-5, atol=1e-5)

@@ -91,7 +91,7 @@ def others_of(
 def step_in_cpp(parameters: Parameters, others: Others) -> tuple[torch.Tensor, ...]:
     """The outputs and the state of the C++ step."""
     cells, choice, weighting, draw, heads, visible = others
-    run = dispatch.optional("value_mask", "step", "cpu", cells.values)
+    run = dispatch.optional("value_mask", "step", "cpu")
     return run(cells, parameters, heads, choice, weighting, draw, visible)
 
 

@@ -34,6 +34,10 @@ def mask_values(**changes) -> object:
     return values_module()(**({"tokens": rand(B, L)} | changes))
 
 
+def mask_counted(**changes) -> object:
+    return mask_values(**({"num_masked": 1, "num_zeros": 1} | changes))
+
+
 def mask_tokens(**changes) -> object:
     return values_module(input_dim=D)(**({"tokens": rand(B, L, D)} | changes))
 
@@ -326,6 +330,18 @@ BAD = [
     (mask_values, "seed", "1", TypeError, ["an int", "'1'"]),
     (sample, "sample_ids", torch.tensor([0.0, 1.0]), TypeError, ["integer", "float32"]),
     (sample, "sample_ids", [0, 1], TypeError, ["integer", "list"]),
+    # shares of a call
+    (mask_values, "mask_ratio", 1.5, ValueError, ["[0.0, 1.0]", "1.5"]),
+    (mask_tokens, "mask_ratio", "half", TypeError, ["a number", "'half'"]),
+    (mask_values, "zero_ratio", -0.1, ValueError, ["[0.0, 1.0]", "-0.1"]),
+    (mask_values, "zero_ratio", float("nan"), ValueError, ["[0.0, 1.0]", "nan"]),
+    (mask_values, "num_zeros", L + 1, ValueError, ["[0, 6]", "7"]),
+    (mask_values, "num_zeros", 0.3, TypeError, ["an int", "0.3"]),
+    (mask_values, "num_zeros", torch.ones(3, dtype=torch.int64), ValueError, ["(2,)", "(3,)"]),
+    (mask_counted, "mask_ratio", 0.5, ValueError, ["None where num_masked is given", "0.5"]),
+    (mask_counted, "zero_ratio", 0.5, ValueError, ["None where num_zeros is given", "0.5"]),
+    (mask_tokens, "zero_ratio", 0.1, ValueError, ["None with input_dim", "0.1"]),
+    (mask_tokens, "num_zeros", 0, ValueError, ["None with input_dim", "0"]),
     # latents
     (mask_values, "latents", torch.tensor([0, 5]), ValueError, ["[0, 5)", "[0, 5]"]),
     (mask_values, "latents", torch.tensor([-1]), ValueError, ["[0, 5)", "[-1]"]),

@@ -334,6 +334,28 @@ def test_k_is_floor_of_the_ratio_of_the_maskable_positions(kind, ratio):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_ratio_of_the_call_stands_in_for_that_of_the_module(kind):
+    tokens = tokens_of(kind)
+    called = module_of(kind, mask_ratio=0.3, latent_fraction=0.5)(tokens, mask_ratio=0.7, seed=1)
+    made = module_of(kind, mask_ratio=0.7, latent_fraction=0.5)(tokens, seed=1)
+    assert same(called, made)
+
+
+@pytest.mark.parametrize("zero_ratio", [0.0, 0.05, 0.5, 1.0])
+def test_zeros_drawn_apart_are_floor_of_their_ratio_each_alike(zero_ratio):
+    module, values = module_of(mask_ratio=0.5), tokens_of("values", 400, 40)
+    values = values * (rand(400, 40, seed=6) < 0.4)
+    zero = values == 0
+    hidden = module(values, zero_ratio=zero_ratio, seed=1).mask
+    for positions, ratio in ((zero, zero_ratio), (~zero, 0.5)):
+        counts = (hidden & positions).sum(dim=1).tolist()
+        assert counts == [math.floor(ratio * n) for n in positions.sum(dim=1).tolist()]
+    rate = (hidden & zero).sum(dim=0) / zero.sum(dim=0)  # of some 240 zeros of each column
+    expected = zero.sum(dim=1).mul(zero_ratio).floor().sum() / zero.sum()
+    assert (rate - expected).abs().max() < 4.5 * 0.5 / 240**0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_a_seed_torch_manual_seed_governs_and_each_call_differs(kind):
     module, tokens = module_of(kind, mask_ratio=0.5), tokens_of(kind, 4, 60)
     torch.manual_seed(5)

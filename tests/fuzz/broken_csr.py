@@ -100,17 +100,23 @@ def _step(source, matrix, dense, valid, exists, backend, dtype) -> str:
     )
     module = steps.module_of(made)
     k = source.one_of([None, 1])
-    source.calling("module", config=made, tokens=matrix, valid=valid, num_masked=k, seed=5)
+    ratio = source.one_of([None, 0.2])
+    options = {"valid": valid, "num_masked": k, "zero_ratio": ratio, "seed": 5}
+    source.calling("module", config=made, tokens=matrix, **options)
     try:
-        out = module(matrix, valid=valid, num_masked=k, seed=5)
+        out = module(matrix, **options)
     except Exception as error:
         return refused(error, ("tokens", "values", *PARTS), may_refuse=dense is None)
     if dense is None:
         raise Wrong("a broken CSR was taken")
     rows = len(dense)
-    counts = np.floor(0.5 * exists.sum(axis=1)).astype(int) if k is None else np.full(rows, k)
+    zero = exists & (dense == 0)
+    others = exists if ratio is None else exists & ~zero
+    counts = np.floor(0.5 * others.sum(axis=1)).astype(int) if k is None else np.full(rows, k)
+    zeros = None if ratio is None else np.floor(ratio * zero.sum(axis=1)).astype(int)
     random, chosen = oracles.Random(5, 0, np.arange(rows)), oracles.drawn_latents(4, 2, 5, 0)
-    steps.check_step(out, made, module, dense[..., None], exists, exists, counts, random, chosen)
+    x = dense[..., None]
+    steps.check_step(out, made, module, x, exists, exists, counts, random, chosen, zeros)
     return "right"
 
 

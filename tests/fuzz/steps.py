@@ -167,15 +167,27 @@ def _step(source: Source, made: Config, x: Tensor, truth: np.ndarray, dtype: tor
     valid, exists = layouts.flags(source, (rows, positions))
     maskable, may_be_hidden = layouts.flags(source, (rows, positions))
     may_be_hidden = may_be_hidden & exists
-    k, wanted = None, np.floor(made.mask_ratio * may_be_hidden.sum(axis=1)).astype(np.int64)
+    apart, zeros, others = {}, None, may_be_hidden
+    if made.input_dim is None and source.chance(30):
+        zero = may_be_hidden & (truth[..., 0] == 0)
+        others = may_be_hidden & ~zero
+        apart, zeros = _amount(source, "num_zeros", "zero_ratio", zero)
+    asked, wanted = {}, _floors(made.mask_ratio, others)
     if source.chance(40):
-        k, wanted = selection.counts(source, rows, positions)
+        asked, wanted = _amount(source, "num_masked", "mask_ratio", others)
     words, random = selection.random_words(source, rows)
     latents, chosen = None, None
     if source.chance(40):
         chosen = source.numbers.permutation(made.num_latents)[: source.between(1, made.num_latents)]
         latents = tokens.strided_indices(source, chosen)
-    arguments = {"valid": valid, "maskable": maskable, "num_masked": k, **words, "latents": latents}
+    arguments = {
+        "valid": valid,
+        "maskable": maskable,
+        "latents": latents,
+        **words,
+        **asked,
+        **apart,
+    }
     mode = source.one_of([torch.enable_grad, torch.no_grad, torch.inference_mode])
     source.calling("module", config=made, tokens=x, mode=mode.__name__, **arguments)
     with mode():
@@ -184,8 +196,23 @@ def _step(source: Source, made: Config, x: Tensor, truth: np.ndarray, dtype: tor
         share = made.mask_ratio if made.latent_fraction is None else made.latent_fraction
         drawn = min(made.num_latents, max(1, math.floor(made.num_latents * share)))
         chosen = oracles.drawn_latents(made.num_latents, drawn, random.seed, random.step)
-    check_step(out, made, module, truth, exists, may_be_hidden, wanted, random, chosen)
+    check_step(out, made, module, truth, exists, may_be_hidden, wanted, random, chosen, zeros)
     return "right"
+
+
+def _floors(ratio: float, positions: np.ndarray) -> np.ndarray:
+    return np.floor(ratio * positions.sum(axis=1)).astype(np.int64)
+
+
+def _amount(
+    source: Source, number: str, ratio: str, positions: np.ndarray
+) -> tuple[dict[str, object], np.ndarray]:
+    """How many of some positions are hidden, as a number or a ratio; and the numbers meant."""
+    if source.chance(50):
+        given, wanted = selection.counts(source, *positions.shape)
+        return {number: given}, wanted
+    share = source.one_of([0.0, 0.05, 0.3, 1.0])
+    return {ratio: share}, _floors(share, positions)
 
 
 def check_step(
@@ -198,8 +225,10 @@ def check_step(
     counts: np.ndarray,
     random: oracles.Random,
     chosen: np.ndarray,
+    zeros: np.ndarray | None = None,
 ) -> None:
-    """Hold mask, importance, context and penalty against the published computation.
+    """Hold mask, importance, context and penalty against the published computation; ``zeros`` are
+    the numbers of zeros that are drawn apart.
 
     Raises:
         Wrong: one of them is another.
@@ -217,13 +246,21 @@ def check_step(
         )
         share = np.minimum(every.noise.max(axis=(1, 2), initial=0.0), 2.0)[:, None]
         allowed = right.allowed + share * right.values
+        left, apart = exists & ~mask, np.zeros_like(mask)
+        if zeros is not None:
+            zero = exists & (x[..., 0] == 0)
+            if (importance[zero] != 0).any():
+                raise Wrong("importance: not 0 at a zero that is drawn apart")
+            apart = zero & may_be_hidden
+            oracles.check_draw(mask & apart, np.ones(mask.shape), apart, zeros, random)
+            mask, importance = mask & ~apart, np.where(zero, right.values, importance)
         # a cell with a value that is not finite has no softmax: any importance stands for one
         parts = (x[~broken] for x in (importance, right.values, allowed, undefined))
         oracles.check_near("importance", *parts)
         if (importance[~exists] != 0).any():
             raise Wrong("importance: not 0 where there is no token")
         weights = importance + (made.eps if made.eps >= 2.0**-100 else 0.0)  # as documented
-        drawable = may_be_hidden & selection.may_be_drawn(weights)
+        drawable = may_be_hidden & ~apart & selection.may_be_drawn(weights)
         # eps is added, and the power taken, in float32: at these few digits are left of a key
         decided = made.temperature >= 0.05 and 1e-8 <= made.eps <= 1e-3
         oracles.check_draw(
@@ -237,7 +274,7 @@ def check_step(
         )
         seen = every
         if made.context_from == "visible":
-            seen = published(parameters, x, exists & ~mask, made.num_heads, unit, 0.0)
+            seen = published(parameters, x, left, made.num_heads, unit, 0.0)
         oracles.check_near("context", context, seen.context, seen.context_allowed, undefined)
         if not (broken | huge).any():
             at_once = (

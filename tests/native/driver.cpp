@@ -730,6 +730,79 @@ void check_step(const Problem& problem, bool visible, bool drawn, int threads) {
   expect_same(d_bias_of_step.get(), d_bias.get(), width, name + ": gradient of the bias");
 }
 
+// A step with zeros drawn apart, against one among the other values and a draw among the zeros.
+void check_zeros_apart(const Problem& problem, bool visible, bool counted) {
+  const int64_t rows = problem.rows, positions = problem.positions, heads = problem.heads,
+                width = 2 * heads, size = rows * positions;
+  const std::string name = problem.name + (visible ? ", visible" : "") + ", zeros apart";
+  Data data = make(problem);
+  std::vector<Exact<float>> p;
+  for (const int64_t count :
+       {problem.latents * width, 3 * width * width, 3 * width, width, width, width * width, width})
+    p.push_back(some(count, 0.5));
+  const mam::cpu::Projection parameters{p[0].get(),      p[1].get(), p[2].get(),
+                                        p[3].get(),      p[4].get(), p[5].get(),
+                                        problem.latents, heads,      width};
+  const mam::Draw draw{99, 3, nullptr, nullptr, nullptr, mam::kStreamPositions};
+  auto nonzero = exactly<uint8_t>(size), zero = exactly<uint8_t>(size);
+  auto num_masked = exactly<int32_t>(rows), num_zeros = exactly<int32_t>(rows);
+  for (int64_t b = 0; b < rows; ++b) {
+    int64_t counts[2] = {0, 0};
+    for (int64_t i = b * positions; i < (b + 1) * positions; ++i) {
+      const bool is_zero = data.plain[i] == 0.0f;
+      nonzero[i] = data.maskable[i] && !is_zero, zero[i] = data.maskable[i] && is_zero;
+      counts[0] += nonzero[i], counts[1] += zero[i];
+    }
+    num_masked[b] = static_cast<int32_t>(0.4 * static_cast<double>(counts[0]));
+    num_zeros[b] = static_cast<int32_t>(0.2 * static_cast<double>(counts[1]));
+  }
+  struct Result {
+    Exact<uint8_t> mask;
+    Exact<float> importance, context, penalty, state;
+  };
+  const auto run = [&](const mam::Flags& maskable, const mam::cpu::Zeros& zeros) {
+    Result out{exactly<uint8_t>(size), exactly<float>(size), exactly<float>(rows * width),
+               exactly<float>(1),
+               exactly<float>(mam::cpu::State::size(rows, problem.latents, heads, width))};
+    mam::cpu::masking_step({parameters,
+                            p[6].get(),
+                            data.view,
+                            data.valid_view,
+                            maskable,
+                            nullptr,
+                            2,
+                            counted ? num_masked.get() : nullptr,
+                            0.4,
+                            draw,
+                            {1e-8f, 1.0f},
+                            visible,
+                            zeros},
+                           {out.mask.get(), out.importance.get(), out.context.get(),
+                            out.penalty.get(), out.state.get()},
+                           2);
+    return out;
+  };
+  const Result others = run({nonzero.get(), positions, 1}, {});
+  const Result apart = run(data.maskable_view, counted ? mam::cpu::Zeros{num_zeros.get(), -1.0}
+                                                       : mam::cpu::Zeros{nullptr, 0.2});
+  auto drawn = exactly<uint8_t>(size);
+  auto ones = exactly<float>(size);
+  std::fill_n(ones.get(), size, 1.0f);
+  mam::cpu::select(
+      {ones.get(), mam::DType::float32, rows, positions, positions, 1, nullptr, nullptr, false},
+      {zero.get(), positions, 1}, num_zeros.get(), draw, {0.0f, 1.0f}, drawn.get(), nullptr,
+      {0, 1});
+  for (int64_t i = 0; i < size; ++i) {
+    expect(apart.mask[i] == (others.mask[i] | drawn[i]), name + ": mask");
+    const float expected = data.plain[i] == 0.0f || !data.valid[i] ? 0.0f : others.importance[i];
+    expect_same(&apart.importance[i], &expected, 1, name + ": importance");
+  }
+  if (!visible) {
+    expect_same(apart.context.get(), others.context.get(), rows * width, name + ": context");
+    expect_same(apart.penalty.get(), others.penalty.get(), 1, name + ": penalty");
+  }
+}
+
 void check_steps() {
   const Layout layouts[] = {Layout::contiguous, Layout::transposed, Layout::csr32};
   for (const Layout layout : layouts)
@@ -739,6 +812,12 @@ void check_steps() {
           check_step({rows, 700, 5, 3, layout, flags, false, 0.1, 1.0,
                       "step, layout " + std::to_string(static_cast<int>(layout))},
                      visible, rows == 5, 1 + static_cast<int>(rows));
+  for (const Layout layout : layouts)
+    for (const bool flags : {false, true})
+      for (const bool visible : {false, true})
+        check_zeros_apart({3, 700, 5, 3, layout, flags, layout == Layout::csr32, 0.3, 1.0,
+                           "step, layout " + std::to_string(static_cast<int>(layout))},
+                          visible, flags);
   check_step({3, 0, 2, 1, Layout::csr64, false, false, 0.1, 1.0, "step, no positions"}, false, true,
              2);
 }

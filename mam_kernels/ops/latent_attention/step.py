@@ -32,7 +32,7 @@ def _whole_step(
     """
     if parameters.latents.dtype != torch.float32 or tokens.numel() == 0:
         return None
-    return optional("token_mask", function, backend, tokens)
+    return optional("token_mask", function, chosen("token_mask", backend, tokens))
 
 
 def _run(

@@ -93,7 +93,8 @@ def step(
     cells, device = arguments.checked_cells(cells), cells.values.device
     parameters = arguments.checked_parameters(parameters, heads, device)
     num_latents = len(parameters.latents)
-    choice = arguments.checked_choice(choice, cells.rows, cells.num_positions, num_latents, device)
+    shape = (cells.rows, cells.num_positions)
+    choice = arguments.checked_choice(choice, *shape, num_latents, device, zeros=True)
     if choice.latents is not None:
         choice = choice._replace(latents=arguments.existing(choice.latents, num_latents))
     draw = arguments.checked_draw(draw, cells.rows, device)

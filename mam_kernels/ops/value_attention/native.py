@@ -96,7 +96,7 @@ def step(
     mask = torch.empty((rows, positions), dtype=torch.bool, device=device)
     shapes = ((rows, positions), (rows, width), (), (lib.state_size(rows, count, heads, width),))
     floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
-    maskable, num_masked, mask_ratio, latents, num_drawn = choice
+    maskable, num_masked, mask_ratio, latents, num_drawn, num_zeros, zero_ratio = choice
     num_chosen = num_drawn if latents is None else len(latents)
     valid = extension.flags(lib, cells.valid)
     with extension.on(device):
@@ -113,6 +113,8 @@ def step(
             num_chosen,
             extension.address(num_masked),
             mask_ratio,
+            extension.address(num_zeros),
+            zero_ratio,
             extension.draw(lib, draw, philox.STREAM_POSITIONS),
             lib.Weighting(*weighting),
             visible,

@@ -23,14 +23,15 @@ from ..._core.dispatch import chosen, optional
 from ..._core.registration import Operation, no_second_derivative
 from . import arguments, composed
 
+ZEROS_APART = ("cpu",)
+"""Backends whose own step draws zeros apart; those of others are drawn beside it."""
 
-def _whole_step(
-    function: str, parameters: Parameters, values: Tensor, backend: str
-) -> Callable | None:
-    """The backend's own ``step`` or ``step_backward``, where it has one for these types."""
+
+def _whole_step(function: str, parameters: Parameters, backend: str) -> Callable | None:
+    """The chosen backend's own ``step`` or ``step_backward``, where it has one for these types."""
     if parameters.latents.dtype != torch.float32:
         return None
-    return optional("value_mask", function, backend, values)
+    return optional("value_mask", function, backend)
 
 
 def _run(
@@ -44,9 +45,13 @@ def _run(
     backend: str,
 ) -> tuple[Tensor, ...]:
     parts = (cells, parameters, heads, choice, weighting, draw, visible)
-    if step := _whole_step("step", parameters, cells.values, backend):
-        return step(*parts)
-    return composed.step(*arguments.step(*parts), backend)
+    runs = chosen("value_mask", backend, cells.values)
+    step = _whole_step("step", parameters, runs)
+    if step is None:
+        return composed.step(*arguments.step(*parts), backend)
+    if choice.zeros_apart and runs not in ZEROS_APART:
+        return composed.step_and_zeros(step, *arguments.step(*parts), backend)
+    return step(*parts)
 
 
 def _fake(
@@ -81,7 +86,8 @@ def _run_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     parts = (grad_context, grad_penalty, parameters, heads, state, rows)
-    if backward := _whole_step("step_backward", parameters, state, backend):
+    runs = chosen("value_mask", backend, state)
+    if backward := _whole_step("step_backward", parameters, runs):
         return backward(*parts)
     return composed.step_backward(*arguments.step_backward(*parts))
 

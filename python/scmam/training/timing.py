@@ -36,6 +36,8 @@ class StepTimes(Callback):
         self._masking: list[tuple[Any, Any]] = []
         self._backward: list[Any] = []  # begin and end of the strategy's backward pass, so far
         self._hooks: list[Any] = []
+        self._arrivals: dict[torch.nn.Parameter, Any] = {}  # hooks, of the strategy's parameters
+        self._latest: torch.nn.Parameter | None = None  # whose gradient came last
         self._last: Any = None
         self._skip = WARMUP
         self._started: float | None = None
@@ -50,10 +52,10 @@ class StepTimes(Callback):
             strategy.register_forward_pre_hook(self._enter),
             strategy.register_forward_hook(self._leave),
         ]
-        self._hooks += [
-            parameter.register_post_accumulate_grad_hook(self._gradient_arrived)
+        self._arrivals = {
+            parameter: parameter.register_post_accumulate_grad_hook(self._gradient_arrived)
             for parameter in strategy.parameters()
-        ]
+        }
         self._started = time.perf_counter()
         self._last = self._now()
 
@@ -62,6 +64,7 @@ class StepTimes(Callback):
     ) -> None:
         if len(self._backward) == 2:
             self._masking.append(tuple(self._backward))
+            self._watch_the_last()
         self._backward = []
         if (batch_idx + 1) % cast(PretrainingModule, pl_module).settings.accumulate:
             return
@@ -119,9 +122,9 @@ class StepTimes(Callback):
 
     def _stop(self) -> None:
         self.seconds, self._started = self._seconds_now(), None
-        for hook in self._hooks:
+        for hook in (*self._hooks, *self._arrivals.values()):
             hook.remove()
-        self._hooks = []
+        self._hooks, self._arrivals = [], {}
 
     def _enter(self, module: torch.nn.Module, arguments: Any) -> None:
         if module.training:
@@ -130,16 +133,28 @@ class StepTimes(Callback):
     def _leave(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
         if module.training:
             self._masking[-1] = (self._masking[-1][0], self._now())
+            # Both come of one node of autograd, before which the hooks of both would be called.
             for result in (output.context, output.penalty):
                 if result is not None and result.requires_grad:
                     result.register_hook(self._backward_begins)
+                    break
 
     def _backward_begins(self, gradient: torch.Tensor) -> None:
-        self._backward = self._backward or [self._now()]
+        self._backward = [self._now()]
 
     def _gradient_arrived(self, parameter: torch.nn.Parameter) -> None:
         if self._backward:
             self._backward[1:] = [self._now()]
+            self._latest = parameter
+
+    def _watch_the_last(self) -> None:
+        """Leave the hook of the gradient that came last, as it does at each step: those of the others
+        would be a twentieth of what is measured.
+        """
+        if len(self._arrivals) > 1:
+            last = self._latest
+            for parameter in [one for one in self._arrivals if one is not last]:
+                self._arrivals.pop(parameter).remove()
 
     def _now(self) -> Any:
         if not self._on_gpu:
