@@ -148,8 +148,8 @@ class StepTimes(Callback):
             self._latest = parameter
 
     def _watch_the_last(self) -> None:
-        """Leave the hook of the gradient that came last, as it does at each step: those of the others
-        would be a twentieth of what is measured.
+        """Leave the hook of the gradient that came last, as it does at each step. The others would
+        be a twentieth of what is measured.
         """
         if len(self._arrivals) > 1:
             last = self._latest
