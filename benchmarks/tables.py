@@ -9,12 +9,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 
 from . import results
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}:begin -->\n", "<!-- {}:end -->\n"
 MASKINGS = results.COMMITTED / "maskings"
+RATES = {"0.002": "long_rate_0.002", "0.003": "long"}  # of learning: where its runs are
 FEWEST_SEEDS = 2  # of a row that is shown: one seed has no interval
 SHOWN_ARMS = (  # of the benchmark of maskings; all are in its summary.csv
     *("untrained", "uniform-token", "30-tenth", "50-tenth", "50-tenth-mixed", "50-same", "50-none"),
@@ -237,6 +239,33 @@ def choices() -> str:
     return "\n".join(lines) + "\n"
 
 
+def rates() -> str:
+    """The linear probe's macro-F1 at two rates of learning in Markdown: the mean over the seeds
+    that were run at the lower one.
+    """
+    scores: dict[tuple[str, ...], float] = {}
+    for rate, folder in RATES.items():
+        for row in _read(MASKINGS / folder / "runs.csv"):
+            if (row["part"], row["metric"], row["genes"]) == ("rest", "probe", "2000"):
+                scores[rate, row["data"], row["arm"], row["seed"]] = float(row["value"])
+    lower = next(iter(RATES))
+    seeds: dict[str, list[str]] = {}  # of each data set
+    for rate, data, arm, seed in scores:
+        if (rate, arm) == (lower, "uniform"):
+            seeds.setdefault(data, []).append(seed)
+    titles = [f"{data.split('_')[0]}, {rate}" for data in seeds for rate in RATES]
+    lines = [f"| arm | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for arm in ("uniform", "50-tenth", "mam-reward-50"):
+        cells = []
+        for data, chosen in seeds.items():
+            for rate in RATES:
+                found = [scores.get((rate, data, arm, seed)) for seed in chosen]
+                known = [100 * score for score in found if score is not None]
+                cells.append(f"{mean(known):.1f}" if len(known) == len(chosen) else "–")
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _read(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -258,7 +287,7 @@ def _points(value: str) -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"measured": headlines},
     "docs/performance.md": {"measured": measurements},
-    "docs/study.md": {"maskings": maskings, "choices": choices},
+    "docs/study.md": {"maskings": maskings, "choices": choices, "rates": rates},
 }
 """File -> name of a pair of marks in it -> what stands between them."""
 
