@@ -44,7 +44,7 @@ help: ## list these targets
 demo: $(VENV)/demo.stamp ## the study on 700 real cells: three maskings compared, a report (5 min on two cores, once installed)
 	$(IN)python -m scmam demo --out $(REPORT)
 
-test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (about 11 min on two cores)
+test: $(VENV)/dev.stamp ## everything that needs no GPU, two groups at a time (11 to 15 min on two cores)
 	$(IN)python tests/run_groups.py
 
 quick: $(VENV)/dev.stamp ## the tests for the loop of work (about 1 min)
