@@ -256,7 +256,7 @@ class MultinomialAttentionMasking(nn.Module):
         if self.input_dim is not None and not (zero_ratio is None and num_zeros is None):
             given, x = ("zero_ratio", zero_ratio) if num_zeros is None else ("num_zeros", num_zeros)
             raise ValueError(
-                f"{given}: expected None with input_dim, since embeddings tell no zeros; got "
+                f"{given}: expected None with input_dim, since only values have zeros; got "
                 f"{shortened(x)}"
             )
         where = (shape, data.device)

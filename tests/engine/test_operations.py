@@ -8,6 +8,7 @@ from torch import Tensor
 
 import mam_kernels as mam
 from mam_kernels import BackendUnavailableError
+from mam_kernels._core import registration
 from tests.fuzz import operations
 
 ops = torch.ops.mam_kernels
@@ -131,3 +132,8 @@ def test_a_sparse_tensor_is_no_count_no_word_and_no_flag(argument, value):
 def test_a_scheme_that_is_no_name_is_refused_by_name(scheme):
     with pytest.raises(ValueError, match=r"^scheme: expected one of"):
         mam.ContextInjection(8, 3, scheme)
+
+
+def test_torch_has_the_guard_that_leaves_its_layer_of_autograd_out():
+    # Private to torch: without it calls are right, but slower, and nothing else would say so.
+    assert registration._below_autograd is torch._C._AutoDispatchBelowAutograd

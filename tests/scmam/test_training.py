@@ -30,6 +30,7 @@ from scmam.objective import Pretraining, build_pretraining
 from scmam.runs import METRIC_COLUMNS, Run, open_run
 from scmam.training import pretrain
 from scmam.training.module import rate_factor
+from scmam.training.timing import StepTimes
 
 from tests.scmam.small import SMALL_MODEL
 
@@ -115,6 +116,30 @@ def run(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def whole(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The small run in one go."""
     return train(tmp_path_factory.mktemp("runs") / "whole", cells)
+
+
+def test_the_backward_pass_of_masking_is_timed_to_its_last_gradient(
+    tmp_path: Path, cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[torch.nn.Parameter] = []
+    watched: list[torch.nn.Parameter] = []
+    start, end = StepTimes.on_train_start, StepTimes.on_train_batch_end
+
+    def starting(self: StepTimes, trainer: Any, module: Any) -> None:
+        start(self, trainer, module)
+        for parameter in module.pretraining.strategy.parameters():
+            parameter.register_post_accumulate_grad_hook(arrived.append)
+
+    def ending(self: StepTimes, *given: Any) -> None:
+        end(self, *given)
+        watched.extend(self._arrivals)
+        assert watched[-1] is arrived[-1]
+
+    monkeypatch.setattr(StepTimes, "on_train_start", starting)
+    monkeypatch.setattr(StepTimes, "on_train_batch_end", ending)
+    train(tmp_path / "run", cells, masking__strategy="mam", masking__injection="decoder")
+    assert len(watched) == 12
+    assert len(arrived) == 12 * 7  # every step has a gradient of each parameter
 
 
 class TestARun:
