@@ -3,10 +3,9 @@
 The operations under ``torch.ops.mam_kernels`` can be called directly, without the checks of the
 public functions, and a kernel trusts the addresses and sizes that it is given. So types, shapes and
 devices are checked here, between the operations and the backends (``dispatch.py``), and tensors
-whose addresses are taken without strides are made contiguous. The C++ cannot do it: it is built
-without torch's headers, so that one build serves every torch, and receives addresses alone. The
-checks take microseconds, and no synchronisation: values on a GPU are not read, and the kernels
-there follow no index out of bounds.
+whose addresses are taken without strides are made contiguous. The C++ looks at type, device and
+layout once more (csrc/arguments.h), but knows no names. The checks take microseconds, and no
+synchronisation: values on a GPU are not read, and the kernels there follow no index out of bounds.
 """
 
 import functools
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import extension
 from .call import Cells, Choice, Draw, Parameters, Weighting
 from .checks import FLOATING, LARGEST_COUNT, values_are_checked
 from .csr import require_sound
@@ -213,18 +213,9 @@ def checked_parameters(
     if width % heads:
         raise ValueError(f"heads: expected a divisor of the latents' width, {width}; got {heads}")
     shapes, dtype = _parameter_shapes(len(latents), width, token_width), latents.dtype
-    # As they are nearly always, in one look: a masking step comes here with seven of them.
-    for x, shape in zip(parameters, shapes, strict=True):
-        if (
-            x is None
-            or x.dtype is not dtype
-            or x.layout is not torch.strided
-            or x.shape != shape
-            or x.device != device
-            or not x.is_contiguous()
-        ):
-            break
-    else:
+    # As they are nearly always, in one look: a masking step comes here with seven of them, twice.
+    alike = extension.alike()
+    if alike is not None and alike(parameters, shapes):
         return parameters
     return Parameters(
         *(

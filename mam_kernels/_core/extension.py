@@ -1,27 +1,26 @@
-"""Loads the extension modules built from csrc, and turns tensors into the plain structures they
-take.
+"""Loads the extension modules built from csrc, and says where they run. Their functions take tensors
+and the tuples of ``call.py`` as they are (csrc/arguments.h).
 
 Nothing is loaded when this module is imported. A module that was not built, or that does not load
 here, raises an ``ImportError`` that says why.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .call import Cells, Draw
-
 PACKAGE = "mam_kernels"
 
 _NO_DEVICE_CHANGE = nullcontext()
-_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _other_cuda: ModuleType | None = None
 
 
@@ -91,83 +90,22 @@ def _load_file(name: str, path: str) -> ModuleType:
     return module
 
 
-def address(x: Tensor | None) -> int:
-    """Where a tensor's data begins; 0 for None."""
-    return 0 if x is None else x.data_ptr()
-
-
-def dtype(lib: ModuleType, x: Tensor) -> object:
-    """The ``DType`` of a float32, float16 or bfloat16 tensor."""
-    name = _DTYPES.get(x.dtype)
-    if name is None:
-        raise TypeError(f"expected float32, float16 or bfloat16; got {x.dtype}")
-    return getattr(lib.DType, name)
-
-
-def values(lib: ModuleType, cells: Cells) -> object:
-    """A dense (B, L) tensor of any strides, or the contiguous parts of a CSR matrix, as
-    ``Values``.
+@functools.cache
+def alike() -> Callable[[tuple, tuple], bool] | None:
+    """A function that says whether all tensors of a tuple are contiguous, have the shapes of
+    another tuple, and the type and the device of the first; None where no module loads.
     """
-    data, crow, col, _, num_positions = cells
-    if crow is None or col is None:
-        return lib.Values(
-            data.data_ptr(), dtype(lib, data), *data.shape, *data.stride(), 0, 0, False, 0
-        )
-    return lib.Values(
-        data.data_ptr(),
-        dtype(lib, data),
-        len(crow) - 1,
-        num_positions,
-        0,
-        0,
-        crow.data_ptr(),
-        col.data_ptr(),
-        crow.dtype == torch.int64,
-        len(data),
-    )
+    for load in (cpu, cuda):
+        with contextlib.suppress(ImportError):
+            return load().alike
+    return None
 
 
-def dense(lib: ModuleType, data: Tensor) -> object:
-    """A dense (B, L) tensor of any strides as ``Values``."""
-    return values(lib, Cells(data, None, None, None, data.shape[1]))
-
-
-def flags(lib: ModuleType, x: Tensor | None) -> object:
-    """Booleans (B, L) of any strides, or None for "all true", as ``Flags``."""
-    return lib.Flags(0, 0, 0) if x is None else lib.Flags(x.data_ptr(), *x.stride())
-
-
-def draw(lib: ModuleType, source: Draw, stream: int) -> object:
-    """The source of the random bits as ``Draw``.
-
-    Words on the library's device are passed by address, others by value.
-    """
-    seed_word, seed_address = _word(lib, source.seed)
-    step_word, step_address = _word(lib, source.step)
-    return lib.Draw(
-        seed_word & (2**64 - 1),
-        step_word & (2**32 - 1),
-        seed_address,
-        step_address,
-        address(source.sample_ids),
-        stream,
-    )
-
-
-def _word(lib: ModuleType, x: Tensor | int) -> tuple[int, int]:
-    """The word itself and 0, or 0 and its address."""
-    if isinstance(x, Tensor) and x.device.type == lib.device:
-        return 0, x.data_ptr()
-    return int(x), 0
-
-
-def launch(lib: ModuleType, device: torch.device) -> object:
-    """Where to run, as ``Launch``: torch's current stream on the GPU, torch's number of threads on
-    the CPU.
-    """
+def launch(lib: ModuleType, device: torch.device) -> tuple[int, int]:
+    """Where to run: torch's current stream on the GPU, torch's number of threads on the CPU."""
     if lib.device == "cuda":
-        return lib.Launch(torch.cuda.current_stream(device).cuda_stream, 0)
-    return lib.Launch(0, torch.get_num_threads())
+        return torch.cuda.current_stream(device).cuda_stream, 0
+    return 0, torch.get_num_threads()
 
 
 def on(device: torch.device) -> AbstractContextManager:

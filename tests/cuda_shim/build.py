@@ -66,7 +66,11 @@ def instrumented(source: Path) -> list[str]:
 
 def headers() -> list[Path]:
     """What the sources include."""
-    return sorted([*CSRC.glob("cuda/*.cuh"), *CSRC.glob("include/mam/*.h"), *SHIM.glob("*.h")])
+    return sorted(
+        path
+        for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh", "include/mam/*.h")
+        for path in CSRC.glob(pattern)
+    ) + sorted(SHIM.glob("*.h"))
 
 
 def command() -> list[str]:

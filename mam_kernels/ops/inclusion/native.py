@@ -23,14 +23,8 @@ def probabilities(
     probability = torch.empty(weights.shape, dtype=torch.float32, device=device)
     time = torch.empty(weights.shape[:1], dtype=torch.float64, device=device)
     with extension.on(device):
-        lib.inclusion_probabilities(
-            extension.dense(lib, weights),
-            extension.flags(lib, valid),
-            num_samples.data_ptr(),
-            probability.data_ptr(),
-            time.data_ptr(),
-            extension.launch(lib, device),
-        )
+        where = extension.launch(lib, device)
+        lib.inclusion_probabilities(weights, valid, num_samples, probability, time, where)
     return probability, time
 
 
@@ -45,12 +39,6 @@ def backward(
     time = time.contiguous()
     found = torch.empty(weights.shape, dtype=torch.float32, device=device)
     with extension.on(device):
-        lib.inclusion_probabilities_backward(
-            grad.data_ptr(),
-            extension.dense(lib, weights),
-            probability.data_ptr(),
-            time.data_ptr(),
-            found.data_ptr(),
-            extension.launch(lib, device),
-        )
+        where = extension.launch(lib, device)
+        lib.inclusion_probabilities_backward(grad, weights, probability, time, found, where)
     return found.to(weights.dtype)

@@ -11,21 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..._core import extension, philox
+from ..._core import extension
 from ..._core.call import Choice, Draw, Weighting
-
-
-def _tokens(lib: ModuleType, x: Tensor) -> object:
-    """Queries (N, H, d), which the batch shares, or tokens (B, L, H, d), as ``Tokens``; dense in
-    their width.
-    """
-    batch, stride = (1, 0) if x.dim() == 3 else (x.shape[0], x.stride(0))
-    dtype = extension.dtype(lib, x)
-    return lib.Tokens(x.data_ptr(), dtype, batch, *x.shape[-3:], stride, x.stride(-3), x.stride(-2))
-
-
-def _no_tokens(lib: ModuleType) -> object:
-    return lib.Tokens(0, lib.DType.float32, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _attend(
@@ -40,20 +27,10 @@ def _attend(
     """Runs the attention; writes ``output`` where there is a value, and returns the log-sum-exp."""
     device, shape = key.device, (key.shape[0], *query.shape[:2])
     logsumexp = torch.empty(shape, dtype=torch.float32, device=device)
-    queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
-        scratch = extension.workspace(lib.attention_workspace(queries, keys), device)
-        lib.latent_attention(
-            queries,
-            keys,
-            _no_tokens(lib) if value is None else _tokens(lib, value),
-            extension.flags(lib, valid),
-            scale,
-            extension.address(output),
-            logsumexp.data_ptr(),
-            extension.address(scratch),
-            extension.launch(lib, device),
-        )
+        scratch = extension.workspace(lib.attention_workspace(query, key), device)
+        where = extension.launch(lib, device)
+        lib.latent_attention(query, key, value, valid, scale, output, logsumexp, scratch, where)
     return logsumexp
 
 
@@ -87,21 +64,20 @@ def backward(
     """Gradients of the query (N, H, d), the key and the value (B, L, H, d), in their dtype."""
     device, dtype = key.device, query.dtype
     grads = [torch.empty(x.shape, dtype=torch.float32, device=device) for x in (query, key, value)]
-    queries, keys = _tokens(lib, query), _tokens(lib, key)
     with extension.on(device):
-        scratch = extension.workspace(lib.attention_backward_workspace(queries, keys), device)
+        scratch = extension.workspace(lib.attention_backward_workspace(query, key), device)
         lib.latent_attention_backward(
-            grad_output.data_ptr(),
-            extension.address(grad_logsumexp),
-            queries,
-            keys,
-            _tokens(lib, value),
-            extension.flags(lib, valid),
-            output.data_ptr(),
-            logsumexp.data_ptr(),
+            grad_output,
+            grad_logsumexp,
+            query,
+            key,
+            value,
+            valid,
+            output,
+            logsumexp,
             scale,
-            *map(extension.address, grads),
-            extension.address(scratch),
+            *grads,
+            scratch,
             extension.launch(lib, device),
         )
     grad_query, grad_key, grad_value = (grad.to(dtype) for grad in grads)
@@ -121,17 +97,8 @@ def importance(
     device = key.device
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
     with extension.on(device):
-        lib.attention_importance(
-            _tokens(lib, query),
-            _tokens(lib, key),
-            logsumexp.data_ptr(),
-            latents.data_ptr(),
-            latents.numel(),
-            extension.flags(lib, valid),
-            scale,
-            out.data_ptr(),
-            extension.launch(lib, device),
-        )
+        where = extension.launch(lib, device)
+        lib.attention_importance(query, key, logsumexp, latents, valid, scale, out, where)
     return out
 
 
@@ -153,25 +120,21 @@ def mask(
     device = key.device
     hidden = torch.empty(key.shape[:2], dtype=torch.bool, device=device)
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
-    num_masked, latents = choice.given()
-    queries, keys = _tokens(lib, query), _tokens(lib, key)
+    choice.given()
     with extension.on(device):
-        scratch = extension.workspace(lib.attention_workspace(queries, keys), device)
+        scratch = extension.workspace(lib.attention_workspace(query, key), device)
         lib.token_mask(
-            queries,
-            keys,
-            logsumexp.data_ptr(),
-            latents.data_ptr(),
-            latents.numel(),
-            extension.flags(lib, valid),
-            extension.flags(lib, valid if choice.maskable is None else choice.maskable),
+            query,
+            key,
+            logsumexp,
+            valid,
             scale,
-            num_masked.data_ptr(),
-            extension.draw(lib, draw, philox.STREAM_POSITIONS),
-            lib.Weighting(*weighting),
-            hidden.data_ptr(),
-            out.data_ptr(),
-            extension.address(scratch),
+            choice,
+            draw,
+            weighting,
+            hidden,
+            out,
+            scratch,
             extension.launch(lib, device),
         )
     return hidden, out

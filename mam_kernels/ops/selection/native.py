@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..._core import extension, philox
+from ..._core import extension
 from ..._core.call import AS_GIVEN, Draw, Weighting
 
 
@@ -28,16 +28,8 @@ def select(
     drawn = torch.empty(weights.shape, dtype=torch.bool, device=device)
     with extension.on(device):
         scratch = extension.workspace(lib.select_workspace(*weights.shape), device)
-        lib.select(
-            extension.dense(lib, weights),
-            extension.flags(lib, valid),
-            num_samples.data_ptr(),
-            extension.draw(lib, draw, philox.STREAM_POSITIONS),
-            lib.Weighting(*weighting),
-            drawn.data_ptr(),
-            extension.address(scratch),
-            extension.launch(lib, device),
-        )
+        where = extension.launch(lib, device)
+        lib.select(weights, valid, num_samples, draw, weighting, drawn, scratch, where)
     return drawn
 
 
@@ -48,7 +40,6 @@ def draw_latents(
     (size,). The sample ids of ``draw`` play no part.
     """
     chosen = torch.empty(size, dtype=torch.int64, device=device)
-    words = extension.draw(lib, draw._replace(sample_ids=None), philox.STREAM_LATENTS)
     with extension.on(device):
-        lib.draw_latents(num_latents, size, words, chosen.data_ptr(), extension.launch(lib, device))
+        lib.draw_latents(num_latents, draw, chosen, extension.launch(lib, device))
     return chosen

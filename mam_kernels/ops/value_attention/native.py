@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..._core import extension, philox
+from ..._core import extension
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 
 
@@ -24,18 +24,10 @@ def _empty_moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def moments(lib: ModuleType, cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log M, mean and variance of every cell and slope; each (B, N, H) float32."""
     device, out = cells.values.device, _empty_moments(cells, slope)
-    values = extension.values(lib, cells)
     with extension.on(device):
-        scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)
-        lib.value_attention(
-            values,
-            extension.flags(lib, cells.valid),
-            slope.data_ptr(),
-            slope.numel(),
-            lib.Moments(*map(extension.address, out)),
-            extension.address(scratch),
-            extension.launch(lib, device),
-        )
+        scratch = extension.workspace(lib.value_workspace(cells, slope.numel()), device)
+        where = extension.launch(lib, device)
+        lib.value_attention(cells, cells.valid, slope, out, scratch, where)
     return out
 
 
@@ -53,25 +45,21 @@ def mask(
     device, out = cells.values.device, _empty_moments(cells, slope)
     hidden = torch.empty((cells.rows, cells.num_positions), dtype=torch.bool, device=device)
     importance = torch.empty(hidden.shape, dtype=torch.float32, device=device)
-    num_masked, latents = choice.given()
-    values = extension.values(lib, cells)
+    choice.given()
     with extension.on(device):
-        scratch = extension.workspace(lib.value_workspace(values, slope.numel()), device)
+        scratch = extension.workspace(lib.value_workspace(cells, slope.numel()), device)
         lib.value_mask(
-            values,
-            extension.flags(lib, cells.valid),
-            extension.flags(lib, cells.valid if choice.maskable is None else choice.maskable),
-            slope.data_ptr(),
+            cells,
+            cells.valid,
+            slope,
             *slope.shape,
-            latents.data_ptr(),
-            latents.numel(),
-            num_masked.data_ptr(),
-            extension.draw(lib, draw, philox.STREAM_POSITIONS),
-            lib.Weighting(*weighting),
-            hidden.data_ptr(),
-            importance.data_ptr(),
-            lib.Moments(*map(extension.address, out)),
-            extension.address(scratch),
+            choice,
+            draw,
+            weighting,
+            hidden,
+            importance,
+            out,
+            scratch,
             extension.launch(lib, device),
         )
     return hidden, importance, *out
@@ -96,31 +84,23 @@ def step(
     mask = torch.empty((rows, positions), dtype=torch.bool, device=device)
     shapes = ((rows, positions), (rows, width), (), (lib.state_size(rows, count, heads, width),))
     floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
-    maskable, num_masked, mask_ratio, latents, num_drawn, num_zeros, zero_ratio = choice
-    num_chosen = num_drawn if latents is None else len(latents)
-    valid = extension.flags(lib, cells.valid)
+    num_chosen = choice.num_drawn if choice.latents is None else len(choice.latents)
     with extension.on(device):
         scratch = extension.workspace(
             lib.step_workspace(rows, count, heads, width, num_chosen), device
         )
         lib.masking_step(
-            _projection(lib, parameters, heads),
-            parameters.out_bias.data_ptr(),
-            extension.values(lib, cells),
-            valid,
-            valid if maskable is None else extension.flags(lib, maskable),
-            extension.address(latents),
-            num_chosen,
-            extension.address(num_masked),
-            mask_ratio,
-            extension.address(num_zeros),
-            zero_ratio,
-            extension.draw(lib, draw, philox.STREAM_POSITIONS),
-            lib.Weighting(*weighting),
+            parameters,
+            heads,
+            cells,
+            cells.valid,
+            choice,
+            draw,
+            weighting,
             visible,
-            mask.data_ptr(),
-            *[x.data_ptr() for x in floats],
-            extension.address(scratch),
+            mask,
+            *floats,
+            scratch,
             extension.launch(lib, device),
         )
     return mask, *floats
@@ -143,21 +123,14 @@ def step_backward(
             lib.step_backward_workspace(rows, count, heads, width), device
         )
         lib.masking_step_backward(
-            _projection(lib, parameters, heads),
-            parameters.out_bias.data_ptr(),
+            parameters,
+            heads,
             rows,
-            state.data_ptr(),
-            extension.address(grad_context),
-            extension.address(grad_penalty),
-            *[x.data_ptr() for x in out],
-            extension.address(scratch),
+            state,
+            grad_context,
+            grad_penalty,
+            out,
+            scratch,
             extension.launch(lib, device),
         )
     return out
-
-
-def _projection(lib: ModuleType, parameters: Parameters, heads: int) -> object:
-    """The parameters, all but out_proj's bias, as ``Projection``."""
-    addresses = [x.data_ptr() for x in parameters[:-1]]
-    count, width = parameters.latents.shape
-    return lib.Projection(*addresses, count, heads, width)
