@@ -1,5 +1,6 @@
-"""Loads the extension modules built from csrc, and says where they run. Their functions take tensors
-and the tuples of ``call.py`` as they are (csrc/arguments.h).
+"""Loads the extension modules built from csrc, and says where they run.
+
+Their functions take tensors and the tuples of ``call.py`` as they are (csrc/arguments.h).
 
 Nothing is loaded when this module is imported. A module that was not built, or that does not load
 here, raises an ``ImportError`` that says why.
