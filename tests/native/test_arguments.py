@@ -1,4 +1,4 @@
-"""What the extension modules read of torch's tensors, without its headers (csrc/arguments.h)."""
+"""What the extension modules read of torch's tensors, without its headers (csrc/tensors.h)."""
 
 import subprocess
 import sys

@@ -120,7 +120,6 @@ def mask(
     device = key.device
     hidden = torch.empty(key.shape[:2], dtype=torch.bool, device=device)
     out = torch.empty(key.shape[:2], dtype=torch.float32, device=device)
-    choice.given()
     with extension.on(device):
         scratch = extension.workspace(lib.attention_workspace(query, key), device)
         lib.token_mask(

@@ -45,7 +45,6 @@ def mask(
     device, out = cells.values.device, _empty_moments(cells, slope)
     hidden = torch.empty((cells.rows, cells.num_positions), dtype=torch.bool, device=device)
     importance = torch.empty(hidden.shape, dtype=torch.float32, device=device)
-    choice.given()
     with extension.on(device):
         scratch = extension.workspace(lib.value_workspace(cells, slope.numel()), device)
         lib.value_mask(
