@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "mam/ops.h"
-#include "mam/philox.h"
+#include "mam/streams.h"
 #include "tensors.h"
 
 namespace mam {

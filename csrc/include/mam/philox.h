@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "mam/streams.h"
+
 #if defined(__CUDACC__) || defined(MAM_CUDA_SHIM)
 #define MAM_HOST_DEVICE __host__ __device__
 #else
@@ -20,9 +22,6 @@ struct PhiloxWords {
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
-
-// Streams of the counter's last word: one for each thing that is drawn.
-constexpr uint32_t kStreamPositions = 0, kStreamLatents = 1;
 
 // Both halves of the product of two words.
 MAM_HOST_DEVICE inline uint64_t wide_product(uint32_t a, uint32_t b) {
