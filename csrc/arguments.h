@@ -1,7 +1,7 @@
 // The arguments of the operations from Python: tensors, and the tuples of
 // mam_kernels/_core/call.py.
 //
-// They were checked there by name (mam_kernels/_core/arguments.py). Type, device and layout are
+// Python checks them first, by name (mam_kernels/_core/arguments.py). Type, device and layout are
 // looked at once more, since kernels follow an address whatever it leads to. Included by
 // bindings.cpp alone.
 #pragma once

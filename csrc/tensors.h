@@ -145,8 +145,8 @@ struct Data {
 template <typename T>
 using Maybe = Data<T, true>;
 
-// Whether all are contiguous tensors of these shapes, of the type and on the device of the first,
-// which may be any.
+// Whether all are contiguous tensors of these shapes, and have the type and the device of the
+// first. Any type and device will do.
 inline bool alike(const py::tuple& objects, const py::tuple& shapes) {
   if (objects.size() != shapes.size()) return false;
   Tensor first, tensor;
