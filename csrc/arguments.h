@@ -129,6 +129,11 @@ inline Choice choice_of(py::handle object) {
 
 // A word on the library's device goes by its address, one on the host by its value.
 inline void read_word(py::handle object, uint64_t* word, const int64_t** address) {
+  *address = nullptr;
+  if (PyLong_Check(object.ptr())) {
+    *word = static_cast<uint64_t>(object.cast<int64_t>());
+    return;
+  }
   const Tensor tensor = read_anywhere(object);
   if (!holds<int64_t>(tensor) || elements(tensor) != 1) refuse(object, "one word of int64");
   *address = is_here(tensor) ? tensor.at<int64_t>() : nullptr;

@@ -9,6 +9,7 @@
 
 #include "arguments.h"
 #include "mam/ops.h"
+#include "step_fits.h"
 
 #ifdef MAM_CPU_DISPATCH
 #include "cpu/kernels.h"
@@ -171,15 +172,37 @@ backend::Projection projection(const Parameters& of, int64_t heads) {
 // The whole step of scalar values, and its gradient.
 void bind_step(py::module_& m) {
 #ifdef MAM_CPU_DISPATCH
-  m.def("state_size", &mam::cpu::State::size, "Elements of the state of a masking step.");
-  m.def("step_workspace", [](int64_t, int64_t, int64_t, int64_t, int64_t) { return 0; });
+  constexpr auto state_size = &mam::cpu::State::size;
+  constexpr auto workspace = [](int64_t, int64_t, int64_t, int64_t, int64_t) { return 0; };
   m.def("step_backward_workspace", [](int64_t, int64_t, int64_t, int64_t) { return 0; });
 #else
-  m.def("state_size", &backend::state_size, "Elements of the state of a masking step.");
-  m.def("step_workspace", &backend::step_workspace, "Bytes of scratch memory for masking_step.");
+  constexpr auto state_size = &backend::state_size;
+  constexpr auto workspace = &backend::step_workspace;
   m.def("step_backward_workspace", &backend::step_backward_workspace,
         "Bytes of scratch memory for masking_step_backward.");
 #endif
+  m.def(
+      "step_memory",
+      [=](int64_t rows, int64_t latents, int64_t heads, int64_t width, int64_t num_chosen) {
+        return py::make_tuple(state_size(rows, latents, heads, width),
+                              workspace(rows, latents, heads, width, num_chosen));
+      },
+      "Elements of the state of a masking step, and bytes of its scratch memory.");
+  m.def(
+      "step_fits",
+      [](py::handle cells, py::handle parameters, int64_t heads, py::handle choice,
+         py::handle weighting, py::handle draw, bool) {
+        return mam::python::step_fits(cells, parameters, heads, choice, weighting, draw);
+      },
+      "Whether a masking step takes these as they are.");
+  m.def(
+      "step_backward_fits",
+      [](py::handle grad_context, py::handle grad_penalty, py::handle parameters, int64_t heads,
+         py::handle state, int64_t rows) {
+        return mam::python::step_backward_fits(grad_context, grad_penalty, parameters, heads, state,
+                                               rows, state_size);
+      },
+      "Whether the gradient of a masking step takes these as they are.");
   m.def(
       "masking_step",
       [](const Parameters& parameters, int64_t heads, const Values& values, const Flags& valid,
@@ -253,9 +276,10 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_token_ops(m);
   bind_token_gradients(m);
   bind_step(m);
-  m.def("alike", &mam::python::alike,
-        "Whether all tensors of a tuple are contiguous, have the shapes of another, and the type "
-        "and the device of the first.");
+  m.def(
+      "is_plain", [](const py::object& object) { return mam::python::is_plain(object.ptr()); },
+      "Whether an object is no tensor, or one of no subclass that has memory on a CPU or a GPU and "
+      "is not negated lazily; of a tuple, whether all in it are.");
   m.attr("device") = MAM_DEVICE;
   m.attr("build_info") = build_info();
 }

@@ -47,11 +47,13 @@ struct Exchange {
 };
 
 inline const Exchange* exchange = nullptr;  // of torch.Tensor
+inline py::handle tensor_type, parameter_type, is_neg;
 
 // Called once, when the module is imported.
 inline void find_exchange() {
   constexpr const char* kName = "__dlpack_c_exchange_api__";
-  const py::object type = py::module_::import("torch").attr("Tensor");
+  const py::module_ torch = py::module_::import("torch");
+  const py::object type = torch.attr("Tensor");
   if (!py::hasattr(type, kName))
     throw py::import_error(
         "expected a torch whose tensors offer DLPack's exchange API, as those of 2.11 do");
@@ -61,6 +63,9 @@ inline void find_exchange() {
   if (exchange->major != 1)
     throw py::import_error("expected version 1 of DLPack's exchange API; torch offers " +
                            std::to_string(exchange->major));
+  tensor_type = py::object(type).release();
+  is_neg = py::object(type.attr("is_neg")).release();
+  parameter_type = py::object(torch.attr("nn").attr("Parameter")).release();
 }
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void refuse(py::handle got, const char* expected) {
@@ -79,6 +84,14 @@ inline Tensor read_anywhere(py::handle object) {
   if (object.is_none()) refuse(object, "a tensor");
   if (exchange->read(object.ptr(), &tensor) != 0) throw py::error_already_set();
   return tensor;
+}
+
+// False for what has no elements in memory one by one, such as a sparse tensor.
+inline bool try_read(py::handle object, Tensor* tensor) {
+  if (object.is_none()) return false;
+  if (exchange->read(object.ptr(), tensor) == 0) return true;
+  PyErr_Clear();
+  return false;
 }
 
 inline bool is_here(const Tensor& tensor) {
@@ -145,28 +158,28 @@ struct Data {
 template <typename T>
 using Maybe = Data<T, true>;
 
-// Whether all are contiguous tensors of these shapes, and have the type and the device of the
-// first. Any type and device will do.
-inline bool alike(const py::tuple& objects, const py::tuple& shapes) {
-  if (objects.size() != shapes.size()) return false;
-  Tensor first, tensor;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(objects.ptr()); ++i) {
-    const py::handle object = PyTuple_GET_ITEM(objects.ptr(), i),
-                     shape = PyTuple_GET_ITEM(shapes.ptr(), i);
-    if (object.is_none()) return false;
-    if (exchange->read(object.ptr(), &tensor) != 0) {
-      PyErr_Clear();  // such as a sparse tensor
-      return false;
-    }
-    if (i == 0) first = tensor;
-    if (tensor.code != first.code || tensor.bits != first.bits ||
-        tensor.device_type != first.device_type || tensor.device_id != first.device_id ||
-        tensor.dims != PyTuple_GET_SIZE(shape.ptr()) || !is_contiguous(tensor))
-      return false;
-    for (int d = 0; d < tensor.dims; ++d)
-      if (tensor.shape[d] != PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d))) return false;
+// Whether an object is no tensor, or what it seems to be: of no subclass, with memory on a CPU or a
+// GPU, and not negated lazily. Of a tuple, whether all in it are.
+inline bool is_plain(PyObject* object) {
+  if (PyTuple_Check(object)) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i)
+      if (!is_plain(PyTuple_GET_ITEM(object, i))) return false;
+    return true;
   }
-  return true;
+  if (object == Py_None || PyFloat_CheckExact(object) || PyLong_Check(object) ||
+      PyUnicode_CheckExact(object))
+    return true;
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (type != tensor_type.ptr() && type != parameter_type.ptr()) return false;
+  Tensor tensor;
+  if (!try_read(object, &tensor)) return false;
+  if (tensor.device_type != kOnHost && tensor.device_type != kOnGpu) return false;
+  if (!tensor.data && elements(tensor) > 0) return false;  // zeros that nobody has written yet
+  if (tensor.code != kFloat && tensor.code != kBfloat) return true;
+  const auto negated =
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg.ptr(), object));
+  if (!negated) throw py::error_already_set();
+  return negated.ptr() == Py_False;
 }
 
 }  // namespace python

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._core import checks, philox
+from ._core.call import word_tensor
 
 ROUNDINGS = ("floor", "ceil", "bernoulli")
 DRAWN_PER = ("cell", "batch")
@@ -159,5 +160,5 @@ def ids_of(like: Tensor, draw: Draw) -> Tensor:
 
 def _words(draw: Draw, device: torch.device) -> tuple[Tensor, Tensor]:
     """Seed and step as int64 of 0 dims on ``device``."""
-    seed, step = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
+    seed, step = word_tensor(draw.seed), word_tensor(draw.step)
     return seed.to(device), step.to(device)

@@ -8,14 +8,12 @@ layout once more (csrc/arguments.h), but knows no names. The checks take microse
 synchronisation: values on a GPU are not read, and the kernels there follow no index out of bounds.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import extension
 from .call import Cells, Choice, Draw, Parameters, Weighting
 from .checks import FLOATING, LARGEST_COUNT, values_are_checked
 from .csr import require_sound
@@ -208,27 +206,11 @@ def checked_parameters(
 ) -> Parameters:
     """Of one type, by the shapes of Linear and MultiheadAttention; out_bias may be None."""
     latents = one("latents", parameters.latents, FLOATING, (None, None), device)
-    _, width = latents.shape
+    count, width = latents.shape
     integer("heads", heads, 1)
     if width % heads:
         raise ValueError(f"heads: expected a divisor of the latents' width, {width}; got {heads}")
-    shapes, dtype = _parameter_shapes(len(latents), width, token_width), latents.dtype
-    # As they are nearly always, in one look: a masking step comes here with seven of them, twice.
-    alike = extension.alike()
-    if alike is not None and alike(parameters, shapes):
-        return parameters
-    return Parameters(
-        *(
-            None if x is None else flat(name, x, (dtype,), shape, device)
-            for name, x, shape in zip(Parameters._fields, parameters, shapes, strict=True)
-        )
-    )
-
-
-@functools.cache
-def _parameter_shapes(count: int, width: int, token_width: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes of the fields of ``Parameters``."""
-    return (
+    shapes = (
         (count, width),
         (3 * width, width),
         (3 * width,),
@@ -236,6 +218,12 @@ def _parameter_shapes(count: int, width: int, token_width: int) -> tuple[tuple[i
         (width,),
         (width, width),
         (width,),
+    )
+    return Parameters(
+        *(
+            None if x is None else flat(name, x, (latents.dtype,), shape, device)
+            for name, x, shape in zip(Parameters._fields, parameters, shapes, strict=True)
+        )
     )
 
 

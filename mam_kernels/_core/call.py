@@ -88,9 +88,21 @@ class Choice(NamedTuple):
 class Draw(NamedTuple):
     """The source of the random bits: a mask is a function of these three."""
 
-    seed: Tensor  # int64, 0 dims, on the CPU or on the device of the data
-    step: Tensor  # int64, 0 dims, likewise
+    seed: Tensor | int  # of 64 bits; a tensor is of 0 dims, on the CPU or the device of the data
+    step: Tensor | int  # likewise
     sample_ids: Tensor | None  # (B,) int64; None: the index of the row
+
+    def as_tensors(self) -> "Draw":
+        """The words as tensors, as an operation of torch takes them."""
+        return Draw(word_tensor(self.seed), word_tensor(self.step), self.sample_ids)
+
+
+def word_tensor(word: Tensor | int) -> Tensor:
+    """A seed or a step as int64 of 0 dims; an int goes to the CPU."""
+    if isinstance(word, Tensor):
+        return word
+    # Half of what torch.tensor takes.
+    return torch.scalar_tensor(word, dtype=torch.int64, device="cpu")
 
 
 class Weighting(NamedTuple):

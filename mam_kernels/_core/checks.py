@@ -85,6 +85,8 @@ def require_floating(name: str, x: object, shape: str, rank: int, *, dense: bool
 
 def require_shape(name: str, x: Tensor, shape: Sequence[int | None], spelled: str) -> None:
     """Sizes as given; None stands for any."""
+    if x.shape == shape:
+        return
     if x.dim() != len(shape) or any(
         want is not None and have != want for have, want in zip(x.shape, shape, strict=True)
     ):
@@ -293,7 +295,7 @@ def draw_source(
             )
         require_shape("sample_ids", sample_ids, (rows,), "(B,)")
         require_device("sample_ids", sample_ids, device, "the data")
-        ids = sample_ids.to(torch.int64).contiguous()
+        ids = sample_ids.to(torch.int64)
         if values_are_checked() and rows and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
             raise ValueError(
                 f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {ids.tolist()}"
@@ -306,17 +308,7 @@ def draw_source(
     return Draw(seed_word, step_word, ids)
 
 
-def as_tensor(word: Tensor | int) -> Tensor:
-    """A seed or a step as int64 of no dimensions; an int goes to the CPU."""
-    # Half of what torch.tensor takes.
-    return (
-        word
-        if isinstance(word, Tensor)
-        else torch.scalar_tensor(word, dtype=torch.int64, device="cpu")
-    )
-
-
-def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor:
+def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor | int:
     if isinstance(x, Tensor):
         if not _is_dense(x) or x.dtype not in INTEGERS or x.numel() != 1:
             raise TypeError(
@@ -335,7 +327,7 @@ def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Te
         x = int(x)  # an integer of numpy, which overflows
     if x < low or x >= high:
         raise ValueError(f"{name}: expected an int in [{low}, {high}); got {x}")
-    return as_tensor(x if x < 2**63 else x - 2**64)
+    return x if x < 2**63 else x - 2**64
 
 
 def count_masked(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import evidence
+from .checks import values_are_checked
 from .describing import shortened
 
 logger = logging.getLogger("mam_kernels")
@@ -232,7 +233,8 @@ def _found(folder: str, function: str, backend: str) -> Callable | None:
     checks first; None where it has none.
 
     Both backends of extension modules are served by ``native.py``, whose functions take the
-    module first.
+    module first. The modules themselves say of some functions, by ``LOOKS``, whether arguments need
+    no check.
     """
     from . import extension
 
@@ -241,13 +243,26 @@ def _found(folder: str, function: str, backend: str) -> Callable | None:
     run = getattr(module, function, None)
     if run is None:
         return None
-    if native:
-        run = functools.partial(run, getattr(extension, backend)())
-    arguments = importlib.import_module(f"mam_kernels.ops.{folder}.arguments")
-    return functools.partial(_run_checked, getattr(arguments, function), run)
+    check = getattr(importlib.import_module(f"mam_kernels.ops.{folder}.arguments"), function)
+    if not native:
+        return functools.partial(_run_checked, check, run)
+    lib = getattr(extension, backend)()
+    run = functools.partial(run, lib)
+    look = getattr(module, "LOOKS", {}).get(function)
+    if look is None:
+        return functools.partial(_run_checked, check, run)
+    return functools.partial(_run_looked_at, getattr(lib, look), check, run)
 
 
 def _run_checked(check: Callable[..., tuple], run: Callable, *arguments: object) -> object:
+    return run(*check(*arguments))
+
+
+def _run_looked_at(
+    fits: Callable[..., bool], check: Callable[..., tuple], run: Callable, *arguments: object
+) -> object:
+    if not values_are_checked() and fits(*arguments):
+        return run(*arguments)
     return run(*check(*arguments))
 
 
@@ -269,6 +284,7 @@ def implementation(op: str, backend: str, data: Tensor) -> Callable:
     return _implementation(op, chosen(op, backend, data))
 
 
+@functools.cache
 def optional(op: str, function: str, backend: str) -> Callable | None:
     """Another function in the file of the ``chosen`` backend of ``op``, such as the whole step
     beside the mask; None where that backend does without.
@@ -283,7 +299,7 @@ def forget() -> None:
     """
     global _environment
     _environment = os.environ.get("MAM_BACKEND", "")
-    for cached in (_missing, obstacle, resolve, _found, _implementation):
+    for cached in (_missing, obstacle, resolve, _found, _implementation, optional):
         cached.cache_clear()
 
 

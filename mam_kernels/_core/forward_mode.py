@@ -24,13 +24,17 @@ class _Tangents(torch.autograd.Function):
         no_forward_mode()
 
 
+def in_forward_mode() -> bool:
+    """Whether a tensor may carry a tangent."""
+    # The name is private to torch; without it every call looks at its tensors.
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
 def refuse_forward_mode(arguments: Iterable[object]) -> None:
     """Raise where a tensor carries a tangent. No operation here computes with it: it would be lost
     without an error.
     """
-    # Outside of forward mode no tensor has one. The name is private to torch; without it every
-    # call looks at its tensors.
-    if getattr(forward_ad, "_current_level", 0) < 0:
+    if not in_forward_mode():
         return
     tensors = [x for x in arguments if isinstance(x, Tensor)]
     if not torch.compiler.is_compiling():

@@ -5,20 +5,23 @@ backends, shapes for tracing, and its gradient.
 export, opcheck) at about half the host cost.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from .forward_mode import no_forward_mode, refuse_forward_mode
+from .call import Draw
+from .direct import are_plain, nobody_watches
+from .forward_mode import in_forward_mode, no_forward_mode, refuse_forward_mode
 
 NAMESPACE = "mam_kernels"
 
 SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
+    Tensor | int: "Tensor",
     int: "SymInt",
     float: "float",
     bool: "bool",
@@ -46,6 +49,7 @@ class Operation:
         save: keeps what the gradient needs; takes autograd's context, the parts and the results.
         backward: takes autograd's context and a gradient (or None) for each result; returns
             part -> its gradient. Other parts have none. None: the operation has no gradient.
+        differentiable: the parts that ``backward`` may return. None: whatever holds tensors.
     """
 
     def __init__(
@@ -58,8 +62,9 @@ class Operation:
         *,
         save: Callable | None = None,
         backward: Callable | None = None,
+        differentiable: Sequence[str] | None = None,
     ) -> None:
-        self.name, self.parts = name, tuple(parts)
+        self.name, self.parts, self._run = name, tuple(parts), run
         # Of each part its class, None for a plain argument, and which of the flat arguments it is.
         self._places: list[tuple[Any, int, int]] = []
         start = 0
@@ -69,6 +74,11 @@ class Operation:
             self._places.append((structure, start, stop))
             start = stop
         self._num_flat = start
+        if backward is None:
+            differentiable = ()
+        elif differentiable is None:
+            differentiable = [x for x, kind in parts.items() if _holds_tensors(kind)]
+        self._differentiable = tuple(map(self.parts.index, differentiable))
         schema = f"{name}({_arguments(parts)}) -> ({_arguments(returns)})"
         tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
         _library.define(schema, tags=tags)
@@ -102,20 +112,43 @@ class Operation:
         Raises:
             NotImplementedError: a tensor carries a tangent of forward-mode differentiation.
         """
-        flat = self.flat(*parts)
         if torch.compiler.is_compiling():
+            flat = self.flat(*parts)
             refuse_compiled_transforms()
             refuse_forward_mode(flat)  # of a level that begins inside what is compiled
             return self.overload(*flat)
         if transforming():
-            return self._transformed.apply(*flat)
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
-            return self._plain.apply(*flat)
-        return self._without_gradient(flat)
+            return self._transformed.apply(*self.flat(*parts))
+        if in_forward_mode():
+            refuse_forward_mode(self.flat(*parts))  # inside a node of autograd no tangent is seen
+        run = self._run if nobody_watches() and are_plain(parts) else self._dispatched
+        if self._differentiable and torch.is_grad_enabled():
+            tensors = self._differentiated(parts)
+            if any(isinstance(x, Tensor) and x.requires_grad for x in tensors):
+                return self._plain.apply(run, parts, *tensors)
+        return run(*parts)
 
-    def _without_gradient(self, flat: Sequence) -> Any:
+    def in_backward(self, ctx, *parts: Any) -> Any:
+        """As ``__call__``, in the backward pass of another operation; past the dispatcher where its
+        forward pass went past it.
+        """
+        same = ctx.direct and not (
+            torch.is_grad_enabled() or in_forward_mode() or torch.compiler.is_compiling()
+        )
+        return self._run(*parts) if same and are_plain(parts) else self(*parts)
+
+    def _differentiated(self, parts: Sequence) -> list:
+        """The flat arguments of the differentiable parts."""
+        flat: list[Any] = []
+        for index in self._differentiable:
+            structure, _, _ = self._places[index]
+            flat.extend((parts[index],) if structure is None else parts[index])
+        return flat
+
+    def _dispatched(self, *parts: Any) -> Any:
+        """Run it by torch's dispatcher, without gradient."""
         with _below_autograd():
-            return self.overload(*flat)
+            return self.overload(*self.flat(*parts))
 
     def flat(self, *parts: Any) -> list:
         """The flat arguments of the operation that the parts come to."""
@@ -123,6 +156,8 @@ class Operation:
         for part, (structure, _, _) in zip(parts, self._places, strict=True):
             if structure is None:
                 flat.append(part)
+            elif structure is Draw:
+                flat.extend(part.as_tensors())
             else:
                 flat.extend(part)
         return flat
@@ -135,13 +170,16 @@ class Operation:
             for structure, start, stop in self._places
         ]
 
-    def _gradients(self, by_part: Mapping[str, Any]) -> tuple:
-        """Gradients in the order of the flat arguments."""
-        flat: list[Tensor | None] = [None] * self._num_flat
-        for name, (structure, start, stop) in zip(self.parts, self._places, strict=True):
-            gradient = by_part.get(name)
-            if gradient is not None:
-                flat[start:stop] = (gradient,) if structure is None else gradient
+    def _gradients(self, by_part: Mapping[str, Any], of: Iterable[int]) -> tuple:
+        """Gradients in the order of the flat arguments, of the parts with these numbers."""
+        flat: list[Tensor | None] = []
+        for index in of:
+            structure, start, stop = self._places[index]
+            gradient = by_part.get(self.parts[index])
+            if gradient is None:
+                flat.extend([None] * (stop - start))
+            else:
+                flat.extend((gradient,) if structure is None else gradient)
         return tuple(flat)
 
     def _functions(
@@ -154,35 +192,47 @@ class Operation:
         often as there are arguments: 0.1 to 0.6 ms for the masking step.
         """
 
-        def setup_context(ctx, inputs: tuple, output: Any) -> None:
+        def keep(ctx, parts: Sequence, output: Any, direct: bool) -> None:
+            ctx.direct = direct
             ctx.set_materialize_grads(False)
             if backward is None:
                 ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
             if save is not None:
-                save(ctx, self._together(inputs), output)
+                save(ctx, parts, output)
+
+        by_part = backward or (lambda ctx, *gradients: {})
 
         def flat_backward(ctx, *gradients: Tensor | None) -> tuple:
-            return self._gradients({} if backward is None else backward(ctx, *gradients))
+            return self._gradients(by_part(ctx, *gradients), range(len(self.parts)))
 
         def forward(*flat: Any) -> Any:
             return self.overload(*flat)
 
-        # With a setup_context of its own torch looks up the signature of forward in each call.
-        def forward_and_context(ctx, *flat: Any) -> Any:
-            results = self._without_gradient(flat)
-            setup_context(ctx, flat, results)
+        def setup_context(ctx, inputs: tuple, output: Any) -> None:
+            keep(ctx, self._together(inputs), output, False)
+
+        # autograd is given the tensors of the differentiable parts, beside all parts as one
+        # argument. With a setup_context of its own torch looks up the signature of forward in each
+        # call.
+        def plain_forward(ctx, run: Callable, parts: tuple, *_: Tensor | None) -> Any:
+            results = run(*parts)
+            keep(ctx, parts, results, run is self._run)
             return results
 
-        backward_and_jvp = {
-            "backward": staticmethod(flat_backward),
+        def plain_backward(ctx, *gradients: Tensor | None) -> tuple:
+            return None, None, *self._gradients(by_part(ctx, *gradients), self._differentiable)
+
+        plain = {
+            "forward": staticmethod(plain_forward),
+            "backward": staticmethod(plain_backward),
             "jvp": staticmethod(no_forward_mode),
         }
-        plain = {"forward": staticmethod(forward_and_context), **backward_and_jvp}
         transformed = {
             "forward": staticmethod(forward),
             "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(flat_backward),
+            "jvp": staticmethod(no_forward_mode),
             "generate_vmap_rule": True,
-            **backward_and_jvp,
         }
         base = (torch.autograd.Function,)
         return type(self.name, base, plain), type(self.name, base, transformed)
@@ -214,6 +264,11 @@ def no_second_derivative(name: str) -> Callable:
 
 def _is_structure(kind: Any) -> bool:
     return hasattr(kind, "_fields")
+
+
+def _holds_tensors(kind: Any) -> bool:
+    kinds = get_type_hints(kind).values() if _is_structure(kind) else (kind,)
+    return any(kind in (Tensor, Tensor | None, Tensor | int) for kind in kinds)
 
 
 def _arguments(parts: Mapping[str, Any]) -> str:

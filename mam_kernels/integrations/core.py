@@ -280,7 +280,7 @@ class MaskingStep(nn.Module):
             self.shares,
             positions,
             ids,
-            seed=checks.as_tensor(draw.seed),
+            seed=draw.seed,
             step=draw.step,
             stream=CORRUPTION_STREAM,
         )

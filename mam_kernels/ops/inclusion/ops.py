@@ -70,7 +70,9 @@ def _save(ctx, parts: list, results: tuple[Tensor, Tensor]) -> None:
 def _backward(ctx, grad: Tensor | None, _time: Tensor | None) -> dict[str, Tensor]:
     if grad is None:
         return {}
-    return {"weights": probabilities_backward(grad, *ctx.saved_tensors, ctx.backend)}
+    return {
+        "weights": probabilities_backward.in_backward(ctx, grad, *ctx.saved_tensors, ctx.backend)
+    }
 
 
 probabilities = Operation(
@@ -81,6 +83,7 @@ probabilities = Operation(
     _fake,
     save=_save,
     backward=_backward,
+    differentiable=("weights",),
 )
 
 

@@ -104,7 +104,8 @@ def _backward(ctx, grad_output: Tensor | None, grad_logsumexp: Tensor | None) ->
     query, key, value, valid, output, logsumexp = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    gradients = attention_backward(
+    gradients = attention_backward.in_backward(
+        ctx,
         grad_output.contiguous(),
         None if grad_logsumexp is None else grad_logsumexp.contiguous(),
         query,
@@ -127,6 +128,7 @@ attention = Operation(
     _fake_attention,
     save=_save,
     backward=_backward,
+    differentiable=("query", "key", "value"),
 )
 
 

@@ -150,7 +150,8 @@ def _save(ctx, parts: list, results: tuple[Tensor, ...]) -> None:
 def _backward(ctx, _mask, _importance, grad_context, grad_penalty, *_state) -> dict:
     tokens, valid, *others = ctx.saved_tensors
     count = len(Parameters._fields)
-    grad_tokens, *gradients = masking_backward(
+    grad_tokens, *gradients = masking_backward.in_backward(
+        ctx,
         grad_context,
         grad_penalty,
         tokens,
@@ -189,6 +190,7 @@ masking = Operation(
     _fake,
     save=_save,
     backward=_backward,
+    differentiable=("tokens", "parameters"),
 )
 """Mask, importance, context and penalty of a batch of cells, then the state of the gradient;
 differentiable in the tokens and the parameters, which are of one dtype, float32 or better.

@@ -6,7 +6,7 @@ See README.md beside this file.
 import torch
 from torch import Tensor
 
-from ..._core import checks, philox
+from ..._core import philox
 from ..._core.call import AS_GIVEN, Draw, Weighting
 
 SMALLEST_RELATIVE_WEIGHT = 1e-37
@@ -77,7 +77,7 @@ def select(
     inverse_temperature``; (B, L) bool.
     """
     rows, positions = weights.shape
-    seed, step = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
+    seed, step, _ = draw.as_tensors()
     ids = torch.arange(rows, device=weights.device) if draw.sample_ids is None else draw.sample_ids
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
     relative = relative_weights(weights, valid, *weighting)
@@ -89,7 +89,7 @@ def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) 
     (size,).
     """
     sample_id = torch.zeros(1, dtype=torch.int64, device=device)
-    seed, step = checks.as_tensor(draw.seed), checks.as_tensor(draw.step)
+    seed, step, _ = draw.as_tensors()
     bits = philox.random_bits(num_latents, sample_id, step, seed, philox.STREAM_LATENTS)[0]
     order = torch.argsort(philox.uniforms(bits), stable=True)
     return order[:size].sort().values

@@ -14,6 +14,9 @@ from torch import Tensor
 from ..._core import extension
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
 
+LOOKS = {"step": "step_fits", "step_backward": "step_backward_fits"}
+"""Function -> that of the module which says whether its arguments are as they must be."""
+
 
 def _empty_moments(cells: Cells, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (cells.rows, *slope.shape), cells.values.device
@@ -81,13 +84,12 @@ def step(
     rows, positions, (count, width) = cells.rows, cells.num_positions, parameters.latents.shape
     device = cells.values.device
     mask = torch.empty((rows, positions), dtype=torch.bool, device=device)
-    shapes = ((rows, positions), (rows, width), (), (lib.state_size(rows, count, heads, width),))
-    floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
     num_chosen = choice.num_drawn if choice.latents is None else len(choice.latents)
+    state_size, num_bytes = lib.step_memory(rows, count, heads, width, num_chosen)
+    shapes = ((rows, positions), (rows, width), (), (state_size,))
+    floats = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
     with extension.on(device):
-        scratch = extension.workspace(
-            lib.step_workspace(rows, count, heads, width, num_chosen), device
-        )
+        scratch = extension.workspace(num_bytes, device)
         lib.masking_step(
             parameters,
             heads,

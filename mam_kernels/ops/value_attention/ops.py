@@ -87,6 +87,7 @@ moments = Operation(
     _fake,
     save=_save,
     backward=_backward,
+    differentiable=("slope",),
 )
 
 

@@ -13,13 +13,11 @@ for float32 parameters; ``state`` is float32 (S,), laid out as ``arguments.State
 backends and types the step is made of its parts, see ``composed.py``.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
-from ..._core.dispatch import chosen, optional
+from ..._core.dispatch import chosen, optional, requested
 from ..._core.registration import Operation, no_second_derivative
 from . import arguments, composed
 
@@ -27,11 +25,9 @@ ZEROS_APART = ("cpu",)
 """Backends whose own step draws zeros apart; those of others are drawn beside it."""
 
 
-def _whole_step(function: str, parameters: Parameters, backend: str) -> Callable | None:
-    """The chosen backend's own ``step`` or ``step_backward``, where it has one for these types."""
-    if parameters.latents.dtype != torch.float32:
-        return None
-    return optional("value_mask", function, backend)
+def _has_steps(parameters: Parameters) -> bool:
+    """Whether a backend may have a step of its own for these."""
+    return parameters.latents.dtype == torch.float32
 
 
 def _run(
@@ -46,7 +42,7 @@ def _run(
 ) -> tuple[Tensor, ...]:
     parts = (cells, parameters, heads, choice, weighting, draw, visible)
     runs = chosen("value_mask", backend, cells.values)
-    step = _whole_step("step", parameters, runs)
+    step = optional("value_mask", "step", runs) if _has_steps(parameters) else None
     if step is None:
         return composed.step(*arguments.step(*parts), backend)
     if choice.zeros_apart and runs not in ZEROS_APART:
@@ -86,9 +82,10 @@ def _run_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     parts = (grad_context, grad_penalty, parameters, heads, state, rows)
-    runs = chosen("value_mask", backend, state)
-    if backward := _whole_step("step_backward", parameters, runs):
-        return backward(*parts)
+    if _has_steps(parameters):
+        runs = chosen("value_mask", backend, state)
+        if backward := optional("value_mask", "step_backward", runs):
+            return backward(*parts)
     return composed.step_backward(*arguments.step_backward(*parts))
 
 
@@ -117,18 +114,18 @@ masking_backward = Operation(
 
 
 def _save(ctx, parts: list, results: tuple[Tensor, ...]) -> None:
-    parameters, cells, *_, heads, _visible, backend = parts
+    parameters, *_, heads, _visible, backend = parts
     mask, importance, context, _, state = results
     ctx.mark_non_differentiable(mask, importance, state)
     ctx.save_for_backward(*parameters, state)
     # The backend of the forward pass runs the backward pass too.
-    ctx.others = (context.shape[0], heads, chosen("value_mask", backend, cells.values))
+    ctx.others = (context.shape[0], heads, requested(backend))
 
 
 def _backward(ctx, _mask, _importance, grad_context, grad_penalty, _state) -> dict:
     *parameters, state = ctx.saved_tensors
-    gradients = masking_backward(
-        grad_context, grad_penalty, Parameters(*parameters), state, *ctx.others
+    gradients = masking_backward.in_backward(
+        ctx, grad_context, grad_penalty, Parameters(*parameters), state, *ctx.others
     )
     return {"parameters": gradients}
 
@@ -156,6 +153,7 @@ masking = Operation(
     _fake,
     save=_save,
     backward=_backward,
+    differentiable=("parameters",),
 )
 """Mask, importance, context and penalty of a batch of cells, then the state of the gradient;
 differentiable in the parameters, which are of one dtype.
