@@ -16,7 +16,8 @@ namespace mam {
 namespace python {
 
 // Of this many dimensions and these sizes, on the device of the data.
-inline bool is_like(const Tensor& tensor, std::initializer_list<int64_t> sizes, const Tensor& data) {
+inline bool is_like(const Tensor& tensor, std::initializer_list<int64_t> sizes,
+                    const Tensor& data) {
   if (tensor.dims != static_cast<int32_t>(sizes.size())) return false;
   const int64_t* have = tensor.shape;
   for (const int64_t size : sizes)
@@ -57,10 +58,10 @@ inline bool cells_fit(const Tuple<5>& cells, Tensor* values, int64_t* rows) {
     *rows = offsets.shape[0] - 1;
     if (values->dims != 1 || !is_contiguous(*values)) return false;
     const int64_t entries = values->shape[0];
-    const bool int64 = fits<int64_t>(crow, {*rows + 1}, *values) &&
-                       fits<int64_t>(col, {entries}, *values);
-    const bool int32 = fits<int32_t>(crow, {*rows + 1}, *values) &&
-                       fits<int32_t>(col, {entries}, *values);
+    const bool int64 =
+        fits<int64_t>(crow, {*rows + 1}, *values) && fits<int64_t>(col, {entries}, *values);
+    const bool int32 =
+        fits<int32_t>(crow, {*rows + 1}, *values) && fits<int32_t>(col, {entries}, *values);
     if (!int64 && !int32) return false;
   }
   return flags_fit(cells[3], *rows, positions, *values);

@@ -176,8 +176,7 @@ inline bool is_plain(PyObject* object) {
   if (tensor.device_type != kOnHost && tensor.device_type != kOnGpu) return false;
   if (!tensor.data && elements(tensor) > 0) return false;  // zeros that nobody has written yet
   if (tensor.code != kFloat && tensor.code != kBfloat) return true;
-  const auto negated =
-      py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg.ptr(), object));
+  const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg.ptr(), object));
   if (!negated) throw py::error_already_set();
   return negated.ptr() == Py_False;
 }

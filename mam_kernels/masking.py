@@ -368,9 +368,10 @@ def _drawable(
 ) -> Tensor | None:
     """The checked positions that may be hidden; None: as valid."""
     # One tensor may be an argument of a compiled operation only once: None is "as valid".
-    maskable = None if maskable is valid else maskable
-    maskable = checks.require_flags("maskable", maskable, *shape, device)
-    return maskable if maskable is None or valid is None else maskable & valid
+    if maskable is None or maskable is valid:
+        return None
+    flags = checks.require_flags("maskable", maskable, *shape, device)
+    return flags if flags is None or valid is None else flags & valid
 
 
 def _amount(

@@ -381,7 +381,8 @@ def _attend(
         **_amount("zero_ratio", "num_zeros", zero_share, cells, drawable, True, draw),
     }
     maskable = None if drawable is cells.valid else drawable
-    out = latents(tokens, cells.valid, maskable, **amounts, **draw._asdict())
+    seed, step, ids = draw
+    out = latents(tokens, cells.valid, maskable, seed=seed, step=step, sample_ids=ids, **amounts)
     return out if drawable is None else out._replace(importance=out.importance * drawable)
 
 

@@ -19,26 +19,23 @@ _WITHOUT_EFFECT = (
     *("AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA"),
 )
 
-
-def _others() -> int | None:
-    """The bits of all other keys; None where torch, whose names of them are private, differs."""
-    try:
-        sets = (
-            torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in _WITHOUT_EFFECT
-        )
-        return ~functools.reduce(operator.or_, (keys.raw_repr() for keys in sets))
-    except AttributeError:
-        return None
-
-
-_OTHERS = _others()
+# All of this is private to torch. Without it every call passes through the dispatcher.
+try:
+    _included_keys = torch._C._dispatch_tls_local_include_set
+    _function_mode_is_on = torch._C._is_torch_function_mode_enabled
+    _profiler_is_on = torch.autograd._profiler_enabled
+    _keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in _WITHOUT_EFFECT)
+    _OTHERS = ~functools.reduce(operator.or_, (key.raw_repr() for key in _keys))
+    KNOWN = True
+except AttributeError:
+    KNOWN = False
 
 
 def nobody_watches() -> bool:
     """Whether no mode, tracer or profiler of this thread would see a call."""
-    if _OTHERS is None or torch._C._dispatch_tls_local_include_set().raw_repr() & _OTHERS:
+    if not KNOWN or _included_keys().raw_repr() & _OTHERS:
         return False
-    return not (torch._C._is_torch_function_mode_enabled() or torch.autograd._profiler_enabled())
+    return not (_function_mode_is_on() or _profiler_is_on())
 
 
 def are_plain(parts: tuple) -> bool:

@@ -276,7 +276,8 @@ def _implementation(op: str, backend: str) -> Callable:
 
 def chosen(op: str, backend: str, data: Tensor) -> str:
     """The backend that runs ``op`` for tensors like ``data``, here and now."""
-    return resolve(requested(backend), op, data.device.type, data.dtype)
+    device = "cpu" if data.is_cpu else data.device.type  # whose name torch makes each time
+    return resolve(requested(backend), op, device, data.dtype)
 
 
 def implementation(op: str, backend: str, data: Tensor) -> Callable:

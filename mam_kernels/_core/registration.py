@@ -98,6 +98,8 @@ class Operation:
         torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
         self.overload = getattr(torch.ops.mam_kernels, name).default
         self._plain, self._transformed = self._functions(save, backward)
+        # Past what torch.autograd.Function asks about transforms, which is asked here before.
+        self._apply = super(torch.autograd.Function, self._plain).apply
         if backward is not None:
             torch.library.register_autograd(
                 f"{NAMESPACE}::{name}",
@@ -121,12 +123,13 @@ class Operation:
             return self._transformed.apply(*self.flat(*parts))
         if in_forward_mode():
             refuse_forward_mode(self.flat(*parts))  # inside a node of autograd no tangent is seen
-        run = self._run if nobody_watches() and are_plain(parts) else self._dispatched
+        direct = nobody_watches() and are_plain(parts)
         if self._differentiable and torch.is_grad_enabled():
             tensors = self._differentiated(parts)
             if any(isinstance(x, Tensor) and x.requires_grad for x in tensors):
-                return self._plain.apply(run, parts, *tensors)
-        return run(*parts)
+                apply = self._apply if direct else self._plain.apply
+                return apply(direct, parts, *tensors)
+        return self._run(*parts) if direct else self._dispatched(*parts)
 
     def in_backward(self, ctx, *parts: Any) -> Any:
         """As ``__call__``, in the backward pass of another operation; past the dispatcher where its
@@ -214,9 +217,9 @@ class Operation:
         # autograd is given the tensors of the differentiable parts, beside all parts as one
         # argument. With a setup_context of its own torch looks up the signature of forward in each
         # call.
-        def plain_forward(ctx, run: Callable, parts: tuple, *_: Tensor | None) -> Any:
-            results = run(*parts)
-            keep(ctx, parts, results, run is self._run)
+        def plain_forward(ctx, direct: bool, parts: tuple, *_: Tensor | None) -> Any:
+            results = self._run(*parts) if direct else self._dispatched(*parts)
+            keep(ctx, parts, results, direct)
             return results
 
         def plain_backward(ctx, *gradients: Tensor | None) -> tuple:

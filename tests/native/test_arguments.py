@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mam_kernels._core import extension
 from mam_kernels._core.call import Cells, Choice, Draw, Parameters, Weighting
+from mam_kernels.ops.value_attention import arguments
 
 try:
     lib = extension.cpu()
@@ -153,44 +153,203 @@ def test_a_choice_counts_the_latents_that_it_names():
     torch.testing.assert_close(run(torch.tensor([], dtype=torch.int64)), torch.zeros(2))
 
 
-shapes = st.lists(st.integers(0, 3), min_size=0, max_size=3).map(tuple)
-layouts = st.sampled_from(("plain", "apart", "turned", "double", "missing", "sparse", "meta"))
+class Subclass(torch.Tensor):
+    """A tensor that something else may listen to."""
 
 
-def tensor_of(shape: tuple[int, ...], layout: str) -> torch.Tensor | None:
-    x = torch.zeros(shape)
-    if layout == "apart":
-        return torch.stack([x, x], dim=-1)[..., 0]
+NEGATED = torch.complex(torch.zeros(3), torch.ones(3)).conj().imag
+PARAMETER = torch.nn.Parameter(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("thing", "plain"),
+    [
+        pytest.param(torch.ones(3), True, id="tensor"),
+        pytest.param(PARAMETER, True, id="parameter"),
+        pytest.param(torch.tensor(2), True, id="word"),
+        pytest.param(torch.ones(4)[::2], True, id="apart"),
+        pytest.param(torch.ones(0, 3), True, id="empty"),
+        pytest.param(torch.ones(3, dtype=torch.bool), True, id="flags"),
+        pytest.param(None, True, id="None"),
+        pytest.param(3, True, id="int"),
+        pytest.param(True, True, id="bool"),
+        pytest.param(0.5, True, id="float"),
+        pytest.param("cpu", True, id="string"),
+        pytest.param((), True, id="nothing"),
+        pytest.param(
+            (torch.ones(3), Cells(torch.ones(2, 5), None, None, None, 5)), True, id="parts"
+        ),
+        pytest.param(NEGATED, False, id="negated"),
+        pytest.param(NEGATED.resolve_neg(), True, id="negation carried out"),
+        pytest.param(torch._efficientzerotensor((3,)), False, id="zeros never written"),
+        pytest.param(torch.ones(3).as_subclass(Subclass), False, id="subclass"),
+        pytest.param(torch.nn.Parameter(torch.ones(3).as_subclass(Subclass)), False, id="of one"),
+        pytest.param(torch.ones(3, device="meta"), False, id="meta"),
+        pytest.param(torch.ones(2, 3).to_sparse(), False, id="sparse"),
+        pytest.param(torch.ones(2, 3).to_sparse_csr(), False, id="CSR"),
+        pytest.param([torch.ones(3)], False, id="list"),
+        pytest.param(object(), False, id="object"),
+        pytest.param((1, (2, NEGATED)), False, id="one among parts"),
+    ],
+)
+def test_what_is_what_it_seems_to_be(thing, plain):
+    assert lib.is_plain(thing) is plain
+
+
+def test_tensors_of_a_transform_are_not_what_they_seem():
+    answers = []
+
+    def ask(x):
+        answers.append(lib.is_plain(x))
+        return x.sum()
+
+    x = torch.rand(3, 2)
+    torch.func.vmap(ask)(x)
+    torch.func.grad(ask)(x)
+    torch.func.functionalize(ask)(x)
+    with FakeTensorMode() as mode:
+        ask(mode.from_tensor(x))
+    assert answers == [False] * 4
+
+
+# --- What a masking step takes as it is ---
+
+ROWS, POSITIONS, LATENTS, HEADS, WIDTH = 3, 7, 5, 2, 4
+
+
+def parameters_of() -> Parameters:
+    shapes = [(LATENTS, WIDTH), (3 * WIDTH, WIDTH), (3 * WIDTH,)]
+    shapes += [(WIDTH, 1), (WIDTH,), (WIDTH, WIDTH), (WIDTH,)]
+    return Parameters(*map(torch.zeros, shapes))
+
+
+def step_arguments(sparse: bool = False) -> dict:
+    """Of a step that needs no check."""
+    values, crow, col = torch.rand(ROWS, POSITIONS), None, None
+    if sparse:
+        values, crow, col = torch.rand(4), torch.tensor([0, 2, 2, 4]), torch.tensor([0, 6, 1, 2])
     return {
-        "plain": x,
-        "turned": x.T.contiguous().T if x.dim() == 2 else x,
-        "double": x.double(),
-        "missing": None,
-        "sparse": x.to_sparse() if x.dim() else x,
-        "meta": x.to("meta"),
-    }[layout]
+        "cells": Cells(values, crow, col, None, POSITIONS),
+        "parameters": parameters_of(),
+        "heads": HEADS,
+        "choice": Choice(None, None, 0.5, None, 2),
+        "weighting": Weighting(1e-8, 1.0),
+        "draw": Draw(1, 2, None),
+        "visible": False,
+    }
 
 
-@given(st.lists(st.tuples(shapes, shapes | st.none(), layouts), min_size=1, max_size=4))
-def test_alike_says_what_torch_says(entries):
-    tensors = tuple(tensor_of(shape, layout) for shape, _, layout in entries)
-    wanted = tuple(shape if other is None else other for shape, other, _ in entries)
-    first = tensors[0]
-    truth = all(
-        x is not None
-        and x.layout is torch.strided
-        and x.device.type == "cpu"
-        and x.shape == shape
-        and x.is_contiguous()
-        and x.dtype is first.dtype
-        for x, shape in zip(tensors, wanted, strict=True)
+def backward_arguments() -> dict:
+    return {
+        "grad_context": torch.ones(ROWS, WIDTH),
+        "grad_penalty": torch.tensor(1.0),
+        "parameters": parameters_of(),
+        "heads": HEADS,
+        "state": torch.zeros(arguments.state_size(ROWS, LATENTS, HEADS, WIDTH)),
+        "rows": ROWS,
+    }
+
+
+CALLS = {
+    "step": (step_arguments, lib.step_fits, arguments.step),
+    "sparse step": (lambda: step_arguments(sparse=True), lib.step_fits, arguments.step),
+    "step_backward": (backward_arguments, lib.step_backward_fits, arguments.step_backward),
+}
+call = pytest.mark.parametrize("name", CALLS)
+
+
+def fields(given: dict) -> list[tuple[str, str | None]]:
+    """Every argument, or of a structure every field."""
+    return [
+        (key, field)
+        for key, value in given.items()
+        for field in (value._fields if hasattr(value, "_fields") else (None,))
+    ]
+
+
+def alterations(x: object) -> list[object]:
+    """Other values for an argument: what the checks convert, refuse, or take as well."""
+    if not isinstance(x, torch.Tensor):
+        numbers = [-1, 0, 1, 2, 3, 9, 2**31, 0.0, 0.25, 1.0, 1.5, -1.0, 1e-40, 1e31, float("nan")]
+        flags = [torch.ones(s, dtype=torch.bool) for s in ((ROWS, POSITIONS), (ROWS,), (2, 7))]
+        flags.append(torch.ones(ROWS, POSITIONS, dtype=torch.uint8))
+        kinds = (torch.int32, torch.int64)
+        counts = [torch.ones(n, dtype=kind) for n in (ROWS, 2) for kind in kinds]
+        words = [torch.tensor(3), torch.tensor([3]), torch.tensor(3, dtype=torch.int32)]
+        return [None, *numbers, *flags, *counts, *words, torch.ones(ROWS, 1, dtype=torch.int32)]
+    types = [
+        x.to(t) for t in (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.bool)
+    ]
+    shapes = [x[None], x.flatten()] + ([x[:-1], torch.cat([x, x])] if x.dim() else [])
+    layouts = [torch.stack([x, x], dim=-1)[..., 0], x.to("meta")]
+    layouts += [x.T.contiguous().T, x.to_sparse()] if x.dim() == 2 else []
+    return [None, *types, *shapes, *layouts]
+
+
+def altered(given: dict, key: str, field: str | None, value: object) -> tuple:
+    changed = value if field is None else given[key]._replace(**{field: value})
+    return tuple({**given, key: changed}.values())
+
+
+def unchanged(parts: tuple, checked: tuple) -> bool:
+    """Whether the checks returned their arguments as they were."""
+    return len(parts) == len(checked) and all(
+        unchanged(a, b)
+        if isinstance(a, tuple)
+        else a is b or (not isinstance(a, torch.Tensor) and a == b)
+        for a, b in zip(parts, checked, strict=True)
     )
-    assert lib.alike(tensors, wanted) is truth
 
 
-def test_alike_needs_as_many_shapes():
-    assert not lib.alike((torch.ones(2),), ((2,), (2,)))
-    assert lib.alike(Parameters(*[torch.ones(2)] * 7), ((2,),) * 7)
+@call
+def test_a_call_as_it_is_nearly_always_fits(name):
+    build, fits, check = CALLS[name]
+    parts = tuple(build().values())
+    assert fits(*parts)
+    assert unchanged(parts, check(*parts))
+
+
+@call
+def test_what_fits_is_what_the_checks_return_as_it_is(name):
+    build, fits, check = CALLS[name]
+    given, tried, fitted = build(), 0, 0
+    for key, field in fields(given):
+        value = given[key] if field is None else getattr(given[key], field)
+        for other in alterations(value):
+            parts = altered(given, key, field, other)
+            try:
+                answer = fits(*parts)
+            except (TypeError, RuntimeError):  # no number, or not one of its kind
+                answer = False
+            tried += 1
+            if answer:
+                fitted += 1
+                assert unchanged(parts, check(*parts)), (key, field, other)
+    assert tried > 100
+    assert fitted > 10
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("cells", "valid", torch.ones(ROWS, POSITIONS, dtype=torch.bool)),
+        ("cells", "valid", torch.ones(POSITIONS, ROWS, dtype=torch.bool).T),
+        ("cells", "values", torch.rand(ROWS, POSITIONS, dtype=torch.bfloat16)),
+        ("cells", "values", torch.rand(ROWS, 2 * POSITIONS)[:, ::2]),
+        ("choice", "maskable", torch.ones(ROWS, POSITIONS, dtype=torch.bool)),
+        ("choice", "num_masked", torch.ones(ROWS, dtype=torch.int32)),
+        ("choice", "num_zeros", torch.ones(ROWS, dtype=torch.int32)),
+        ("choice", "zero_ratio", 0.5),
+        ("weighting", "eps", 0.0),
+        ("draw", "seed", torch.tensor(3)),
+        ("draw", "step", 2**32 - 1),
+        ("draw", "sample_ids", torch.arange(ROWS)),
+    ],
+)
+def test_what_users_give_fits(key, field, value):
+    parts = altered(step_arguments(), key, field, value)
+    assert lib.step_fits(*parts)
+    assert unchanged(parts, arguments.step(*parts))
 
 
 @pytest.mark.parametrize(
