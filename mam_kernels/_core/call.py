@@ -92,9 +92,9 @@ class Draw(NamedTuple):
     step: Tensor | int  # likewise
     sample_ids: Tensor | None  # (B,) int64; None: the index of the row
 
-    def as_tensors(self) -> "Draw":
-        """The words as tensors, as an operation of torch takes them."""
-        return Draw(word_tensor(self.seed), word_tensor(self.step), self.sample_ids)
+    def words(self) -> tuple[Tensor, Tensor]:
+        """Seed and step as tensors, as an operation of torch takes them."""
+        return word_tensor(self.seed), word_tensor(self.step)
 
 
 def word_tensor(word: Tensor | int) -> Tensor:

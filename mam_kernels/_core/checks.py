@@ -305,10 +305,9 @@ def draw_source(
             )
     if seed is None:  # last, so that a call that fails takes nothing from the generator
         limits = torch.iinfo(torch.int64)
-        seed_word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
-    else:
-        seed_word = _word("seed", seed, -(2**63), 2**64, device)
-    return Draw(seed_word, step_word, ids)
+        word = torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=device)
+        return Draw(word, step_word, ids)
+    return Draw(_word("seed", seed, -(2**63), 2**64, device), step_word, ids)
 
 
 def _word(name: str, x: object, low: int, high: int, device: torch.device) -> Tensor | int:

@@ -99,7 +99,7 @@ class Operation:
         self.overload = getattr(torch.ops.mam_kernels, name).default
         self._plain, self._transformed = self._functions(save, backward)
         # Past what torch.autograd.Function asks about transforms, which is asked here before.
-        self._apply = super(torch.autograd.Function, self._plain).apply
+        self._apply = super(torch.autograd.Function, self._plain).apply  # type: ignore[misc]
         if backward is not None:
             torch.library.register_autograd(
                 f"{NAMESPACE}::{name}",
@@ -129,16 +129,17 @@ class Operation:
             if any(isinstance(x, Tensor) and x.requires_grad for x in tensors):
                 apply = self._apply if direct else self._plain.apply
                 return apply(direct, parts, *tensors)
-        return self._run(*parts) if direct else self._dispatched(*parts)
+        with _below_autograd():
+            return self._without_gradient(direct, parts)
 
     def in_backward(self, ctx, *parts: Any) -> Any:
         """As ``__call__``, in the backward pass of another operation; past the dispatcher where its
         forward pass went past it.
         """
-        same = ctx.direct and not (
+        unseen = ctx.direct and not (
             torch.is_grad_enabled() or in_forward_mode() or torch.compiler.is_compiling()
         )
-        return self._run(*parts) if same and are_plain(parts) else self(*parts)
+        return self._run(*parts) if unseen and are_plain(parts) else self(*parts)
 
     def _differentiated(self, parts: Sequence) -> list:
         """The flat arguments of the differentiable parts."""
@@ -148,8 +149,10 @@ class Operation:
             flat.extend((parts[index],) if structure is None else parts[index])
         return flat
 
-    def _dispatched(self, *parts: Any) -> Any:
-        """Run it by torch's dispatcher, without gradient."""
+    def _without_gradient(self, direct: bool, parts: tuple) -> Any:
+        """Run it directly, or by torch's dispatcher below autograd."""
+        if direct:
+            return self._run(*parts)
         with _below_autograd():
             return self.overload(*self.flat(*parts))
 
@@ -160,7 +163,7 @@ class Operation:
             if structure is None:
                 flat.append(part)
             elif structure is Draw:
-                flat.extend(part.as_tensors())
+                flat.extend((*part.words(), part.sample_ids))
             else:
                 flat.extend(part)
         return flat
@@ -218,7 +221,7 @@ class Operation:
         # argument. With a setup_context of its own torch looks up the signature of forward in each
         # call.
         def plain_forward(ctx, direct: bool, parts: tuple, *_: Tensor | None) -> Any:
-            results = self._run(*parts) if direct else self._dispatched(*parts)
+            results = self._without_gradient(direct, parts)
             keep(ctx, parts, results, direct)
             return results
 

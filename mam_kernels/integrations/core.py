@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core import checks
+from .._core.call import word_tensor
 from .._core.describing import describe
 from ..corruption import IdSet, corruption_shares, draw_outcomes
 from ..injection import ContextInjection
@@ -280,7 +281,7 @@ class MaskingStep(nn.Module):
             self.shares,
             positions,
             ids,
-            seed=draw.seed,
+            seed=word_tensor(draw.seed),
             step=draw.step,
             stream=CORRUPTION_STREAM,
         )

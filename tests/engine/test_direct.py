@@ -63,13 +63,13 @@ class Watching(TorchDispatchMode):
 def counted(monkeypatch):
     """How often the dispatcher is passed through."""
     calls = []
-    dispatched = registration.Operation._dispatched
+    flat = registration.Operation.flat
 
     def noted(self, *parts):
         calls.append(self.name)
-        return dispatched(self, *parts)
+        return flat(self, *parts)
 
-    monkeypatch.setattr(registration.Operation, "_dispatched", noted)
+    monkeypatch.setattr(registration.Operation, "flat", noted)
     yield calls
     monkeypatch.undo()
 

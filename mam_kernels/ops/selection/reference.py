@@ -77,7 +77,7 @@ def select(
     inverse_temperature``; (B, L) bool.
     """
     rows, positions = weights.shape
-    seed, step, _ = draw.as_tensors()
+    seed, step = draw.words()
     ids = torch.arange(rows, device=weights.device) if draw.sample_ids is None else draw.sample_ids
     bits = philox.random_bits(positions, ids, step, seed, philox.STREAM_POSITIONS)
     relative = relative_weights(weights, valid, *weighting)
@@ -89,7 +89,7 @@ def draw_latents(num_latents: int, size: int, draw: Draw, device: torch.device) 
     (size,).
     """
     sample_id = torch.zeros(1, dtype=torch.int64, device=device)
-    seed, step, _ = draw.as_tensors()
+    seed, step = draw.words()
     bits = philox.random_bits(num_latents, sample_id, step, seed, philox.STREAM_LATENTS)[0]
     order = torch.argsort(philox.uniforms(bits), stable=True)
     return order[:size].sort().values
