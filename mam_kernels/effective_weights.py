@@ -39,7 +39,7 @@ def linear(name: str, module: nn.Module, in_features: int, like: Tensor) -> tupl
         ValueError: the module has hooks, has no bias, or is not affine.
     """
     weight, bias = held(module, "weight"), held(module, "bias")
-    checks.require_whole((weight,))
+    checks.require_whole(weight)
     hooks = list(module._forward_pre_hooks.values())
     computed = bool(hooks) and all(isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
     if module._forward_hooks or module._backward_hooks or (hooks and not computed):
@@ -89,7 +89,7 @@ def attention(
         ValueError: it is something else.
     """
     weight, bias = held(module, "in_proj_weight"), held(module, "in_proj_bias")
-    checks.require_whole((weight,))
+    checks.require_whole(weight)
     if type(module).forward is not nn.MultiheadAttention.forward:
         raise ValueError(
             f"{name}: expected torch.nn.MultiheadAttention, whose parameters are read; got "

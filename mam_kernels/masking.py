@@ -317,8 +317,8 @@ class MultinomialAttentionMasking(nn.Module):
             out_weight,
             out_bias,
         )
-        checks.require_whole((latents,))
-        if any(x.dtype != dtype for x in parameters):
+        checks.require_whole(latents)
+        if {x.dtype for x in parameters} != {dtype}:
             parameters = Parameters(*(x.to(dtype) for x in parameters))
         if self.slope_norm is not None:
             with without_autocast(self.latents.device):

@@ -5,7 +5,7 @@ batch, the device or a restart.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -376,35 +376,32 @@ def _attend(
     """
     share, zero_share = shares
     of_all = None if zero_share is None else False
-    amounts = {
-        **_amount("mask_ratio", "num_masked", share, cells, drawable, of_all, draw),
-        **_amount("zero_ratio", "num_zeros", zero_share, cells, drawable, True, draw),
-    }
+    ratio, number = _amount(share, cells, drawable, of_all, draw)
+    zero_ratio, num_zeros = _amount(zero_share, cells, drawable, True, draw)
     maskable = None if drawable is cells.valid else drawable
-    seed, step, ids = draw
-    out = latents(tokens, cells.valid, maskable, seed=seed, step=step, sample_ids=ids, **amounts)
+    amounts = {"mask_ratio": ratio, "zero_ratio": zero_ratio, "num_zeros": num_zeros}
+    out = latents(tokens, cells.valid, maskable, number, *draw, **amounts)
     return out if drawable is None else out._replace(importance=out.importance * drawable)
 
 
 def _amount(
-    ratio: str,
-    number: str,
     share: Share | None,
     cells: CellValues,
     drawable: Tensor | None,
     zeros: bool | None,
     draw: Draw,
-) -> dict[str, Any]:
-    """The argument of the latents that says how much is hidden: the ratio, for the engine to count,
-    or the numbers; of zeros, of what is not zero, or, None, of both.
+) -> tuple[float | None, int | Tensor | None]:
+    """How much is hidden: the ratio, for the engine to count, or the numbers; None is what is not
+    given. Of zeros, of what is not zero, or, None, of both.
     """
     if share is None:
-        return {}
-    if share.plain is not None:
-        return {ratio: share.plain}
+        return None, None
+    ratio = share.plain
+    if ratio is not None:
+        return ratio, None
     if zeros is not None:
         drawable = cells.among((cells.values == 0) == zeros)
-    return {number: share.count(cells.values, drawable, draw)}
+    return None, share.count(cells.values, drawable, draw)
 
 
 def _context(

@@ -10,7 +10,7 @@ import contextlib
 import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
 import torch
@@ -112,14 +112,16 @@ def require_cells(name: str, values: object, valid: object) -> Cells:
     flags = require_flags("valid", valid, rows, positions, values.device)
     if values.layout == torch.sparse_csr:
         entries, crow = values.values(), values.crow_indices()
-        if len(crow) != rows + 1:
+        # len() of a tensor is a function of Python.
+        num_entries, num_offsets = entries.shape[0], crow.shape[0]
+        if num_offsets != rows + 1:
             raise ValueError(
-                f"{name}: expected {rows + 1} offsets in crow, for {rows} rows; got {len(crow)}"
+                f"{name}: expected {rows + 1} offsets in crow, for {rows} rows; got {num_offsets}"
             )
-        if len(entries) > rows * positions:
+        if num_entries > rows * positions:
             raise ValueError(
                 f"{name}: expected at most {rows * positions} stored entries, one a place; got "
-                f"{len(entries)}"
+                f"{num_entries}"
             )
         require_finite(name, entries)
         return Cells(entries, crow, values.col_indices(), flags, positions)
@@ -137,16 +139,15 @@ def require_device(name: str, x: Tensor, device: torch.device, of: str) -> None:
         raise ValueError(f"{name}: expected on {device}, as {of} is; got {describe(x)}")
 
 
-def require_whole(parameters: Iterable[Tensor | None]) -> None:
+def require_whole(parameter: Tensor | None) -> None:
     """No parameter of which a process holds a part, as ``fully_shard`` leaves those of a module
     outside of its own forward pass.
     """
-    for x in parameters:
-        if type(x).__name__ == "DTensor":
-            raise ValueError(
-                f"parameters: expected whole tensors; got a sharded one, {describe(x)}. Call "
-                "fully_shard on the masking module or on one around it, not on its parts"
-            )
+    if type(parameter).__name__ == "DTensor":
+        raise ValueError(
+            f"parameters: expected whole tensors; got a sharded one, {describe(parameter)}. Call "
+            "fully_shard on the masking module or on one around it, not on its parts"
+        )
 
 
 def require_flags(
@@ -167,7 +168,7 @@ def require_flags(
 
 def require_finite(name: str, x: Tensor, valid: Tensor | None = None) -> None:
     """No NaN and no infinity where ``valid``; looked at only inside ``check_values``."""
-    if not values_are_checked():
+    if not _values_are_checked:
         return
     bad = ~torch.isfinite(x)
     if valid is not None:
@@ -183,7 +184,7 @@ def require_finite(name: str, x: Tensor, valid: Tensor | None = None) -> None:
 def require_weights(weights: Tensor, valid: Tensor | None) -> None:
     """Finite and not negative where ``valid``; looked at only inside ``check_values``."""
     require_finite("weights", weights, valid)
-    if values_are_checked():
+    if _values_are_checked:
         negative = weights < 0 if valid is None else (weights < 0) & valid
         if bool(negative.any()):
             where = tuple(negative.nonzero()[0].tolist())
@@ -262,7 +263,7 @@ def can_be_looked_at(device: torch.device) -> bool:
     """Whether values are there to be looked at, and that waits for no GPU."""
     if device.type == "meta" or torch.compiler.is_compiling():
         return False
-    return device.type == "cpu" or values_are_checked()
+    return device.type == "cpu" or _values_are_checked
 
 
 def indices(name: str, x: object, size: int, device: torch.device) -> Tensor:
@@ -298,8 +299,8 @@ def draw_source(
             )
         require_shape("sample_ids", sample_ids, (rows,), "(B,)")
         require_device("sample_ids", sample_ids, device, "the data")
-        ids = sample_ids.to(torch.int64)
-        if values_are_checked() and rows and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
+        ids = sample_ids if sample_ids.dtype is torch.int64 else sample_ids.to(torch.int64)
+        if _values_are_checked and rows and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
             raise ValueError(
                 f"sample_ids: expected 32-bit words, 0 to {2**32 - 1}; got {ids.tolist()}"
             )
