@@ -278,8 +278,8 @@ PYBIND11_MODULE(MAM_MODULE, m) {
   bind_step(m);
   m.def(
       "is_plain", [](const py::object& object) { return mam::python::is_plain(object.ptr()); },
-      "Whether an object is no tensor, or one of no subclass that has memory on a CPU or a GPU and "
-      "is not negated lazily; of a tuple, whether all in it are.");
+      "Whether an object is a number, a string or None, or a tensor of no subclass that has memory "
+      "on a CPU or a GPU and is not negated lazily; of a tuple, whether all in it are.");
   m.attr("device") = MAM_DEVICE;
   m.attr("build_info") = build_info();
 }

@@ -15,7 +15,7 @@
 namespace mam {
 namespace python {
 
-// Of this many dimensions and these sizes, on the device of the data.
+// Of these sizes, on the device of the data.
 inline bool is_like(const Tensor& tensor, std::initializer_list<int64_t> sizes,
                     const Tensor& data) {
   if (tensor.dims != static_cast<int32_t>(sizes.size())) return false;
@@ -126,7 +126,7 @@ inline bool step_backward_fits(py::handle grad_context, py::handle grad_penalty,
                                int64_t (*state_size)(int64_t, int64_t, int64_t, int64_t)) {
   Tensor data;
   int64_t num_latents, width;
-  return rows >= 0 && try_read(state, &data) &&
+  return rows >= 0 && rows <= INT32_MAX && try_read(state, &data) &&
          parameters_fit(Tuple<7>(parameters), heads, data, &num_latents, &width) &&
          fits<float>(state, {state_size(rows, num_latents, heads, width)}, data) &&
          fits<float, true>(grad_context, {rows, width}, data) &&

@@ -158,8 +158,9 @@ struct Data {
 template <typename T>
 using Maybe = Data<T, true>;
 
-// Whether an object is no tensor, or what it seems to be: of no subclass, with memory on a CPU or a
-// GPU, and not negated lazily. Of a tuple, whether all in it are.
+// Whether an object is a number, a string or None, or a tensor that is what it seems to be: of no
+// subclass, with memory on a CPU or a GPU, and not negated lazily. Of a tuple, whether all in it
+// are.
 inline bool is_plain(PyObject* object) {
   if (PyTuple_Check(object)) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i)

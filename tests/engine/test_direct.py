@@ -300,6 +300,26 @@ def test_parameters_of_float64_train_beside_values_of_float32_with_a_named_backe
         torch.testing.assert_close(got, value.to(got.dtype), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="counts the calls of two backends")
+def test_the_backend_of_the_forward_pass_runs_the_backward_pass_too(monkeypatch):
+    module, tokens, ran = module_of("values"), cells("values"), []
+    optional = value_step.optional
+
+    def noted(op, function, backend):
+        ran.append((function, backend))
+        return optional(op, function, backend)
+
+    monkeypatch.setattr(value_step, "optional", noted)
+    out = module(tokens, seed=5)
+    with mam.use_backend("reference"):
+        out.context.sum().backward()
+        module(tokens, seed=5).context.sum().backward()
+    assert ran == [
+        *(("step", "cpu"), ("step_backward", "cpu")),
+        *(("step", "reference"), ("step_backward", "reference")),
+    ]
+
+
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="looks at the calls of the extension module")
 def test_arguments_that_fit_are_not_checked_again_in_python(monkeypatch):
     module, tokens = module_of("values", backend="cpu"), cells("values")

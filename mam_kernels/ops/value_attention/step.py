@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._core.call import Cells, Choice, Draw, Parameters, Weighting
-from ..._core.dispatch import chosen, optional, requested
+from ..._core.dispatch import chosen, optional
 from ..._core.registration import Operation, no_second_derivative
 from . import arguments, composed
 
@@ -114,12 +114,12 @@ masking_backward = Operation(
 
 
 def _save(ctx, parts: list, results: tuple[Tensor, ...]) -> None:
-    parameters, *_, heads, _visible, backend = parts
+    parameters, cells, *_, heads, _visible, backend = parts
     mask, importance, context, _, state = results
     ctx.mark_non_differentiable(mask, importance, state)
     ctx.save_for_backward(*parameters, state)
     # The backend of the forward pass runs the backward pass too.
-    ctx.others = (context.shape[0], heads, requested(backend))
+    ctx.others = (context.shape[0], heads, chosen("value_mask", backend, cells.values))
 
 
 def _backward(ctx, _mask, _importance, grad_context, grad_penalty, _state) -> dict:
