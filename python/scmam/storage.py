@@ -8,6 +8,7 @@ folder removes it.
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -69,13 +70,21 @@ def read_json(path: Path, remedy: str) -> Any:
         remedy: what to do if it cannot be read, as the end of the error.
 
     Raises:
-        RunError: it holds no JSON.
+        RunError: it holds no JSON, or a number that is not finite, which is none of JSON's.
         OSError: it is not there.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({one_line(error)}); {remedy}") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected finite numbers; got {text}")
+    return number
 
 
 def read_csv(path: Path, remedy: str) -> "pandas.DataFrame":

@@ -17,11 +17,13 @@ from scmam.storage import (
     alone,
     new_file,
     new_folder,
+    read_json,
     remove_unfinished,
     require_writable,
     write_file,
     writing,
 )
+from scmam.training.timing import StepTimes
 
 
 def names(folder: Path) -> set[str]:
@@ -160,3 +162,27 @@ def test_a_place_that_cannot_be_written_to_is_said_in_one_line(tmp_path):
     assert not isinstance(error.value, RunError)
     require_writable(tmp_path / "folder")
     assert names(tmp_path / "folder") == set()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_damage(tmp_path, number):
+    path = tmp_path / "run.json"
+    path.write_text('{"status": "done", "seconds": %s}' % number)  # noqa: UP031
+    with pytest.raises(
+        RunError, match=r"run\.json: damaged \(expected finite numbers; got .*\); do"
+    ):
+        read_json(path, "do it again")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"times": 3}, {"times": {}}, {"times": {"step_ms": ["a"]}}, {"seconds": None},
+     {"seconds": float("nan")}],
+)  # fmt: skip
+def test_times_of_a_checkpoint_that_are_none_are_refused(changed):
+    times = StepTimes()
+    kept = times.state_dict()
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        times.load_state_dict({**kept, **changed})
+    assert times.state_dict() == kept
+    times.load_state_dict(kept)

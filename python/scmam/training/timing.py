@@ -3,8 +3,10 @@
 Measured without making a GPU wait.
 """
 
+import math
 import time
 from collections import deque
+from itertools import chain
 from statistics import median
 from typing import Any, cast
 
@@ -95,7 +97,11 @@ class StepTimes(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds, self._times = state["seconds"], state["times"]
+        seconds = float(state["seconds"])
+        times = {name: [float(x) for x in state["times"][name]] for name in self._times}
+        if not all(map(math.isfinite, (seconds, *chain(*times.values())))):
+            raise ValueError("times: expected finite numbers of a run's checkpoint")
+        self.seconds, self._times = seconds, times
 
     def summary(self) -> dict[str, float | None]:
         """Seconds of training, medians over steps in milliseconds, and shares of a step; None where
