@@ -103,6 +103,7 @@ inline bool draw_fits(const Tuple<3>& draw, int64_t rows, const Tensor& data) {
          fits<int64_t, true>(draw[2], {rows}, data);
 }
 
+// The bounds are those of mam_kernels/_core/arguments.py.
 inline bool weighting_fits(const Tuple<2>& weighting) {
   constexpr double kSmallestEps = 0x1p-100, kLargestEps = 1e6, kLargestExponent = 1e30;
   const double eps = weighting.number<double>(0), exponent = weighting.number<double>(1);

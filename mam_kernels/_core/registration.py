@@ -73,7 +73,6 @@ class Operation:
             stop = start + (1 if structure is None else len(structure._fields))
             self._places.append((structure, start, stop))
             start = stop
-        self._num_flat = start
         if backward is None:
             differentiable = ()
         elif differentiable is None:
@@ -273,6 +272,7 @@ def _is_structure(kind: Any) -> bool:
 
 
 def _holds_tensors(kind: Any) -> bool:
+    """Whether a part of this kind is or has a tensor, be it optional."""
     kinds = get_type_hints(kind).values() if _is_structure(kind) else (kind,)
     return any(kind in (Tensor, Tensor | None, Tensor | int) for kind in kinds)
 

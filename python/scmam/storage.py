@@ -81,6 +81,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def _finite(text: str) -> float:
+    """A number of a JSON file; those that are too large become infinite, and Python reads NaN."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"expected finite numbers; got {text}")
